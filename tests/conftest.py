@@ -1,0 +1,27 @@
+"""What every test may use: few threads, fixed seeds, and the shared data where it is present."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The developers' data folder beside the checkout; a user's clone has none."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"needs the development data in {SHARED}, which this checkout does not have")
+    return SHARED

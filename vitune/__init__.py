@@ -1,0 +1,1 @@
+"""vitune: adapt a pre-trained Vision Transformer to your own images."""

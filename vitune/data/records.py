@@ -1,0 +1,126 @@
+"""What a source found before a single pixel is decoded: records, splits, one class map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vitune.errors import DataError, nearest
+
+Pixels = npt.NDArray[np.uint8]
+
+SPLIT_NAMES = ("train", "val", "test", "trainval", "all")
+
+SPLIT_ALIASES = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+
+
+class Drawing(Protocol):
+    """A picture made by code or held in memory instead of read from a file."""
+
+    @property
+    def name(self) -> str:
+        """Unique within the source; stands where a file has its path."""
+
+    @property
+    def content(self) -> bytes:
+        """Whatever decides the pixels; equal content means the same picture."""
+
+    def pixels(self, height: int, width: int) -> Pixels:
+        """The picture filling (height, width, 3)."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One labelled picture: a file, or a drawing that renders itself.
+
+    Args:
+        image: the file's path or the drawing.
+        label: index into the class names of the list it belongs to, 0-based.
+    """
+
+    image: Path | Drawing
+    label: int
+
+    @property
+    def name(self) -> str:
+        """The file's path, or the drawing's name."""
+        return str(self.image) if isinstance(self.image, Path) else self.image.name
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """All records of a source by split, with ONE class map over every split.
+
+    Args:
+        spec: what the user wrote to name the source.
+        splits: records by split name, each one of SPLIT_NAMES; "all" where the source has no
+            splits of its own, "trainval" where it lists training and validation together.
+        classes: class names; `Record.label` indexes them.
+        fixed_lists: the lists are a published benchmark, where a label may miss from training by
+            the draw: such labels are counted, not refused.
+    """
+
+    spec: str
+    splits: Mapping[str, tuple[Record, ...]]
+    classes: tuple[str, ...]
+    fixed_lists: bool = False
+
+    def relabelled(self, classes: tuple[str, ...]) -> ImageList:
+        """The same pictures with labels that index `classes` instead, matched by class name.
+
+        Args:
+            classes: class names of a trained head, in its order.
+
+        Raises:
+            DataError: a class in use that `classes` does not have.
+        """
+        new_index = {name: index for index, name in enumerate(classes)}
+        used = {record.label for records in self.splits.values() for record in records}
+        unknown = sorted(self.classes[label] for label in used - self._shared(new_index))
+        if unknown:
+            raise DataError(
+                f"classes of {self.spec}: got {_listed(unknown)}, expected classes the model was "
+                f"trained on. {nearest(unknown[0], classes)}"
+            )
+        moved = {
+            name: tuple(
+                replace(record, label=new_index[self.classes[record.label]]) for record in records
+            )
+            for name, records in self.splits.items()
+        }
+        return replace(self, splits=moved, classes=classes)
+
+    def _shared(self, known: Mapping[str, int]) -> set[int]:
+        return {label for label, name in enumerate(self.classes) if name in known}
+
+
+def require_records(records: Iterable[Record], spec: str, split: str) -> tuple[Record, ...]:
+    """The records as a tuple, which must not be empty.
+
+    Raises:
+        DataError: there are none.
+    """
+    found = tuple(records)
+    if not found:
+        raise DataError(
+            f"split {split!r} of {spec}: got no images, expected at least one. "
+            "Remove the empty split or fill it."
+        )
+    return found
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    """The first names in quotes, and how many more there are."""
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

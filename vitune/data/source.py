@@ -1,0 +1,68 @@
+"""From what the user wrote to a list of records: the registry of sources."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitune.data.demo import DEMOS, open_demo
+from vitune.data.folder import nearest_sibling, open_folder
+from vitune.data.records import ImageList
+from vitune.data.table import TABLE_SUFFIXES, open_table
+from vitune.data.vtab import open_vtab
+from vitune.errors import DataError, nearest
+
+
+@dataclass(frozen=True)
+class Source:
+    """How one kind of source is written, recognised and opened."""
+
+    form: str
+    claims: Callable[[str], bool]
+    open: Callable[[str], ImageList]
+
+
+SOURCES: dict[str, Source] = {
+    "vtab": Source("vtab:ROOT/TASK", lambda spec: spec.startswith("vtab:"), open_vtab),
+    "demo": Source("demo:NAME", lambda spec: spec.startswith("demo:"), open_demo),
+    "table": Source("FILE.csv or FILE.parquet", lambda spec: _is_table(spec), open_table),
+    "folder": Source("FOLDER", lambda spec: Path(spec).expanduser().is_dir(), open_folder),
+}
+
+
+def open_source(spec: str | Path) -> ImageList:
+    """List the images a spec names, without decoding any.
+
+    Args:
+        spec: a folder of class folders (or of train, val, test folders above them), a `.csv` or
+            `.parquet` file, `vtab:ROOT/TASK`, or `demo:NAME`.
+
+    Raises:
+        DataError: nothing answers to the spec, or what answers is unusable.
+    """
+    text = str(spec)
+    for source in SOURCES.values():
+        if source.claims(text):
+            return source.open(text)
+    forms = ", ".join(source.form for source in SOURCES.values())
+    raise DataError(f"data: got {text!r}, expected one of: {forms}. {_nearest_spec(text)}")
+
+
+def _is_table(spec: str) -> bool:
+    path = Path(spec)
+    return path.suffix.lower() in TABLE_SUFFIXES and not path.expanduser().is_dir()
+
+
+def _nearest_spec(spec: str) -> str:
+    """The closest scheme or demo, else the closest name beside the path."""
+    scheme = re.match(r"^(\w{2,}):", spec)
+    if scheme:
+        return nearest(scheme[1] + ":", ("vtab:", "demo:"))
+    if spec in DEMOS:
+        return f"Did you mean 'demo:{spec}'?"
+    path = Path(spec).expanduser()
+    if path.exists():
+        return f"A file with the suffix {path.suffix!r} is not a data source."
+    return f"There is no such folder. {nearest_sibling(path)}"

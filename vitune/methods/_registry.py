@@ -1,0 +1,118 @@
+"""What can be trained, under which name, with which arguments: ours and PEFT's in one table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+from torch import nn
+
+from vitune.backbones.sites import find_sites, head_name
+from vitune.backbones.structure import unwrapped
+from vitune.errors import VituneError, nearest
+from vitune.methods._tuner import MethodConfig, register
+
+INTERNAL_FIELDS = frozenset(
+    field.name for field in dataclasses.fields(PeftConfig)
+) | {"target_modules", "modules_to_save"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train: its name, where it comes from, and how its PEFT config is made.
+
+    Args:
+        name: what `--method` takes.
+        title: what tables and reports show.
+        source: paper or convention.
+        config_class: the PEFT config.
+        ours: whether the layers are vitune's; else PEFT's.
+    """
+
+    name: str
+    title: str
+    source: str
+    config_class: type[PeftConfig]
+    ours: bool
+
+    def argument_names(self) -> tuple[str, ...]:
+        """Names that `--method-arg` accepts."""
+        return tuple(
+            field.name
+            for field in dataclasses.fields(self.config_class)
+            if field.init and field.name not in INTERNAL_FIELDS
+        )
+
+    def configure(self, model: nn.Module, arguments: Mapping[str, Any] | None = None) -> PeftConfig:
+        """The PEFT config for `model`; strings among `arguments` are read as YAML values.
+
+        Raises:
+            VituneError: an unknown argument, or a value the method does not take.
+            BackboneError: the backbone has no site the method needs.
+        """
+        values = {key: _value(text) for key, text in (arguments or {}).items()}
+        unknown = sorted(set(values) - set(self.argument_names()))
+        if unknown:
+            raise VituneError(
+                f"--method-arg: got {unknown[0]!r}, expected an argument of {self.name!r}. "
+                f"{nearest(unknown[0], self.argument_names())}"
+            )
+        if not self.ours:
+            values = {**_peft_targets(model), **values}
+        try:
+            return self.config_class(**values)
+        except VituneError:
+            raise
+        except (TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise VituneError(f"--method-arg of {self.name!r}: got {values!r}: {reason}") from error
+
+
+def own_method(config_class: type[MethodConfig]) -> Method:
+    """Register a vitune method with PEFT and describe it."""
+    register(config_class)
+    return Method(
+        config_class.method, config_class.title, config_class.source, config_class, ours=True
+    )
+
+
+def peft_methods() -> dict[str, Method]:
+    """PEFT's own methods that inject layers into modules, by lower-case name."""
+    found = {}
+    for peft_type, config_class in PEFT_TYPE_TO_CONFIG_MAPPING.items():
+        name = str(getattr(peft_type, "value", peft_type)).lower()
+        names = {field.name for field in dataclasses.fields(config_class)}
+        takes_modules = {"target_modules", "modules_to_save"} <= names
+        if peft_type in PEFT_TYPE_TO_PREFIX_MAPPING and takes_modules:
+            if issubclass(config_class, MethodConfig):
+                continue
+            found[name] = Method(name, config_class.__name__, "PEFT", config_class, ours=False)
+    return found
+
+
+def _peft_targets(model: nn.Module) -> dict[str, Any]:
+    """All linears of the blocks and the head, named for a PEFT config."""
+    head = head_name(model)
+    targets = [
+        site.name
+        for site in find_sites(model)
+        if site.block is not None and isinstance(unwrapped(model.get_submodule(site.name)), nn.Linear)
+    ]
+    return {"target_modules": targets, "modules_to_save": [head] if head else None}
+
+
+def _value(given: Any) -> Any:
+    """A Python value from command-line text: YAML scalars and lists, commas making a list."""
+    if not isinstance(given, str):
+        return given
+    if "," in given and not given.lstrip().startswith(("[", "{")):
+        return tuple(_value(part.strip()) for part in given.split(",") if part.strip())
+    try:
+        return yaml.safe_load(given)
+    except yaml.YAMLError:
+        return given

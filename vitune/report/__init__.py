@@ -1,0 +1,15 @@
+"""Pages for people, made from result files alone: a run's report and a comparison of methods."""
+
+from vitune.report.comparison import write_comparison
+from vitune.report.evaluations import Evaluation
+from vitune.report.page import write_report
+from vitune.report.results import RunResults, Summary, read_run
+
+__all__ = [
+    "Evaluation",
+    "RunResults",
+    "Summary",
+    "read_run",
+    "write_comparison",
+    "write_report",
+]

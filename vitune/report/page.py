@@ -1,0 +1,97 @@
+"""report.html: what a run trained, how well it does, and where it came from."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitune.report.calibration import Reliability, reliability
+from vitune.report.confusion import Confusion, HeatMap, heat_map, most_confused, taken_for
+from vitune.report.curves import curve_charts
+from vitune.report.evaluations import ClassScore, Evaluation, Mistake
+from vitune.report.headline import headline
+from vitune.report.parameters import parameter_picture, trained_parts
+from vitune.report.rendering import data_uri, write_page
+from vitune.report.results import RunResults, read_run
+from vitune.report.spectrum import figure_table
+
+MOST_MISTAKES = 48
+
+
+@dataclass(frozen=True)
+class EvaluationView:
+    """An evaluation with the pictures drawn from it; `key` makes its anchors unique."""
+
+    key: str
+    evaluation: Evaluation
+    heat_map: HeatMap | None
+    most_confused: list[Confusion]
+    class_scores: list[ClassScore]
+    taken_for: dict[str, Confusion]
+    reliability: Reliability | None
+    mistakes: list[Mistake]
+
+
+def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
+    """Write one self-contained HTML file about a run and return its path.
+
+    Args:
+        run_dir: a run folder; whatever result files it holds are shown, the others left out.
+        out: the file to write; `report.html` in the run folder by default.
+
+    Raises:
+        VituneError: no such run, a result file that is not what it should be, or `out` is a folder.
+    """
+    results = read_run(run_dir)
+    target = results.folder / "report.html" if out is None else Path(out)
+    return write_page(target, "report.html", _context(results))
+
+
+def _context(results: RunResults) -> dict[str, Any]:
+    summary = results.summary
+    return {
+        "run": results,
+        "summary": summary,
+        "config": results.config,
+        "headline": headline(results),
+        "curves": curve_charts(results.epochs, summary.reported.epoch if summary else None),
+        "picture": parameter_picture(summary) if summary else None,
+        "model_parts": trained_parts(summary) if summary else [],
+        "views": [_view(f"e{index}", found) for index, found in enumerate(results.evaluations)],
+        "figures": figure_table(results.spectrum),
+        "plots": [(plot, data_uri(plot.png)) for plot in results.plots],
+        "commands": _commands(results),
+    }
+
+
+def _view(key: str, evaluation: Evaluation) -> EvaluationView:
+    """The pictures of one evaluation; classes are listed from the weakest, mistakes from the surest."""
+    weakest = sorted(
+        evaluation.per_class,
+        key=lambda score: (score.f1 is None, score.f1 or 0.0, -score.num_images),
+    )
+    surest = sorted(evaluation.mistakes, key=lambda mistake: -(mistake.confidence or 0.0))
+    return EvaluationView(
+        key=key,
+        evaluation=evaluation,
+        heat_map=heat_map(evaluation),
+        most_confused=most_confused(evaluation),
+        class_scores=weakest,
+        taken_for=taken_for(evaluation),
+        reliability=reliability(evaluation),
+        mistakes=surest[:MOST_MISTAKES],
+    )
+
+
+def _commands(results: RunResults) -> list[tuple[str, str]]:
+    """What to type next, each with what it does."""
+    run = shlex.quote(str(results.folder))
+    commands = [
+        ("Name new images", f"vitune predict {run} new_images/ --top-k 3 --out predictions.csv"),
+        ("Score on labelled images", f"vitune evaluate {run} --data photos_test/"),
+    ]
+    if results.summary is None or results.summary.mergeable is not False:
+        commands.append(("Fold into the backbone", f"vitune merge {run} --out merged/"))
+    return [*commands, ("Look inside the run", f"vitune info {run}")]

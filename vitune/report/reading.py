@@ -1,0 +1,194 @@
+"""Result files as checked values: whatever is wrong is told with the file, the line and the key."""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitune.errors import VituneError
+
+
+@dataclass(frozen=True)
+class Record:
+    """One mapping of a result file; absent keys and nulls read as None, wrong types as errors.
+
+    Args:
+        values: the mapping.
+        where: its place in words, for error texts ("summary.json", "metrics.jsonl line 3").
+    """
+
+    values: dict[str, Any]
+    where: str
+
+    def number(self, key: str) -> float | None:
+        """A finite number; None where absent, null, NaN or infinite."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._wrong(key, value, "a number")
+        return value if math.isfinite(value) else None
+
+    def share(self, key: str) -> float | None:
+        """A number in [0, 1]."""
+        value = self.number(key)
+        if value is not None and not 0 <= value <= 1:
+            raise self._wrong(key, value, "a number in [0, 1]")
+        return value
+
+    def whole(self, key: str) -> int | None:
+        """A whole number of at least 0."""
+        value = self.number(key)
+        if value is not None and (value < 0 or value != int(value)):
+            raise self._wrong(key, value, "a whole number of at least 0")
+        return None if value is None else int(value)
+
+    def text(self, key: str) -> str | None:
+        """A string."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self._wrong(key, value, "a string")
+        return value
+
+    def flag(self, key: str) -> bool | None:
+        """True or false."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return value
+
+    def mapping(self, key: str) -> dict[str, Any]:
+        """A mapping; empty where absent."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise self._wrong(key, value, "a mapping")
+        return value or {}
+
+    def listing(self, key: str) -> list[Any]:
+        """A list; empty where absent."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, list):
+            raise self._wrong(key, value, "a list")
+        return value or []
+
+    def records(self, key: str) -> Iterator[Record]:
+        """The mappings of a list; none where absent."""
+        for index, value in enumerate(self.listing(key)):
+            yield as_record(value, f"{self.where}: {key}[{index}]")
+
+    def needed(self, key: str) -> Any:
+        """The value of a key that must be there.
+
+        Raises:
+            VituneError: the key is absent or null.
+        """
+        value = self.values.get(key)
+        if value is None:
+            raise self._wrong(key, None, "a value")
+        return value
+
+    def _wrong(self, key: str, value: object, expected: str) -> VituneError:
+        return VituneError(
+            f"{self.where}: {key}: got {reprlib.repr(value)}, expected {expected}. "
+            "Write the file again with the command that wrote it."
+        )
+
+
+def as_record(value: object, where: str) -> Record:
+    """`value` as a Record.
+
+    Raises:
+        VituneError: `value` is no mapping.
+    """
+    if not isinstance(value, dict):
+        raise VituneError(f"{where}: got {reprlib.repr(value)}, expected a mapping of names.")
+    return Record(value, where)
+
+
+def read_json(path: Path, where: str) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        VituneError: the file is not JSON; the text names the file and the line.
+    """
+    return _parsed(_text(path, where), where, first_line=1)
+
+
+def read_json_lines(path: Path, where: str) -> list[Record]:
+    """The mappings of a file with one JSON object a line; empty lines are passed over.
+
+    Raises:
+        VituneError: a line is no JSON object; the text names the file and the line.
+    """
+    lines = enumerate(_text(path, where).split("\n"), start=1)
+    return [
+        as_record(_parsed(line, where, first_line=number), f"{where} line {number}")
+        for number, line in lines
+        if line.strip()
+    ]
+
+
+def read_yaml(path: Path, where: str) -> dict[str, Any]:
+    """The mapping of a YAML file.
+
+    Raises:
+        VituneError: the file is not YAML (the text names the line) or holds no mapping.
+    """
+    import yaml
+
+    text = _text(path, where)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark is not None else ""
+        reason = getattr(problem, "problem", None) or "unreadable text"
+        raise VituneError(f"{where}{line}: got {reason!r}, expected YAML.") from None
+    return as_record({} if value is None else value, where).values
+
+
+def whole_numbers(values: Any, where: str, length: int) -> tuple[int, ...]:
+    """`values` as counts.
+
+    Raises:
+        VituneError: not `length` values, or one that is no whole number of at least 0.
+    """
+    fine = isinstance(values, list) and len(values) == length
+    if not fine or not all(type(value) is int and value >= 0 for value in values):
+        raise VituneError(f"{where}: got {reprlib.repr(values)}, expected {length} counts.")
+    return tuple(values)
+
+
+def visible_files(folder: Path, suffix: str) -> list[Path]:
+    """The files of a folder with that suffix, by name; hidden ones (being written) left out."""
+    if not folder.is_dir():
+        return []
+    named = (path for path in folder.iterdir() if path.suffix == suffix and path.is_file())
+    return sorted(path for path in named if not path.name.startswith("."))
+
+
+def _text(path: Path, where: str) -> str:
+    data = path.read_bytes()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as problem:
+        line = data[: problem.start].count(b"\n") + 1
+        odd = data[problem.start : problem.end]
+        raise VituneError(f"{where} line {line}: got {odd!r}, expected UTF-8 text.") from None
+
+
+def _parsed(text: str, where: str, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as problem:
+        line = first_line + problem.lineno - 1
+        shown = text.split("\n")[problem.lineno - 1]
+        reason = f"expected JSON ({problem.msg}, column {problem.colno})"
+    except RecursionError:
+        line, shown, reason = first_line, text, "expected JSON nested less deeply"
+    raise VituneError(f"{where} line {line}: got {reprlib.repr(shown)}, {reason}.")

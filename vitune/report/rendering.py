@@ -1,0 +1,74 @@
+"""From a template to one self-contained HTML file: everything is escaped, nothing is fetched."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitune.errors import VituneError
+from vitune.files import write_atomic
+from vitune.report import formatting
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_page(target: Path, template: str, context: dict[str, Any]) -> Path:
+    """Fill in `template` and write it to `target`, whole or not at all.
+
+    Raises:
+        VituneError: `target` is a folder.
+    """
+    if target.is_dir():
+        raise VituneError(
+            f"out: got the folder {str(target)!r}, expected a file name such as "
+            f"{str(target / template)!r}."
+        )
+    html = _environment().get_template(template).render(**context)
+    write_atomic(target, html.encode("utf-8", errors="replace"))
+    return target
+
+
+def data_uri(png: bytes) -> str:
+    """A picture as text that an <img> shows without a request."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals.update(
+        styles=Markup((TEMPLATES / "styles.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+    )
+    for show in (
+        formatting.count,
+        formatting.short_count,
+        formatting.percent,
+        formatting.number,
+        formatting.duration,
+        formatting.size,
+        formatting.memory,
+        formatting.moment,
+        formatting.setting,
+        formatting.shorten,
+    ):
+        environment.filters["count_of" if show is formatting.count else show.__name__] = show
+    return environment

@@ -1,0 +1,59 @@
+"""The figures of analysis/spectrum.json as one table, whatever the analysis chose to sum up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vitune.report.formatting import count, number, setting
+
+
+@dataclass(frozen=True)
+class FigureTable:
+    """A table of text cells; the first of each line names it."""
+
+    headings: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+
+
+def figure_table(spectrum: dict[str, Any]) -> FigureTable | None:
+    """The table of spectrum.json's `summary`: a mapping name -> figures, a list of them, or figures.
+
+    Figures inside figures are told as `outer inner`. None where there is no summary.
+    """
+    summary = spectrum.get("summary")
+    if isinstance(summary, dict) and summary:
+        if not any(isinstance(value, dict) for value in summary.values()):
+            lines = [(_words(name), _cell(value)) for name, value in summary.items()]
+            return FigureTable(("figure", "value"), tuple(lines))
+        named = [(str(name), _flat(value)) for name, value in summary.items()]
+    elif isinstance(summary, list) and summary:
+        named = [(str(index), _flat(value)) for index, value in enumerate(summary, start=1)]
+    else:
+        return None
+    headings = list(dict.fromkeys(key for _, figures in named for key in figures))
+    return FigureTable(
+        ("", *map(_words, headings)),
+        tuple((name, *(_cell(figures.get(key)) for key in headings)) for name, figures in named),
+    )
+
+
+def _flat(value: Any, before: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {before or "value": value}
+    figures: dict[str, Any] = {}
+    for key, part in value.items():
+        figures |= _flat(part, f"{before} {key}".strip())
+    return figures
+
+
+def _words(name: str) -> str:
+    return str(name).replace("_", " ")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return "–" if value is None else setting(value)
+    if isinstance(value, int):
+        return count(value)
+    return number(value) if isinstance(value, float) else setting(value)
