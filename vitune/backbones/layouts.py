@@ -77,7 +77,7 @@ LINEARS: dict[str, tuple[tuple[str, ...], ...]] = {
 FUSED_ATTENTION = ("self_attention", "attn", "self_attn")
 """Where a block keeps a `torch.nn.MultiheadAttention`, whose q, k, v are one parameter."""
 
-NORMS = {
+NORMS: dict[str, tuple[str, ...]] = {
     "norm1": ("norm1", "layernorm_before", "layer_norm1", "ln_1", "attention_norm"),
     "norm2": ("norm2", "layernorm_after", "layer_norm2", "ln_2", "ffn_norm"),
 }
@@ -86,8 +86,11 @@ NORMS = {
 DEPTHWISE = ("conv_dw", "dwconv", "block.0")
 """The depthwise convolution that a ConvNeXt block has in the place of attention."""
 
-CONV_BLOCK_NORMS = ("norm", "layernorm", "block.2")
-"""The normalisation before a ConvNeXt block's MLP."""
+CONV_BLOCK_NORMS: dict[str, tuple[str, ...]] = {
+    "norm1": (),
+    "norm2": ("norm", "layernorm", "block.2"),
+}
+"""A ConvNeXt block normalises once, before its MLP."""
 
 PATCH_EMBED = (
     "patch_embed.proj",

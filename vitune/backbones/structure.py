@@ -20,7 +20,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def root_prefix(model: nn.Module) -> str:
-    """Dotted path from `model` to the network inside a `PeftModel` or tuner, '' when there is none."""
+    """Dotted path from `model` to the network that PEFT holds, '' when `model` is that network."""
     parts: list[str] = []
     while True:
         if "base_model" in model._modules:

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from vitune.data.records import Pixels
 
-Plane = npt.NDArray[np.float32]
-Colour = npt.NDArray[np.float32]
+Plane = npt.NDArray[np.floating]
+Colour = npt.NDArray[np.floating]
 
 _CONTRAST = 0.45
 
@@ -59,8 +59,8 @@ class Canvas:
 
     def finished(self) -> Pixels:
         """The picture with sensor noise and an exposure of its own, as uint8."""
-        noise = self.rng.normal(0, self.rng.uniform(0.01, 0.05), self.image.shape)
-        exposed = (self.image + noise) * self.rng.uniform(0.85, 1.1)
+        noise_level, exposure = self.rng.uniform((0.01, 0.85), (0.05, 1.1))
+        exposed = (self.image + self.rng.normal(0, noise_level, self.image.shape)) * exposure
         return np.round(np.clip(exposed, 0, 1) * 255).astype(np.uint8)
 
 

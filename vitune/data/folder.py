@@ -137,17 +137,13 @@ def _holds_classes(name: str, folder: Path) -> bool:
     """Whether `folder` is a split: named like one, with folders inside and no loose images."""
     if name.lower() not in SPLIT_ALIASES:
         return False
-    loose = any(_is_image(entry.name) and entry.is_file() for entry in os.scandir(folder))
+    loose = any(_is_image(entry) and Path(folder, entry).is_file() for entry in os.listdir(folder))
     return not loose and bool(_subfolders(folder))
 
 
 def _subfolders(folder: Path) -> dict[str, Path]:
-    found = {
-        entry.name: Path(entry.path)
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith((".", "__"))
-    }
-    return dict(sorted(found.items()))
+    names = (name for name in os.listdir(folder) if not name.startswith((".", "__")))
+    return {name: folder / name for name in sorted(names) if (folder / name).is_dir()}
 
 
 def _images_below(folder: Path) -> Iterator[Path]:

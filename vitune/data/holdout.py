@@ -55,6 +55,11 @@ def _num_validation(amount: float | int, num_images: int, most: int) -> int:
     """The number of images to hold out; a fraction is capped, a count must be possible."""
     if isinstance(amount, bool) or not isinstance(amount, int | float):
         raise DataError(f"hold-out: got {amount!r}, expected a fraction or a number of images.")
+    if most < 1:
+        raise DataError(
+            f"hold-out: got {num_images} images of which none can be spared, expected a class with "
+            "2 different images. Add images or give a validation split."
+        )
     if isinstance(amount, float):
         if not 0 < amount < 1:
             raise DataError(f"hold-out fraction: got {amount!r}, expected a number in (0, 1).")

@@ -39,8 +39,8 @@ def draw_distance(canvas: Canvas, label: int) -> None:
     """Balls on a ground plane; the label is the distance bin of the nearest, by perspective."""
     rng = canvas.rng
     horizon = rng.uniform(0.28, 0.38)
-    ground = np.clip(canvas.base + rng.uniform(-0.25, 0.25, 3), 0, 1).astype(np.float32)
-    canvas.paint((horizon - canvas.y).astype(np.float32), ground)
+    canvas.base = np.clip(canvas.base + rng.uniform(-0.25, 0.25, 3), 0, 1).astype(np.float32)
+    canvas.paint((horizon - canvas.y).astype(np.float32), canvas.base)
     nearest_at = _HORIZON_STEP ** (label + rng.uniform(0.05, 0.95))
     farther = nearest_at * rng.uniform(1.25, 3.0, rng.integers(0, 3))
     for distance in sorted([nearest_at, *farther], reverse=True):

@@ -65,8 +65,7 @@ def _csv_lines(path: Path, spec: str) -> Iterator[Line]:
 
 def _parquet(path: Path, spec: str) -> Iterator[Line]:
     """(path, label, split) of every line of a Parquet file."""
-    from pyarrow import ArrowException
-    from pyarrow import parquet
+    from pyarrow import ArrowException, parquet
 
     try:
         table = parquet.read_table(path)
@@ -83,7 +82,8 @@ def _parquet(path: Path, spec: str) -> Iterator[Line]:
 
 def _columns(header: list[str], spec: str) -> dict[str, int]:
     """Places of path, label and split; both first are needed, others are not ours to read."""
-    places = {name: header.index(name) for name in ("path", "label", "split") if name in header}
+    known = [name for name in ("path", "label", "split") if name in header]
+    places: dict[str, int] = {name: header.index(name) for name in known}
     for needed in ("path", "label"):
         if needed not in places:
             raise DataError(

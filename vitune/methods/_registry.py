@@ -21,6 +21,8 @@ INTERNAL_FIELDS = frozenset(
     field.name for field in dataclasses.fields(PeftConfig)
 ) | {"target_modules", "modules_to_save"}
 
+PEFT_DEFAULT_LR, PEFT_DEFAULT_WEIGHT_DECAY = 1e-3, 1e-4
+
 
 @dataclass(frozen=True)
 class Method:
@@ -39,6 +41,21 @@ class Method:
     source: str
     config_class: type[PeftConfig]
     ours: bool
+
+    @property
+    def default_lr(self) -> float:
+        """Peak learning rate used when the user gives none."""
+        return float(getattr(self.config_class, "default_lr", PEFT_DEFAULT_LR))
+
+    @property
+    def default_weight_decay(self) -> float:
+        """AdamW's weight decay used when the user gives none."""
+        return float(getattr(self.config_class, "default_weight_decay", PEFT_DEFAULT_WEIGHT_DECAY))
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether the result folds into the backbone's weights; PEFT's say so when asked to."""
+        return bool(getattr(self.config_class, "mergeable", True))
 
     def argument_names(self) -> tuple[str, ...]:
         """Names that `--method-arg` accepts."""

@@ -7,8 +7,8 @@ finds where they belong and puts them there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +18,7 @@ from peft.mapping import (
     PEFT_TYPE_TO_PREFIX_MAPPING,
     PEFT_TYPE_TO_TUNER_MAPPING,
 )
+from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from vitune.backbones.sites import Site, find_sites, head_name
 from vitune.errors import AdapterError, BackboneError
 
 Tensors = dict[str, Tensor | None]
+DeltaNoise = Callable[[int | None, Tensor], Tensor]
+"""(block index, change of the output) -> the change with noise on it."""
 
 
 @dataclass
@@ -52,7 +55,11 @@ class MethodConfig(PeftConfig):
     method: ClassVar[str]
     title: ClassVar[str]
     source: ClassVar[str]
+    formula: ClassVar[str] = ""
     mergeable: ClassVar[bool] = True
+    exposes_delta: ClassVar[bool] = True
+    default_lr: ClassVar[float] = 1e-3
+    default_weight_decay: ClassVar[float] = 1e-4
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,6 +75,10 @@ class MethodConfig(PeftConfig):
         """Whether the model is exactly the pre-trained one before the first step."""
         raise NotImplementedError
 
+    def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
+        """Trainable parameters without the head, by `formula`, from the shapes at `sites` alone."""
+        raise NotImplementedError
+
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
         """The sites among `sites` that the method adapts under this configuration."""
         raise NotImplementedError
@@ -77,7 +88,10 @@ class MethodConfig(PeftConfig):
         raise NotImplementedError
 
     def new_shared(self, model: nn.Module, sites: Sequence[Site]) -> nn.Module | None:
-        """State that all layers of one adapter share, or None; stored once in the checkpoint."""
+        """State that all layers of one adapter share, or None; stored once in the checkpoint.
+
+        Its parameters lie on the module itself, not on children: PEFT finds them by that.
+        """
         return None
 
     def prepare(self, model: nn.Module, adapter: str) -> None:
@@ -98,6 +112,9 @@ class MethodLayer(nn.Module, BaseTunerLayer):
     no_decay: ClassVar[frozenset[str]] = frozenset()
     mergeable: ClassVar[bool] = True
     merge_tolerance: ClassVar[float] = 1e-5
+    exposes_delta: ClassVar[bool] = True
+    inner_sites: tuple[Site, ...] = ()
+    delta_noise: DeltaNoise | None = None
 
     def __init__(self, base_layer: nn.Module, site: Site) -> None:
         super().__init__()
@@ -109,10 +126,24 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         self._originals: Tensors | None = None
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ParameterDict())
+        for name in self.other_param_names:
+            setattr(self, name, BufferDict(persistent=True))
 
     def new_parameters(self, config: Any, shared: nn.Module | None) -> Mapping[str, Tensor]:
         """Initial values by parameter name; a name left out is absent from this adapter."""
         raise NotImplementedError
+
+    def new_buffers(self, config: Any) -> Mapping[str, Tensor]:
+        """What the adapter must remember without training it, by name in `other_param_names`."""
+        return {}
+
+    def penalty(self, adapter: str, progress: float) -> Tensor | None:
+        """A term that the method adds to the training loss, None for most.
+
+        Args:
+            progress: share of training that is done, in [0, 1].
+        """
+        return None
 
     def adapt(self, tensors: Tensors, adapter: str) -> Tensors:
         """The base layer's {'weight', 'bias'} after `adapter`, differentiable."""
@@ -132,15 +163,17 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         self.shared[adapter] = shared
         reference = next(self.get_base_layer().parameters())
         dtype = torch.promote_types(reference.dtype, torch.float32)
+        for name, value in self.new_buffers(config).items():
+            getattr(self, name)[adapter] = value.to(reference.device)
         for name, value in self.new_parameters(config, shared).items():
             value = value.to(device=reference.device, dtype=dtype)
             getattr(self, name)[adapter] = nn.Parameter(value)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget `adapter_name` on this layer; PEFT chooses the next active one."""
-        super().delete_adapter(adapter_name)
         self.configs.pop(adapter_name, None)
         self.shared.pop(adapter_name, None)
+        super().delete_adapter(adapter_name)
 
     def parameter(self, name: str, adapter: str) -> Tensor | None:
         """The parameter `name` of `adapter`, None where the adapter has none of that name."""
@@ -164,6 +197,13 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         """Active adapters that this layer has, in the order in which they apply."""
         return [adapter for adapter in self.active_adapters if adapter in self.configs]
 
+    def _get_available_adapters(self) -> set[str]:
+        """PEFT asks; a layer may belong to an adapter without parameters of its own."""
+        return set(self.configs)
+
+    def _all_available_adapter_names(self) -> list[str]:
+        return sorted(self.configs)
+
     @property
     def weight(self) -> Tensor:
         """The effective weight: modules that read `.weight` themselves get the adapted one."""
@@ -183,8 +223,19 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         if not adapters:
             return self.base_layer(x, *args, **kwargs)
         if len(adapters) == 1:
-            return self.adapted_forward(x, adapters[0])
-        return self.functional(x, self.effective_tensors())
+            output = self.adapted_forward(x, adapters[0])
+        else:
+            output = self.functional(x, self.effective_tensors())
+        if self.delta_noise is None:
+            return output
+        base = self.base_layer(x)
+        return self.joined(base, output - base)
+
+    def joined(self, base: Tensor, delta: Tensor) -> Tensor:
+        """base + delta, the delta with noise where a training objective asks for it."""
+        if self.delta_noise is not None:
+            delta = self.delta_noise(self.site.block, delta)
+        return base + delta
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write the effective weight and bias into the base layer, keeping the originals.
@@ -197,10 +248,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         if not names:
             return
         if not self.mergeable:
-            raise AdapterError(
-                f"merge: got method {self.configs[names[0]].method!r}, expected one that merges. "
-                "It changes more than weights; keep it un-merged ('vitune methods' lists which do)."
-            )
+            raise _unmergeable(self.configs[names[0]])
         originals = tensors = self.base_tensors()
         with torch.no_grad():
             for name in names:
@@ -256,15 +304,31 @@ class SiteTuner(BaseTuner):
         if not hasattr(self, "shared_state"):
             self.shared_state = nn.ModuleDict()
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **options: Any) -> None:
+        """PEFT's, except that a new adapter leaves the trainability of older shared state alone."""
+        trained = {
+            parameter: parameter.requires_grad
+            for parameter in getattr(self, "shared_state", nn.ModuleDict()).parameters()
+        }
+        super().inject_adapter(model, adapter_name, *args, **options)
+        for parameter, requires_grad in trained.items():
+            parameter.requires_grad_(requires_grad)
+
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
         """Fill in what is left open: the sites' module names and the classifier head."""
         if peft_config.modules_to_save is None:
             head = head_name(self.model)
             peft_config.modules_to_save = [head] if head else []
-        sites = peft_config.choose(find_sites(self.model))
+        known = find_sites(self.model)
+        sites = peft_config.choose(known)
         if peft_config.target_modules is not None:
             sites = _restrict(sites, peft_config.target_modules)
+        for site in sites:
+            module = self.model.get_submodule(site.name)
+            if not isinstance(module, MethodLayer):
+                peft_config.layer_class(site, module)
         self._sites = {site.name: site for site in sites}
+        self._known_sites = known
         peft_config.target_modules = tuple(self._sites) or DUMMY_TARGET_MODULES
         return peft_config
 
@@ -297,6 +361,11 @@ class SiteTuner(BaseTuner):
             return
         site = self._sites[current_key]
         layer = peft_config.layer_class(site, target)(target, site)
+        layer.inner_sites = tuple(
+            replace(inner, name=inner.name.removeprefix(f"{site.name}."))
+            for inner in self._known_sites
+            if site.role == "block" and inner.name.startswith(f"{site.name}.")
+        )
         layer.add_adapter(adapter_name, peft_config, shared)
         layer.train(target.training)
         if adapter_name not in self.active_adapters:
@@ -315,8 +384,16 @@ class SiteTuner(BaseTuner):
         for name, shared in self.shared_state.items():
             shared.requires_grad_(name in active and not inference_mode)
 
+    def _check_merge_allowed(self) -> None:
+        """Refuse before the first layer is merged where any layer could not be."""
+        for module in self.model.modules():
+            if isinstance(module, MethodLayer) and module.configs and not module.mergeable:
+                raise _unmergeable(next(iter(module.configs.values())))
+        super()._check_merge_allowed()
+
     def _unload_and_optionally_merge(self, merge: bool = True, **options: Any) -> nn.Module:
         if merge:
+            self._check_merge_allowed()
             for module in self.model.modules():
                 if isinstance(module, InPlaceLayer):
                     module.merge(options.get("safe_merge", False), options.get("adapter_names"))
@@ -361,6 +438,13 @@ def _restrict(sites: Sequence[Site], names: Sequence[str]) -> list[Site]:
             "Is this the backbone that the adapter was made for?"
         )
     return [site for site in sites if site.name in names]
+
+
+def _unmergeable(config: MethodConfig) -> AdapterError:
+    return AdapterError(
+        f"merge: got method {config.method!r}, expected one that merges. "
+        "It changes more than weights; keep it un-merged ('vitune methods' lists which do)."
+    )
 
 
 def _frozen_like(tensor: Tensor | None, originals: Tensors) -> nn.Parameter | None:

@@ -9,8 +9,8 @@ from vitune.report.formatting import number, percent
 from vitune.report.results import Epoch
 from vitune.report.scales import Scale, Tick, nice_scale, whole_ticks
 
-WIDTH, HEIGHT = 380, 240
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 34
+WIDTH, HEIGHT = 380, 248
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 42
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,13 @@ def read_evaluations(folder: Path) -> tuple[Evaluation, ...]:
         VituneError: a file that is not what it should be.
     """
     found = [_evaluation(path) for path in visible_files(folder, ".json")]
-    return tuple(sorted(found, key=lambda evaluation: (_openness(evaluation.name), evaluation.name)))
+    return tuple(sorted(found, key=_standing))
+
+
+def _standing(evaluation: Evaluation) -> tuple[int, int, str]:
+    """Test sets first, of these the one called just "test", then by name."""
+    name = evaluation.name
+    return _openness(name), name != "test", name
 
 
 def _openness(name: str) -> int:
@@ -130,7 +136,7 @@ def _confusion(record: Record, num_classes: int) -> tuple[tuple[int, ...], ...]:
         return ()
     where = f"{record.where}: confusion"
     if len(lines) != num_classes:
-        raise VituneError(f"{where}: got {len(lines)} lists, expected one for {num_classes} classes.")
+        raise VituneError(f"{where}: got {len(lines)} lists, expected {num_classes}, one a class.")
     return tuple(
         whole_numbers(line, f"{where}[{index}]", num_classes) for index, line in enumerate(lines)
     )

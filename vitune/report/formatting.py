@@ -8,6 +8,7 @@ from typing import Any
 
 MISSING = "–"
 MINUS = "\N{MINUS SIGN}"
+TIE = "\N{NO-BREAK SPACE}"
 
 
 def count(value: float | None) -> str:
@@ -21,7 +22,7 @@ def short_count(value: float | None) -> str:
         return MISSING
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{_three_digits(value / size)} {letter}"
+            return f"{_three_digits(value / size)}{TIE}{letter}"
     return f"{value:g}"
 
 
@@ -32,7 +33,7 @@ def percent(share: float | None, decimals: int = 1) -> str:
     hundredfold = 100 * share
     while decimals < 6 and _reads_as_end(hundredfold, decimals):
         decimals += 1
-    return f"{hundredfold:.{decimals}f} %".replace("-", MINUS)
+    return f"{hundredfold:.{decimals}f}{TIE}%".replace("-", MINUS)
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -51,12 +52,12 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return MISSING
     if seconds < 10:
-        return f"{seconds:.2g} s"
+        return f"{seconds:.2g}{TIE}s"
     minutes, left_s = divmod(round(seconds), 60)
     hours, left_min = divmod(minutes, 60)
     if hours:
-        return f"{hours:,} h {left_min:02d} min"
-    return f"{minutes} min {left_s:02d} s" if minutes else f"{left_s} s"
+        return f"{hours:,}{TIE}h {left_min:02d}{TIE}min"
+    return f"{minutes}{TIE}min {left_s:02d}{TIE}s" if minutes else f"{left_s}{TIE}s"
 
 
 def size(num_bytes: float | None) -> str:
@@ -65,8 +66,8 @@ def size(num_bytes: float | None) -> str:
         return MISSING
     for factor, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if num_bytes >= factor:
-            return f"{_three_digits(num_bytes / factor)} {unit}"
-    return f"{num_bytes:g} bytes"
+            return f"{_three_digits(num_bytes / factor)}{TIE}{unit}"
+    return f"{num_bytes:g}{TIE}bytes"
 
 
 def memory(mib: float | None) -> str:

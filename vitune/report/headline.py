@@ -8,6 +8,8 @@ from vitune.report.evaluations import is_validation
 from vitune.report.intervals import wilson_interval
 from vitune.report.results import RunResults
 
+OPTIMISTIC = "These images also chose the epoch, so the score is optimistic."
+
 
 @dataclass(frozen=True)
 class Headline:
@@ -28,7 +30,7 @@ def headline(results: RunResults) -> Headline | None:
     """
     summary = results.summary
     chosen = summary is not None and summary.reported.which == "best"
-    optimistic = "These images also chose the epoch, so the score is optimistic." if chosen else None
+    optimistic = OPTIMISTIC if chosen else None
     if results.evaluations:
         first = results.evaluations[0]
         note = optimistic if is_validation(first) else None

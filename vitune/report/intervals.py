@@ -11,7 +11,7 @@ Z_95 = 1.959963984540054
 
 
 def wilson_interval(share: float, num_trials: float) -> tuple[float, float]:
-    """95 % interval of a share p seen in n trials: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²))/(1 + z²/n).
+    """95 % interval of a share p in n trials: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²))/(1 + z²/n).
 
     Args:
         share: successes / trials, in [0, 1].

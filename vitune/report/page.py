@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from vitune.report.calibration import Reliability, reliability
-from vitune.report.confusion import Confusion, HeatMap, heat_map, most_confused, taken_for
+from vitune.report.confusion import Confusion, most_confused, taken_for
 from vitune.report.curves import curve_charts
 from vitune.report.evaluations import ClassScore, Evaluation, Mistake
 from vitune.report.headline import headline
+from vitune.report.heat_map import HeatMap, heat_map
 from vitune.report.parameters import parameter_picture, trained_parts
 from vitune.report.rendering import data_uri, write_page
 from vitune.report.results import RunResults, read_run
@@ -67,7 +68,7 @@ def _context(results: RunResults) -> dict[str, Any]:
 
 
 def _view(key: str, evaluation: Evaluation) -> EvaluationView:
-    """The pictures of one evaluation; classes are listed from the weakest, mistakes from the surest."""
+    """One evaluation with its pictures: classes from the weakest, mistakes from the surest."""
     weakest = sorted(
         evaluation.per_class,
         key=lambda score: (score.f1 is None, score.f1 or 0.0, -score.num_images),

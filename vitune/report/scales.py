@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vitune.report.formatting import number, short_count
+from vitune.report.formatting import TIE, number, short_count
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def whole_ticks(low: int, high: int, most: int) -> list[int]:
     step = max(1, math.ceil(_round_step((high - low) / most))) if high > low else 1
     inner = [value for value in range(0, high + 1, step) if low < value < high]
     near = step / 2
-    kept = [value for value in inner if value - low >= near and high - value >= near]
+    kept = [value for value in inner if value - low > near and high - value > near]
     return [low, *kept, *([high] if high > low else [])]
 
 
@@ -97,8 +97,8 @@ def log_scale(values: Iterable[float], start: float, stop: float) -> tuple[Scale
 def _magnitude(value: float) -> str:
     if value < 1000:
         return number(value)
-    digits, _, letter = short_count(value).partition(" ")
-    return f"{digits.rstrip('0').rstrip('.') if '.' in digits else digits} {letter}"
+    digits, _, letter = short_count(value).partition(TIE)
+    return f"{digits.rstrip('0').rstrip('.') if '.' in digits else digits}{TIE}{letter}"
 
 
 def _round_step(step: float) -> float:

@@ -8,24 +8,53 @@ from dataclasses import dataclass
 from vitune.report.formatting import percent, shorten
 from vitune.report.scales import Scale, Tick, log_scale, nice_scale
 
-WIDTH, HEIGHT = 520, 340
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 46
-LABEL_HEIGHT, LETTER_WIDTH = 13.0, 6.6
+WIDTH, HEIGHT = 460, 330
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 48
+LETTER_WIDTH = 7.0
+OFFSETS = (
+    (9, 4, "start"), (-9, 4, "end"), (0, -11, "middle"), (0, 20, "middle"),
+    (7, -7, "start"), (7, 16, "start"), (-7, -7, "end"), (-7, 16, "end"),
+    (0, -25, "middle"), (0, 34, "middle"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in picture units, y downward."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def overlap(self, other: Box) -> float:
+        """The area that both cover."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return max(0.0, width) * max(0.0, height)
+
+
+@dataclass(frozen=True)
+class Label:
+    """A name and where it stands; `anchor` as in SVG's text-anchor."""
+
+    text: str
+    x: float
+    y: float
+    anchor: str
+    box: Box
 
 
 @dataclass(frozen=True)
 class Dot:
-    """One method in a scatter plot: its place, the ends of its spread, and where its name goes."""
+    """One method in a scatter plot: its place, the ends of its spread, and its name."""
 
     x: float
     y: float
     y_low: float
     y_high: float
-    name: str
     title: str
-    label_x: float
-    label_y: float
-    label_anchor: str
+    label: Label
     highlighted: bool
 
 
@@ -69,10 +98,15 @@ def scatter_chart(title: str, x_title: str, measured: Sequence[Measured]) -> Sca
     ]
     y, ticks = nice_scale(ends, HEIGHT - BOTTOM, TOP, top=1.0)
     zero_x = LEFT + 18.0 if has_zero else None
-    dots: list[Dot] = []
-    for entry in sorted(measured, key=lambda entry: -entry.accuracy):
-        at = x(entry.cost) if entry.cost > 0 or zero_x is None else zero_x
-        dots.append(_dot(entry, at, y, dots))
+    places = [
+        (x(entry.cost) if entry.cost > 0 or zero_x is None else zero_x, y(entry.accuracy))
+        for entry in measured
+    ]
+    labels = place_labels([shorten(entry.name, 24) for entry in measured], places)
+    dots = [
+        _dot(entry, place, label, y)
+        for entry, place, label in zip(measured, places, labels, strict=True)
+    ]
     named = "; ".join(f"{entry.name} {percent(entry.accuracy)}" for entry in measured)
     return ScatterChart(
         title=title,
@@ -85,36 +119,45 @@ def scatter_chart(title: str, x_title: str, measured: Sequence[Measured]) -> Sca
     )
 
 
-def _dot(entry: Measured, at: float, y: Scale, placed: Sequence[Dot]) -> Dot:
-    """The dot with its name beside it, moved down until it covers no name that stands already."""
-    spread = entry.spread or 0.0
-    toward_left = at > WIDTH * 0.72
-    label_x = at - 9 if toward_left else at + 9
-    label_y = y(entry.accuracy) + 4
-    name = shorten(entry.name, 24)
+def place_labels(names: Sequence[str], places: Sequence[tuple[float, float]]) -> list[Label]:
+    """A name beside each dot, where it covers no dot and no name that stands already.
+
+    The positions of OFFSETS are tried in order; where all are taken, the one that covers least is
+    kept.
+    """
+    dots = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in places]
+    frame = Box(LEFT, 0, WIDTH, HEIGHT - BOTTOM + 8)
+    labels: list[Label] = []
+    for name, (x, y) in zip(names, places, strict=True):
+        taken = [*dots, *(label.box for label in labels)]
+        tried = [_label(name, x, y, *offset) for offset in OFFSETS]
+        labels.append(min(tried, key=lambda label: _covered(label.box, taken, frame)))
+    return labels
+
+
+def _label(name: str, x: float, y: float, right: float, down: float, anchor: str) -> Label:
     width = LETTER_WIDTH * len(name)
-    low_x, high_x = (label_x - width, label_x) if toward_left else (label_x, label_x + width)
-    taken = sorted(dot.label_y for dot in placed if _overlap(dot, low_x, high_x))
-    for other in taken:
-        if abs(other - label_y) < LABEL_HEIGHT:
-            label_y = other + LABEL_HEIGHT
+    at_x, at_y = x + right, y + down
+    start = at_x - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
+    return Label(name, at_x, at_y, anchor, Box(start, at_y - 10, start + width, at_y + 3))
+
+
+def _covered(box: Box, taken: Sequence[Box], frame: Box) -> float:
+    """The area of `taken` under `box`, and what sticks out of the frame."""
+    area = (box.right - box.left) * (box.bottom - box.top)
+    return sum(box.overlap(other) for other in taken) + 2 * (area - box.overlap(frame))
+
+
+def _dot(entry: Measured, place: tuple[float, float], label: Label, y: Scale) -> Dot:
+    spread = entry.spread or 0.0
     text = percent(entry.accuracy, 2)
     text += f" ± {percent(entry.spread, 2)}" if entry.spread is not None else " (one seed)"
     return Dot(
-        x=at,
-        y=y(entry.accuracy),
+        x=place[0],
+        y=place[1],
         y_low=y(max(0.0, entry.accuracy - spread)),
         y_high=y(min(1.0, entry.accuracy + spread)),
-        name=name,
         title=f"{entry.name}: {text}, {entry.cost_text}",
-        label_x=label_x,
-        label_y=label_y,
-        label_anchor="end" if toward_left else "start",
+        label=label,
         highlighted=entry.highlighted,
     )
-
-
-def _overlap(dot: Dot, low_x: float, high_x: float) -> bool:
-    width = LETTER_WIDTH * len(dot.name)
-    start = dot.label_x - width if dot.label_anchor == "end" else dot.label_x
-    return start < high_x and low_x < start + width

@@ -17,7 +17,7 @@ class FigureTable:
 
 
 def figure_table(spectrum: dict[str, Any]) -> FigureTable | None:
-    """The table of spectrum.json's `summary`: a mapping name -> figures, a list of them, or figures.
+    """The table of spectrum.json's `summary`: name -> figures, a list of figures, or figures.
 
     Figures inside figures are told as `outer inner`. None where there is no summary.
     """

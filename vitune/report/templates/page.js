@@ -45,7 +45,7 @@
     });
   }
   const openTarget = () => {
-    const details = document.querySelector(location.hash || null)?.querySelector("details");
+    const details = document.getElementById(location.hash.slice(1))?.querySelector("details");
     if (details) details.open = true;
   };
   addEventListener("hashchange", openTarget);

@@ -1,0 +1,401 @@
+"""Adapters on disk and in a model: PEFT's format plus what PEFT lacks.
+
+Beside PEFT's two files stands `vitune.json`, the card: which backbone (name and fingerprint), how
+its images are prepared, the class names, the method with its arguments, and versions. The head is
+always part of an adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.save_and_load import set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vitune.backbones import Backbone, find_sites, fingerprint
+from vitune.errors import AdapterError
+from vitune.files import atomic_folder, recover_folder
+from vitune.methods import MethodLayer, get_method
+from vitune.preprocessing import Preprocessing
+
+CARD = "vitune.json"
+TENSORS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+MERGED = "model.safetensors"
+FORMAT = 1
+RECORDED_VERSIONS = ("vitune", "torch", "timm", "peft", "transformers")
+
+
+@dataclass(frozen=True)
+class AdapterCard:
+    """What must be known to use an adapter again: `vitune.json`.
+
+    Args:
+        method: vitune's method name.
+        method_args: its arguments, as given.
+        backbone: the name `load_backbone` takes.
+        backbone_args: further arguments of `load_backbone` (image_size, checkpoint).
+        fingerprint: of the frozen weights the adapter touches; None for a merged model.
+        preprocessing: how images become inputs.
+        classes: class names in the order of the logits.
+        versions: of the libraries that wrote it.
+    """
+
+    method: str
+    method_args: dict[str, Any]
+    backbone: str
+    backbone_args: dict[str, Any]
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    fingerprint: str | None = None
+    merged: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The card as JSON text."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def read(cls, folder: str | Path) -> AdapterCard:
+        """The card in `folder`.
+
+        Raises:
+            AdapterError: the folder or the card is missing, or the card is not one.
+        """
+        path = Path(folder) / CARD
+        if not path.is_file():
+            raise AdapterError(
+                f"adapter: got {str(folder)!r} without {CARD}, expected a folder that vitune wrote "
+                "(RUN/adapter or the result of 'vitune merge')."
+            )
+        try:
+            values = json.loads(path.read_text())
+            given = values.pop("format")
+            if given != FORMAT:
+                raise AdapterError(
+                    f"{path}: got format {given!r}, expected {FORMAT}. Update vitune to read it."
+                )
+            prepared = Preprocessing.from_dict(values.pop("preprocessing"))
+            return cls(**{**values, "preprocessing": prepared, "classes": tuple(values["classes"])})
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise AdapterError(f"{path}: got a damaged card ({error}), expected JSON.") from error
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """How many parameters train, and of how many.
+
+    Args:
+        trainable: all that train.
+        head: those of the classifier head among them.
+        total: of the backbone with its head, adapters not counted.
+    """
+
+    trainable: int
+    head: int
+    total: int
+
+    @property
+    def without_head(self) -> int:
+        """Trained parameters besides the classifier head: the figure papers print."""
+        return self.trainable - self.head
+
+    @property
+    def share(self) -> float:
+        """Trained parameters besides the head, as a part of the backbone."""
+        return self.without_head / max(1, self.total)
+
+
+def attach(
+    backbone: Backbone, method: str, method_args: Mapping[str, Any] | None = None
+) -> PeftModel:
+    """The backbone's model with `method` injected, its head trainable and the rest frozen.
+
+    Raises:
+        VituneError: an unknown method or argument, or a value it does not take.
+        BackboneError: the backbone has no site the method needs.
+    """
+    config = get_method(method).configure(backbone.model, method_args)
+    return inject(backbone.model, config)
+
+
+def inject(model: nn.Module, config: PeftConfig) -> PeftModel:
+    """`get_peft_model` with PEFT's errors as vitune's."""
+    try:
+        return get_peft_model(model, config)
+    except AdapterError:
+        raise
+    except (ValueError, NotImplementedError, TypeError, RuntimeError) as error:
+        if type(error).__module__.startswith("vitune"):
+            raise
+        reason = " ".join(str(error).split())
+        raise AdapterError(f"method {config.peft_type!s} on this backbone: {reason}") from error
+
+
+def card_of(
+    model: PeftModel,
+    backbone: Backbone,
+    *,
+    method: str,
+    method_args: Mapping[str, Any],
+    backbone_args: Mapping[str, Any],
+    classes: Iterable[str],
+) -> AdapterCard:
+    """The card for an adapter in `model`, with the fingerprint of the weights it touches."""
+    return AdapterCard(
+        method=method,
+        method_args=dict(method_args),
+        backbone=backbone.name,
+        backbone_args=dict(backbone_args),
+        preprocessing=backbone.preprocessing,
+        classes=tuple(classes),
+        fingerprint=fingerprint_of(model),
+        versions=installed_versions(),
+    )
+
+
+def fingerprint_of(model: PeftModel) -> str:
+    """The fingerprint of the frozen weights that the adapters of `model` touch.
+
+    A method without layers of its own (linear probe) touches the features of the whole backbone.
+    """
+    tuner = model.base_model
+    touched = list(getattr(tuner, "targeted_module_names", ()))
+    if not touched:
+        sites = find_sites(tuner.model)
+        touched = [site.name for site in sites if site.role not in ("block", "head")]
+    return fingerprint(tuner.model, touched)
+
+
+def save_adapter(
+    model: PeftModel, folder: str | Path, card: AdapterCard, *, dtype: torch.dtype | None = None
+) -> None:
+    """Write PEFT's files and the card to `folder`; the previous ones survive any failure.
+
+    Args:
+        dtype: of the stored tensors; None keeps theirs.
+    """
+    with atomic_folder(folder) as aside:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Could not find a config file")
+            model.save_pretrained(str(aside))
+        if dtype is not None:
+            tensors = load_file(aside / TENSORS)
+            save_file(
+                {key: value.to(dtype) if value.is_floating_point() else value
+                 for key, value in tensors.items()},
+                aside / TENSORS,
+                metadata={"format": "pt"},
+            )
+        readme = aside / "README.md"
+        readme.unlink(missing_ok=True)
+        (aside / CARD).write_text(card.to_json())
+
+
+def load_adapter(
+    model: nn.Module, folder: str | Path, *, force: bool = False, trainable: bool = False
+) -> PeftModel:
+    """`model` with the adapter in `folder`, every tensor checked.
+
+    Args:
+        force: load although the backbone's weights are not those the adapter was trained on.
+
+    Raises:
+        AdapterError: files missing or damaged; another backbone; tensors missing, left over or
+            of the wrong shape, all of which are listed. The model is then as it was.
+    """
+    folder = Path(folder)
+    recover_folder(folder)
+    card = AdapterCard.read(folder)
+    tensors = _read_tensors(folder / TENSORS)
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise AdapterError(f"{folder / CONFIG}: got a damaged file ({error}).") from error
+    config.inference_mode = not trainable
+    adapted = inject(model, config)
+    try:
+        _check_fingerprint(adapted, card, force)
+        _check_tensors(adapted, tensors, folder)
+    except AdapterError:
+        adapted.unload()
+        raise
+    set_peft_model_state_dict(adapted, tensors)
+    return adapted
+
+
+def merged_model(model: PeftModel, *, safe: bool = True) -> nn.Module:
+    """The plain network with the adapter folded into its weights; `model` is used up.
+
+    Raises:
+        AdapterError: the method cannot be merged, or the result holds a non-finite value.
+    """
+    try:
+        merged: nn.Module = model.merge_and_unload(safe_merge=safe)
+    except (ValueError, NotImplementedError) as error:
+        if isinstance(error, AdapterError):
+            raise
+        raise AdapterError(f"merge: {' '.join(str(error).split())}") from error
+    return merged
+
+
+def save_merged(model: nn.Module, folder: str | Path, card: AdapterCard) -> None:
+    """Write a merged network (safetensors) and its card to `folder`.
+
+    The tensors carry the backbone's own names; a layer without a pre-trained bias may have one.
+    """
+    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_folder(folder) as aside:
+        save_file(_untied(state), aside / MERGED, metadata={"format": "pt"})
+        text = replace(card, merged=True, fingerprint=None).to_json()
+        (aside / CARD).write_text(text)
+
+
+def load_merged(model: nn.Module, folder: str | Path) -> nn.Module:
+    """`model` (the plain backbone with a head of the right size) with merged weights.
+
+    Raises:
+        AdapterError: tensors missing, left over or of the wrong shape; all are listed.
+    """
+    tensors = _read_tensors(Path(folder) / MERGED)
+    for name in sorted(set(tensors) - set(model.state_dict())):
+        owner, _, leaf = name.rpartition(".")
+        if leaf == "bias" and getattr(model.get_submodule(owner), "bias", 0) is None:
+            bias = nn.Parameter(torch.empty_like(tensors[name]), requires_grad=False)
+            model.get_submodule(owner).register_parameter("bias", bias)
+    _compare_tensors(model.state_dict(), tensors, Path(folder))
+    model.load_state_dict(tensors)
+    return model
+
+
+def count_parameters(model: PeftModel) -> ParameterCounts:
+    """Trained parameters of `model`, each counted once, the head apart."""
+    inside_head = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, AuxiliaryTrainingWrapper)
+        for parameter in module.parameters()
+        if parameter.requires_grad
+    }
+    trained = {id(p): p.numel() for p in model.parameters() if p.requires_grad}
+    added = {id(p) for p in _adapter_parameters(model)}
+    return ParameterCounts(
+        trainable=sum(trained.values()),
+        head=sum(size for key, size in trained.items() if key in inside_head),
+        total=sum(p.numel() for p in model.parameters() if id(p) not in added),
+    )
+
+
+def trained_parts(model: PeftModel) -> list[dict[str, Any]]:
+    """Rows {role, count, parameters}: what trains, by role in the network."""
+    rows: dict[str, list[int]] = {}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, MethodLayer):
+            role = module.site.role
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            role = "head"
+        elif isinstance(module, BaseTunerLayer):
+            role = name.rpartition(".")[2]
+        else:
+            continue
+        own = [p for p in module.parameters() if p.requires_grad and id(p) not in seen]
+        seen.update(id(p) for p in own)
+        if own:
+            row = rows.setdefault(role, [0, 0])
+            row[0], row[1] = row[0] + 1, row[1] + sum(p.numel() for p in own)
+    rest = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in seen)
+    if rest:
+        rows["shared"] = [1, rest]
+    return [{"role": r, "count": c, "parameters": n} for r, (c, n) in rows.items()]
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the libraries that decide a result."""
+    found = {}
+    for name in RECORDED_VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _adapter_parameters(model: PeftModel) -> Iterator[nn.Parameter]:
+    """Every parameter that PEFT added for any adapter, trainable or not; copied heads included."""
+    for module in model.modules():
+        if isinstance(module, AuxiliaryTrainingWrapper | BaseTunerLayer):
+            for name in module.adapter_layer_names:
+                yield from attrgetter(name)(module).parameters()
+    shared = getattr(model.base_model, "shared_state", None)
+    if shared is not None:
+        yield from shared.parameters()
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise AdapterError(f"adapter: got no file {str(path)!r}, expected safetensors there.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{path}: got a damaged file ({error}).") from error
+
+
+def _check_fingerprint(model: PeftModel, card: AdapterCard, force: bool) -> None:
+    found = fingerprint_of(model)
+    if card.fingerprint in (None, found):
+        return
+    text = (
+        f"backbone: got weights {found}, expected {card.fingerprint} of {card.backbone!r}, on which "
+        "the adapter was trained."
+    )
+    if not force:
+        raise AdapterError(f"{text} Load that backbone, or use --force.")
+    warnings.warn(f"{text} Loading it all the same, as asked.", stacklevel=3)
+
+
+def _check_tensors(model: PeftModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = get_peft_model_state_dict(model)
+    _compare_tensors(expected, tensors, folder)
+
+
+def _compare_tensors(
+    expected: Mapping[str, Tensor], given: Mapping[str, Tensor], folder: Path
+) -> None:
+    missing = sorted(set(expected) - set(given))
+    extra = sorted(set(given) - set(expected))
+    wrong = [
+        f"{name} {tuple(given[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in sorted(set(given) & set(expected))
+        if given[name].shape != expected[name].shape
+    ]
+    if missing or extra or wrong:
+        parts = (("missing", missing), ("not expected", extra), ("of the wrong shape", wrong))
+        listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in parts if names)
+        raise AdapterError(f"tensors in {str(folder)!r}: got {listed}; expected those alone.")
+
+
+def _untied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies where tensors share memory, which safetensors does not store."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in state.items():
+        pointer = tensor.untyped_storage().data_ptr()
+        result[name] = tensor.clone() if pointer in seen else tensor
+        seen.add(pointer)
+    return result

@@ -1,0 +1,29 @@
+"""The SVD view of an adaptation, and what it kept of the base; for any method.
+
+`spectrum(model)` measures the weights, `retention(model, images)` the features, and
+`write_spectrum` puts both into files and plots.
+"""
+
+from vitune.analysis.pairs import WeightPair, WeightPairs, weight_pairs
+from vitune.analysis.retention import BlockRetention, Retention, retention
+from vitune.analysis.similarity import linear_cka
+from vitune.analysis.spectrum_files import write_spectrum
+from vitune.analysis.spectrum_report import ChangedWeight, RoleSummary, SpectrumReport, spectrum
+from vitune.analysis.weight_change import WeightChange, compare_weights
+
+__all__ = [
+    "BlockRetention",
+    "ChangedWeight",
+    "Retention",
+    "RoleSummary",
+    "SpectrumReport",
+    "WeightChange",
+    "WeightPair",
+    "WeightPairs",
+    "compare_weights",
+    "linear_cka",
+    "retention",
+    "spectrum",
+    "weight_pairs",
+    "write_spectrum",
+]

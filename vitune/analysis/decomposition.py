@@ -1,0 +1,106 @@
+"""Singular value decompositions: exact where that is affordable, randomised with a stated error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+OVERSAMPLING = 32
+POWER_ITERATIONS = 8
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """A ≈ U diag(σ) Vᵀ with σ in falling order, all of it or its leading part.
+
+    Shapes: left U (o, r), values σ (r,), right V (i, r), residuals (r,).
+
+    Args:
+        residuals: per triplet sqrt(‖A v − σ u‖² + ‖Aᵀ u − σ v‖²), in the units of A; zeros where
+            the decomposition is exact.
+        total_energy: ‖A‖_F², the sum over all σ², those that were not computed included.
+        exact: all min(o, i) triplets were computed by a direct method.
+    """
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+    residuals: Tensor
+    total_energy: float
+    exact: bool
+
+    @property
+    def rank(self) -> int:
+        """How many values stand above rounding: σ_j > σ_1 · max(o, i) · ε."""
+        if self.values.numel() == 0 or self.values[0] == 0:
+            return 0
+        longest = max(self.left.shape[0], self.right.shape[0])
+        smallest = self.values[0] * longest * torch.finfo(self.values.dtype).eps
+        return int((self.values > smallest).sum())
+
+    def energy_rank(self, energy: float) -> int | None:
+        """Smallest k with σ_1² + … + σ_k² ≥ energy · ‖A‖_F²; None where too few are known."""
+        if self.total_energy == 0:
+            return None
+        known = self.values if self.exact else self.values[:-1]
+        held = known.square().cumsum(0) / self.total_energy
+        enough = (held >= energy - 1e-12).nonzero()
+        return int(enough[0]) + 1 if len(enough) else None
+
+    def gap(self, k: int) -> float:
+        """σ_k − σ_{k+1}; σ_k itself where k is all there can be."""
+        following = self.values[k] if k < len(self.values) else torch.zeros(())
+        return float(self.values[k - 1] - following)
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """All singular values, falling; wide matrices are transposed, which is faster.
+
+    Shapes: matrix (o, i); result (min(o, i),).
+    """
+    return torch.linalg.svdvals(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T)
+
+
+def decompose(matrix: Tensor) -> Decomposition:
+    """The thin SVD in the matrix's own precision; wide matrices are transposed, which is faster.
+
+    Shapes: matrix (o, i).
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        right, values, left_t = torch.linalg.svd(matrix.T, full_matrices=False)
+        left = left_t.T
+    else:
+        left, values, right_t = torch.linalg.svd(matrix, full_matrices=False)
+        right = right_t.T
+    energy = float(matrix.square().sum())
+    return Decomposition(left, values, right, torch.zeros_like(values), energy, exact=True)
+
+
+def decompose_top(matrix: Tensor, rank: int, *, seed: int = 0) -> Decomposition:
+    """The `rank` leading triplets by subspace iteration from a random start, with residuals.
+
+    The global random state is left as it was. A small residual says that a true singular value
+    lies that near to σ_j; how near the vectors are depends on the gap as well.
+
+    Shapes: matrix (o, i).
+
+    Args:
+        rank: triplets wanted, at least 1; no more than min(o, i) are returned.
+        seed: of the random start.
+
+    Source: randomised range finder with power iterations (Halko, Martinsson, Tropp 2011), as in
+        `torch.svd_lowrank`.
+    """
+    sketch = min(rank + OVERSAMPLING, *matrix.shape)
+    devices = [matrix.device] if matrix.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        left, values, right = torch.svd_lowrank(matrix, q=sketch, niter=POWER_ITERATIONS)
+    left, values, right = left[:, :rank], values[:rank], right[:, :rank]
+    on_left = (matrix @ right - left * values).square().sum(0)  # (r,)
+    on_right = (matrix.T @ left - right * values).square().sum(0)  # (r,)
+    energy = float(matrix.square().sum())
+    residuals = (on_left + on_right).sqrt()
+    return Decomposition(left, values, right, residuals, energy, exact=False)

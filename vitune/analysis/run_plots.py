@@ -1,0 +1,114 @@
+"""Plots that set runs side by side: CKA over depth, and accuracy against subspace drift."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from vitune.analysis.drawing import heading, new_figure, png, run_style
+from vitune.analysis.retention import Retention
+from vitune.analysis.spectrum_report import DRIFT_K
+from vitune.errors import VituneError
+
+# Where a dot's name may stand, in points from the dot: the first free place is taken.
+_PLACES = (
+    (9, 0, "left", "center"),
+    (0, 9, "center", "bottom"),
+    (0, -9, "center", "top"),
+    (-9, 0, "right", "center"),
+    (9, 12, "left", "bottom"),
+    (9, -12, "left", "top"),
+    (-9, 12, "right", "bottom"),
+    (-9, -12, "right", "top"),
+)
+
+
+def cka_plot(retentions: Mapping[str, Retention]) -> bytes:
+    """Linear CKA with the base over depth, a line a run.
+
+    Raises:
+        VituneError: there is no run.
+    """
+    if not retentions:
+        raise VituneError("retentions: got none, expected at least one run to draw.")
+    last = {name: _last_cka(kept) for name, kept in retentions.items()}
+    with new_figure(6.5, 4.0) as figure:
+        axes = figure.subplots()
+        for index, (name, kept) in enumerate(retentions.items()):
+            values = [math.nan if part.cka is None else part.cka for part in kept.blocks]
+            depths = [part.block for part in kept.blocks]
+            axes.plot(depths, values, label=name, markersize=5, **run_style(index))
+        axes.set_xlabel("block")
+        axes.set_ylabel("linear CKA with the base (1: same features)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_ylim(top=1 + 0.03 * (1 - axes.get_ylim()[0]))
+        if len(retentions) > 1:
+            axes.legend(loc="lower left")
+        least = min(last, key=last.__getitem__)
+        heading(figure, f"{least}: CKA {last[least]:.2f} with the base after the last block")
+        return png(figure)
+
+
+def tradeoff_plot(drifts: Mapping[str, float], accuracies: Mapping[str, float]) -> bytes:
+    """Adaptation against retention: accuracy over subspace drift, a labelled dot a run.
+
+    Args:
+        drifts: `SpectrumReport.subspace_drift_degrees` by run.
+        accuracies: in [0, 1], by run; runs in only one of the two are left out.
+
+    Raises:
+        VituneError: no run has both figures, or an accuracy is outside [0, 1].
+    """
+    names = [name for name in drifts if name in accuracies]
+    if not names:
+        raise VituneError("accuracies: got no run that has a drift too, expected at least one.")
+    for name in names:
+        if not 0 <= accuracies[name] <= 1:
+            raise VituneError(
+                f"accuracy of {name!r}: got {accuracies[name]!r}, expected a share in [0, 1]."
+            )
+    with new_figure(6.5, 4.6) as figure:
+        axes = figure.subplots()
+        points = {name: (drifts[name], 100 * accuracies[name]) for name in names}
+        for index, (drift, accuracy) in enumerate(points.values()):
+            axes.scatter(drift, accuracy, s=60, zorder=3, **run_style(index))
+        axes.margins(0.2, 0.15)
+        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]) if min(drifts.values()) == 0 else None)
+        axes.set_xlabel(f"subspace drift: mean turn of the top-{DRIFT_K} subspaces, degrees")
+        axes.set_ylabel("accuracy, %")
+        best = max(names, key=lambda name: accuracies[name])
+        close = min(names, key=lambda name: drifts[name])
+        heading(
+            figure,
+            f"Most accurate: {best} ({100 * accuracies[best]:.1f} %), "
+            f"nearest to the base: {close} ({drifts[close]:.2g}°)",
+        )
+        _name_dots(figure, axes, points)
+        return png(figure)
+
+
+def _last_cka(kept: Retention) -> float:
+    values = [part.cka for part in kept.blocks if part.cka is not None]
+    return values[-1] if values else math.nan
+
+
+def _name_dots(figure: Any, axes: Any, points: Mapping[str, tuple[float, float]]) -> None:
+    """Write every name beside its dot, where it hides neither a dot nor another name."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    at = axes.transData.transform(list(points.values()))
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in at]
+    for name, point in points.items():
+        for x, y, across, upright in _PLACES:
+            label = axes.annotate(
+                name, point, (x, y), textcoords="offset points", ha=across, va=upright
+            )
+            box = label.get_window_extent(renderer)
+            if not any(box.overlaps(other) for other in taken) or (x, y) == _PLACES[-1][:2]:
+                taken.append(box)
+                break
+            label.remove()

@@ -1,0 +1,175 @@
+"""The folder that `vitune analyze` writes: spectrum.json, spectrum.csv, captions and plots."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vitune.analysis.retention import Retention
+from vitune.analysis.run_plots import cka_plot, tradeoff_plot
+from vitune.analysis.spectrum_report import DRIFT_K, SpectrumReport, drift_degrees
+from vitune.analysis.tabulation import csv_text, rounded, weight_records
+from vitune.analysis.weight_plots import deviation_percent, heat_maps, spectra_plot
+from vitune.errors import VituneError
+from vitune.files import write_atomic
+
+FORMAT = 1
+"""Version of spectrum.json; a reader refuses what is newer."""
+
+
+def write_spectrum(
+    out_dir: str | Path,
+    reports: Mapping[str, SpectrumReport],
+    accuracies: Mapping[str, float] | None = None,
+    retentions: Mapping[str, Retention] | None = None,
+) -> tuple[Path, ...]:
+    """Write what is known of the runs into `out_dir`, every file whole or not at all.
+
+    spectrum.json holds `runs` (name -> note, weights, retention, accuracy) and `summary`, the table
+    a report prints: by role where there is one run, by run where there are several. spectrum.csv
+    has one line a run and weight. spectra-RUN.png and heatmap-RUN.png are drawn for runs with
+    changed matrices, the heat maps on one colour scale; cka.png where there is a retention;
+    accuracy-drift.png where a run has an accuracy and a drift. captions.json says under each
+    plot's name how to read it.
+
+    Args:
+        reports: by run name.
+        accuracies: in [0, 1], by run name.
+        retentions: by run name.
+
+    Returns:
+        The files written.
+
+    Raises:
+        VituneError: no run, or an accuracy or a retention of a run that has no report.
+    """
+    accuracies, retentions = dict(accuracies or {}), dict(retentions or {})
+    _check(reports, accuracies, retentions)
+    plots = _plots(reports, accuracies, retentions)
+    files: dict[str, str | bytes] = {
+        "spectrum.json": _json(_record(reports, accuracies, retentions)),
+        "spectrum.csv": csv_text(
+            [
+                {"run": name, **record}
+                for name, report in reports.items()
+                for record in weight_records(report.weights)
+            ]
+        ),
+        "captions.json": _json({name: caption for name, (_, caption) in plots.items()}),
+        **{name: content for name, (content, _) in plots.items()},
+    }
+    folder = Path(out_dir)
+    for name, content in files.items():
+        write_atomic(folder / name, content)
+    return tuple(folder / name for name in files)
+
+
+def _check(
+    reports: Mapping[str, SpectrumReport],
+    accuracies: Mapping[str, float],
+    retentions: Mapping[str, Retention],
+) -> None:
+    if not reports:
+        raise VituneError("reports: got no run, expected at least one.")
+    for what, given in (("accuracies", accuracies), ("retentions", retentions)):
+        odd = sorted(set(given) - set(reports))
+        if odd:
+            raise VituneError(f"{what}: got {odd!r}, expected runs among {sorted(reports)!r}.")
+
+
+def _record(
+    reports: Mapping[str, SpectrumReport],
+    accuracies: Mapping[str, float],
+    retentions: Mapping[str, Retention],
+) -> dict[str, Any]:
+    """spectrum.json."""
+    runs = {
+        name: {
+            **report.to_dict(),
+            "accuracy": accuracies.get(name),
+            "retention": retentions[name].to_dict() if name in retentions else None,
+        }
+        for name, report in reports.items()
+    }
+    summary: dict[str, Any]
+    if len(reports) == 1:
+        (only,) = runs.values()
+        summary = only["summary"]
+    else:
+        summary = {
+            name: {
+                "accuracy": accuracies.get(name),
+                "subspace_drift_degrees": report.subspace_drift_degrees,
+                "decisions_kept": retentions[name].decisions_kept if name in retentions else None,
+                **{key: value for key, value in asdict(report.overall).items() if key != "role"},
+            }
+            for name, report in reports.items()
+        }
+    record: dict[str, Any] = rounded({"format": FORMAT, "summary": summary, "runs": runs})
+    return record
+
+
+def _plots(
+    reports: Mapping[str, SpectrumReport],
+    accuracies: Mapping[str, float],
+    retentions: Mapping[str, Retention],
+) -> dict[str, tuple[bytes, str]]:
+    """File name -> PNG and caption."""
+    plots: dict[str, tuple[bytes, str]] = {}
+    drawn = {name: report for name, report in reports.items() if report.matrices}
+    matrices = [weight for report in drawn.values() for weight in report.matrices]
+    scales = {
+        "most_percent": max((deviation_percent(weight) or 0 for weight in matrices), default=None),
+        "most_degrees": max((drift_degrees(weight) or 0 for weight in matrices), default=None),
+    }
+    drifts = {
+        name: drift
+        for name, report in reports.items()
+        if (drift := report.subspace_drift_degrees) is not None
+    }
+    if drifts.keys() & accuracies.keys():
+        plots["accuracy-drift.png"] = (tradeoff_plot(drifts, accuracies), _TRADEOFF)
+    for (name, report), file_name in zip(drawn.items(), _file_names(drawn), strict=True):
+        plots[f"heatmap-{file_name}.png"] = (heat_maps(name, report, **scales), _HEAT)
+        plots[f"spectra-{file_name}.png"] = (spectra_plot(name, report), _SPECTRA)
+    if retentions:
+        plots["cka.png"] = (cka_plot(retentions), _CKA)
+    return plots
+
+
+def _file_names(names: Mapping[str, Any]) -> list[str]:
+    """Run names made fit for file names, numbered where two become the same."""
+    chosen: list[str] = []
+    for name in names:
+        plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "run"
+        number = 1
+        while (unique := plain if number == 1 else f"{plain}-{number}") in chosen:
+            number += 1
+        chosen.append(unique)
+    return chosen
+
+
+def _json(values: Any) -> str:
+    return json.dumps(values, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+_TRADEOFF = (
+    f"Accuracy against subspace drift: the mean angle by which the top-{DRIFT_K} singular subspaces "
+    "of all weights turned. Up is better adapted, left is nearer to the pre-trained network."
+)
+_HEAT = (
+    "Left: relative change of every adapted weight. Right: mean principal angle between its "
+    f"top-{DRIFT_K} left and right singular subspaces before and after. Empty fields did not change."
+)
+_SPECTRA = (
+    "Singular values of every adapted weight, largest first, coloured by depth over the base in "
+    "grey; below, their change."
+)
+_CKA = (
+    "Linear CKA between the features of the base and of the adapted network after every block: 1 "
+    "means the same features up to rotation and scale."
+)

@@ -1,0 +1,224 @@
+"""`spectrum(model)`: the figures of every changed weight, their summary per role, JSON and CSV."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vitune.analysis.geometry import relative_deviation
+from vitune.analysis.pairs import WeightPair, weight_pairs
+from vitune.analysis.tabulation import csv_text, rounded, weight_records
+from vitune.analysis.weight_change import EXACT_LIMIT, WeightChange, compare_weights
+from vitune.errors import VituneError
+from vitune.files import write_atomic
+
+DRIFT_K = 8
+"""Dimension of the subspaces whose angles stand for drift in summaries and plots."""
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class ChangedWeight:
+    """One changed weight and its figures.
+
+    Args:
+        name, role, block, part: as in `WeightPair`.
+        relative_deviation: ‖after − before‖ / ‖before‖; None where only the weight before is zero.
+        change: the figures of a matrix; None for a vector, of which only the deviation is given.
+    """
+
+    name: str
+    role: str
+    block: int | None
+    part: str | None
+    relative_deviation: float | None
+    change: WeightChange | None
+
+
+@dataclass(frozen=True)
+class RoleSummary:
+    """Means over the changed matrices of one role; over its vectors where it has no matrix.
+
+    Args:
+        num_weights: how many weights the means are over.
+        subspace_degrees: mean principal angle, left and right, of the top-8 subspaces.
+        left_share, right_share: part of ‖ΔW‖_F² in the top-8 left and right subspaces.
+        left_loss, right_loss: `BasisLoss`.
+        num_intruders: left and right ones together, the sum over the matrices, not a mean.
+    """
+
+    role: str
+    num_weights: int
+    relative_deviation: float | None
+    spectrum_distortion: float | None
+    effective_rank: float | None
+    stable_rank: float | None
+    subspace_degrees: float | None
+    left_share: float | None
+    right_share: float | None
+    left_loss: float | None
+    right_loss: float | None
+    num_intruders: int | None
+
+
+@dataclass(frozen=True)
+class SpectrumReport:
+    """What an adaptation did to a network's weights.
+
+    Args:
+        weights: changed matrices and vectors in the network's order.
+        num_unchanged: matrices outside the head that did not change.
+        num_unmergeable: adapted modules that do more than change a weight and are left out.
+        note: what is left out, in sentences.
+    """
+
+    weights: tuple[ChangedWeight, ...]
+    num_unchanged: int
+    num_unmergeable: int
+    note: str
+
+    @property
+    def matrices(self) -> tuple[ChangedWeight, ...]:
+        """The changed weights that have a `change`."""
+        return tuple(weight for weight in self.weights if weight.change is not None)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles in the network's order."""
+        return tuple(dict.fromkeys(weight.role for weight in self.weights))
+
+    @property
+    def summary(self) -> tuple[RoleSummary, ...]:
+        """One entry a role."""
+        by_role = {role: [w for w in self.weights if w.role == role] for role in self.roles}
+        return tuple(summarise(role, weights) for role, weights in by_role.items())
+
+    @property
+    def overall(self) -> RoleSummary:
+        """All changed matrices together, under the name "all"."""
+        return summarise("all", self.matrices)
+
+    @property
+    def subspace_drift_degrees(self) -> float | None:
+        """Mean top-8 principal angle over all matrices outside the head, changed or not.
+
+        An unchanged matrix counts with 0 degrees, so that a method that adapts few of them can be
+        compared with one that adapts all. None where some of the adaptation is not in weights, or
+        where no matrix has eight singular values.
+        """
+        angles = [drift for weight in self.weights if (drift := drift_degrees(weight)) is not None]
+        counted = len(angles) + self.num_unchanged
+        if self.num_unmergeable or not counted or (self.matrices and not angles):
+            return None
+        return math.fsum(angles) / counted
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, numbers to seven significant digits."""
+        record = {
+            "note": self.note,
+            "num_unchanged": self.num_unchanged,
+            "num_unmergeable": self.num_unmergeable,
+            "subspace_drift_degrees": self.subspace_drift_degrees,
+            "overall": asdict(self.overall),
+            "summary": {part.role: _without_role(part) for part in self.summary},
+            "weights": [asdict(weight) for weight in self.weights],
+        }
+        values: dict[str, Any] = rounded(record)
+        return values
+
+    def to_json(self, path: str | Path) -> None:
+        """Write `to_dict` to `path`, whole or not at all."""
+        write_atomic(path, json.dumps(self.to_dict(), allow_nan=False) + "\n")
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write one line a weight with every figure that is one number, whole or not at all."""
+        write_atomic(path, csv_text(weight_records(self.weights)))
+
+
+def spectrum(
+    model: nn.Module,
+    tuned: nn.Module | None = None,
+    *,
+    top: Sequence[int] = (1, DRIFT_K, 64),
+    energy: float = 0.9,
+    exact_limit: int = EXACT_LIMIT,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+) -> SpectrumReport:
+    """The SVD view of an adaptation: `compare_weights` for every weight that it changed.
+
+    Takes what `weight_pairs` takes: a PEFT model of any method, or a base and a tuned network.
+    The models are not changed.
+
+    Args:
+        top, energy, exact_limit, seed: as in `compare_weights`.
+        on_progress: called as (done, total, name) after every weight.
+
+    Raises:
+        AdapterError: two networks with different weights.
+        VituneError: a weight that is not finite (the text names it), or an option out of range.
+    """
+    pairs = weight_pairs(model, tuned)
+    options = {"top": top, "energy": energy, "exact_limit": exact_limit, "seed": seed}
+    weights = []
+    for done, pair in enumerate(pairs, start=1):
+        weights.append(_changed_weight(pair, options))
+        if on_progress is not None:
+            on_progress(done, len(pairs), pair.name)
+    return SpectrumReport(tuple(weights), pairs.num_unchanged, pairs.num_unmergeable, pairs.note)
+
+
+def drift_degrees(weight: ChangedWeight) -> float | None:
+    """Mean top-8 principal angle of one weight; None for vectors and for matrices below 8."""
+    part = None if weight.change is None else weight.change.subspace(DRIFT_K)
+    return None if part is None else part.mean_degrees
+
+
+def summarise(role: str, weights: Sequence[ChangedWeight]) -> RoleSummary:
+    """Means over the matrices among `weights`, or over all of them where there is none."""
+    changes = [weight.change for weight in weights if weight.change is not None]
+    chosen = [weight for weight in weights if weight.change is not None] or list(weights)
+    parts = [part for change in changes if (part := change.subspace(DRIFT_K)) is not None]
+    losses = [change.basis_loss for change in changes if change.basis_loss is not None]
+    intruders = [change.intruders for change in changes if change.intruders is not None]
+    return RoleSummary(
+        role=role,
+        num_weights=len(chosen),
+        relative_deviation=_mean(weight.relative_deviation for weight in chosen),
+        spectrum_distortion=_mean(change.spectrum_distortion for change in changes),
+        effective_rank=_mean(change.effective_rank for change in changes),
+        stable_rank=_mean(change.stable_rank for change in changes),
+        subspace_degrees=_mean(part.mean_degrees for part in parts),
+        left_share=_mean(part.left_share for part in parts),
+        right_share=_mean(part.right_share for part in parts),
+        left_loss=_mean(loss.left for loss in losses),
+        right_loss=_mean(loss.right for loss in losses),
+        num_intruders=sum(i.left + i.right for i in intruders) if intruders else None,
+    )
+
+
+def _changed_weight(pair: WeightPair, options: dict[str, Any]) -> ChangedWeight:
+    change = None
+    if pair.is_matrix:
+        try:
+            change = compare_weights(pair.before, pair.after, **options)
+        except VituneError as error:
+            raise VituneError(f"{pair.name}, {error}") from error
+    deviation = relative_deviation(pair.before, pair.after)
+    return ChangedWeight(pair.name, pair.role, pair.block, pair.part, deviation, change)
+
+
+def _without_role(part: RoleSummary) -> dict[str, Any]:
+    return {key: value for key, value in asdict(part).items() if key != "role"}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None

@@ -1,0 +1,33 @@
+"""Images from any source as checked, decoded splits, and the batches made of them."""
+
+from vitune.data.augment import PRESETS as PRESETS
+from vitune.data.augment import Augment as Augment
+from vitune.data.augment import augmentation as augmentation
+from vitune.data.cache import CacheSettings as CacheSettings
+from vitune.data.cache import default_cache_dir as default_cache_dir
+from vitune.data.checks import Findings as Findings
+from vitune.data.checks import check_splits as check_splits
+from vitune.data.decode import MAX_MEGAPIXELS as MAX_MEGAPIXELS
+from vitune.data.decode import Decoding as Decoding
+from vitune.data.decode import decode_image as decode_image
+from vitune.data.decode import quiet_pillow as quiet_pillow
+from vitune.data.demo import DEMOS as DEMOS
+from vitune.data.folder import list_images as list_images
+from vitune.data.holdout import hold_out as hold_out
+from vitune.data.loader import CachedImages as CachedImages
+from vitune.data.loader import EpochSampler as EpochSampler
+from vitune.data.loader import as_is as as_is
+from vitune.data.loader import batches as batches
+from vitune.data.loader import normalise as normalise
+from vitune.data.loader import seeded_generator as seeded_generator
+from vitune.data.records import ImageList as ImageList
+from vitune.data.records import Record as Record
+from vitune.data.scoring import load_labelled as load_labelled
+from vitune.data.scoring import load_unlabelled as load_unlabelled
+from vitune.data.source import SOURCES as SOURCES
+from vitune.data.source import open_source as open_source
+from vitune.data.split import UNLABELLED as UNLABELLED
+from vitune.data.split import Split as Split
+from vitune.data.splits import HeldOut as HeldOut
+from vitune.data.splits import Splits as Splits
+from vitune.data.splits import load_splits as load_splits

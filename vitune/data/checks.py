@@ -1,0 +1,175 @@
+"""What must be true of the splits before anything is trained on them."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vitune.data.records import Drawing, ImageList, Record
+from vitune.errors import DataError
+
+DISJOINT = (("train", "val"), ("train", "test"), ("trainval", "test"), ("val", "test"))
+
+_TRAINING = ("train", "trainval", "all")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the checks saw and let pass.
+
+    Args:
+        content: one key a record and split; equal keys mean the same file bytes.
+        unseen_labels: classes of validation or test that training never shows.
+        num_overlapping: validation and test images that another split holds too.
+    """
+
+    content: Mapping[str, tuple[bytes, ...]]
+    unseen_labels: tuple[str, ...]
+    num_overlapping: int
+
+
+def check_splits(images: ImageList, *, allow_overlap: bool = False) -> Findings:
+    """Compare the splits by label and by content (bytes are hashed only where sizes are equal).
+
+    Args:
+        images: every split of a source; no pixel is decoded.
+        allow_overlap: count images that two splits share instead of refusing them.
+
+    Raises:
+        DataError: validation or test holds a label that training never had (unless the lists are
+            a fixed benchmark), or images of another split.
+    """
+    unseen = _unseen_labels(images)
+    if unseen and not images.fixed_lists:
+        split, odd = next(iter(unseen.items()))
+        raise DataError(
+            f"labels of {split} in {images.spec}: got {', '.join(map(repr, odd[:5]))} that "
+            f"training never had, expected classes of the training split. Add training images or "
+            f"remove {'it' if len(odd) == 1 else f'the {len(odd)} classes'} from {split}."
+        )
+    content = _content_keys(images.splits)
+    overlapping: set[tuple[str, bytes]] = set()
+    for first, second in DISJOINT:
+        shared = _shared(content.get(first, ()), content.get(second, ()))
+        if shared and not allow_overlap:
+            raise _overlap_error(images, content, (first, second), shared)
+        overlapping.update((second, key) for key in shared)
+    names = tuple(sorted({name for found in unseen.values() for name in found}))
+    return Findings(content, names, len(overlapping))
+
+
+def without_missing(images: ImageList, *, skip: bool) -> tuple[ImageList, tuple[str, ...]]:
+    """The list without the files that do not exist, and their names.
+
+    Raises:
+        DataError: a file is missing and `skip` is false, or a split has no file left.
+    """
+    missing: dict[str, list[str]] = {}
+    kept: dict[str, tuple[Record, ...]] = {}
+    for split, records in images.splits.items():
+        present = [_exists(record.image) for record in records]
+        absent = [record.name for record, here in zip(records, present, strict=True) if not here]
+        if absent and (not skip or len(absent) == len(records)):
+            raise DataError(
+                f"split {split!r} of {images.spec}: got {len(absent)} of {len(records)} files "
+                f"missing, the first {absent[0]!r}, expected all of them. Mend the list, or pass "
+                "--skip-bad-images."
+            )
+        missing[split] = absent
+        kept[split] = tuple(r for r, here in zip(records, present, strict=True) if here)
+    lost = tuple(name for absent in missing.values() for name in absent)
+    return (replace(images, splits=kept) if lost else images), lost
+
+
+def require_two_each(labels: npt.NDArray[np.int64], classes: Sequence[str], spec: str) -> None:
+    """Every class in use has two images or more, so that one can be held out.
+
+    Raises:
+        DataError: a class with a single image; the message names it.
+    """
+    counts = np.bincount(labels, minlength=len(classes))
+    single = [classes[int(label)] for label in np.flatnonzero(counts == 1)]
+    if single:
+        raise DataError(
+            f"training images of {spec}: got one image of class "
+            f"{', '.join(map(repr, single[:5]))}{' and others' if len(single) > 5 else ''}, "
+            "expected at least 2 a class to hold out a validation image. Add images, give a "
+            "validation split, or switch the hold-out off."
+        )
+
+
+def duplicates(content: Sequence[bytes]) -> npt.NDArray[np.bool_]:
+    """True where an image's content occurs more than once in the same split."""
+    counts = Counter(content)
+    return np.array([counts[key] > 1 for key in content], dtype=bool)
+
+
+def _unseen_labels(images: ImageList) -> dict[str, list[str]]:
+    """Class names by split that no training list of the source holds."""
+    known = {r.label for split in _TRAINING for r in images.splits.get(split, ())}
+    if not known:
+        return {}
+    unseen = {}
+    for split in ("val", "test"):
+        labels = {record.label for record in images.splits.get(split, ())} - known
+        if labels:
+            unseen[split] = [images.classes[label] for label in sorted(labels)]
+    return unseen
+
+
+def _content_keys(splits: Mapping[str, Sequence[Record]]) -> dict[str, tuple[bytes, ...]]:
+    """sha256 of each image's bytes; a file whose size nobody shares is its own key, unread."""
+    every = {record.name: record.image for records in splits.values() for record in records}
+    sizes = {name: image.stat().st_size for name, image in every.items() if isinstance(image, Path)}
+    crowded = {size for size, count in Counter(sizes.values()).items() if count > 1}
+    keys = {
+        name: _digest(image) if sizes.get(name) in crowded or name not in sizes else name.encode()
+        for name, image in every.items()
+    }
+    return {name: tuple(keys[r.name] for r in records) for name, records in splits.items()}
+
+
+def _digest(image: Path | Drawing) -> bytes:
+    if not isinstance(image, Path):
+        return hashlib.sha256(image.content).digest()
+    try:
+        with image.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:  # unreadable is for the decoder to report, and only if it is asked to read it
+        return str(image).encode()
+
+
+def _shared(first: Iterable[bytes], second: Iterable[bytes]) -> list[bytes]:
+    """Keys of `second` that `first` holds too, once an image of `second`."""
+    known = set(first)
+    return [key for key in second if key in known]
+
+
+def _overlap_error(
+    images: ImageList,
+    content: Mapping[str, Sequence[bytes]],
+    pair: tuple[str, str],
+    shared: list[bytes],
+) -> DataError:
+    names = [images.splits[split][content[split].index(shared[0])].name for split in pair]
+    return DataError(
+        f"splits of {images.spec}: got {len(shared)} images of {pair[1]} that {pair[0]} holds too "
+        f"(first: {names[1]!r} is {names[0]!r}), expected splits that share no image. Remove "
+        "them from one of the two."
+    )
+
+
+def _exists(image: Path | Drawing) -> bool:
+    if not isinstance(image, Path):
+        return True
+    try:
+        return stat.S_ISREG(image.stat().st_mode)
+    except OSError:
+        return False

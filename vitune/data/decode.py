@@ -1,0 +1,164 @@
+"""One image from file to uint8 pixels: header check, orientation, RGB, resize, crop."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vitune.data.records import Drawing, Pixels
+from vitune.errors import DataError
+from vitune.preprocessing import Preprocessing
+
+MAX_MEGAPIXELS = 100.0
+
+_PILLOW_LIMIT = 178.0
+_FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_RESAMPLING = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What decides the pixels kept of an image.
+
+    Args:
+        preprocessing: image size, interpolation and crop; mean and std play no part here.
+        resize_to: (height, width) to keep instead of the image size, for augmentations that cut
+            a random window later; the centre crop is then left out.
+        max_megapixels: larger images are refused by their header, in (0, 178].
+
+    Raises:
+        DataError: a limit out of range, or `resize_to` smaller than the image size.
+    """
+
+    preprocessing: Preprocessing
+    resize_to: tuple[int, int] | None = None
+    max_megapixels: float = MAX_MEGAPIXELS
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_megapixels <= _PILLOW_LIMIT:
+            raise DataError(
+                f"max_megapixels: got {self.max_megapixels!r}, expected a number in "
+                f"(0, {_PILLOW_LIMIT:g}]; Pillow refuses anything larger."
+            )
+        needed = self.preprocessing.image_size
+        if self.resize_to and (self.resize_to[0] < needed[0] or self.resize_to[1] < needed[1]):
+            raise DataError(
+                f"resize_to: got {self.resize_to!r}, expected at least the image size {needed}."
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the pixels kept."""
+        return self.resize_to or self.preprocessing.image_size
+
+    @property
+    def resized_size(self) -> tuple[int, int]:
+        """(height, width) before the centre crop."""
+        return self.resize_to or self.preprocessing.resize_size
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Keep Pillow's warnings (odd EXIF, palettes, large images) from the user's terminal.
+
+    Warning filters belong to the process: enter it around a thread pool, not inside its workers.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def decode_image(image: Path | Drawing, decoding: Decoding) -> tuple[Pixels, bytes]:
+    """Pixels and content hash of a file or drawing.
+
+    Returns:
+        pixels: (height, width, 3) uint8 of `decoding.size`.
+        digest: sha256 of the file's bytes, or of the drawing's content.
+
+    Raises:
+        DataError: a missing, corrupt, truncated or too large file; the message names it.
+    """
+    if not isinstance(image, Path):
+        height, width = decoding.size
+        return image.pixels(height, width), hashlib.sha256(image.content).digest()
+    try:
+        with image.open("rb") as file:
+            with Image.open(file, formats=_FORMATS) as opened:
+                _require_within(opened.size, decoding.max_megapixels, image)
+                pixels = _fitted(_upright_rgb(opened), decoding, image)
+            file.seek(0)
+            return pixels, hashlib.file_digest(file, "sha256").digest()
+    except (DataError, MemoryError):
+        raise
+    except Image.DecompressionBombError:
+        raise _too_large(f"over {_PILLOW_LIMIT:g}", decoding.max_megapixels, image) from None
+    except Exception as error:  # Pillow's readers raise almost anything on broken bytes
+        reason = " ".join(str(error).split()).replace(str(image), "").strip(" :'") or "no reason"
+        raise DataError(
+            f"image {str(image)!r}: got {type(error).__name__} ({reason}), expected a whole image "
+            "file. Repair or remove it, or pass --skip-bad-images."
+        ) from None
+
+
+def _upright_rgb(opened: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation says, in RGB."""
+    opened.load()
+    with suppress(Exception):  # a broken EXIF block says nothing about the pixels
+        ImageOps.exif_transpose(opened, in_place=True)
+    if opened.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range")
+    if opened.mode.startswith("I"):
+        return _from_16_bit(opened)
+    return opened.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    """The upper byte of 16-bit greys; Pillow's own conversion clips them to white."""
+    upper = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+    return Image.fromarray(upper).convert("RGB")
+
+
+def _fitted(image: Image.Image, decoding: Decoding, path: Path) -> Pixels:
+    """Resized as the preprocessing says and cropped about the centre."""
+    height, width = decoding.resized_size
+    if decoding.preprocessing.crop_mode == "center":
+        height, width = _covering(image.height, image.width, height, width)
+        _require_within((width, height), decoding.max_megapixels, path)
+    method = _RESAMPLING[decoding.preprocessing.interpolation]
+    resized = image.resize((width, height), method)
+    kept_height, kept_width = decoding.size
+    top, left = round((height - kept_height) / 2), round((width - kept_width) / 2)
+    return np.asarray(resized)[top : top + kept_height, left : left + kept_width]
+
+
+def _covering(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int]:
+    """The smallest size of the image's own aspect that covers (to_height, to_width)."""
+    if height * to_width <= width * to_height:
+        return to_height, max(to_width, int(to_height * width / height))
+    return max(to_height, int(to_width * height / width)), to_width
+
+
+def _require_within(size: tuple[int, int], most: float, path: Path) -> None:
+    """Refuse (width, height) of more than `most` megapixels, before any pixel is allocated."""
+    megapixels = size[0] * size[1] / 1e6
+    if megapixels > most:
+        raise _too_large(f"{megapixels:.1f}", most, path)
+
+
+def _too_large(megapixels: str, most: float, path: Path) -> DataError:
+    return DataError(
+        f"image {str(path)!r}: got {megapixels} megapixels, expected at most {most:g}. "
+        "Shrink it, raise the limit, or pass --skip-bad-images."
+    )

@@ -1,0 +1,97 @@
+"""One split ready for training or scoring: uint8 images, labels, names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from vitune.data.records import Pixels
+from vitune.errors import DataError
+
+UNLABELLED = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Decoded images of one split with their labels.
+
+    Args:
+        name: train, val, test, trainval, all, or predict for unlabelled images.
+        paths: one a picture; a drawing's name where there is no file.
+        classes: class names; `labels` indexes them.
+
+    Shapes:
+        images: (b, height, width, 3) uint8, in memory or a read-only memory map.
+        labels: (b,) int64; UNLABELLED in a split to predict.
+        digests: (b, 32) uint8, sha256 of each file's bytes; None hashes the pixels instead.
+
+    Raises:
+        DataError: images, labels and paths of different numbers, or a label outside the classes.
+    """
+
+    name: str
+    images: Pixels
+    labels: npt.NDArray[np.int64]
+    paths: tuple[str, ...]
+    classes: tuple[str, ...]
+    digests: Pixels | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.images) == len(self.labels) == len(self.paths):
+            raise DataError(
+                f"split {self.name!r}: got {len(self.images)} images, {len(self.labels)} labels "
+                f"and {len(self.paths)} paths, expected equal numbers."
+            )
+        if len(self.labels) and self.labels.max() >= len(self.classes):
+            raise DataError(
+                f"labels of split {self.name!r}: got {int(self.labels.max())}, expected less than "
+                f"the {len(self.classes)} classes."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: npt.ArrayLike) -> Split:
+        """The images at `indices`, in that order, copied into memory."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return Split(
+            self.name,
+            np.asarray(self.images[chosen]),
+            self.labels[chosen],
+            tuple(self.paths[index] for index in chosen),
+            self.classes,
+            None if self.digests is None else self.digests[chosen],
+        )
+
+    @cached_property
+    def content_hash(self) -> str:
+        """64 hex digits that say which pictures with which class names the split holds.
+
+        sha256 over the sorted (file digest, class name) pairs: the same for any order, folder,
+        image size and class order; another as soon as a picture or a label differs.
+        """
+        digests = self.digests
+        if digests is None:
+            found = [hashlib.sha256(np.ascontiguousarray(image).data) for image in self.images]
+            hexes = [digest.hexdigest() for digest in found]
+        else:
+            hexes = [digest.tobytes().hex() for digest in digests]
+        lines = sorted(
+            f"{digest} {self._class_name(label)}"
+            for digest, label in zip(hexes, self.labels, strict=True)
+        )
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @property
+    def class_counts(self) -> Mapping[str, int]:
+        """Images by class name, in class order, zeros included."""
+        counts = np.bincount(self.labels[self.labels >= 0], minlength=len(self.classes))
+        return dict(zip(self.classes, counts.tolist(), strict=True))
+
+    def _class_name(self, label: np.int64) -> str:
+        return self.classes[label] if label >= 0 else ""

@@ -1,0 +1,201 @@
+"""From a spec to decoded splits: checks, hold-out, and the test split only on request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from vitune.data.cache import CacheSettings, Progress
+from vitune.data.checks import (
+    Findings,
+    check_splits,
+    duplicates,
+    require_two_each,
+    without_missing,
+)
+from vitune.data.decode import MAX_MEGAPIXELS, Decoding
+from vitune.data.holdout import hold_out
+from vitune.data.reading import read_splits
+from vitune.data.records import ImageList, Record
+from vitune.data.source import open_source
+from vitune.data.split import Split
+from vitune.errors import DataError, nearest
+from vitune.preprocessing import Preprocessing
+
+INCLUDABLE = ("train", "val", "test", "trainval")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How a validation split was cut from training.
+
+    Args:
+        amount: the fraction or number that was asked for.
+        seed: what decided which images.
+        num_images: how many there are.
+    """
+
+    amount: float | int
+    seed: int
+    num_images: int
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """The splits that were asked for; one that is absent or was not asked for is None.
+
+    Args:
+        trainval: training and validation together, for the refit after selection.
+        classes: class names over all splits.
+        skipped: files left out because they are missing or cannot be decoded.
+        held_out: how validation was cut from training; None where the source brings its own.
+        duplicates_in_train: training images whose content occurred before in training.
+        unseen_labels: classes of validation or test that the training lists never show (only a
+            fixed benchmark may have some).
+        num_overlapping: images two splits share; above 0 only with `allow_overlap`.
+    """
+
+    train: Split | None
+    val: Split | None
+    test: Split | None
+    trainval: Split | None
+    classes: tuple[str, ...]
+    skipped: tuple[str, ...]
+    held_out: HeldOut | None
+    duplicates_in_train: int
+    unseen_labels: tuple[str, ...]
+    num_overlapping: int
+
+
+def load_splits(
+    spec: str | Path | ImageList,
+    preprocessing: Preprocessing,
+    *,
+    seed: int,
+    val_fraction: float | int = 0.2,
+    include: Iterable[str] = ("train", "val", "test"),
+    train_size: tuple[int, int] | None = None,
+    skip_bad_images: bool = False,
+    allow_overlap: bool = False,
+    memory_budget_mib: float | None = None,
+    cache_dir: str | Path | None = None,
+    num_workers: int | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    on_progress: Progress | None = None,
+) -> Splits:
+    """Check a source, hold out validation where it has none, and decode what is asked for.
+
+    No pixel of a split outside `include` is decoded: of the test split only names, labels and
+    file hashes are looked at unless "test" is among them.
+
+    Args:
+        spec: what `open_source` takes, or its result.
+        preprocessing: how pixels become the backbone's input.
+        seed: decides the hold-out.
+        val_fraction: fraction of training to hold out, or an int number of images; 0 holds out
+            none. Plays no part where the source has a validation split.
+        include: some of train, val, test, trainval.
+        train_size: (height, width) of the training images where augmentation cuts windows.
+        skip_bad_images: leave out and list missing or broken files instead of stopping.
+        allow_overlap: count images that two splits share instead of refusing them.
+        memory_budget_mib: of all splits together; what does not fit is mapped from disk. None is
+            a quarter of the available memory.
+        cache_dir: folder for the disk; None is $VITUNE_CACHE or ~/.cache/vitune.
+        num_workers: decoding threads; None is the number of cores, 8 at most.
+        max_megapixels: larger images are refused by their header.
+        on_progress: called with (images done, images in all).
+
+    Raises:
+        DataError: a source, split, label or image that cannot be used as it is.
+    """
+    wanted = _wanted(include)
+    listed = spec if isinstance(spec, ImageList) else open_source(spec)
+    images, missing = without_missing(listed, skip=skip_bad_images)
+    findings = check_splits(images, allow_overlap=allow_overlap)
+    records, held_out = _divided(images, findings, wanted, val_fraction, seed)
+    settings = CacheSettings(
+        memory_budget_mib, cache_dir, num_workers, skip_bad_images, on_progress
+    )
+    plain = Decoding(preprocessing, None, max_megapixels)
+    enlarged = replace(plain, resize_to=train_size)
+    decoding = {name: enlarged if name in ("train", "trainval") else plain for name in wanted}
+    chosen = {name: records[name] for name in wanted if name in records}
+    loaded, skipped = read_splits(chosen, images.classes, decoding, settings)
+    _require_classes_left(loaded, chosen)
+    return Splits(
+        **{name: loaded.get(name) for name in INCLUDABLE},
+        classes=images.classes,
+        skipped=(*missing, *skipped),
+        held_out=held_out,
+        duplicates_in_train=_num_repeats(findings.content.get(_training_name(images) or "", ())),
+        unseen_labels=findings.unseen_labels,
+        num_overlapping=findings.num_overlapping,
+    )
+
+
+def _wanted(include: Iterable[str]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(include))
+    for name in names:
+        if name not in INCLUDABLE:
+            raise DataError(
+                f"include: got {name!r}, expected some of {INCLUDABLE}. {nearest(name, INCLUDABLE)}"
+            )
+    return names
+
+
+def _divided(
+    images: ImageList,
+    findings: Findings,
+    wanted: Sequence[str],
+    val_fraction: float | int,
+    seed: int,
+) -> tuple[dict[str, Sequence[Record]], HeldOut | None]:
+    """Records of train, val, test and trainval, validation held out where it is needed."""
+    records: dict[str, Sequence[Record]] = dict(images.splits)
+    training = _training_name(images)
+    if training is None:
+        if set(wanted) - {"test"}:
+            raise DataError(
+                f"splits of {images.spec}: got {', '.join(images.splits)}, expected a training "
+                "split. To score a trained model use vitune evaluate."
+            )
+        return records, None
+    full = images.splits[training]
+    records["train"] = full
+    records.setdefault("trainval", (*full, *records.get("val", ())))
+    if "val" in records or not val_fraction or not {"train", "val"} & set(wanted):
+        return records, None
+    labels = np.array([record.label for record in full], np.int64)
+    require_two_each(labels, images.classes, images.spec)
+    repeated = duplicates(findings.content[training])
+    train, val = hold_out(labels, val_fraction, seed, keep_in_train=repeated)
+    records["train"] = [full[index] for index in train]
+    records["val"] = [full[index] for index in val]
+    return records, HeldOut(val_fraction, seed, len(val))
+
+
+def _training_name(images: ImageList) -> str | None:
+    """The list that training draws on; train and validation together only if val is not apart."""
+    names = ("train", "all") if "val" in images.splits else ("train", "all", "trainval")
+    return next((name for name in names if name in images.splits), None)
+
+
+def _require_classes_left(
+    loaded: Mapping[str, Split], records: Mapping[str, Sequence[Record]]
+) -> None:
+    """A class whose training images were all skipped must not vanish unseen."""
+    for name in {"train", "trainval"} & set(loaded):
+        split = loaded[name]
+        gone = sorted({record.label for record in records[name]} - set(split.labels.tolist()))
+        if gone:
+            raise DataError(
+                f"class {split.classes[gone[0]]!r} of split {name!r}: got only images that cannot "
+                "be decoded, expected at least one whole image."
+            )
+
+
+def _num_repeats(content: Sequence[bytes]) -> int:
+    return len(content) - len(set(content))

@@ -1,0 +1,163 @@
+"""Score a trained run on labelled images, once, and say all that the report shows of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+    multiclass_f1_score,
+    multiclass_precision,
+    multiclass_recall,
+)
+
+from vitune.data import Split
+from vitune.errors import DataError
+from vitune.inference.load import LoadedRun
+
+NUM_BINS = 15
+NUM_MISTAKES = 24
+THUMBNAIL = 96
+
+Progress = Callable[[int, int], None]
+
+
+def evaluate(
+    run: LoadedRun, split: Split, *, data: str = "", on_progress: Progress | None = None
+) -> dict[str, Any]:
+    """Accuracy, NLL, calibration, confusion, per-class figures and the surest mistakes.
+
+    Args:
+        split: labelled images whose classes are those of the run, in its order.
+        data: what the images are called in the result.
+
+    Raises:
+        DataError: no image, or other classes than the run was trained on.
+    """
+    if split.classes != run.classes:
+        raise DataError(
+            f"classes of {data or split.name!r}: got {split.classes[:5]!r} ..., expected those of "
+            f"the run, {run.classes[:5]!r} ..."
+        )
+    if not len(split):
+        raise DataError(f"split {split.name!r}: got no image, expected at least one.")
+    batches = []
+    for batch in run.logits(split):
+        batches.append(batch)
+        if on_progress is not None:
+            on_progress(sum(map(len, batches)), len(split))
+    logits, labels = torch.cat(batches), torch.from_numpy(split.labels.copy())
+    return {
+        "name": split.name,
+        "data": data,
+        "num_images": len(split),
+        **_scores(logits, labels, len(run.classes)),
+        "classes": list(run.classes),
+        **_per_class(logits, labels, run.classes),
+        "calibration": _calibration(logits, labels),
+        "mistakes": _mistakes(logits, labels, split),
+        "content_hash": split.content_hash,
+    }
+
+
+def evaluation_name(data: str, split: str) -> str:
+    """A file name for the evaluation of `data`: letters, digits, dots and dashes."""
+    stem = re.sub(r"[^A-Za-z0-9.]+", "-", data).strip("-.") or "data"
+    return stem if stem.endswith(split) else f"{stem}-{split}"
+
+
+def _scores(logits: Tensor, labels: Tensor, num_classes: int) -> dict[str, float]:
+    probabilities = logits.softmax(-1)
+    top5 = min(5, num_classes)
+    return {
+        "top1": _accuracy(logits, labels, num_classes, 1),
+        "top5": _accuracy(logits, labels, num_classes, top5),
+        "nll": F.cross_entropy(logits, labels).item(),
+        "ece": multiclass_calibration_error(
+            probabilities, labels, num_classes=num_classes, n_bins=NUM_BINS
+        ).item(),
+    }
+
+
+def _accuracy(logits: Tensor, labels: Tensor, num_classes: int, top_k: int) -> float:
+    return multiclass_accuracy(
+        logits, labels, num_classes=num_classes, average="micro", top_k=top_k
+    ).item()
+
+
+def _per_class(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
+    count = len(classes)
+    options = {"num_classes": count, "average": "none", "zero_division": 0}
+    predicted = logits.argmax(-1)
+    columns = {
+        "precision": multiclass_precision(predicted, labels, **options),
+        "recall": multiclass_recall(predicted, labels, **options),
+        "f1": multiclass_f1_score(predicted, labels, **options),
+    }
+    images = torch.bincount(labels, minlength=count)
+    return {
+        "confusion": multiclass_confusion_matrix(predicted, labels, num_classes=count).tolist(),
+        "per_class": [
+            {
+                "name": name,
+                "num_images": int(images[index]),
+                **{key: round(float(values[index]), 6) for key, values in columns.items()},
+            }
+            for index, name in enumerate(classes)
+        ],
+    }
+
+
+def _calibration(logits: Tensor, labels: Tensor) -> list[dict[str, float]]:
+    """Reliability bins that hold images: mean confidence, accuracy, share of all images."""
+    confidence, predicted = logits.softmax(-1).max(-1)
+    correct = (predicted == labels).double()
+    bins = (confidence * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+    rows = []
+    for index in range(NUM_BINS):
+        inside = bins == index
+        if inside.any():
+            rows.append(
+                {
+                    "confidence": confidence[inside].double().mean().item(),
+                    "accuracy": correct[inside].mean().item(),
+                    "share": inside.double().mean().item(),
+                }
+            )
+    return rows
+
+
+def _mistakes(logits: Tensor, labels: Tensor, split: Split) -> list[dict[str, Any]]:
+    """The wrong answers given with most confidence, each with a small picture."""
+    confidence, predicted = logits.softmax(-1).max(-1)
+    wrong = (predicted != labels).nonzero().flatten()
+    worst = wrong[confidence[wrong].argsort(descending=True)][:NUM_MISTAKES].tolist()
+    return [
+        {
+            "path": split.paths[index],
+            "label": split.classes[int(labels[index])],
+            "predicted": split.classes[int(predicted[index])],
+            "confidence": float(confidence[index]),
+            "thumbnail": _thumbnail(split, index),
+        }
+        for index in worst
+    ]
+
+
+def _thumbnail(split: Split, index: int) -> str:
+    """A PNG data URL of one image as the network saw it, at most THUMBNAIL pixels a side."""
+    image = Image.fromarray(split.images[index])
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

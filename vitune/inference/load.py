@@ -1,0 +1,130 @@
+"""Open a run, an adapter or a merged model and have it ready for images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from vitune.adapters import (
+    CARD,
+    AdapterCard,
+    ParameterCounts,
+    count_parameters,
+    load_adapter,
+    load_merged,
+    merged_model,
+)
+from vitune.backbones import load_backbone, logits_of
+from vitune.data import Split, normalise
+from vitune.errors import AdapterError
+from vitune.methods import get_method
+from vitune.runs import RunFolder
+
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained network with its card.
+
+    Args:
+        path: the folder it came from.
+        card: backbone, preprocessing, class names.
+        model: the network, merged where its method merges and that was asked for.
+        counts: trained parameters; None for a merged folder, which no longer knows.
+    """
+
+    path: Path
+    card: AdapterCard
+    model: nn.Module
+    counts: ParameterCounts | None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return self.card.classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        return next(self.model.parameters()).device
+
+    def logits(self, split: Split, batch_size: int = BATCH) -> Iterator[Tensor]:
+        """Logits of all images in order, a batch at a time.
+
+        Shapes: yields (b, c) float32 on the CPU.
+        """
+        self.model.eval()
+        with torch.inference_mode():
+            for start in range(0, len(split), batch_size):
+                images = np.ascontiguousarray(split.images[start : start + batch_size])
+                pixels = torch.from_numpy(images).permute(0, 3, 1, 2)  # (b, 3, h, w)
+                inputs = normalise(pixels, self.card.preprocessing, device=self.device)
+                yield logits_of(self.model(inputs)).float().cpu()
+
+
+def load_run(
+    path: str | Path, *, merge: bool = True, force: bool = False, device: str = "auto"
+) -> LoadedRun:
+    """The run, adapter or merged model in `path`, ready to predict.
+
+    Args:
+        path: a run folder, its `adapter/`, or what `vitune merge` wrote.
+        merge: fold the adapter into the weights where its method can; faster, same function.
+        force: load although the backbone's weights are not those it was trained on.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        AdapterError: no such folder, or one that is damaged or of another backbone.
+        BackboneError: the backbone it names cannot be loaded.
+    """
+    folder = Path(path)
+    if not (folder / CARD).is_file():
+        folder = RunFolder.open(folder).adapter
+    card = AdapterCard.read(folder)
+    arguments = dict(card.backbone_args)
+    backbone = load_backbone(
+        card.backbone, num_classes=len(card.classes), pretrained=not card.merged, **arguments
+    )
+    counts = None
+    if card.merged:
+        network = load_merged(backbone.model, folder)
+    else:
+        adapted = load_adapter(backbone.model, folder, force=force, trainable=True)
+        counts = count_parameters(adapted)
+        network = merged_model(adapted) if merge and _merges(card) else adapted
+    network.requires_grad_(False)
+    return LoadedRun(Path(path), card, network.to(_device(device)).eval(), counts)
+
+
+def load_peft(path: str | Path, *, force: bool = False) -> tuple[PeftModel, AdapterCard]:
+    """The PEFT model of a run or adapter folder, un-merged, with its card.
+
+    Raises:
+        AdapterError: as `load_run`; also for a folder that holds a merged model.
+    """
+    loaded = load_run(path, merge=False, force=force, device="cpu")
+    if not isinstance(loaded.model, PeftModel):
+        raise AdapterError(
+            f"{str(path)!r}: got a merged model, expected a run or an adapter. "
+            "Give the run it was merged from."
+        )
+    return loaded.model, loaded.card
+
+
+def _merges(card: AdapterCard) -> bool:
+    return get_method(card.method).mergeable
+
+
+def _device(asked: str) -> str:
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise AdapterError("--device: got 'cuda', expected a GPU that PyTorch can see. Use cpu.")
+    return asked

@@ -1,0 +1,48 @@
+"""Exponential moving average of the trainable parameters alone: a frozen backbone has no need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Averager:
+    """θ̄ ← d θ̄ + (1 - d) θ after every optimiser step, d = min(decay, (1 + t) / (10 + t)).
+
+    Args:
+        parameters: trainable parameters by name.
+        decay: d in (0, 1); the ramp lets short runs forget their start.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay, self.num_updates = dict(parameters), decay, 0
+        self.averages = {name: value.detach().clone() for name, value in parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the current parameters into the average."""
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        torch._foreach_lerp_(
+            list(self.averages.values()),
+            [parameter.detach() for parameter in self.parameters.values()],
+            1 - decay,
+        )
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within: the model carries the averages; after: its own values again."""
+        own = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self._write(self.averages)
+        try:
+            yield
+        finally:
+            self._write(own)
+
+    @torch.no_grad()
+    def _write(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])

@@ -1,0 +1,367 @@
+"""`fit`: from a configuration to a finished run folder."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from peft import PeftModel
+
+from vitune.adapters import (
+    ParameterCounts,
+    attach,
+    card_of,
+    count_parameters,
+    installed_versions,
+    save_adapter,
+    trained_parts,
+)
+from vitune.backbones import Backbone, load_backbone
+from vitune.data import HeldOut, Splits, augmentation, load_splits, open_source
+from vitune.errors import DataError, VituneError, nearest
+from vitune.files import write_atomic
+from vitune.methods import get_method
+from vitune.report import write_report
+from vitune.runs import RunFolder
+from vitune.training.config import TrainConfig
+from vitune.training.loop import Loop, Recipe
+from vitune.training.observer import Observer
+from vitune.training.precision import resolve_precision
+
+SETTLED_BY_RESUME = ("epochs",)
+CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `fit` returns.
+
+    Args:
+        folder: the run folder, None where nothing was to be written.
+        model: the PEFT model with the reported weights.
+        backbone: what it was trained on; its `model` is the network inside `model`.
+        classes: class names in the order of the logits.
+        summary: what summary.json holds.
+    """
+
+    folder: Path | None
+    model: PeftModel
+    backbone: Backbone
+    classes: tuple[str, ...]
+    summary: dict[str, Any]
+
+
+def fit(
+    config: TrainConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    observer: Observer | None = None,
+    **settings: Any,
+) -> Trained:
+    """Train one method on one data source and keep the result in a run folder.
+
+    Only the training and validation splits are ever decoded here; a test split is opened by
+    `vitune evaluate` alone.
+
+    Args:
+        config: the settings; or give them as keywords, e.g. `fit(data="photos/", epochs=20)`.
+        out: a new folder for the run; None writes nothing.
+        resume: continue the run in `out` from its checkpoint, with the settings it was begun with.
+        observer: is told about progress.
+
+    Raises:
+        VituneError: settings, data or backbone that cannot be used; the text names the remedy.
+        TrainingError: the loss became non-finite; the last checkpoint is kept.
+    """
+    config = _settle(config, settings, out if resume else None)
+    process = PartialState(cpu=_on_cpu(config))
+    observer = (observer or Observer()) if process.is_main_process else Observer()
+    folder = _open_folder(out, resume, process)
+    try:
+        return _fit(config, folder, process, observer)
+    except VituneError:
+        if folder is not None and folder.path.is_dir() and not any(folder.path.iterdir()):
+            folder.path.rmdir()
+        raise
+
+
+def _on_cpu(config: TrainConfig) -> bool:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise VituneError("--device: got 'cuda', expected a GPU that PyTorch can see. Use cpu.")
+    return config.device == "cpu" or not torch.cuda.is_available()
+
+
+def _open_folder(out: str | Path | None, resume: bool, process: PartialState) -> RunFolder | None:
+    """The run folder; only the main process creates it, or refuses to."""
+    if out is None:
+        return None
+    if process.is_main_process:
+        return RunFolder.create(out, resume=resume)
+    return RunFolder(Path(out))
+
+
+def prepare_data(
+    config: TrainConfig, backbone: Backbone, observer: Observer, cache_dir: Path | None = None
+) -> Splits:
+    """Training and validation images of `config.data` for `backbone`.
+
+    Raises:
+        DataError: what `load_splits` refuses, or fewer training images than one batch.
+    """
+    size = backbone.preprocessing.image_size
+    splits = load_splits(
+        config.data,
+        backbone.preprocessing,
+        seed=config.seed,
+        val_fraction=config.val_fraction,
+        skip_bad_images=config.skip_bad_images,
+        memory_budget_mib=config.memory_budget_mib,
+        cache_dir=cache_dir,
+        include=("trainval",) if config.refit else ("train", "val"),
+        train_size=augmentation(config.augment, size).train_size(size),
+        on_progress=lambda done, total: observer.prepared("images", done, total),
+    )
+    train = splits.trainval if config.refit else splits.train
+    assert train is not None
+    if config.batch_size > len(train):
+        raise DataError(
+            f"--batch-size: got {config.batch_size}, expected at most the {len(train)} "
+            "training images."
+        )
+    return replace(splits, train=train)
+
+
+def _fit(
+    config: TrainConfig, folder: RunFolder | None, process: PartialState, observer: Observer
+) -> Trained:
+    method = get_method(config.method)
+    source = open_source(config.data)
+    torch.manual_seed(config.seed)
+    backbone = load_backbone(
+        config.backbone,
+        num_classes=len(source.classes),
+        drop_path=config.drop_path,
+        **backbone_arguments(config),
+    )
+    if config.checkpointing:
+        _checkpoint_activations(backbone)
+    with process.main_process_first():
+        splits = prepare_data(config, backbone, observer)
+    assert splits.train is not None
+    torch.manual_seed(config.seed)
+    model = attach(backbone, config.method, config.method_args)
+    counts = count_parameters(model)
+    recipe = Recipe(
+        lr=config.lr or method.default_lr,
+        weight_decay=(
+            method.default_weight_decay if config.weight_decay is None else config.weight_decay
+        ),
+    )
+    precision = resolve_precision(config.precision, process.device.type, _width(model))
+    accelerator = _new_accelerator(config, precision)
+    facts = _facts(config, backbone, counts, splits, recipe, precision, accelerator)
+    observer.described(facts)
+    if folder is not None and accelerator.is_main_process:
+        write_atomic(folder.config, config.to_yaml())
+    loop = Loop(
+        model,
+        splits.train,
+        splits.val,
+        backbone.preprocessing,
+        config,
+        recipe,
+        accelerator,
+        observer,
+        metrics_path=None if folder is None else folder.metrics,
+        checkpoint_path=None if folder is None else folder.checkpoint,
+    )
+    _reset_peak(accelerator)
+    loop.run()
+    accelerator.unwrap_model(loop.wrapped, keep_fp32_wrapper=False)
+    summary = {**facts, **_outcome(loop, accelerator), "trained_parts": trained_parts(model)}
+    trained = Trained(
+        None if folder is None else folder.path, model, backbone, splits.classes, summary
+    )
+    if folder is not None and accelerator.is_main_process:
+        _write(trained, folder, config)
+    accelerator.wait_for_everyone()
+    return trained
+
+
+def _write(trained: Trained, folder: RunFolder, config: TrainConfig) -> None:
+    """The adapter, the summary and the report, in this order: a summary means a whole run."""
+    card = card_of(
+        trained.model,
+        trained.backbone,
+        method=config.method,
+        method_args=config.method_args,
+        backbone_args=backbone_arguments(config),
+        classes=trained.classes,
+    )
+    save_adapter(trained.model, folder.adapter, card)
+    size = sum(file.stat().st_size for file in folder.adapter.glob("*.safetensors"))
+    trained.summary["adapter_bytes"] = size
+    trained.summary["fingerprint"] = card.fingerprint
+    write_atomic(folder.summary, json.dumps(trained.summary, indent=2) + "\n")
+    write_report(folder.path)
+
+
+def backbone_arguments(config: TrainConfig) -> dict[str, Any]:
+    """The arguments of `load_backbone` that belong to the backbone's identity."""
+    values = {"image_size": config.image_size, "checkpoint": config.checkpoint}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _settle(
+    config: TrainConfig | None, settings: Mapping[str, Any], resumed: str | Path | None
+) -> TrainConfig:
+    """The settings in force: given ones, or a resumed run's own with more epochs at most."""
+    if config is not None and settings:
+        raise VituneError("fit: got a config and keywords, expected one of them.")
+    if resumed is None:
+        return config or TrainConfig.make(settings)
+    recorded = RunFolder.create(resumed, resume=True).read_config()
+    given = dict(settings) if config is None else config.model_dump(exclude_unset=True)
+    changed = {k: v for k, v in given.items() if k in recorded and recorded[k] != v}
+    refused = sorted(set(changed) - set(SETTLED_BY_RESUME))
+    if refused:
+        name = refused[0]
+        raise VituneError(
+            f"--resume: got {name}={changed[name]!r}, expected the run's own {recorded[name]!r}. "
+            "Leave it out, or start a new run."
+        )
+    unknown = sorted(set(given) - set(TrainConfig.model_fields))
+    if unknown:
+        raise VituneError(
+            f"{unknown[0]}: unknown option. {nearest(unknown[0], TrainConfig.model_fields)}"
+        )
+    return TrainConfig.make({**recorded, **changed})
+
+
+def _new_accelerator(config: TrainConfig, precision: str) -> Accelerator:
+    """accelerate's processes, devices and precision; one process may train several times."""
+    AcceleratorState._reset_state()
+    return Accelerator(
+        cpu=_on_cpu(config),
+        mixed_precision="no" if precision == "fp32" else precision,
+        gradient_accumulation_steps=config.accumulation_steps,
+    )
+
+
+def _facts(
+    config: TrainConfig,
+    backbone: Backbone,
+    counts: ParameterCounts,
+    splits: Splits,
+    recipe: Recipe,
+    precision: str,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    method = get_method(config.method)
+    assert splits.train is not None
+    return {
+        "method": config.method,
+        "method_title": method.title,
+        "source": method.source,
+        "backbone": backbone.name,
+        "num_trainable": counts.trainable,
+        "num_trainable_without_head": counts.without_head,
+        "num_head": counts.head,
+        "num_total": counts.total,
+        "mergeable": method.mergeable,
+        "data": config.data,
+        "num_train": len(splits.train),
+        "num_val": 0 if splits.val is None else len(splits.val),
+        "num_classes": len(splits.classes),
+        "held_out": _describe(splits.held_out),
+        "skipped_images": len(splits.skipped),
+        "lr": recipe.lr,
+        "weight_decay": recipe.weight_decay,
+        "precision": precision,
+        "device": _device_name(accelerator),
+        "num_processes": accelerator.num_processes,
+        "seed": config.seed,
+        "versions": installed_versions(),
+    }
+
+
+def _describe(held_out: HeldOut | None) -> str | None:
+    """How validation was cut from training, in words; None where the data brings its own."""
+    if held_out is None:
+        return None
+    return f"{held_out.num_images} images of training, stratified, seed {held_out.seed}"
+
+
+def _outcome(loop: Loop, accelerator: Accelerator) -> dict[str, Any]:
+    config, progress = loop.config, loop.progress
+    val_accuracy = None if loop.val is None else loop.evaluate(loop.val)[1]
+    return {
+        "reported": {
+            "which": config.select,
+            "epoch": loop.reported_epoch,
+            "val_accuracy": val_accuracy,
+        },
+        "best_epoch": progress.best_epoch,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "seconds": progress.seconds,
+        "peak_mib": _peak_mib(accelerator),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "status": "finished" if progress.epoch == config.epochs else "stopped",
+    }
+
+
+def _checkpoint_activations(backbone: Backbone) -> None:
+    """Recompute activations in the backward pass, where the backbone's library offers it."""
+    for name, arguments in (
+        ("set_grad_checkpointing", (True,)),
+        ("gradient_checkpointing_enable", ()),
+    ):
+        if hasattr(backbone.model, name):
+            getattr(backbone.model, name)(*arguments)
+            return
+    raise VituneError(
+        f"--checkpointing: got backbone {backbone.name!r}, expected one that can recompute its "
+        "activations (timm and transformers models can)."
+    )
+
+
+def _width(model: PeftModel) -> int:
+    """Features of the widest LayerNorm-like vector: the network's width."""
+    sizes = [len(p) for n, p in model.named_parameters() if p.dim() == 1 and "norm" in n]
+    return max(sizes, default=0)
+
+
+def _device_name(accelerator: Accelerator) -> str:
+    if accelerator.device.type == "cuda":
+        return torch.cuda.get_device_name(accelerator.device)
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def _reset_peak(accelerator: Accelerator) -> None:
+    """Peaks count from here, so that runs of one process do not inherit each other's."""
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(accelerator.device)
+    elif CLEAR_REFS.exists():
+        CLEAR_REFS.write_text("5")
+
+
+def _peak_mib(accelerator: Accelerator) -> float:
+    """Peak memory: the CUDA allocator's, or this process's resident size on a CPU; MiB."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(accelerator.device) / 2**20
+    if CLEAR_REFS.exists():
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20

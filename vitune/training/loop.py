@@ -1,0 +1,343 @@
+"""The one training loop: epochs, steps, validation, checkpoints; it never sees a test split."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from timm.data import Mixup
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitune.backbones import logits_of
+from vitune.data import (
+    CachedImages,
+    EpochSampler,
+    Split,
+    augmentation,
+    batches,
+    normalise,
+    seeded_generator,
+)
+from vitune.errors import TrainingError
+from vitune.methods import MethodLayer
+from vitune.preprocessing import Preprocessing
+from vitune.training.averaging import Averager
+from vitune.training.checkpoint import (
+    Progress,
+    has_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from vitune.training.config import TrainConfig
+from vitune.training.observer import Observer
+from vitune.training.optimiser import new_optimiser, new_schedule
+
+EVAL_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a run that only the method or the machine can tell.
+
+    Args:
+        lr: peak learning rate.
+        weight_decay: AdamW's.
+    """
+
+    lr: float
+    weight_decay: float
+
+
+class Loop:
+    """Trains `model` on `train`, watching `val`.
+
+    Args:
+        folder: where metrics.jsonl and checkpoint/ are written; None writes nothing.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        train: Split,
+        val: Split | None,
+        preprocessing: Preprocessing,
+        config: TrainConfig,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        observer: Observer,
+        metrics_path: Path | None = None,
+        checkpoint_path: Path | None = None,
+    ) -> None:
+        self.config, self.recipe, self.observer = config, recipe, observer
+        self.val, self.preprocessing, self.accelerator = val, preprocessing, accelerator
+        self.metrics_path, self.checkpoint_path = metrics_path, checkpoint_path
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+        self.model = model.to(accelerator.device)
+        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.averager = Averager(self.parameters, config.ema) if config.ema else None
+        self.augment = augmentation(config.augment, preprocessing.image_size)
+        self.mixup = self._new_mixup(len(train.classes))
+        self.sampler = EpochSampler(len(train), seed=config.seed)
+        loader = batches(train, config.batch_size, sampler=self.sampler)
+        optimiser = new_optimiser(model, recipe.lr, recipe.weight_decay)
+        self.raw_optimiser = optimiser
+        self.wrapped, self.optimiser, self.loader = accelerator.prepare(model, optimiser, loader)
+        self.steps_per_epoch = math.ceil(len(self.loader) / config.accumulation_steps)
+        self.schedule = new_schedule(
+            optimiser,
+            num_steps=self.steps_per_epoch * config.epochs,
+            warmup_steps=round(self.steps_per_epoch * config.resolved_warmup_epochs),
+            min_lr=config.min_lr,
+        )
+
+    def run(self) -> None:
+        """All epochs from where the checkpoint stands; leaves the selected weights in the model.
+
+        Raises:
+            TrainingError: the loss is no longer finite; the last checkpoint is untouched.
+        """
+        self._resume()
+        self.observer.started(self)
+        while self.progress.epoch < self.config.epochs and not self._is_stale():
+            row = self._epoch(self.progress.epoch)
+            self._record(row)
+            self.observer.epoch_ended(row)
+        self._select()
+
+    @property
+    def reported_epoch(self) -> int:
+        """The epoch whose weights the model carries after `run`."""
+        use_best = self.config.select == "best" and self.progress.best_epoch
+        return self.progress.best_epoch if use_best else self.progress.epoch
+
+    def evaluate(self, split: Split) -> tuple[float, float]:
+        """(mean cross-entropy, accuracy) on `split`, every process taking its share."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        indices = np.arange(rank, len(split), world)
+        images = CachedImages(split)
+        totals = torch.zeros(3, dtype=torch.float64)
+        with inference_weights(self.model):
+            for start in range(0, len(indices), EVAL_BATCH):
+                batch = images.__getitems__(indices[start : start + EVAL_BATCH].tolist())
+                logits = self._logits(self.model, self._inputs(batch["images"])).float()
+                labels = batch["labels"].to(logits.device)
+                loss = F.cross_entropy(logits, labels, reduction="sum")
+                correct = (logits.argmax(-1) == labels).sum()
+                totals += torch.tensor([loss.item(), correct.item(), len(labels)])
+        if world > 1:
+            totals = self.accelerator.reduce(totals.to(self.accelerator.device)).cpu()
+        return (totals[0] / totals[2]).item(), (totals[1] / totals[2]).item()
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        """One pass over the training images, then validation and the checkpoint."""
+        started = time.perf_counter()
+        self._seed(epoch)
+        self._training_mode()
+        total_loss, num_images, num_batches = 0.0, 0, 0
+        for index, batch in enumerate(self.loader):
+            loss = self._step(batch, index, epoch)
+            num_batches = index + 1
+            num_images += len(batch["labels"]) * self.accelerator.num_processes
+            total_loss += loss
+            self.observer.stepped(self.progress.step, loss, num_images)
+        train_seconds = time.perf_counter() - started
+        self.progress.epoch = epoch + 1
+        val_loss = val_accuracy = None
+        if self.val is not None:
+            with self.averager.applied() if self.averager else nullcontext():
+                val_loss, val_accuracy = self.evaluate(self.val)
+                self._keep_best(val_accuracy)
+        self.progress.seconds += time.perf_counter() - started
+        self._save(epoch + 1)
+        return {
+            "epoch": epoch + 1,
+            "step": self.progress.step,
+            "train_loss": total_loss / num_batches,
+            "lr": self.raw_optimiser.param_groups[0]["lr"],
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "images_per_s": num_images / train_seconds,
+            "train_seconds": train_seconds,
+            "seconds": self.progress.seconds,
+        }
+
+    def _step(self, batch: dict[str, Tensor], index: int, epoch: int) -> float:
+        """Forward, backward and, when enough batches are in, the update; returns the loss."""
+        self.schedule.step_update(self.progress.step)
+        with self.accelerator.accumulate(self.wrapped):
+            images, targets = self._training_batch(batch, index, epoch)
+            logits = self._logits(self.wrapped, images).float()
+            loss = F.cross_entropy(
+                logits, targets, label_smoothing=0.0 if self.mixup else self.config.label_smoothing
+            )
+            value = loss.item()
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"loss: got {value!r} at step {self.progress.step + 1} (epoch {epoch + 1}), "
+                    "expected a finite number. Try a lower --lr or --clip-grad 1; the last "
+                    "checkpoint is kept."
+                )
+            self.accelerator.backward(loss)
+            if self.accelerator.sync_gradients:
+                if self.config.clip_grad:
+                    self.accelerator.clip_grad_norm_(
+                        list(self.parameters.values()), self.config.clip_grad
+                    )
+                self.progress.step += 1
+            self.optimiser.step()
+            self.optimiser.zero_grad()
+            if self.averager and self.accelerator.sync_gradients:
+                self.averager.update()
+        return value
+
+    def _training_batch(
+        self, batch: dict[str, Tensor], index: int, epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        images = batch["images"].to(self.accelerator.device, non_blocking=True)  # (b, 3, h, w)
+        labels = batch["labels"].to(self.accelerator.device)
+        rank = self.accelerator.process_index
+        images = self.augment(images, seeded_generator(self.config.seed, epoch, index, rank))
+        images = normalise(images, self.preprocessing, device=images.device)
+        if self.mixup is not None:
+            if len(images) % 2 == 0:
+                return self.mixup(images, labels)
+            classes = self.mixup.num_classes
+            smooth = self.config.label_smoothing
+            return images, F.one_hot(labels, classes) * (1 - smooth) + smooth / classes
+        return images, labels
+
+    def _inputs(self, images: Tensor) -> Tensor:
+        return normalise(images, self.preprocessing, device=self.accelerator.device)
+
+    def _logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        with self.accelerator.autocast():
+            return logits_of(model(images))
+
+    def _training_mode(self) -> None:
+        """Training mode, except that batch norms keep their pre-trained statistics."""
+        self.wrapped.train()
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+    def _new_mixup(self, num_classes: int) -> Mixup | None:
+        if not (self.config.mixup or self.config.cutmix):
+            return None
+        return Mixup(
+            mixup_alpha=self.config.mixup,
+            cutmix_alpha=self.config.cutmix,
+            label_smoothing=self.config.label_smoothing,
+            num_classes=num_classes,
+        )
+
+    def _seed(self, epoch: int) -> None:
+        """All random streams of an epoch are a function of (seed, epoch, process): resumable."""
+        self.sampler.set_epoch(epoch)
+        entropy = (self.config.seed, epoch, self.accelerator.process_index)
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+
+    def _keep_best(self, accuracy: float) -> None:
+        self.progress.stale_epochs += 1
+        if accuracy > self.progress.best_accuracy:
+            self.progress.best_accuracy = accuracy
+            self.progress.best_epoch = self.progress.epoch
+            self.progress.stale_epochs = 0
+            if self.config.select == "best":
+                self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
+
+    def _is_stale(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and self.progress.stale_epochs >= patience
+
+    @torch.no_grad()
+    def _select(self) -> None:
+        """Put the weights of the reported epoch into the model."""
+        source: dict[str, Tensor] = {}
+        if self.config.select == "best" and self.best:
+            source = self.best
+        elif self.averager is not None:
+            source = self.averager.averages
+        for name, value in source.items():
+            self.parameters[name].copy_(value)
+
+    def _save(self, epoch: int) -> None:
+        is_last = epoch == self.config.epochs or self._is_stale()
+        due = epoch % self.config.checkpoint_every_epochs == 0 or is_last
+        if self.checkpoint_path is None or not due or not self.accelerator.is_main_process:
+            return
+        if self.averager is not None:
+            self.progress.num_averaged = self.averager.num_updates
+        scaler = self.accelerator.scaler
+        self.progress.scaler = {} if scaler is None else scaler.state_dict()
+        extra = {"average": self.averager.averages if self.averager else {}, "best": self.best}
+        save_checkpoint(
+            self.checkpoint_path, self.progress, self.parameters, self.raw_optimiser, extra
+        )
+
+    def _resume(self) -> None:
+        if self.checkpoint_path is None or not has_checkpoint(self.checkpoint_path):
+            return
+        self.progress, groups = load_checkpoint(
+            self.checkpoint_path, self.parameters, self.raw_optimiser
+        )
+        device = self.accelerator.device
+        self.best = {name: value.to(device) for name, value in groups.get("best", {}).items()}
+        if self.averager is not None:
+            self.averager.num_updates = self.progress.num_averaged
+            for name, value in groups.get("average", {}).items():
+                self.averager.averages[name].copy_(value)
+        if self.accelerator.scaler is not None and self.progress.scaler:
+            self.accelerator.scaler.load_state_dict(self.progress.scaler)
+        self._forget_metrics_after(self.progress.epoch)
+
+    def _record(self, row: dict[str, Any]) -> None:
+        if self.metrics_path is not None and self.accelerator.is_main_process:
+            with self.metrics_path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def _forget_metrics_after(self, epoch: int) -> None:
+        """Drop lines of epochs that the checkpoint does not have: they are run again."""
+        if self.metrics_path is None or not self.metrics_path.is_file():
+            return
+        if self.accelerator.is_main_process:
+            lines = self.metrics_path.read_text().splitlines(keepends=True)
+            self.metrics_path.write_text("".join(lines[:epoch]))
+
+
+@contextmanager
+def inference_weights(model: PeftModel) -> Iterator[None]:
+    """Within: eval mode, no gradients, and adapters merged where that is exactly reversible.
+
+    vitune's layers put the very tensors back; PEFT's own subtract what they added, which drifts,
+    so a model that has any of those is evaluated un-merged.
+    """
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    exact = bool(layers) and all(isinstance(m, MethodLayer) and m.mergeable for m in layers)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            if exact:
+                model.merge_adapter()
+            yield
+    finally:
+        if exact:
+            model.unmerge_adapter()
+        model.train(was_training)

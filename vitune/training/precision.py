@@ -1,0 +1,27 @@
+"""Which number format a run computes in."""
+
+from __future__ import annotations
+
+import torch
+
+BF16_WIDTH = 384
+
+
+def resolve_precision(asked: str, device_type: str, width: int) -> str:
+    """"fp32", "bf16" or "fp16" for a device and a network of `width` features.
+
+    "auto" is bf16 on a GPU that has it, else fp16 there; on a CPU bf16 where the processor has
+    instructions for it and the network is at least BF16_WIDTH wide (below that casting costs more
+    than it saves), else fp32.
+    """
+    if asked != "auto":
+        return asked
+    if device_type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if width >= BF16_WIDTH and cpu_has_bf16() else "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bf16 in hardware (AVX-512 BF16 or AMX)."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
