@@ -1,1 +1,68 @@
-"""vitune: adapt a pre-trained Vision Transformer to your own images."""
+"""vitune: adapt a pre-trained Vision Transformer to your own images.
+
+Importing it registers vitune's methods with PEFT, so that `get_peft_model(model, RLRRConfig())`,
+`PeftModel.from_pretrained` and PEFT's other verbs know them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitune import analysis as analysis
+    from vitune.adapters import attach as attach
+    from vitune.adapters import load_adapter as load_adapter
+    from vitune.adapters import save_adapter as save_adapter
+    from vitune.backbones import Backbone as Backbone
+    from vitune.backbones import load_backbone as load_backbone
+    from vitune.data import load_splits as load_splits
+    from vitune.errors import VituneError as VituneError
+    from vitune.inference import evaluate as evaluate
+    from vitune.inference import load_run as load_run
+    from vitune.inference import predict as predict
+    from vitune.methods.bitfit import BitFitConfig as BitFitConfig
+    from vitune.methods.rlrr import RLRRConfig as RLRRConfig
+    from vitune.training import TrainConfig as TrainConfig
+    from vitune.training import fit as fit
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "vitune.adapters": ("attach", "load_adapter", "save_adapter"),
+    "vitune.backbones": ("Backbone", "load_backbone"),
+    "vitune.data": ("load_splits",),
+    "vitune.errors": ("VituneError",),
+    "vitune.inference": ("evaluate", "load_run", "predict"),
+    "vitune.training": ("TrainConfig", "fit"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [*_HOME_OF, "analysis"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its room at first use: `import vitune` stays light."""
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(_HOME_OF[name]), name)
+    if name == "analysis":
+        return importlib.import_module("vitune.analysis")
+    if name.endswith("Config"):
+        methods = importlib.import_module("vitune.methods")
+        for method in methods.OWN.values():
+            if method.config_class.__name__ == name:
+                return method.config_class
+    raise AttributeError(f"module 'vitune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    methods = importlib.import_module("vitune.methods")
+    configs = [method.config_class.__name__ for method in methods.OWN.values()]
+    return sorted([*globals(), *__all__, *configs])
+
+
+if Path(sys.argv[0]).name != "vitune":
+    # The command line answers --help without PyTorch; its verbs import what they use.
+    importlib.import_module("vitune.methods")

@@ -67,11 +67,7 @@ class RunFolder:
                     f"--resume: got {str(path)!r} without config.yaml, expected a run folder."
                 )
             return folder
-        if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
-            raise AdapterError(
-                f"--out: got {str(path)!r}, which exists, expected a new folder. "
-                "Continue it with --resume, or choose another name."
-            )
+        require_new_folder(path, hint="Continue it with --resume, or choose another name.")
         folder.path.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -102,3 +98,16 @@ class RunFolder:
             return {}
         summary: dict[str, Any] = json.loads(self.summary.read_text())
         return summary
+
+
+def require_new_folder(path: str | Path, *, hint: str = "Choose another name.") -> None:
+    """Refuse a path where something already is: nothing of the user's is ever overwritten.
+
+    Raises:
+        AdapterError: `path` is a file or a folder that is not empty.
+    """
+    folder = Path(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise AdapterError(
+            f"--out: got {str(path)!r}, which exists, expected a new folder. {hint}"
+        )

@@ -145,17 +145,16 @@ def test_a_cache_folder_that_cannot_be(
         load_pictures(records, Decoding(preprocessing), CacheSettings(0, tmp_path / "file"))
 
 
-def test_progress_counts_every_image(records: list[Record], preprocessing: Preprocessing) -> None:
-    for budget in (1, 0):
-        calls: list[tuple[int, int]] = []
-        settings = CacheSettings(
-            memory_budget_mib=budget, on_progress=lambda *call: calls.append(call)
-        )
-        load_pictures(records, Decoding(preprocessing), settings)
-        assert calls == [(n, 30) for n in range(1, 31)]
-    calls.clear()
+@pytest.mark.parametrize("budget", [0, 1])
+def test_progress_counts_every_image(
+    records: list[Record], preprocessing: Preprocessing, budget: int
+) -> None:
+    calls: list[tuple[int, int]] = []
+    settings = CacheSettings(budget, on_progress=lambda *call: calls.append(call))
     load_pictures(records, Decoding(preprocessing), settings)
-    assert calls == [(30, 30)]
+    assert calls == [(n, 30) for n in range(1, 31)]
+    load_pictures(records, Decoding(preprocessing), settings)
+    assert calls[30:] == ([(30, 30)] if budget == 0 else calls[:30])
 
 
 def test_settings_and_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_bombs_are_refused_by_their_header(
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", never)
     bomb = _png_header(tmp_path / "bomb.png", 20_000, 10_000)
-    with pytest.raises(DataError, match=r"bomb.png': got over 178 megapixels, expected at most 100"):
+    with pytest.raises(DataError, match=r"bomb.png': got over 178 megapixels, expected"):
         decode_image(bomb, Decoding(preprocessing))
     large = _png_header(tmp_path / "large.png", 12_000, 10_000)
     with quiet_pillow(), pytest.raises(DataError, match=r"got 120.0 megapixels, expected at most"):

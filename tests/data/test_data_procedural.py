@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from vitune.data import open_source
+from vitune.data.drawing import Canvas
 from vitune.data.procedural import TASKS, Scene
 
 CLASSES = {"count": 8, "distance": 6, "location": 16, "orientation": 16, "azimuth": 18}
@@ -60,3 +61,28 @@ def test_location_is_where_the_label_says() -> None:
         away = np.abs(scene - np.median(scene, axis=(0, 1))).sum(2)
         centre = np.median((away > 0.6 * away.max()).nonzero()[1]) / 64
         assert centre == pytest.approx(0.12 + 0.76 * (label + 0.5) / 16, abs=0.12)
+
+
+def test_orientation_is_where_the_label_says() -> None:
+    for label, direction in ((0, (1, 0)), (4, (0, -1)), (8, (-1, 0)), (12, (0, 1))):
+        rng = np.random.default_rng(3)
+        canvas = Canvas(64, 64, rng)
+        start = canvas.image.copy()
+        TASKS["orientation"].draw(canvas, label)
+        ys, xs = (np.abs(canvas.image - start).sum(2) > 0.2).nonzero()
+        to_border = {
+            (1, 0): xs.max(), (-1, 0): 64 - xs.min(), (0, 1): ys.max(), (0, -1): 64 - ys.min()
+        }
+        spread = {(1, 0): 64 - xs.min(), (-1, 0): xs.max(), (0, 1): 64 - ys.min(), (0, -1): ys.max()}
+        assert len(xs) > 100 and to_border[direction] + spread[direction] > 64
+
+
+def test_count_draws_that_many_shapes() -> None:
+    from scipy.ndimage import label as connected
+
+    for wanted in range(8):
+        canvas = Canvas(256, 256, np.random.default_rng(wanted))
+        start = canvas.image.copy()
+        TASKS["count"].draw(canvas, wanted)
+        _, found = connected(np.abs(canvas.image - start).sum(2) > 0.1)
+        assert found == wanted + 1

@@ -1,11 +1,11 @@
 """The SVD view of an adaptation, and what it kept of the base; for any method.
 
-`spectrum(model)` measures the weights, `retention(model, images)` the features, and
+`spectrum(model)` measures the weights, `measure_retention(model, images)` the features, and
 `write_spectrum` puts both into files and plots.
 """
 
 from vitune.analysis.pairs import WeightPair, WeightPairs, weight_pairs
-from vitune.analysis.retention import BlockRetention, Retention, retention
+from vitune.analysis.retention import BlockRetention, Retention, measure_retention
 from vitune.analysis.similarity import linear_cka
 from vitune.analysis.spectrum_files import write_spectrum
 from vitune.analysis.spectrum_report import ChangedWeight, RoleSummary, SpectrumReport, spectrum
@@ -22,7 +22,7 @@ __all__ = [
     "WeightPairs",
     "compare_weights",
     "linear_cka",
-    "retention",
+    "measure_retention",
     "spectrum",
     "weight_pairs",
     "write_spectrum",

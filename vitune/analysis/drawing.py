@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,11 +12,12 @@ RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00",
 """Okabe and Ito's colours, told apart with every kind of colour vision; yellow is left out."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DEPTH_COLOURS = "viridis"
-HEAT_COLOURS = "cividis"
+HEAT_COLOURS = "YlGnBu"
 BASE_COLOUR = "#B5B5B5"
 INK, FAINT = "#222222", "#DDDDDD"
 DPI = 130
+LETTERS_PER_INCH = 8.5
+"""How many bold letters of a heading fit an inch."""
 
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -61,8 +63,9 @@ def png(figure: Any) -> bytes:
 
 
 def heading(figure: Any, title: str) -> None:
-    """What one sees, over the whole figure, flush left."""
-    figure.suptitle(title, x=0.01, ha="left")
+    """What one sees, over the whole figure, flush left and broken where it would not fit."""
+    letters = int(figure.get_figwidth() * LETTERS_PER_INCH)
+    figure.suptitle(textwrap.fill(title, letters), x=0.01, ha="left")
 
 
 def run_style(index: int) -> dict[str, Any]:
@@ -72,6 +75,16 @@ def run_style(index: int) -> dict[str, Any]:
         "color": RUN_COLOURS[index % count],
         "marker": MARKERS[(index + index // count) % len(MARKERS)],
     }
+
+
+def depth_colours(deepest: int) -> Any:
+    """Viridis without its palest end, from block 0 to the deepest; `to_rgba(block)` and a bar."""
+    import matplotlib
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    shades = matplotlib.colormaps["viridis"]([0.9 * step / 255 for step in range(256)])
+    return ScalarMappable(Normalize(0, max(deepest, 1)), ListedColormap(shades))
 
 
 def readable_on(colour: Sequence[float]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vitune.analysis.blocks import block_names
 from vitune.backbones.sites import find_sites, head_name
 from vitune.backbones.structure import WRAPPED, root_prefix
 from vitune.errors import VituneError
@@ -40,10 +41,9 @@ def recording(network: nn.Module, with_head: bool) -> Iterator[Callable[[Tensor]
     from_token = has_class_token(network)
     found: Features = {}
     handles = []
-    for name in _block_names(network):
+    for name in block_names(network, find_sites(network)):
         block = network.get_submodule(name)
         channels_first = any(isinstance(module, nn.Conv2d) for module in block.modules())
-
         keep = partial(_keep, found, _clean(network, name), from_token, channels_first)
         handles.append(block.register_forward_hook(keep))
     head = head_name(network) if with_head else None
@@ -67,20 +67,6 @@ def recording(network: nn.Module, with_head: bool) -> Iterator[Callable[[Tensor]
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _block_names(network: nn.Module) -> list[str]:
-    """The blocks; of a convolutional network, the modules around its convolutions."""
-    sites = find_sites(network)
-    blocks = [site.name for site in sites if site.role == "block"]
-    if blocks:
-        return blocks
-    around = dict.fromkeys(site.name.rpartition(".")[0] for site in sites if site.role == "conv")
-    return [
-        name
-        for name in around
-        if name and not isinstance(network.get_submodule(name), nn.Sequential)
-    ]
 
 
 def _keep(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitune.analysis.blocks import block_names, depth_of
 from vitune.backbones.sites import Site, find_sites, head_names
 from vitune.errors import AdapterError, BackboneError
 
@@ -170,11 +171,12 @@ def _changed(
     old = {name: p for name, p in base.named_parameters() if not name.startswith(heads)}
     new = {name: p for name, p in tuned.named_parameters() if not name.startswith(heads)}
     _check_same(old, new)
+    blocks = block_names(base, sites)
     pairs, num_unchanged = [], 0
     for name, after in new.items():
         before = old[name] if name in old else _neutral(name, after)
         owner = tuned.get_submodule(name.rpartition(".")[0])
-        for pair in _pairs_of(name, owner, sites, before.detach(), after.detach()):
+        for pair in _pairs_of(name, owner, sites, blocks, before.detach(), after.detach()):
             if not torch.equal(pair.before.double(), pair.after.double()):
                 pairs.append(pair)
             elif pair.is_matrix:
@@ -200,13 +202,17 @@ def _neutral(name: str, after: Tensor) -> Tensor:
 
 
 def _pairs_of(
-    name: str, owner: nn.Module, sites: tuple[Site, ...], before: Tensor, after: Tensor
+    name: str,
+    owner: nn.Module,
+    sites: tuple[Site, ...],
+    blocks: list[str],
+    before: Tensor,
+    after: Tensor,
 ) -> Iterator[WeightPair]:
     """One pair for a parameter, or one for each part of a fused linear."""
     module, _, leaf = name.rpartition(".")
     site = next((s for s in sites if s.name == module and s.role != "block"), None)
-    around = (s for s in sites if s.role == "block" and module.startswith(f"{s.name}."))
-    block = site.block if site is not None else next((s.block for s in around), None)
+    block = depth_of(module, blocks)
     role = OTHER if site is None else site.role
     shape = (before.shape[0], -1) if _is_matrix(owner, leaf) else (-1,)
     before, after = before.reshape(shape), after.reshape(shape)

@@ -63,7 +63,7 @@ class Retention:
 
 
 @torch.no_grad()
-def retention(
+def measure_retention(
     model: nn.Module,
     images: Iterable[Tensor],
     *,

@@ -45,8 +45,11 @@ def cka_plot(retentions: Mapping[str, Retention]) -> bytes:
         axes.set_ylim(top=1 + 0.03 * (1 - axes.get_ylim()[0]))
         if len(retentions) > 1:
             axes.legend(loc="lower left")
-        least = min(last, key=last.__getitem__)
-        heading(figure, f"{least}: CKA {last[least]:.2f} with the base after the last block")
+        least, most = min(last, key=lambda name: last[name]), max(last, key=lambda name: last[name])
+        span = f"{last[least]:.2f} ({least})"
+        if len(last) > 1:
+            span += f" to {last[most]:.2f} ({most})"
+        heading(figure, f"Features after the last block: CKA with the base {span}")
         return png(figure)
 
 
@@ -81,8 +84,8 @@ def tradeoff_plot(drifts: Mapping[str, float], accuracies: Mapping[str, float]) 
         close = min(names, key=lambda name: drifts[name])
         heading(
             figure,
-            f"Most accurate: {best} ({100 * accuracies[best]:.1f} %), "
-            f"nearest to the base: {close} ({drifts[close]:.2g}°)",
+            f"{best} is most accurate ({100 * accuracies[best]:.1f} %), "
+            f"{close} drifts least ({drifts[close]:.2g}°)",
         )
         _name_dots(figure, axes, points)
         return png(figure)

@@ -158,12 +158,14 @@ def _json(values: Any) -> str:
 
 
 _TRADEOFF = (
-    f"Accuracy against subspace drift: the mean angle by which the top-{DRIFT_K} singular subspaces "
-    "of all weights turned. Up is better adapted, left is nearer to the pre-trained network."
+    "Accuracy against subspace drift: the mean angle by which the "
+    f"top-{DRIFT_K} singular subspaces of all weights turned. Up is better adapted, left is nearer "
+    "to the pre-trained network."
 )
 _HEAT = (
     "Left: relative change of every adapted weight. Right: mean principal angle between its "
-    f"top-{DRIFT_K} left and right singular subspaces before and after. Empty fields did not change."
+    f"top-{DRIFT_K} left and right singular subspaces before and after. Hatched fields did not "
+    "change."
 )
 _SPECTRA = (
     "Singular values of every adapted weight, largest first, coloured by depth over the base in "

@@ -8,8 +8,8 @@ from typing import Any
 
 from vitune.analysis.drawing import (
     BASE_COLOUR,
-    DEPTH_COLOURS,
     HEAT_COLOURS,
+    depth_colours,
     heading,
     new_figure,
     png,
@@ -24,8 +24,11 @@ from vitune.analysis.spectrum_report import (
 from vitune.analysis.weight_change import WeightChange
 from vitune.errors import VituneError
 
-OUTSIDE = "–"
+OUTSIDE = "outside"
 """Label of what stands in no block: patch embedding, reductions between stages."""
+
+SMALLEST = 0.03
+"""Part of the largest singular value below which changes are not drawn."""
 
 Figure = Callable[[ChangedWeight], float | None]
 
@@ -33,8 +36,7 @@ Figure = Callable[[ChangedWeight], float | None]
 def spectra_plot(name: str, report: SpectrumReport) -> bytes:
     """Singular values before and after, and their change in per cent; a column a role.
 
-    Values below a thousandth of the largest are left out of the change: near zero, per cents mean
-    nothing.
+    Values below 3 % of the largest are left out of the change: near zero, per cents mean nothing.
 
     Raises:
         VituneError: no matrix changed.
@@ -44,15 +46,16 @@ def spectra_plot(name: str, report: SpectrumReport) -> bytes:
     with new_figure(max(6.0, 2.1 * len(roles) + 1.2), 5.0) as figure:
         axes = figure.subplots(2, len(roles), squeeze=False, sharex="col", sharey="row")
         depths = [weight.block for weight in matrices if weight.block is not None]
-        colours = _depth_colours(max(depths, default=0))
+        colours = depth_colours(max(depths, default=0))
         for (upper, lower), role in zip(axes.T, roles, strict=True):
             for weight in (weight for weight in matrices if weight.role == role):
                 colour = "black" if weight.block is None else colours.to_rgba(weight.block)
                 _draw_spectrum(upper, lower, weight, colour)
             upper.set_title(role, fontweight="bold")
-            upper.set_ylim(bottom=0)
             lower.axhline(0, color="#888888", linewidth=0.8)
             lower.set_xlabel("number of the value")
+        axes[0, 0].set_yscale("log")
+        axes[0, 0].set_ylim(bottom=SMALLEST / 10 * axes[0, 0].get_ylim()[1])
         axes[0, 0].set_ylabel("singular value (grey: base)")
         axes[1, 0].set_ylabel("change against the base, %")
         axes[1, 0].yaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
@@ -60,9 +63,14 @@ def spectra_plot(name: str, report: SpectrumReport) -> bytes:
             bar = figure.colorbar(colours, ax=axes, label="block", pad=0.01, aspect=40)
             bar.outline.set_visible(False)
             bar.ax.yaxis.get_major_locator().set_params(integer=True)
-        most = max(matrices, key=lambda weight: weight.relative_deviation or 0)
-        change = 100 * (_distortion(most) or 0)
-        heading(figure, f"{name}: the spectrum of {_place(most)} moves by {change:.2g} %")
+        most = max(matrices, key=lambda weight: _distortion(weight) or -1)
+        distortion = _distortion(most)
+        heading(
+            figure,
+            f"{name}: leading singular values before and after"
+            if distortion is None
+            else f"{name}: the spectrum of {_place(most)} moves most, by {100 * distortion:.2g} %",
+        )
         return png(figure)
 
 
@@ -75,7 +83,7 @@ def heat_maps(
 ) -> bytes:
     """Block x role: relative deviation in per cent, and mean top-8 principal angle in degrees.
 
-    An empty field is a weight that did not change or that the role does not have there.
+    A hatched field is a weight that did not change or that the role does not have there.
 
     Args:
         most_percent: upper end of the first colour scale, so that runs can be laid side by side;
@@ -99,7 +107,9 @@ def heat_maps(
             bar = figure.colorbar(drawn, ax=axes, label=unit, pad=0.02, aspect=30)
             bar.outline.set_visible(False)
             axes.set_title(title)
-            axes.set_xticks(range(len(roles)), roles, rotation=35, ha="right")
+            axes.set_xticks(
+                range(len(roles)), roles, rotation=35, ha="right", rotation_mode="anchor"
+            )
             axes.set_yticks(range(len(blocks)), [str(block) for block in blocks])
         left.set_ylabel("block")
         most = max(matrices, key=lambda weight: weight.relative_deviation or 0)
@@ -149,13 +159,6 @@ def _mean(matrices: Sequence[ChangedWeight], role: str, block: int | str, value:
     return math.fsum(known) / len(known) if known else math.nan
 
 
-def _depth_colours(deepest: int) -> Any:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    return ScalarMappable(Normalize(0, max(deepest, 1)), DEPTH_COLOURS)
-
-
 def _draw_spectrum(upper: Any, lower: Any, weight: ChangedWeight, colour: Any) -> None:
     """σ' over σ in grey above, and σ' / σ − 1 in per cent below."""
     change = weight.change
@@ -163,7 +166,7 @@ def _draw_spectrum(upper: Any, lower: Any, weight: ChangedWeight, colour: Any) -
     numbers = range(1, len(change.values_before) + 1)
     upper.plot(numbers, change.values_before, color=BASE_COLOUR, linewidth=2.2, zorder=1)
     upper.plot(numbers, change.values_after, color=colour, linewidth=0.9, zorder=2)
-    smallest = 1e-3 * max(change.values_before)
+    smallest = SMALLEST * max(change.values_before)
     moved = [
         100 * (new / old - 1) if old > smallest else math.nan
         for old, new in zip(change.values_before, change.values_after, strict=True)
@@ -177,6 +180,7 @@ def _draw_grid(axes: Any, grid: list[list[float]], top: float | None) -> Any:
     if drawn.norm.vmax <= 0:
         drawn.norm.vmax = 1.0
     axes.grid(False)
+    axes.patch.set(hatch="////", facecolor="white", edgecolor="#E4E4E4", linewidth=0)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     for y, line in enumerate(grid):
@@ -189,4 +193,4 @@ def _draw_grid(axes: Any, grid: list[list[float]], top: float | None) -> Any:
 
 def _short(value: float) -> str:
     """Two digits: 0.034, 0.56, 7.1, 43."""
-    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"

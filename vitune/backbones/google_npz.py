@@ -35,7 +35,10 @@ def npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         BackboneError: the file is damaged, or holds pickled objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as stream:
+            arrays = np.load(stream, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ValueError("one array, not an archive of them")
             shapes = {name: arrays[name].shape for name in arrays.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise BackboneError(

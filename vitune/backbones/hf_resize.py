@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from typing import Any
 
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from vitune.backbones.pixels import model_image_size
+from vitune.backbones.pixels import interpolates_by_itself, model_image_size
 from vitune.backbones.tower import TowerClassifier
 from vitune.backbones.wording import one_line
 from vitune.errors import BackboneError
@@ -28,30 +27,21 @@ def at_image_size(model: nn.Module, size: tuple[int, int], name: str) -> nn.Modu
     if isinstance(model, TowerClassifier):
         return TowerClassifier(at_image_size(model.tower, size, name), model.head)
     config: Any = model.config
-    if _interpolates_by_itself(model):
+    if interpolates_by_itself(model):
         config.image_size = size[0] if size[0] == size[1] else size
         return model
     resized = copy.deepcopy(config)
     part = getattr(resized, "vision_config", resized)
-    part.image_size = size[0] if size[0] == size[1] else size
     try:
+        part.image_size = size[0] if size[0] == size[1] else size
         new = type(model)(resized)
         new.load_state_dict(_fitted(model, new, size))
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:
         raise BackboneError(
             f"image_size: got {size} for {name}, expected a size its architecture can be built "
             f"for. transformers answered: {one_line(error)}"
         ) from error
     return new
-
-
-def _interpolates_by_itself(model: nn.Module) -> bool:
-    """Whether the embeddings interpolate without being told to."""
-    for module in model.modules():
-        if hasattr(module, "interpolate_pos_encoding"):
-            asked = inspect.signature(module.forward).parameters
-            return "interpolate_pos_encoding" not in asked
-    return False
 
 
 def _fitted(model: nn.Module, new: nn.Module, size: tuple[int, int]) -> dict[str, Tensor]:

@@ -88,7 +88,7 @@ def _config(name: str, location: str) -> Any:
         config = AutoConfig.from_pretrained(location)
     except OSError as error:
         raise cannot_fetch(name, error) from error
-    except ValueError as error:
+    except Exception as error:
         raise BackboneError(
             f"backbone: got {name!r}, expected a model that transformers knows. "
             f"It answered: {one_line(error)}"
@@ -145,8 +145,12 @@ def _classifier(name: str, location: str, config: Any, request: Request) -> nn.M
 
 def _tower(name: str, location: str, config: Any, request: Request) -> nn.Module:
     from transformers import AutoModel
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES as TOWERS
 
-    return _loaded(AutoModel, name, location, getattr(config, "vision_config", config), request)
+    vision = getattr(config, "vision_config", config)
+    if vision.model_type not in TOWERS:
+        raise _not_a_vision_model(name, vision)
+    return _loaded(AutoModel, name, location, vision, request)
 
 
 def _loaded(auto: Any, name: str, location: str, config: Any, request: Request) -> nn.Module:
@@ -164,8 +168,11 @@ def _loaded(auto: Any, name: str, location: str, config: Any, request: Request) 
             model, info = auto.from_config(config), {}
     except OSError as error:
         raise cannot_fetch(name, error) from error
-    except ValueError as error:
-        raise _not_a_vision_model(name, config) from error
+    except Exception as error:
+        raise BackboneError(
+            f"backbone: got {name!r}, expected weights that transformers can load. "
+            f"It answered: {one_line(error)}"
+        ) from error
     if model.main_input_name != "pixel_values":
         raise _not_a_vision_model(name, config)
     heads = tuple(f"{head}." for head in head_names(model))

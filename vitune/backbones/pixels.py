@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,8 @@ def preprocessing_of(model: nn.Module, image_size: tuple[int, int] | None = None
             f"preprocessing: got {type(root).__name__} without a configuration, expected a timm "
             f"or transformers network. Load it with vitune.load_backbone, or give a Preprocessing."
         )
-    return hf_preprocessing(location, config, image_size)[0]
+    own = None if interpolates_by_itself(root) else model_image_size(config)
+    return hf_preprocessing(location, config, image_size or own)[0]
 
 
 def timm_preprocessing(model: nn.Module, image_size: tuple[int, int] | None) -> Preprocessing:
@@ -94,6 +96,15 @@ def model_image_size(config: Any) -> tuple[int, int] | None:
     if isinstance(size, int):
         return size, size
     return None if size is None else (int(size[0]), int(size[1]))
+
+
+def interpolates_by_itself(model: nn.Module) -> bool:
+    """Whether a transformers model takes any image size without being told to interpolate."""
+    for module in model.modules():
+        if hasattr(module, "interpolate_pos_encoding"):
+            asked = inspect.signature(module.forward).parameters
+            return "interpolate_pos_encoding" not in asked
+    return False
 
 
 def _from_processor(

@@ -14,6 +14,7 @@ from vitune.backbones.backbone import (
     build_from_file,
     check_image_size,
 )
+from vitune.backbones.bundled import bundled_names
 from vitune.backbones.heads import num_outputs, zero_heads
 from vitune.backbones.pixels import timm_preprocessing
 from vitune.backbones.wording import cannot_fetch, one_line
@@ -61,11 +62,12 @@ def timm_native_size(model: nn.Module) -> tuple[int, int]:
 def _check_name(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
+        known = [*timm.list_models(), *bundled_names()]
         raise BackboneError(
             f"backbone: got {name!r}, expected a timm name, hf:ORG/NAME, torchvision:NAME, "
-            f"vitune/NAME or ARCHITECTURE@FILE. {nearest(architecture, timm.list_models())}"
+            f"vitune/NAME or ARCHITECTURE@FILE. {nearest(name, known)}"
         )
-    tags = [known for known in timm.list_pretrained(f"{architecture}.*")]
+    tags = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tags:
         raise BackboneError(
             f"backbone: got {name!r}, expected a tag that timm has for {architecture}. "

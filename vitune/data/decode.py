@@ -19,7 +19,7 @@ from vitune.preprocessing import Preprocessing
 MAX_MEGAPIXELS = 100.0
 
 _PILLOW_LIMIT = 178.0
-_FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,

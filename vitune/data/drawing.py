@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,35 +16,57 @@ Colour = npt.NDArray[np.floating]
 _CONTRAST = 0.45
 
 
-class Canvas:
+class Area:
+    """A rectangle of a picture to paint on: pixel centres in canvas units, and the pixels.
+
+    Shapes:
+        x, y: (height, width) float32.
+        image: (height, width, 3) float32, a view of the whole picture.
+    """
+
+    def __init__(self, x: Plane, y: Plane, image: Plane, sharpness: float) -> None:
+        self.x, self.y, self.image, self.sharpness = x, y, image, sharpness
+
+    def paint(self, distance: Plane, colour: Colour | Plane) -> None:
+        """Fill where the signed distance (canvas units, negative inside) says so."""
+        cover = np.clip(0.5 - distance * self.sharpness, 0, 1)[..., None]
+        self.image += cover * (colour - self.image)
+
+
+class Canvas(Area):
     """A picture in [0, 1] whose corners are (0, 0) top left and (1, 1) bottom right.
 
     Args:
         height: pixels.
         width: pixels.
         rng: decides the background, the colours asked for and the noise at the end.
-
-    Shapes:
-        image: (height, width, 3) float32; x, y: (height, width), pixel centres.
     """
 
     def __init__(self, height: int, width: int, rng: np.random.Generator) -> None:
         ys = (np.arange(height, dtype=np.float32) + 0.5) / height
         xs = (np.arange(width, dtype=np.float32) + 0.5) / width
-        self.y, self.x = (np.ascontiguousarray(g) for g in np.meshgrid(ys, xs, indexing="ij"))
+        y, x = np.meshgrid(ys, xs, indexing="ij")
         self.rng = rng
-        self.sharpness = float(min(height, width))
         self.base = rng.uniform(0.1, 0.9, 3).astype(np.float32)
-        self.image = np.broadcast_to(self.base, (height, width, 3)).copy()
+        image = np.broadcast_to(self.base, (height, width, 3)).copy()
+        super().__init__(x, y, image, float(min(height, width)))
+
+    def around(self, x: float, y: float, reach: float) -> Area:
+        """The part within `reach` of (x, y), and a pixel more: what a small shape can touch."""
+        height, width = self.x.shape
+        top, bottom = _pixels(y - reach, y + reach, height)
+        left, right = _pixels(x - reach, x + reach, width)
+        part = (slice(top, bottom), slice(left, right))
+        return Area(self.x[part], self.y[part], self.image[part], self.sharpness)
 
     def shade_background(self) -> None:
         """Lay a slope and a slow wave of random direction and strength over the background."""
-        slope = self.rng.uniform(-0.12, 0.12, 2)
+        slope = self.rng.uniform(-0.12, 0.12, 2).tolist()
         tilt = slope[0] * (self.x - 0.5) + slope[1] * (self.y - 0.5)
-        waves = self.rng.uniform(2, 14, 2)
-        phase, strength = self.rng.uniform(0, 6.28), self.rng.uniform(0, 0.08)
+        waves = self.rng.uniform(2, 14, 2).tolist()
+        phase, strength = self.rng.uniform((0, 0), (6.28, 0.08)).tolist()
         ripple = strength * np.sin(waves[0] * self.x + waves[1] * self.y + phase)
-        self.image += (tilt + ripple)[..., None].astype(np.float32)
+        self.image += (tilt + ripple)[..., None]
 
     def colour(self) -> Colour:
         """A random colour that stands out from the background."""
@@ -52,25 +75,21 @@ class Canvas:
             if np.linalg.norm(candidate - self.base) >= _CONTRAST:
                 return candidate
 
-    def paint(self, distance: Plane, colour: Colour | Plane) -> None:
-        """Fill where the signed distance (canvas units, negative inside) says so."""
-        cover = np.clip(0.5 - distance * self.sharpness, 0, 1)[..., None]
-        self.image += cover * (colour - self.image)
-
     def finished(self) -> Pixels:
         """The picture with sensor noise and an exposure of its own, as uint8."""
-        noise_level, exposure = self.rng.uniform((0.01, 0.85), (0.05, 1.1))
-        exposed = (self.image + self.rng.normal(0, noise_level, self.image.shape)) * exposure
+        noise_level, exposure = self.rng.uniform((0.01, 0.85), (0.05, 1.1)).tolist()
+        noise = self.rng.standard_normal(self.image.shape, dtype=np.float32)
+        exposed = (self.image + noise_level * noise) * exposure
         return np.round(np.clip(exposed, 0, 1) * 255).astype(np.uint8)
 
 
-def disc(canvas: Canvas, x: float, y: float, radius: float) -> Plane:
+def disc(area: Area, x: float, y: float, radius: float) -> Plane:
     """Signed distance to a disc, |p - (x, y)| - radius."""
-    return np.hypot(canvas.x - x, canvas.y - y) - radius
+    return np.hypot(area.x - float(x), area.y - float(y)) - float(radius)
 
 
 def polygon(
-    canvas: Canvas,
+    area: Area,
     x: float,
     y: float,
     corners: Sequence[tuple[float, float]],
@@ -80,21 +99,22 @@ def polygon(
     """Signed distance (exact inside, a bound outside) to a convex polygon: its farthest edge line.
 
     Args:
-        canvas: gives the grid.
+        area: gives the grid.
         x: of the polygon's origin, canvas units.
         y: of the polygon's origin, canvas units.
         corners: in the polygon's own units, anticlockwise with the y axis upwards.
         scale: canvas units in one of the polygon's.
         angle: radians, anticlockwise as seen.
     """
-    cos, sin = np.cos(angle), np.sin(angle)
-    right, up = canvas.x - x, y - canvas.y
+    cos, sin = math.cos(angle), math.sin(angle)
+    right, up = area.x - float(x), float(y) - area.y
     own_x, own_y = right * cos + up * sin, up * cos - right * sin
-    distance = np.full_like(canvas.x, -np.inf)
+    distance = np.full_like(area.x, -np.inf)
     for (ax, ay), (bx, by) in zip(corners, [*corners[1:], corners[0]], strict=True):
-        length = np.hypot(bx - ax, by - ay)
+        length = math.hypot(bx - ax, by - ay)
         normal_x, normal_y = (by - ay) / length, (ax - bx) / length
-        edge = (own_x - scale * ax) * normal_x + (own_y - scale * ay) * normal_y
+        edge = own_x * normal_x + own_y * normal_y
+        edge -= float(scale) * (ax * normal_x + ay * normal_y)
         np.maximum(distance, edge, out=distance)
     return distance
 
@@ -110,10 +130,17 @@ def shaded_sphere(
     centre: tuple[float, float],
     radius: float,
     colour: Colour,
-    light: npt.NDArray[np.float64],
+    light: Sequence[float],
 ) -> None:
     """Paint a sphere lit from `light` (x right, y down, z towards the eye): ambient + Lambert."""
-    x, y = (canvas.x - centre[0]) / radius, (canvas.y - centre[1]) / radius
+    area = canvas.around(*centre, radius)
+    x, y = (area.x - float(centre[0])) / float(radius), (area.y - float(centre[1])) / float(radius)
     z = np.sqrt(np.clip(1 - x * x - y * y, 0, 1))
     lit = 0.35 + 0.65 * np.clip(x * light[0] + y * light[1] + z * light[2], 0, 1)
-    canvas.paint(disc(canvas, *centre, radius), lit[..., None].astype(np.float32) * colour)
+    area.paint(disc(area, *centre, radius), lit[..., None] * colour)
+
+
+def _pixels(low: float, high: float, length: int) -> tuple[int, int]:
+    """First and one past the last pixel between two places, with one to spare at each end."""
+    first = max(0, math.floor(low * length) - 1)
+    return first, max(first, min(length, math.ceil(high * length) + 1))

@@ -40,7 +40,7 @@ def draw_distance(canvas: Canvas, label: int) -> None:
     rng = canvas.rng
     horizon = rng.uniform(0.28, 0.38)
     canvas.base = np.clip(canvas.base + rng.uniform(-0.25, 0.25, 3), 0, 1).astype(np.float32)
-    canvas.paint((horizon - canvas.y).astype(np.float32), canvas.base)
+    canvas.paint(float(horizon) - canvas.y, canvas.base)
     nearest_at = _HORIZON_STEP ** (label + rng.uniform(0.05, 0.95))
     farther = nearest_at * rng.uniform(1.25, 3.0, rng.integers(0, 3))
     for distance in sorted([nearest_at, *farther], reverse=True):
@@ -57,12 +57,16 @@ def draw_location(canvas: Canvas, label: int) -> None:
 
 
 def draw_orientation(canvas: Canvas, label: int) -> None:
-    """One pointed shape; the label is the bin of its heading, anticlockwise from the right."""
+    """A body with a nose; the label is the bin of its heading, anticlockwise from the right."""
     rng = canvas.rng
     heading = 2 * np.pi * (label + rng.uniform(-0.4, 0.4)) / 16
-    x, y = rng.uniform(0.32, 0.68, 2)
+    x, y = rng.uniform(0.36, 0.64, 2)
     corners = _HEADINGS[rng.integers(len(_HEADINGS))]
-    canvas.paint(polygon(canvas, x, y, corners, rng.uniform(0.15, 0.26), heading), canvas.colour())
+    scale = rng.uniform(0.16, 0.27)
+    area = canvas.around(x, y, 1.5 * scale)
+    area.paint(polygon(area, x, y, corners, scale, heading), canvas.colour())
+    nose = (x + scale * np.cos(heading), y - scale * np.sin(heading))
+    area.paint(disc(area, *nose, 0.3 * scale), canvas.colour())
 
 
 def draw_azimuth(canvas: Canvas, label: int) -> None:
@@ -81,17 +85,18 @@ def draw_azimuth(canvas: Canvas, label: int) -> None:
     colour = canvas.colour()
     for ball in np.argsort(depth):
         place = (centre[0] + scale * side[ball], centre[1] - scale * height[ball])
-        shaded_sphere(canvas, place, scale * toy[ball, 3], colour, light)
+        shaded_sphere(canvas, place, scale * toy[ball, 3], colour, light.tolist())
 
 
 def _shape(canvas: Canvas, x: float, y: float, radius: float) -> None:
     """A disc, square or triangle of random angle and colour."""
     kind, angle = canvas.rng.integers(3), canvas.rng.uniform(0, 2 * np.pi)
+    area = canvas.around(x, y, 1.15 * radius)
     if kind == 0:
-        distance = disc(canvas, x, y, radius)
+        distance = disc(area, x, y, radius)
     else:
-        distance = polygon(canvas, x, y, regular(5 - int(kind)), 1.15 * radius, angle)
-    canvas.paint(distance, canvas.colour())
+        distance = polygon(area, x, y, regular(5 - int(kind)), 1.15 * radius, angle)
+    area.paint(distance, canvas.colour())
 
 
 def _toy(which: int) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -68,12 +67,6 @@ def evaluate(
         "mistakes": _mistakes(logits, labels, split),
         "content_hash": split.content_hash,
     }
-
-
-def evaluation_name(data: str, split: str) -> str:
-    """A file name for the evaluation of `data`: letters, digits, dots and dashes."""
-    stem = re.sub(r"[^A-Za-z0-9.]+", "-", data).strip("-.") or "data"
-    return stem if stem.endswith(split) else f"{stem}-{split}"
 
 
 def _scores(logits: Tensor, labels: Tensor, num_classes: int) -> dict[str, float]:

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from vitune.errors import VituneError, nearest
+from vitune.methods._combination import AdapterState as AdapterState
 from vitune.methods._registry import Method as Method
 from vitune.methods._registry import own_method, peft_methods
+from vitune.methods._rlrr_arithmetic import combine_states as combine_states
 from vitune.methods._tuner import MethodConfig as MethodConfig
 from vitune.methods._tuner import MethodLayer as MethodLayer
+from vitune.methods.adapter_plus import AdapterPlusConfig
+from vitune.methods.adaptformer import AdaptFormerConfig
+from vitune.methods.apla import APLAConfig
+from vitune.methods.arc import ARCAttentionConfig, ARCConfig
 from vitune.methods.bitfit import BitFitConfig
+from vitune.methods.fact import FacTTKConfig, FacTTTConfig
 from vitune.methods.full import FullConfig
+from vitune.methods.houlsby import HoulsbyConfig, PfeifferConfig
+from vitune.methods.hta import HTAConfig, SequentialHTAConfig
+from vitune.methods.layernorm import LayerNormConfig
 from vitune.methods.linear import LinearProbeConfig
+from vitune.methods.lora_mul import LoRAAddConfig, LoRAMulVPTAddConfig, VPTAddConfig
+from vitune.methods.partial import PartialConfig
 from vitune.methods.rlrr import RLRRConfig
+from vitune.methods.ssf import SSFConfig
+from vitune.methods.vpt import VPTDeepConfig, VPTShallowConfig
 
 OWN = {
     method.name: method
@@ -18,7 +32,26 @@ OWN = {
         own_method(LinearProbeConfig),
         own_method(FullConfig),
         own_method(BitFitConfig),
+        own_method(LayerNormConfig),
+        own_method(PartialConfig),
         own_method(RLRRConfig),
+        own_method(SSFConfig),
+        own_method(HTAConfig),
+        own_method(SequentialHTAConfig),
+        own_method(ARCConfig),
+        own_method(ARCAttentionConfig),
+        own_method(APLAConfig),
+        own_method(LoRAMulVPTAddConfig),
+        own_method(LoRAAddConfig),
+        own_method(VPTAddConfig),
+        own_method(FacTTTConfig),
+        own_method(FacTTKConfig),
+        own_method(AdaptFormerConfig),
+        own_method(AdapterPlusConfig),
+        own_method(HoulsbyConfig),
+        own_method(PfeifferConfig),
+        own_method(VPTShallowConfig),
+        own_method(VPTDeepConfig),
     )
 }
 """vitune's methods by name."""

@@ -28,7 +28,8 @@ class TrainedParameter(InPlaceLayer):
 
     def __init__(self, base_layer: nn.Module, site: Site, parameter_name: str) -> None:
         nn.Module.__init__(self)
-        self.value = nn.ParameterDict()
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ParameterDict())
         self.site, self.parameter_name = site, parameter_name
         self.configs, self.shared, self.merged_adapters = {}, {}, []
         self._owner = (base_layer,)
@@ -97,6 +98,7 @@ class InPlaceConfig(MethodConfig):
     """Base of the methods that train existing parameters; a subclass says which."""
 
     mergeable: ClassVar[bool] = True
+    exposes_delta: ClassVar[bool] = False
 
     @property
     def identity_at_init(self) -> bool:
@@ -114,7 +116,13 @@ class InPlaceConfig(MethodConfig):
         for module_name, parameter_name in list(self.trained(model)):
             if any(f"{module_name}.".startswith(f"{head}.") for head in heads):
                 continue
-            _trained_layer(model, module_name, parameter_name).add_adapter(adapter, self, None)
+            stand_in(model, module_name, parameter_name).add_adapter(adapter, self, None)
+
+
+def _outside(pairs: Iterable[tuple[str, str]], heads: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs whose module is not in one of `heads`, which are trained as wholes."""
+    kept = tuple(f"{head}." for head in heads)
+    return [pair for pair in pairs if not f"{pair[0]}.".startswith(kept)]
 
 
 def own_parameters(model: nn.Module) -> list[tuple[str, str]]:
@@ -130,7 +138,12 @@ def own_parameters(model: nn.Module) -> list[tuple[str, str]]:
     return found
 
 
-def _trained_layer(model: nn.Module, module_name: str, parameter_name: str) -> TrainedParameter:
+def stand_in(
+    model: nn.Module,
+    module_name: str,
+    parameter_name: str,
+    kind: type[Any] = TrainedParameter,
+) -> Any:
     """The layer that stands in for a parameter, put in place where there is none yet."""
     owner = model.get_submodule(module_name)
     slots: Any = getattr(owner, "parametrizations", None)
@@ -138,7 +151,7 @@ def _trained_layer(model: nn.Module, module_name: str, parameter_name: str) -> T
         layer: TrainedParameter = slots[parameter_name][0]
         return layer
     site = Site(module_name, "head" if not module_name else "block", None)
-    layer = TrainedParameter(owner, site, parameter_name)
+    layer = kind(owner, site, parameter_name)
     parametrize.register_parametrization(owner, parameter_name, layer, unsafe=True)
     _copy_like_any_module(type(owner))
     return layer

@@ -40,7 +40,7 @@ def choose_sites(
     wanted = expand_roles(roles)
     chosen = [site for site in sites if _site_roles(site) & wanted]
     found = {role for site in sites for role in _site_roles(site)}
-    missing = wanted - found
+    missing = {role for role in roles if not expand_roles([role]) & found}
     if not chosen or (named and missing):
         raise BackboneError(
             f"{by} roles: got {sorted(missing)!r}, expected roles of this backbone. "

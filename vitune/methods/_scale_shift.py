@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import timm.layers
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,6 +18,8 @@ from vitune.errors import BackboneError
 from vitune.methods._tuner import MethodLayer, Tensors
 
 INIT_STD = 0.02
+LAST_AXIS_NORMS = (nn.LayerNorm.forward, timm.layers.LayerNorm.forward)
+"""Forward passes that are `layer_norm` over the last axis; others are called as they are."""
 
 
 class ScaleShift(MethodLayer):
@@ -64,8 +67,12 @@ class ScaleShiftNorm(ScaleShift):
 
     def functional(self, x: Tensor, tensors: Tensors) -> Tensor:
         base = self.get_base_layer()
-        weight, bias = (None if t is None else t.to(x.dtype) for t in tensors.values())
-        return F.layer_norm(x, base.normalized_shape, weight, bias, base.eps)
+        dtype = x.dtype if base.weight is None else base.weight.dtype
+        weight, bias = (None if t is None else t.to(dtype) for t in tensors.values())
+        if type(base).forward in LAST_AXIS_NORMS:
+            return F.layer_norm(x, base.normalized_shape, weight, bias, base.eps)
+        values = {"weight": weight, "bias": bias}
+        return torch.func.functional_call(base, values, x)  # type: ignore[no-any-return,arg-type]
 
 
 class ScaleShiftLinear(ScaleShift):
@@ -77,7 +84,7 @@ class ScaleShiftLinear(ScaleShift):
 
     def adapted_forward(self, x: Tensor, adapter: str) -> Tensor:
         y = self.base_layer(x)  # (..., o)
-        return y * self.scale[adapter].to(y.dtype) + self.shift[adapter].to(y.dtype)
+        return (y * self.scale[adapter] + self.shift[adapter]).to(y.dtype)
 
 
 class ScaleShiftConv(ScaleShift):
@@ -90,8 +97,8 @@ class ScaleShiftConv(ScaleShift):
 
     def adapted_forward(self, x: Tensor, adapter: str) -> Tensor:
         y = self.base_layer(x)  # (b, c, h, w)
-        scale, shift = self.scale[adapter].to(y.dtype), self.shift[adapter].to(y.dtype)
-        return y * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
+        scale, shift = self.scale[adapter].view(-1, 1, 1), self.shift[adapter].view(-1, 1, 1)
+        return (y * scale + shift).to(y.dtype)
 
 
 def scale_shift_class(site: Site, module: nn.Module, method: str) -> type[ScaleShift]:

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from vitune.backbones.sites import Site, find_sites, head_name
 from vitune.errors import AdapterError, BackboneError
+from vitune.methods._combination import AdapterState, add_weighted
+from vitune.methods._in_projection import linear_view, place
 
 Tensors = dict[str, Tensor | None]
 DeltaNoise = Callable[[int | None, Tensor], Tensor]
@@ -94,6 +96,18 @@ class MethodConfig(PeftConfig):
         """
         return None
 
+    def combined(
+        self, states: Sequence[AdapterState], weights: Sequence[float], how: str, head: str
+    ) -> AdapterState:
+        """One adapter for Σ w_i · adapter_i, where the method has such arithmetic.
+
+        Raises:
+            AdapterError: it has none, or the adapters do not fit together.
+        """
+        raise AdapterError(
+            f"combine: got method {self.method!r}, expected one whose adapters can be added: rlrr."
+        )
+
     def prepare(self, model: nn.Module, adapter: str) -> None:
         """Change parameters in place before injection, for methods without layers of their own."""
 
@@ -161,7 +175,9 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         """Create the parameters of `adapter`, in at least float32, on the base layer's device."""
         self.configs[adapter] = config
         self.shared[adapter] = shared
-        reference = next(self.get_base_layer().parameters())
+        base = self.get_base_layer()
+        own = getattr(base, "weight", None)
+        reference = own if isinstance(own, Tensor) else next(base.parameters())
         dtype = torch.promote_types(reference.dtype, torch.float32)
         for name, value in self.new_buffers(config).items():
             getattr(self, name)[adapter] = value.to(reference.device)
@@ -187,6 +203,8 @@ class MethodLayer(nn.Module, BaseTunerLayer):
 
     def effective_tensors(self) -> Tensors:
         """Weight and bias that the layer acts with now, differentiable in the adapters."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
         tensors = self.base_tensors()
         if not self.disable_adapters and not self.merged:
             for adapter in self.adapters_here():
@@ -207,14 +225,19 @@ class MethodLayer(nn.Module, BaseTunerLayer):
     @property
     def weight(self) -> Tensor:
         """The effective weight: modules that read `.weight` themselves get the adapted one."""
-        weight = self.effective_tensors()["weight"]
+        weight = self._as_read("weight")
         assert weight is not None
         return weight
 
     @property
     def bias(self) -> Tensor | None:
         """The effective bias, None where there is none."""
-        return self.effective_tensors()["bias"]
+        return self._as_read("bias")
+
+    def _as_read(self, name: str) -> Tensor | None:
+        """An effective tensor in the dtype that the base layer's owner expects."""
+        tensor, weight = self.effective_tensors()[name], self.base_tensors().get("weight")
+        return tensor if tensor is None or weight is None else tensor.to(weight.dtype)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.disable_adapters and self.merged:
@@ -249,19 +272,34 @@ class MethodLayer(nn.Module, BaseTunerLayer):
             return
         if not self.mergeable:
             raise _unmergeable(self.configs[names[0]])
+        originals = self.base_tensors()
+        tensors = self.merged_tensors(names)
+        if safe_merge:
+            self.check_finite(tensors)
+        self._originals = self._originals or originals
+        self._install(tensors)
+        self.merged_adapters.extend(names)
+
+    def merged_tensors(self, names: Sequence[str]) -> Tensors:
+        """What merging `names` would put into the base layer, frozen and in its dtype."""
         originals = tensors = self.base_tensors()
         with torch.no_grad():
             for name in names:
                 tensors = self.adapt(tensors, name)
+        return {key: _frozen_like(value, originals) for key, value in tensors.items()}
+
+    def check_finite(self, tensors: Tensors) -> None:
+        """Refuse what a merge would write where it holds NaN or infinity.
+
+        Raises:
+            AdapterError: it does.
+        """
         for part, tensor in tensors.items():
-            if safe_merge and tensor is not None and not torch.isfinite(tensor).all():
+            if tensor is not None and not torch.isfinite(tensor).all():
                 raise AdapterError(
-                    f"safe merge: got a non-finite {part} in {self.site.name!r} from adapters "
-                    f"{names}, expected finite values. Nothing was merged into this layer."
+                    f"safe merge: got a non-finite {part} at {self.site.name!r}, expected finite "
+                    "values. Nothing was merged; train again with a lower learning rate."
                 )
-        self._originals = self._originals or originals
-        self._install({key: _frozen_like(value, originals) for key, value in tensors.items()})
-        self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
         """Put the very tensors back that `merge` replaced: the base is restored bit for bit."""
@@ -324,9 +362,9 @@ class SiteTuner(BaseTuner):
         if peft_config.target_modules is not None:
             sites = _restrict(sites, peft_config.target_modules)
         for site in sites:
-            module = self.model.get_submodule(site.name)
+            module = linear_view(self.model.get_submodule(site.name))
             if not isinstance(module, MethodLayer):
-                peft_config.layer_class(site, module)
+                _check_direct(site, peft_config.layer_class(site, module))
         self._sites = {site.name: site for site in sites}
         self._known_sites = known
         peft_config.target_modules = tuple(self._sites) or DUMMY_TARGET_MODULES
@@ -356,11 +394,12 @@ class SiteTuner(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         shared = self.shared_state[adapter_name] if adapter_name in self.shared_state else None
-        if isinstance(target, MethodLayer):
-            target.add_adapter(adapter_name, peft_config, shared)
+        module = linear_view(target)
+        if isinstance(module, MethodLayer):
+            module.add_adapter(adapter_name, peft_config, shared)
             return
         site = self._sites[current_key]
-        layer = peft_config.layer_class(site, target)(target, site)
+        layer = peft_config.layer_class(site, module)(module, site)
         layer.inner_sites = tuple(
             replace(inner, name=inner.name.removeprefix(f"{site.name}."))
             for inner in self._known_sites
@@ -370,7 +409,7 @@ class SiteTuner(BaseTuner):
         layer.train(target.training)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
-        setattr(parent, target_name, layer)
+        place(layer, target, target_name, parent)
 
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
@@ -391,9 +430,31 @@ class SiteTuner(BaseTuner):
                 raise _unmergeable(next(iter(module.configs.values())))
         super()._check_merge_allowed()
 
+    def merge_adapter(
+        self, adapter_names: list[str] | None = None, safe_merge: bool = False
+    ) -> None:
+        """Merge into the base layers; a safe merge looks at all of them before it writes to any.
+
+        Raises:
+            AdapterError: the method cannot be merged, or `safe_merge` found a non-finite value.
+        """
+        if safe_merge:
+            self._check_finite(adapter_names)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _check_finite(self, adapter_names: list[str] | None) -> None:
+        for module in self.model.modules():
+            if isinstance(module, MethodLayer) and module.mergeable:
+                names = module.active_adapters if adapter_names is None else adapter_names
+                new = set(names) & set(module.configs) - set(module.merged_adapters)
+                if new:
+                    module.check_finite(module.merged_tensors(sorted(new)))
+
     def _unload_and_optionally_merge(self, merge: bool = True, **options: Any) -> nn.Module:
         if merge:
             self._check_merge_allowed()
+            if options.get("safe_merge", False):
+                self._check_finite(options.get("adapter_names"))
             for module in self.model.modules():
                 if isinstance(module, InPlaceLayer):
                     module.merge(options.get("safe_merge", False), options.get("adapter_names"))
@@ -401,6 +462,23 @@ class SiteTuner(BaseTuner):
             if isinstance(module, InPlaceLayer):
                 module.detach_from_owner()
         return super()._unload_and_optionally_merge(merge=merge, **options)
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        how: str = "compose",
+        head: str = "auto",
+    ) -> None:
+        """Add Σ w_i · adapter_i as `adapter_name`, for methods that say what that means.
+
+        It is not made active. `how` and `head` are those of `vitune.methods.combine_states`.
+
+        Raises:
+            AdapterError: unknown or taken names, adapters that differ, or no such arithmetic.
+        """
+        add_weighted(self, adapters, weights, adapter_name, how, head)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget `adapter_name` with its shared state."""
@@ -440,6 +518,16 @@ def _restrict(sites: Sequence[Site], names: Sequence[str]) -> list[Site]:
     return [site for site in sites if site.name in names]
 
 
+def _check_direct(site: Site, layer_class: type[MethodLayer]) -> None:
+    """Refuse a layer that acts by its forward pass where the backbone would pass it over."""
+    if site.direct_weight and not layer_class.mergeable:
+        raise BackboneError(
+            f"{layer_class.__name__} at {site.name!r} ({site.role}): got an attention that reads "
+            "weights itself, expected a method that merges into weights. Choose another method, "
+            "or leave the role out with roles=..."
+        )
+
+
 def _unmergeable(config: MethodConfig) -> AdapterError:
     return AdapterError(
         f"merge: got method {config.method!r}, expected one that merges. "
@@ -449,8 +537,8 @@ def _unmergeable(config: MethodConfig) -> AdapterError:
 
 def _frozen_like(tensor: Tensor | None, originals: Tensors) -> nn.Parameter | None:
     """`tensor` as a frozen parameter in the base weight's dtype."""
+    if tensor is None or any(tensor is original for original in originals.values()):
+        return tensor  # type: ignore[return-value]
     reference = originals["weight"]
-    if tensor is None or isinstance(tensor, nn.Parameter):
-        return tensor
     dtype = tensor.dtype if reference is None else reference.dtype
     return nn.Parameter(tensor.detach().to(dtype), requires_grad=False)

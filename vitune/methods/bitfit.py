@@ -22,6 +22,7 @@ class BitFitConfig(InPlaceConfig):
     method = "bitfit"
     title = "BitFit"
     source = "BitFit, ACL 2022"
+    formula = "Σ out over every layer with a bias"
 
     def trained(self, model: nn.Module) -> Iterable[tuple[str, str]]:
         return [pair for pair in own_parameters(model) if pair[1] == "bias"]

@@ -23,6 +23,7 @@ class FullConfig(InPlaceConfig):
     method = "full"
     title = "Full fine-tuning"
     source = "common practice"
+    formula = "all"
 
     def trained(self, model: nn.Module) -> Iterable[tuple[str, str]]:
         return own_parameters(model)

@@ -20,6 +20,8 @@ class LinearProbeConfig(InPlaceConfig):
     method = "linear"
     title = "Linear probe"
     source = "common practice"
+    formula = "0"
+    exposes_delta = True
 
     def trained(self, model: nn.Module) -> Iterable[tuple[str, str]]:
         return ()

@@ -42,9 +42,8 @@ def number(value: float | None, digits: int = 4) -> str:
         return MISSING
     text = f"{value:.{digits}g}"
     mantissa, exponent_mark, exponent = text.partition("e")
-    if exponent_mark:
-        text = f"{mantissa}e{int(exponent)}"
-    return text.replace("-", MINUS)
+    mantissa = mantissa.replace("-", MINUS)
+    return f"{mantissa}e{int(exponent)}" if exponent_mark else mantissa
 
 
 def duration(seconds: float | None) -> str:

@@ -142,7 +142,7 @@ def _margins(names: Sequence[str], side: float) -> Margins:
     longest = max(map(text_width, names))
     if longest <= side:
         return Margins(14 + longest, 22.0, 0.0, False)
-    overhang = max(0.0, 0.65 * text_width(names[-1]) - side / 2)
+    overhang = max(0.0, 0.72 * text_width(names[-1]) - side / 2)
     return Margins(14 + longest, 14 + 0.77 * longest, overhang, True)
 
 

@@ -7,6 +7,7 @@ import math
 import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,12 @@ class Record:
         value = self.values.get(key)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise self._wrong(key, value, "a number")
-        return value if math.isfinite(value) else None
+        try:
+            return float(value) if math.isfinite(value) else None
+        except OverflowError:
+            raise self._wrong(key, value, "a number below 1e308") from None
 
     def share(self, key: str) -> float | None:
         """A number in [0, 1]."""
@@ -72,9 +76,9 @@ class Record:
     def listing(self, key: str) -> list[Any]:
         """A list; empty where absent."""
         value = self.values.get(key)
-        if value is not None and not isinstance(value, list):
+        if value is not None and not isinstance(value, list | tuple):
             raise self._wrong(key, value, "a list")
-        return value or []
+        return list(value or ())
 
     def records(self, key: str) -> Iterator[Record]:
         """The mappings of a list; none where absent."""
@@ -189,6 +193,6 @@ def _parsed(text: str, where: str, first_line: int) -> Any:
         line = first_line + problem.lineno - 1
         shown = text.split("\n")[problem.lineno - 1]
         reason = f"expected JSON ({problem.msg}, column {problem.colno})"
-    except RecursionError:
-        line, shown, reason = first_line, text, "expected JSON nested less deeply"
+    except (ValueError, RecursionError) as problem:
+        line, shown, reason = first_line, text, f"expected JSON ({problem})"
     raise VituneError(f"{where} line {line}: got {reprlib.repr(shown)}, {reason}.")

@@ -1,7 +1,23 @@
 """Training: `fit`, its settings and the loop. Nothing here can open a test split."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from vitune.training.config import TrainConfig as TrainConfig
 from vitune.training.config import read_yaml as read_yaml
-from vitune.training.fit import Trained as Trained
-from vitune.training.fit import fit as fit
 from vitune.training.observer import Observer as Observer
+
+if TYPE_CHECKING:
+    from vitune.training.fit import Trained as Trained
+    from vitune.training.fit import fit as fit
+
+
+def __getattr__(name: str) -> Any:
+    """`fit` and `Trained` need PyTorch; the settings alone, for --help, do not."""
+    if name in ("fit", "Trained"):
+        value = getattr(importlib.import_module("vitune.training.fit"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

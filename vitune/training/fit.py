@@ -66,6 +66,7 @@ def fit(
     out: str | Path | None = None,
     resume: bool = False,
     observer: Observer | None = None,
+    splits: Splits | None = None,
     **settings: Any,
 ) -> Trained:
     """Train one method on one data source and keep the result in a run folder.
@@ -78,6 +79,8 @@ def fit(
         out: a new folder for the run; None writes nothing.
         resume: continue the run in `out` from its checkpoint, with the settings it was begun with.
         observer: is told about progress.
+        splits: images of `config.data` that are decoded already, so that many runs share them;
+            `train` is trained on and `val` watched, whatever the config says of hold-out or refit.
 
     Raises:
         VituneError: settings, data or backbone that cannot be used; the text names the remedy.
@@ -88,7 +91,7 @@ def fit(
     observer = (observer or Observer()) if process.is_main_process else Observer()
     folder = _open_folder(out, resume, process)
     try:
-        return _fit(config, folder, process, observer)
+        return _fit(config, folder, process, observer, splits)
     except VituneError:
         if folder is not None and folder.path.is_dir() and not any(folder.path.iterdir()):
             folder.path.rmdir()
@@ -116,7 +119,7 @@ def prepare_data(
     """Training and validation images of `config.data` for `backbone`.
 
     Raises:
-        DataError: what `load_splits` refuses, or fewer training images than one batch.
+        DataError: what `load_splits` refuses.
     """
     size = backbone.preprocessing.image_size
     splits = load_splits(
@@ -133,31 +136,49 @@ def prepare_data(
     )
     train = splits.trainval if config.refit else splits.train
     assert train is not None
-    if config.batch_size > len(train):
-        raise DataError(
-            f"--batch-size: got {config.batch_size}, expected at most the {len(train)} "
-            "training images."
-        )
     return replace(splits, train=train)
 
 
+def _sealed(splits: Splits) -> Splits:
+    """The splits, among which there must be training images and no test split."""
+    if splits.test is not None or splits.train is None:
+        raise DataError(
+            "splits: got a test split or no training split, expected train and perhaps val: a test "
+            "split is opened after training."
+        )
+    return splits
+
+
+def _require_batch(config: TrainConfig, num_images: int) -> None:
+    if config.batch_size > num_images:
+        raise DataError(
+            f"--batch-size: got {config.batch_size}, expected at most the {num_images} "
+            "training images."
+        )
+
+
 def _fit(
-    config: TrainConfig, folder: RunFolder | None, process: PartialState, observer: Observer
+    config: TrainConfig,
+    folder: RunFolder | None,
+    process: PartialState,
+    observer: Observer,
+    given: Splits | None,
 ) -> Trained:
     method = get_method(config.method)
-    source = open_source(config.data)
+    classes = open_source(config.data).classes if given is None else given.classes
     torch.manual_seed(config.seed)
     backbone = load_backbone(
         config.backbone,
-        num_classes=len(source.classes),
+        num_classes=len(classes),
         drop_path=config.drop_path,
         **backbone_arguments(config),
     )
     if config.checkpointing:
         _checkpoint_activations(backbone)
     with process.main_process_first():
-        splits = prepare_data(config, backbone, observer)
+        splits = prepare_data(config, backbone, observer) if given is None else _sealed(given)
     assert splits.train is not None
+    _require_batch(config, len(splits.train))
     torch.manual_seed(config.seed)
     model = attach(backbone, config.method, config.method_args)
     counts = count_parameters(model)

@@ -246,7 +246,7 @@ class Loop:
 
     def _seed(self, epoch: int) -> None:
         """All random streams of an epoch are a function of (seed, epoch, process): resumable."""
-        self.sampler.set_epoch(epoch)
+        self.loader.set_epoch(epoch)
         entropy = (self.config.seed, epoch, self.accelerator.process_index)
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         torch.manual_seed(seed)

@@ -1,0 +1,56 @@
+"""Settings: every wrong one is named on one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vitune.errors import VituneError
+from vitune.training import TrainConfig
+from vitune.training.precision import BF16_WIDTH, cpu_has_bf16, resolve_precision
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"data": "x", "epoch": 3}, r"epoch: unknown option\. Did you mean epochs"),
+        ({}, "data: got nothing, expected a value"),
+        ({"data": " "}, "data: got ' ', expected a name"),
+        ({"data": "x", "epochs": 0}, "epochs: got 0, input should be greater than or equal to 1"),
+        ({"data": "x", "lr": -1}, "lr: got -1"),
+        ({"data": "x", "precision": "int8"}, "precision: got 'int8', input should be 'auto'"),
+    ],
+)
+def test_a_wrong_setting_is_named(values: dict[str, object], text: str) -> None:
+    with pytest.raises(VituneError, match=text) as caught:
+        TrainConfig.make(values)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_read_and_options_win(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("data: photos\nepochs: 7\nmethod_args: {rank: 2}\n")
+    config = TrainConfig.read(file, {"epochs": 9})
+    assert (config.data, config.epochs, config.method_args) == ("photos", 9, {"rank": 2})
+    file.write_text(config.to_yaml())
+    assert TrainConfig.read(file) == config
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [("- a\n- b\n", "expected 'key: value' lines"), ("a: [", "expected YAML")],
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: str, text: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(content)
+    with pytest.raises(VituneError, match=text):
+        TrainConfig.read(file)
+    with pytest.raises(VituneError, match="expected an existing YAML file"):
+        TrainConfig.read(tmp_path / "absent.yaml")
+
+
+def test_auto_precision_is_a_stated_rule() -> None:
+    assert resolve_precision("fp32", "cpu", 768) == "fp32"
+    assert resolve_precision("auto", "cpu", BF16_WIDTH - 1) == "fp32"
+    assert resolve_precision("auto", "cpu", 768) == ("bf16" if cpu_has_bf16() else "fp32")

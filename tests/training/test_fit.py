@@ -1,0 +1,161 @@
+"""`fit` on real digits with the bundled backbone: resume, selection, averaging, failures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vitune.errors import AdapterError, DataError, TrainingError, VituneError
+from vitune.training import Observer, TrainConfig, fit
+from vitune.training.checkpoint import has_checkpoint
+
+DIGITS = "demo:digits?train=40"
+QUICK: dict[str, Any] = {"data": DIGITS, "batch_size": 16, "epochs": 3, "lr": 5e-3}
+EVERYTHING = {
+    "mixup": 0.4,
+    "cutmix": 0.4,
+    "drop_path": 0.2,
+    "ema": 0.9,
+    "augment": "crop_flip",
+    "label_smoothing": 0.1,
+    "clip_grad": 1.0,
+    "accumulation_steps": 2,
+    "select": "best",
+}
+
+
+class StopsAfter(Observer):
+    """Interrupts the run after an epoch, as Ctrl-C would."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def epoch_ended(self, row: dict[str, Any]) -> None:
+        if row["epoch"] == self.epoch:
+            raise KeyboardInterrupt
+
+
+def adapter_tensors(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("extra", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_a_resumed_run_ends_with_bit_identical_weights(
+    tmp_path: Path, extra: dict[str, Any]
+) -> None:
+    fit(TrainConfig.make({**QUICK, **extra}), out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(TrainConfig.make({**QUICK, **extra}), out=tmp_path / "cut", observer=StopsAfter(2))
+    assert has_checkpoint(tmp_path / "cut" / "checkpoint")
+    assert not (tmp_path / "cut" / "adapter").exists()
+    fit(out=tmp_path / "cut", resume=True)
+    whole, cut = adapter_tensors(tmp_path / "whole"), adapter_tensors(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, cut[name]), name
+    lines = [
+        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("whole", "cut")
+    ]
+    assert [row["epoch"] for row in lines[1]] == [1, 2, 3]
+    assert [row["train_loss"] for row in lines[0]] == [row["train_loss"] for row in lines[1]]
+
+
+def test_training_learns_and_reports(tmp_path: Path) -> None:
+    trained = fit(data="demo:digits", epochs=4, lr=1e-2, batch_size=32, out=tmp_path / "run")
+    assert trained.summary["reported"]["val_accuracy"] > 0.4
+    assert trained.summary["num_trainable_without_head"] == 24_320
+    assert trained.summary["num_total"] == 1_205_898
+    assert trained.summary["status"] == "finished"
+    parts = {row["role"]: row["parameters"] for row in trained.summary["trained_parts"]}
+    assert sum(parts.values()) == trained.summary["num_trainable"]
+    assert (tmp_path / "run" / "report.html").stat().st_size > 5_000
+
+
+def test_seeds_decide_everything(tmp_path: Path) -> None:
+    one, same, other = (
+        fit(TrainConfig.make({**QUICK, "epochs": 1, "seed": seed})).model.state_dict()
+        for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(value, same[name]) for name, value in one.items())
+    assert any(not torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
+    fit(TrainConfig.make({**QUICK, "epochs": 1}), out=tmp_path / "run")
+    before = (tmp_path / "run" / "summary.json").read_bytes()
+    with pytest.raises(AdapterError, match=r"exists, expected a new folder.*--resume"):
+        fit(TrainConfig.make({**QUICK, "epochs": 1}), out=tmp_path / "run")
+    assert (tmp_path / "run" / "summary.json").read_bytes() == before
+
+
+def test_resume_keeps_the_run_s_own_settings(tmp_path: Path) -> None:
+    fit(TrainConfig.make({**QUICK, "epochs": 1}), out=tmp_path / "run")
+    with pytest.raises(VituneError, match=r"--resume: got lr=0\.5, expected the run's own 0\.005"):
+        fit(out=tmp_path / "run", resume=True, lr=0.5)
+    with pytest.raises(VituneError, match=r"lrr: unknown option\. Did you mean lr"):
+        fit(out=tmp_path / "run", resume=True, lrr=0.5)
+    with pytest.raises(AdapterError, match="expected a run folder"):
+        fit(out=tmp_path / "nothing", resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    class Poisons(Observer):
+        def started(self, loop: Any) -> None:
+            self.loop = loop
+
+        def epoch_ended(self, row: dict[str, Any]) -> None:
+            with torch.no_grad():
+                next(iter(self.loop.parameters.values())).fill_(float("nan"))
+
+    with pytest.raises(TrainingError, match=r"loss: got nan at step 3 \(epoch 2\).*lower --lr"):
+        fit(TrainConfig.make(QUICK), out=tmp_path / "run", observer=Poisons())
+    state = json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())
+    assert state["epoch"] == 1
+    kept = load_file(tmp_path / "run" / "checkpoint" / "tensors.safetensors")
+    assert all(value.isfinite().all() for value in kept.values() if value.is_floating_point())
+
+
+def test_early_stopping_counts_epochs_without_gain() -> None:
+    trained = fit(TrainConfig.make({**QUICK, "epochs": 8, "lr": 1e-12, "patience": 2}))
+    assert trained.summary["epochs"] == 3
+    assert trained.summary["status"] == "stopped"
+
+
+def test_refit_uses_all_training_images_and_no_validation() -> None:
+    trained = fit(TrainConfig.make({**QUICK, "epochs": 1, "refit": True}))
+    assert trained.summary["num_train"] == 40
+    assert trained.summary["num_val"] == 0
+    assert trained.summary["reported"]["val_accuracy"] is None
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"--batch-size: got 64, expected at most the 32"):
+        fit(TrainConfig.make({**QUICK, "batch_size": 64}), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(VituneError, match="--device: got 'cuda', expected a GPU"):
+        fit(TrainConfig.make({**QUICK, "device": "cuda"}))
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit(TrainConfig.make(QUICK), out=tmp_path / "run", observer=StopsAfter(1))
+    (tmp_path / "run" / "checkpoint" / "tensors.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(AdapterError, match="checkpoint .*damaged file"):
+        fit(out=tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_reduced_precision_trains(precision: str) -> None:
+    trained = fit(TrainConfig.make({**QUICK, "precision": precision}))
+    assert trained.summary["precision"] == precision
+    assert all(p.isfinite().all() for p in trained.model.parameters())

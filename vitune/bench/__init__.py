@@ -1,0 +1,1 @@
+"""Studies with an honest protocol, their tables, and speed: what decides between methods."""

@@ -1,0 +1,297 @@
+"""The honest protocol: choose on validation, refit on all training images, open the test split once.
+
+Stage 1 runs every setting of the grid on training alone and takes the best validation accuracy of
+the last epoch (ties: the lower learning rate, then the lower weight decay). Stage 2 refits on
+training and validation together with that setting, once a seed, and keeps the last epoch. Stage 3
+scores that network on the test split, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vitune.bench.cells import Cell, CellResult
+from vitune.bench.execution import Executor, InProcess
+from vitune.bench.store import Store
+from vitune.bench.study import Setting, Study, Task, Variant
+from vitune.bench.workbench import Workbench
+from vitune.data import open_source
+from vitune.errors import DataError, VituneError
+from vitune.files import write_atomic
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What stage 1 chose for a variant on a task.
+
+    Args:
+        setting: the chosen one.
+        val: its validation accuracy, mean over the selection seeds; None where there was nothing
+            to choose from.
+        tried: every setting with its validation accuracy, None for one that did not finish.
+    """
+
+    label: str
+    task: str
+    setting: dict[str, Any]
+    val: float | None
+    tried: tuple[tuple[dict[str, Any], float | None], ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a study brought.
+
+    Args:
+        results: of the final cells, in the study's order, failed ones included.
+        selection: results of stage 1.
+        choices: one a variant and task.
+        num_reused: cells whose result was there before.
+    """
+
+    study: Study
+    results: tuple[CellResult, ...]
+    selection: tuple[CellResult, ...]
+    choices: tuple[Choice, ...]
+    num_reused: int
+
+    @property
+    def failures(self) -> tuple[CellResult, ...]:
+        """Cells without a score."""
+        return tuple(r for r in (*self.selection, *self.results) if r.status != "done")
+
+
+class Watcher:
+    """Is told how a study goes on; ignores it. The command line draws with a subclass."""
+
+    def planned(self, num_cells: int) -> None:
+        """So many cells at most are to come."""
+
+    def started(self, cells: Sequence[Cell]) -> None:
+        """These cells are handed out."""
+
+    def finished(self, result: CellResult, reused: bool) -> None:
+        """A cell is settled or has failed."""
+
+    def chosen(self, choice: Choice) -> None:
+        """Stage 1 of a variant on a task is over."""
+
+
+@dataclass
+class _Book:
+    """What has come back so far."""
+
+    results: list[CellResult] = field(default_factory=list)
+    selection: list[CellResult] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    num_reused: int = 0
+
+
+def run_study(
+    study: Study,
+    out: str | Path,
+    *,
+    executor: Executor | None = None,
+    watcher: Watcher | None = None,
+) -> Outcome:
+    """Run what is not yet in `out`, keep every result there, and return them all.
+
+    Args:
+        out: the study's folder; one that was killed is continued where it was.
+        executor: where cells run; None is this process, one after the other.
+
+    Raises:
+        VituneError: data or backbone that cannot be used. A cell that fails does not stop the
+            study: it is among the failures, and the next run tries it again.
+    """
+    executor, watcher, store = executor or InProcess(), watcher or Watcher(), Store(out)
+    planner = Planner(study, executor.bench)
+    store.path.mkdir(parents=True, exist_ok=True)
+    write_atomic(store.path / "study.yaml", _yaml(study))
+    watcher.planned(planner.num_cells())
+    book = _Book()
+    for tasks in executor.waves(study.tasks):
+        pairs = [(variant, task) for task in tasks for variant in study.variants]
+        searched = {
+            (v.label, t.name): planner.selection_cells(v, t) for v, t in pairs
+        }
+        cells = [cell for found in searched.values() for cell in found]
+        by_address = _run(cells, executor, store, watcher, book)
+        book.selection += [by_address[cell.address].for_cell(cell) for cell in cells]
+        final: list[Cell] = []
+        for variant, task in pairs:
+            tried = searched[variant.label, task.name]
+            choice = choose(study, variant, task, [by_address[cell.address] for cell in tried])
+            if choice is not None:
+                book.choices.append(choice)
+                watcher.chosen(choice)
+                final += planner.final_cells(variant, task, choice)
+        by_address = _run(final, executor, store, watcher, book)
+        book.results += [by_address[cell.address].for_cell(cell) for cell in final]
+        _record(store, book)
+    return Outcome(
+        study, tuple(book.results), tuple(book.selection), tuple(book.choices), book.num_reused
+    )
+
+
+class Planner:
+    """Turns a study into cells; decodes training and validation images to know their hashes."""
+
+    def __init__(self, study: Study, bench: Workbench) -> None:
+        self.study, self.bench = study, bench
+
+    def num_cells(self) -> int:
+        """Cells of both stages if every variant finds a setting on every task."""
+        study = self.study
+        searched = sum(
+            len(study.grid_of(v)) * len(study.selection_seeds)
+            for v in study.variants
+            if needs_selection(study, v)
+        )
+        return len(study.tasks) * (searched + len(study.variants) * len(study.seeds))
+
+    def scored_on(self, task: Task) -> str:
+        """"test" or "val": which split the task's figures are of.
+
+        Raises:
+            DataError: the test split is asked for and the source has none.
+        """
+        has_test = "test" in open_source(task.data).splits
+        if self.study.report_on == "test" and not has_test:
+            raise DataError(
+                f"task {task.name!r}: got {task.data!r} without a test split, expected one. "
+                "Report on validation instead."
+            )
+        return "test" if has_test and self.study.report_on != "val" else "val"
+
+    def selection_cells(self, variant: Variant, task: Task) -> list[Cell]:
+        """Stage 1: every setting and selection seed; none where there is one setting alone."""
+        if not needs_selection(self.study, variant):
+            return []
+        return [
+            self._cell(variant, task, setting, seed, "select", "val")
+            for setting in self.study.grid_of(variant)
+            for seed in self.study.selection_seeds
+        ]
+
+    def final_cells(self, variant: Variant, task: Task, choice: Choice) -> list[Cell]:
+        """Stages 2 and 3: the chosen setting with every seed."""
+        scored_on = self.scored_on(task)
+        return [
+            self._cell(variant, task, choice.setting, seed, "final", scored_on, choice.val)
+            for seed in self.study.seeds
+        ]
+
+    def _cell(
+        self,
+        variant: Variant,
+        task: Task,
+        setting: Setting,
+        seed: int,
+        stage: Any,
+        scored_on: Any,
+        val: float | None = None,
+    ) -> Cell:
+        study, refit = self.study, scored_on == "test"
+        config = study.config(variant, task, setting, seed=seed, refit=refit)
+        data = self.bench.task(config, study.split_seed)
+        return Cell(
+            stage=stage,
+            label=variant.label,
+            task=task.name,
+            group=task.group,
+            config=config,
+            setting=dict(setting),
+            scored_on=scored_on,
+            split_hashes=data.hashes(refit=refit, scored_on=scored_on),
+            fingerprint=self.bench.facts(config).fingerprint,
+            split_seed=study.split_seed,
+            val=val,
+            retention=study.retention and stage == "final",
+            recipe=study.recipe_of(variant, task) if stage == "final" else {},
+        )
+
+
+def needs_selection(study: Study, variant: Variant) -> bool:
+    """Whether there is more than one setting to choose from."""
+    return len(study.grid_of(variant)) > 1
+
+
+def choose(
+    study: Study, variant: Variant, task: Task, results: Iterable[CellResult]
+) -> Choice | None:
+    """The setting with the best mean validation accuracy; None where no setting finished.
+
+    Ties go to the lower learning rate, then to the lower weight decay, then to the grid's order.
+    """
+    settings = study.grid_of(variant)
+    if not needs_selection(study, variant):
+        return Choice(variant.label, task.name, dict(settings[0]), None)
+    by_setting = _by_setting(study, settings, results)
+    best: tuple[float, float, float] | None = None
+    chosen: Choice | None = None
+    tried = tuple((dict(setting), mean) for setting, mean in by_setting)
+    for setting, mean in by_setting:
+        if mean is None:
+            continue
+        config = study.config(variant, task, setting, seed=0, refit=False)
+        rank = (mean, -(config.lr or 0.0), -(config.weight_decay or 0.0))
+        if best is None or rank > best:
+            best = rank
+            chosen = Choice(variant.label, task.name, dict(setting), mean, tried)
+    return chosen
+
+
+def _by_setting(
+    study: Study, settings: Sequence[Setting], results: Iterable[CellResult]
+) -> list[tuple[Setting, float | None]]:
+    """Mean validation accuracy by setting; None where a seed of it did not finish."""
+    ordered = iter(results)
+    found: list[tuple[Setting, float | None]] = []
+    for setting in settings:
+        values = [next(ordered).val for _ in study.selection_seeds]
+        known = [value for value in values if value is not None]
+        found.append((setting, sum(known) / len(known) if len(known) == len(values) else None))
+    return found
+
+
+def _run(
+    cells: Sequence[Cell], executor: Executor, store: Store, watcher: Watcher, book: _Book
+) -> Mapping[str, CellResult]:
+    """Results by address; cells that are one and the same run once."""
+    unique = {cell.address: cell for cell in cells}
+    watcher.started(tuple(unique.values()))
+    found: dict[str, CellResult] = {}
+    for result, reused in executor.run(list(unique.values()), store):
+        found[result.address] = result
+        book.num_reused += reused
+        watcher.finished(result, reused)
+    lost = set(unique) - set(found)
+    if lost:
+        raise VituneError(f"executor: got no result for {len(lost)} cells, expected one each.")
+    return found
+
+
+def _record(store: Store, book: _Book) -> None:
+    """Which addresses make up the study so far, and what was chosen, for tables made later."""
+    import json
+
+    finals = [
+        {"label": r.label, "task": r.task, "group": r.group, "val": r.val, "address": r.address}
+        for r in book.results
+    ]
+    choices = [vars(choice) for choice in book.choices]
+    text = json.dumps({"results": finals, "choices": choices}, indent=1)
+    try:
+        write_atomic(store.path / "study.json", text + "\n")
+    except OSError:  # a full disk must not end the study; the next task tries again
+        return
+
+
+def _yaml(study: Study) -> str:
+    import yaml
+
+    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,252 @@
+"""What a study compares: variants of methods on tasks, over a grid of settings and several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vitune.errors import VituneError, nearest
+from vitune.methods import get_method
+from vitune.training import TrainConfig, read_yaml
+
+Setting = Mapping[str, Any]
+
+SET_BY_STUDY = frozenset(
+    "data backbone checkpoint image_size method seed refit select patience val_fraction".split()
+)
+"""Fields of TrainConfig that the protocol decides; no setting may touch them."""
+
+EXTRA_SETTINGS = ("lr_factor",)
+"""Settings beyond TrainConfig's: `lr_factor` times the method's default learning rate."""
+
+PUBLISHED_DEFAULTS: dict[str, Any] = {
+    "element_dropout": 0.0,
+    "schedule_lag": True,
+    "skip_epochs": 1,
+}
+"""Deviations of the official scripts where a variant states no others."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def make(cls, values: Mapping[str, Any]) -> Self:
+        """The record from plain values.
+
+        Raises:
+            VituneError: an unknown key (the nearest is named) or a value that does not fit.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise VituneError(_explained(error, cls)) from None
+
+
+class Task(_Frozen):
+    """One data source of a study.
+
+    Args:
+        name: what tables call it.
+        data: what `open_source` takes.
+        group: tasks of one group are averaged together; None stands alone.
+        settings: training settings of this task for every variant.
+    """
+
+    name: str
+    data: str
+    group: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Variant(_Frozen):
+    """One method with its arguments, as a table shows it.
+
+    Args:
+        label: unique within the study.
+        method: see 'vitune methods'.
+        method_args: of the method.
+        settings: training settings of this variant on every task.
+        task_settings: further settings by task name; they win over all but the grid.
+        grid: settings that stage 1 tries; None takes the study's.
+        recipe: deviations of the as-published protocol (element_dropout, schedule_lag, ...).
+        task_recipe: further ones by task name.
+    """
+
+    label: str
+    method: str
+    method_args: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    task_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    grid: tuple[dict[str, Any], ...] | None = None
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    task_recipe: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+class Study(_Frozen):
+    """Variants x tasks x settings x seeds, and how the figures are come by.
+
+    Precedence of settings, weakest first: the study's, the task's, the variant's, the variant's
+    for the task, the grid's.
+
+    Args:
+        name: for tables and file names.
+        variants: what is compared; labels are unique.
+        tasks: on what; names are unique.
+        backbone: what `load_backbone` takes.
+        checkpoint: local weights of the backbone.
+        image_size: pixels, other than the native size.
+        epochs: of every run, both stages.
+        settings: further TrainConfig values for every run.
+        grid: settings stage 1 chooses from on validation; one entry needs no stage 1.
+        seeds: of the final runs, at least one; 3 or more give a spread worth the name.
+        selection_seeds: of the runs of stage 1, whose validation accuracies are averaged.
+        split_seed: decides the hold-out where the source has no validation split.
+        val_fraction: of training, held out in that case.
+        report_on: "test" refits on training and validation and opens the test split once a final
+            run; "val" reports the validation split; "auto" is "test" where the source has one.
+        retention: measure what the adapted network kept of the base, on the reported images.
+        protocol: "honest", or "as-published", which looks at the test split every epoch.
+    """
+
+    name: str = "study"
+    variants: tuple[Variant, ...] = Field(min_length=1)
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    backbone: str = "vitune/vit_micro_patch4_32"
+    checkpoint: str | None = None
+    image_size: int | None = Field(None, ge=8)
+    epochs: int = Field(100, ge=1)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    grid: tuple[dict[str, Any], ...] = Field(default=({},), min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    selection_seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    split_seed: int = Field(0, ge=0)
+    val_fraction: float = Field(0.2, gt=0, lt=1)
+    report_on: Literal["auto", "test", "val"] = "auto"
+    retention: bool = False
+    protocol: Literal["honest", "as-published"] = "honest"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _require_unique("variants", [variant.label for variant in self.variants])
+        _require_unique("tasks", [task.name for task in self.tasks])
+        for name in ("seeds", "selection_seeds"):
+            _require_unique(name, [str(seed) for seed in getattr(self, name)])
+        for variant in self.variants:
+            method = get_method(variant.method)
+            for argument in variant.method_args:
+                if argument not in method.argument_names():
+                    raise VituneError(
+                        f"--method-arg: got {argument!r}, expected an argument of "
+                        f"{method.name!r}. {nearest(argument, method.argument_names())}"
+                    )
+            for task in self.tasks:
+                for setting in self.grid_of(variant):
+                    self.config(variant, task, setting, seed=0, refit=False)
+        return self
+
+    def grid_of(self, variant: Variant) -> tuple[Setting, ...]:
+        """The settings that stage 1 tries for `variant`."""
+        return self.grid if variant.grid is None else variant.grid
+
+    def config(
+        self, variant: Variant, task: Task, setting: Setting, *, seed: int, refit: bool
+    ) -> TrainConfig:
+        """The training configuration of one run.
+
+        Raises:
+            VituneError: a setting that is unknown, out of range or the protocol's to decide.
+        """
+        values: dict[str, Any] = {"epochs": self.epochs}
+        of_task = variant.task_settings.get(task.name, {})
+        for source in (self.settings, task.settings, variant.settings, of_task, setting):
+            _require_free(source)
+            if "lr" in source:
+                values.pop("lr_factor", None)
+            values.update(source)
+        method = get_method(variant.method)
+        factor = values.pop("lr_factor", None)
+        if factor is not None:
+            values["lr"] = float(factor) * method.default_lr
+        arguments = {**variant.method_args, **values.pop("method_args", {})}
+        values.setdefault("lr", method.default_lr)
+        values.setdefault("weight_decay", method.default_weight_decay)
+        return TrainConfig.make(
+            {
+                **values,
+                "method": variant.method,
+                "method_args": arguments,
+                "data": task.data,
+                "backbone": self.backbone,
+                "checkpoint": self.checkpoint,
+                "image_size": self.image_size,
+                "val_fraction": self.val_fraction,
+                "seed": seed,
+                "refit": refit,
+            }
+        )
+
+    def recipe_of(self, variant: Variant, task: Task) -> dict[str, Any]:
+        """Deviations of the as-published protocol for a cell; empty under the honest one."""
+        if self.protocol == "honest":
+            return {}
+        return {**PUBLISHED_DEFAULTS, **variant.recipe, **variant.task_recipe.get(task.name, {})}
+
+    @classmethod
+    def read(cls, path: str | Path) -> Study:
+        """The study in a YAML file.
+
+        Raises:
+            VituneError: no such file, not a YAML mapping, or what `make` refuses.
+        """
+        return cls.make(read_yaml(path))
+
+
+def grid_of(**choices: Sequence[Any]) -> tuple[dict[str, Any], ...]:
+    """Every combination: grid_of(lr=[1e-3, 3e-3], weight_decay=[0.0]) has two settings."""
+    return tuple(dict(zip(choices, values, strict=True)) for values in product(*choices.values()))
+
+
+def _require_free(setting: Setting) -> None:
+    for name in setting:
+        if name in SET_BY_STUDY:
+            raise VituneError(
+                f"setting: got {name!r}, expected none that the protocol decides "
+                f"({', '.join(sorted(SET_BY_STUDY))})."
+            )
+        if name not in TrainConfig.model_fields and name not in EXTRA_SETTINGS:
+            free = set(TrainConfig.model_fields) - SET_BY_STUDY | set(EXTRA_SETTINGS)
+            raise VituneError(
+                f"setting: got {name!r}, expected a training setting. {nearest(name, free)}"
+            )
+
+
+def _require_unique(what: str, names: Iterable[str]) -> None:
+    given = list(names)
+    twice = sorted({name for name in given if given.count(name) > 1})
+    if twice:
+        raise VituneError(f"{what}: got {twice[0]!r} twice, expected different ones.")
+
+
+def _explained(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line for the first thing pydantic found wrong."""
+    problem = error.errors()[0]
+    name = ".".join(str(step) for step in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{name}: unknown key. {nearest(name.rpartition('.')[2], _keys(model, problem))}"
+    if problem["type"] == "missing":
+        return f"{name}: got nothing, expected a value."
+    reason = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem.get("ctx", {}).get("error"), VituneError):
+        return reason
+    return f"{name}: got {problem['input']!r}, {reason[0].lower()}{reason[1:]}."
+
+
+def _keys(model: type[BaseModel], problem: Any) -> Iterable[str]:
+    """The keys of the record in which an unknown one stood."""
+    inner = {"variants": Variant, "tasks": Task}.get(str(problem["loc"][0]), model)
+    return (inner if len(problem["loc"]) > 1 else model).model_fields

@@ -1,0 +1,95 @@
+"""The command line: one file a verb. A user's mistake is one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Any
+
+import click
+import typer
+
+from vitune.cli import (
+    analyze,
+    combine,
+    compare,
+    demo,
+    evaluate,
+    info,
+    merge,
+    methods,
+    predict,
+    train,
+)
+from vitune.errors import VituneError, nearest
+
+VERBS = (train, predict, evaluate, merge, info, methods, compare, combine, analyze, demo)
+
+app = typer.Typer(
+    name="vitune",
+    help="Adapt a pre-trained Vision Transformer to your own images.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _verb in VERBS:
+    _verb.add_to(app)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 2 a user's mistake, 1 a defect, 130 interrupted."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.showwarning = _show_warning
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of one command; errors a user can cause are printed, never raised."""
+    try:
+        if arguments[:1] == ["combine"]:
+            arguments = combine.join_weights(arguments)
+        return app(arguments, prog_name="vitune", standalone_mode=False) or 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as shown:
+        print(shown.format_message())
+        return 2
+    except click.ClickException as error:
+        return _fail(_usage_text(error))
+    except VituneError as error:
+        return _fail(str(error))
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}. What was saved before is whole.")
+    except MemoryError:
+        return _fail("out of memory. Lower --batch-size, or add --checkpointing.")
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        print("vitune: stopped. A training run continues with --resume.", file=sys.stderr)
+        return 130
+
+
+def _fail(text: str) -> int:
+    print(f"vitune: error: {' '.join(text.split())}", file=sys.stderr)
+    return 2
+
+
+def _usage_text(error: click.ClickException) -> str:
+    """click's message on one line, with the nearest names where a word is unknown."""
+    text = error.format_message()
+    context = getattr(error, "ctx", None)
+    if isinstance(error, click.NoSuchOption) and context is not None:
+        known = [name for option in context.command.params for name in option.opts]
+        return f"unknown option {error.option_name}. {nearest(error.option_name, known)}"
+    if "No such command" in text and context is not None:
+        word = text.split("'")[1]
+        return f"unknown command {word!r}. {nearest(word, context.command.commands)}"
+    path = "" if context is None else f" See '{context.command_path} --help'."
+    return f"{text}{path}"
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+    """Warnings of vitune as one line on stderr; those of libraries are for developers."""
+    if category is UserWarning and "vitune" in str(rest[0] if rest else ""):
+        print(f"vitune: warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -1,0 +1,158 @@
+"""What a person sees while something runs: bars on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from vitune.training.observer import Observer
+
+if TYPE_CHECKING:
+    from vitune.training.loop import Loop
+
+console = Console(highlight=False)
+
+
+def count(number: float) -> str:
+    """1234567 as '1.23 M', 24320 as '24,320'."""
+    return f"{number / 1e6:.2f} M" if number >= 1e6 else f"{number:,.0f}"
+
+
+def percent(share: float | None) -> str:
+    """0.8312 as '83.1 %', None as '-'."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+class Counting:
+    """A bar for work with a known number of pieces: use as `on_progress(done, total)`."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.bar = title, None
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if not console.is_terminal or total < 1:
+            return
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(None),
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task(self.title, total=total)
+        assert self._task is not None
+        self._progress.update(self._task, completed=done, total=total)
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class TrainingProgress(Observer):
+    """One bar over all epochs with loss, validation accuracy, images/s and time left."""
+
+    def __init__(self) -> None:
+        self.decoding = Counting("reading images")
+        self.val_accuracy: float | None = None
+        self.epochs = self.steps = 0
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._epoch_started = 0.0
+        self._loop: Loop | None = None
+
+    def prepared(self, stage: str, done: int, total: int) -> None:
+        self.decoding(done, total)
+
+    def described(self, facts: dict[str, Any]) -> None:
+        self.decoding.close()
+        share = facts["num_trainable_without_head"] / max(1, facts["num_total"])
+        held_out = f" (validation: {facts['held_out']})" if facts["held_out"] else ""
+        console.print(
+            f"[bold]{facts['method_title']}[/] on {facts['backbone']}: "
+            f"{count(facts['num_trainable_without_head'])} parameters ({percent(share)}) "
+            f"+ head {count(facts['num_head'])}"
+        )
+        console.print(
+            f"{facts['num_train']:,} training, {facts['num_val']:,} validation images of "
+            f"{facts['num_classes']} classes{held_out}"
+        )
+        console.print(
+            f"lr {facts['lr']:g}, weight decay {facts['weight_decay']:g}, {facts['precision']} on "
+            f"{facts['device']}"
+        )
+        if facts["skipped_images"]:
+            console.print(f"[yellow]{facts['skipped_images']} unreadable images skipped[/]")
+
+    def started(self, loop: Loop) -> None:
+        self._loop, self.epochs = loop, loop.config.epochs
+        if loop.progress.epoch:
+            console.print(f"continuing after epoch {loop.progress.epoch}")
+        self._epoch_started = time.perf_counter()
+        if not console.is_terminal:
+            return
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(None),
+            TextColumn("loss {task.fields[loss]}  val {task.fields[val]}  {task.fields[rate]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(
+            "",
+            total=loop.steps_per_epoch * self.epochs,
+            completed=loop.progress.step,
+            epoch=loop.progress.epoch + 1,
+            epochs=self.epochs,
+            loss="-",
+            val="-",
+            rate="",
+        )
+
+    def stepped(self, step: int, loss: float, num_images: int) -> None:
+        if self._bar is None or self._task is None or self._loop is None:
+            return
+        rate = num_images / (time.perf_counter() - self._epoch_started)
+        self._bar.update(
+            self._task,
+            completed=step,
+            epoch=self._loop.progress.epoch + 1,
+            loss=f"{loss:.3f}",
+            rate=f"{rate:,.0f} img/s",
+        )
+
+    def epoch_ended(self, row: dict[str, Any]) -> None:
+        self.val_accuracy = row["val_accuracy"]
+        self._epoch_started = time.perf_counter()
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=row["step"], val=percent(self.val_accuracy))
+            return
+        console.print(
+            f"epoch {row['epoch']}/{self.epochs}  loss {row['train_loss']:.4f}  "
+            f"val {percent(self.val_accuracy)}  {row['images_per_s']:,.0f} img/s"
+        )
+
+    def close(self) -> None:
+        """Leave the terminal as it was, whatever happened."""
+        self.decoding.close()
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,200 @@
+"""vitune analyze: the SVD view of trained runs, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitune.adapters import AdapterCard
+    from vitune.analysis import Retention, SpectrumReport
+
+BATCH = 64
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command("analyze")(analyze)
+
+
+def analyze(
+    runs: list[str] = typer.Argument(..., help="run folders, adapters or merged models"),
+    out: str = typer.Option(None, "--out", help="folder; default for one run: RUN/analysis"),
+    images: str = typer.Option(None, "--images", help="images to measure features on"),
+    num_images: int = typer.Option(512, help="at most so many images; 0 leaves features out"),
+) -> None:
+    """Measure what training did to the weights and features of one or several runs.
+
+    Singular values before and after, relative deviation, subspace angles, effective rank and
+    intruder dimensions of every adapted weight; CKA of every block's features. Writes
+    spectrum.json, spectrum.csv and plots, which join report.html.
+    """
+    from pathlib import Path
+
+    from vitune.analysis import write_spectrum
+    from vitune.cli._progress import console
+    from vitune.errors import VituneError
+    from vitune.report import write_report
+    from vitune.runs import RunFolder
+
+    if out is None and (len(runs) > 1 or not RunFolder(Path(runs[0])).config.is_file()):
+        raise VituneError("--out: got nothing, expected a folder (only one run has its own).")
+    names = _short_names(runs)
+    reports: dict[str, SpectrumReport] = {}
+    retentions: dict[str, Retention] = {}
+    accuracies: dict[str, float] = {}
+    for run, name in zip(runs, names, strict=True):
+        reports[name], retention = _measured(run, name, images, num_images)
+        if retention is not None:
+            retentions[name] = retention
+        accuracy = _accuracy(RunFolder(Path(run)))
+        if accuracy is not None:
+            accuracies[name] = accuracy
+    folder = Path(out) if out is not None else RunFolder(Path(runs[0])).path / "analysis"
+    write_spectrum(folder, reports, accuracies, retentions)
+    _print_summary(reports, retentions)
+    if out is None:
+        console.print(f"report: {write_report(runs[0])}", soft_wrap=True)
+    else:
+        console.print(f"written: {folder}/spectrum.json, spectrum.csv and plots", soft_wrap=True)
+
+
+def _measured(
+    run: str, name: str, images: str | None, num_images: int
+) -> tuple[SpectrumReport, Retention | None]:
+    """Weights and, where there are images, features of one run."""
+    from peft import PeftModel
+
+    from vitune.analysis import measure_retention, spectrum
+    from vitune.backbones import load_backbone
+    from vitune.cli._progress import Counting
+    from vitune.inference import load_run
+
+    loaded = load_run(run, merge=False, device="cpu")
+    bar = Counting(f"analysing {name}")
+    networks: dict[str, Any] = {"model": loaded.model}
+    if not isinstance(loaded.model, PeftModel):
+        arguments = loaded.card.backbone_args
+        base = load_backbone(loaded.card.backbone, num_classes=len(loaded.classes), **arguments)
+        networks = {"model": base.model, "tuned": loaded.model}
+    try:
+        report = spectrum(**networks, on_progress=lambda done, total, _: bar(done, total))
+        batches = _images(run, loaded.card, images, num_images)
+        if batches is None:
+            return report, None
+        return report, measure_retention(
+            networks["model"], batches, tuned=networks.get("tuned"), head=_base_head(loaded.card)
+        )
+    finally:
+        bar.close()
+
+
+def _images(
+    run: str, card: AdapterCard, images: str | None, num_images: int
+) -> Iterator[Tensor] | None:
+    """Normalised batches of the images given, or of the run's validation images."""
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+
+    from vitune.data import load_splits, load_unlabelled, normalise
+    from vitune.runs import RunFolder
+
+    folder = RunFolder(Path(run))
+    if num_images < 4 or (images is None and not folder.config.is_file()):
+        return None
+    if images is not None:
+        split, _ = load_unlabelled(images, card.preprocessing)
+    else:
+        config = folder.read_config()
+        splits = load_splits(
+            config["data"],
+            card.preprocessing,
+            seed=config["seed"],
+            val_fraction=config["val_fraction"],
+            skip_bad_images=config["skip_bad_images"],
+            include=("val",),
+        )
+        assert splits.val is not None
+        split = splits.val
+    chosen = split.images[:num_images]
+    return (
+        normalise(
+            torch.from_numpy(np.ascontiguousarray(chosen[at : at + BATCH])).permute(0, 3, 1, 2),
+            card.preprocessing,
+        )
+        for at in range(0, len(chosen), BATCH)
+    )
+
+
+def _base_head(card: AdapterCard) -> Any:
+    """The backbone's own pre-trained classifier, None where it has none."""
+    from vitune.backbones import head_name, load_backbone
+
+    own = load_backbone(card.backbone, **card.backbone_args)
+    name = head_name(own.model)
+    return own.model.get_submodule(name) if name and own.num_classes else None
+
+
+def _accuracy(folder: Any) -> float | None:
+    """Test accuracy where the run was evaluated on a test split, else validation accuracy."""
+    import json
+
+    for file in sorted(folder.evaluations.glob("*test*.json")):
+        return float(json.loads(file.read_text())["top1"])
+    summary = folder.read_summary()
+    value = summary.get("reported", {}).get("val_accuracy")
+    return None if value is None else float(value)
+
+
+def _short_names(runs: list[str]) -> list[str]:
+    """The shortest ends of the paths that tell the runs apart."""
+    from pathlib import Path
+
+    parts = [Path(run).resolve().parts for run in runs]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return runs
+
+
+def _print_summary(reports: dict[str, SpectrumReport], retentions: dict[str, Retention]) -> None:
+    """One table: a role a line for one run, a run a line for several."""
+    from rich.table import Table
+
+    from vitune.cli._progress import console, percent
+
+    alone = next(iter(reports.values())) if len(reports) == 1 else None
+    lines = (
+        [(part.role, part) for part in (*alone.summary, alone.overall)]
+        if alone
+        else [(name, report.overall) for name, report in reports.items()]
+    )
+    table = Table(box=None, pad_edge=False)
+    table.add_column("role" if alone else "run", overflow="fold")
+    for title in ("weights", "change", "angle", "eff. rank", "intruders", "CKA last"):
+        table.add_column(title, justify="right")
+    for name, part in lines:
+        kept = retentions.get(name) if not alone else None
+        table.add_row(
+            name,
+            str(part.num_weights),
+            percent(part.relative_deviation),
+            "-" if part.subspace_degrees is None else f"{part.subspace_degrees:.1f}°",
+            "-" if part.effective_rank is None else f"{part.effective_rank:.1f}",
+            "-" if part.num_intruders is None else str(part.num_intruders),
+            "-" if kept is None else f"{kept.blocks[-1].cka:.3f}",
+        )
+    console.print(table)
+    for name, report in reports.items():
+        if report.note:
+            console.print(f"{name}: {report.note}", style="dim")
+    for name, kept in retentions.items():
+        if alone:
+            console.print(f"{name}: CKA after the last block {kept.blocks[-1].cka:.3f}")

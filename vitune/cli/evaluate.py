@@ -1,0 +1,66 @@
+"""vitune evaluate: score a trained run on labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command("evaluate")(evaluate)
+
+
+def evaluate(
+    run: str = typer.Argument(..., help="run folder, adapter or merged model"),
+    data: str = typer.Option(None, "--data", help="labelled images; default: those of the run"),
+    split: str = typer.Option(None, "--split", help="default: test, or all where there is none"),
+    skip_bad_images: bool = typer.Option(False, help="leave unreadable images out"),
+    force: bool = typer.Option(False, "--force", help="load on another backbone all the same"),
+    device: str = typer.Option("auto", help="auto, cpu or cuda"),
+) -> None:
+    """Score a trained run on labelled images, once, with calibration and per-class figures.
+
+    The result goes into RUN/evaluation/ and into RUN/report.html.
+    """
+    from vitune.cli._progress import Counting, console, percent
+    from vitune.inference import evaluate_run
+
+    reading, scoring = Counting("reading images"), Counting("scoring")
+    try:
+        result = evaluate_run(
+            run,
+            data,
+            split=split,
+            skip_bad_images=skip_bad_images,
+            force=force,
+            device=device,
+            on_read=reading,
+            on_score=scoring,
+        )
+    finally:
+        reading.close()
+        scoring.close()
+    low, high = _interval(result["top1"], result["num_images"])
+    console.print(
+        f"[bold]accuracy {percent(result['top1'])}[/] (95 % interval {percent(low)} to "
+        f"{percent(high)}) on {result['num_images']:,} images"
+    )
+    console.print(
+        f"top-5 {percent(result['top5'])}, NLL {result['nll']:.3f}, "
+        f"calibration error {percent(result['ece'])}"
+    )
+    if result["skipped_images"]:
+        console.print(f"{result['skipped_images']} unreadable images skipped")
+    report = Path(run) / "report.html"
+    if report.is_file():
+        console.print(f"report: {report}", soft_wrap=True)
+
+
+def _interval(share: float, number: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share seen among `number`."""
+    z = 1.959964
+    middle = (share + z * z / (2 * number)) / (1 + z * z / number)
+    half = z / (1 + z * z / number) * (share * (1 - share) / number + z * z / (4 * number**2)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,0 +1,39 @@
+"""vitune predict: class names for unlabelled images."""
+
+from __future__ import annotations
+
+import typer
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command("predict")(predict)
+
+
+def predict(
+    run: str = typer.Argument(..., help="run folder, adapter or merged model"),
+    images: str = typer.Argument(..., help="an image, or a folder searched to any depth"),
+    top_k: int = typer.Option(1, "--top-k", help="classes an image, most probable first"),
+    out: str = typer.Option(None, "--out", help="CSV file; default: standard output"),
+    skip_bad_images: bool = typer.Option(False, help="leave unreadable images out"),
+    force: bool = typer.Option(False, "--force", help="load on another backbone all the same"),
+    device: str = typer.Option("auto", help="auto, cpu or cuda"),
+) -> None:
+    """Predict the classes of images as CSV: path, class_1, probability_1, class_2, ..."""
+    from vitune import inference
+    from vitune.cli._progress import Counting, console
+    from vitune.data import CacheSettings, load_unlabelled
+    from vitune.files import write_atomic
+
+    loaded = inference.load_run(run, force=force, device=device)
+    bar = Counting("reading images")
+    settings = CacheSettings(skip_bad_images=skip_bad_images, on_progress=bar)
+    split, skipped = load_unlabelled(images, loaded.card.preprocessing, settings=settings)
+    bar.close()
+    text = inference.predictions_csv(inference.predict(loaded, split, top_k=top_k))
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    write_atomic(out, text)
+    note = f", {len(skipped)} unreadable skipped" if skipped else ""
+    console.print(f"{len(split):,} images{note}: {out}", soft_wrap=True)

@@ -1,0 +1,48 @@
+"""vitune train: fine-tune a backbone on a folder of images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from vitune.cli._settings import read_settings, with_settings
+from vitune.training.config import TrainConfig
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command("train")(train)
+
+
+@with_settings(TrainConfig)
+def train(
+    settings: dict[str, Any],
+    out: str = typer.Option(..., "--out", help="run folder; never overwritten"),
+    config: str = typer.Option(None, "--config", help="YAML file; options win over it"),
+    resume: bool = typer.Option(False, "--resume", help="continue the run in --out"),
+) -> None:
+    """Fine-tune a pre-trained Vision Transformer on your images.
+
+    Trains one method on the training images, watches the validation images (held out where you
+    give none) and writes a run folder with the adapter and report.html. The test images are not
+    looked at: 'vitune evaluate' does that.
+    """
+    from vitune.cli._progress import TrainingProgress, console, percent
+    from vitune.training.fit import fit
+
+    observer = TrainingProgress()
+    try:
+        if resume:
+            trained = fit(None, out=out, resume=True, observer=observer, **settings)
+        else:
+            trained = fit(read_settings(config, settings), out=out, observer=observer)
+    finally:
+        observer.close()
+    summary = trained.summary
+    reported = summary["reported"]
+    console.print(
+        f"validation accuracy {percent(reported['val_accuracy'])} "
+        f"(epoch {reported['epoch']}, {reported['which']}) in {summary['seconds']:.0f} s"
+    )
+    console.print(f"report: {out}/report.html", soft_wrap=True)

@@ -1,0 +1,66 @@
+"""Fold a run's adapter into the backbone's weights, checked on images before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vitune.adapters import merged_model, save_merged
+from vitune.backbones import logits_of
+from vitune.errors import AdapterError
+from vitune.inference.load import load_peft
+from vitune.methods import MethodLayer
+from vitune.preprocessing import Preprocessing
+from vitune.runs import require_new_folder
+
+NUM_PROBES = 4
+FOREIGN_TOLERANCE = 1e-4
+
+
+def merge_run(run: str | Path, out: str | Path, *, force: bool = False) -> float:
+    """Write the merged network of `run` to the new folder `out`.
+
+    Returns:
+        The largest difference of merged and un-merged logits on random images, as a part of the
+        largest logit.
+
+    Raises:
+        AdapterError: `out` exists, the method does not merge, or the difference is above the
+            method's own tolerance; nothing is then written.
+    """
+    require_new_folder(out)
+    model, card = load_peft(run, force=force)
+    layers = [module for module in model.modules() if isinstance(module, MethodLayer)]
+    tolerance = max((layer.merge_tolerance for layer in layers), default=FOREIGN_TOLERANCE)
+    images = probe_images(card.preprocessing)
+    before = _logits(model, images)
+    network = merged_model(model)
+    difference = relative_difference(before, _logits(network, images))
+    if not difference <= tolerance:
+        raise AdapterError(
+            f"merge: got logits that differ by {difference:.1e} of the largest, expected at most "
+            f"{tolerance:.0e}. Nothing was written."
+        )
+    save_merged(network, out, card)
+    return difference
+
+
+def probe_images(preprocessing: Preprocessing, seed: int = 0) -> Tensor:
+    """Random inputs as the backbone gets them.
+
+    Shapes: (NUM_PROBES, 3, h, w), standard normal.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(NUM_PROBES, 3, *preprocessing.image_size, generator=generator)
+
+
+def relative_difference(expected: Tensor, found: Tensor) -> float:
+    """max |expected - found| / max |expected|."""
+    return ((expected - found).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
+
+
+@torch.inference_mode()
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    return logits_of(model.eval()(images)).float()

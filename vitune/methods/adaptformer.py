@@ -1,0 +1,80 @@
+"""AdaptFormer: a bottleneck in parallel to each block's MLP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitune.backbones.sites import Site
+from vitune.methods._bottleneck import BottleneckLayer, block_width, bottleneck_parameters
+from vitune.methods._checks import check_rank, check_rate
+from vitune.methods._linear import uniform
+from vitune.methods._tuner import MethodConfig, MethodLayer
+from vitune.methods._wrapper import Call, choose_blocks, tapped, with_tokens
+
+
+@dataclass
+class AdaptFormerConfig(MethodConfig):
+    """y = x + MLP(LN₂(x)) + s·(ReLU(x W_dᵀ + b_d) W_uᵀ + b_u), x un-normalised, after attention.
+
+    Shapes: W_d (r, d); b_d (r,); W_u (d, r); b_u (d,).
+    Args:
+        rank: r; 8 in the VTAB-1k tables, 64 in the original.
+        scale: s, fixed.
+        dropout: rate on the bottleneck while training.
+
+    Raises:
+        VituneError: a value out of range, or roles, which the method has no use for.
+        BackboneError: at injection, where the backbone has no transformer blocks.
+    Source: AdaptFormer (NeurIPS 2022) and its code. The branch joins the residual stream
+        directly: it passes neither the layer scale nor the drop path of the MLP.
+    """
+
+    rank: int = field(default=8)
+    scale: float = field(default=0.1)
+    dropout: float = field(default=0.1)
+
+    method = "adaptformer"
+    title = "AdaptFormer"
+    source = "AdaptFormer, NeurIPS 2022"
+    formula = "L·(2·d·r + r + d)"
+    mergeable = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rank(self.rank)
+        check_rate("dropout", self.dropout)
+
+    @property
+    def identity_at_init(self) -> bool:
+        return True
+
+    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
+        return choose_blocks(sites, self.roles, self.blocks, by=self.title)
+
+    def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
+        return ParallelBottleneck
+
+    def new_matrices(self, width: int) -> tuple[Tensor, Tensor]:
+        """W_d ~ kaiming_uniform(a = √5), W_u = 0."""
+        return uniform((self.rank, width), 1 / math.sqrt(width)), torch.zeros(width, self.rank)
+
+    def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
+        widths = (block_width(model, site) for site in sites)
+        return sum(bottleneck_parameters(width, self.rank) for width in widths)
+
+
+class ParallelBottleneck(BottleneckLayer):
+    """A block with a bottleneck from the input of its MLP's half to its output."""
+
+    def around(self, inner: Call, adapter: str, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        config, seen = self.configs[adapter], []
+        with tapped(self.inner_module("norm2", "fc1"), on_input=seen.append):
+            output = inner(x, *args, **kwargs)
+        change = self.branch(seen[0], adapter, config.dropout) * config.scale
+        return with_tokens(output, lambda y: self.joined(y, change.view_as(y)))

@@ -1,0 +1,108 @@
+"""APLA: a fixed random choice of the attention projection's outputs is trained in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitune.backbones.sites import Site
+from vitune.errors import VituneError
+from vitune.methods._checks import check_rank
+from vitune.methods._linear import LinearLayer, has_bias, linear_shape, require_linear
+from vitune.methods._roles import choose_sites
+from vitune.methods._tuner import MethodConfig, MethodLayer, Tensors
+from vitune.ops.partial_linear import partial_linear, partial_weight
+
+
+@dataclass
+class APLAConfig(MethodConfig):
+    """W_O[I] ← trained, b_O[I] ← trained, I a set of r outputs drawn once for each block.
+
+    Shapes: rows (r, i); row_bias (r,); indices (r,), stored with the adapter.
+    Args:
+        rank: r, the number of outputs; at most the width.
+        seed: of the draw, together with the block's index.
+
+    Raises:
+        VituneError: more outputs than there are.
+        BackboneError: at injection, where the attention output is not a linear layer.
+    Source: APLA (2025) and its code. The paper's columns of W_O in x W are rows of PyTorch's
+        weight.
+    """
+
+    rank: int = field(default=8)
+    seed: int = field(default=0)
+
+    method = "apla"
+    title = "APLA"
+    source = "APLA: Attention Projection Layer Adaptation, 2025"
+    formula = "L·r·(d + 1)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rank(self.rank)
+
+    @property
+    def identity_at_init(self) -> bool:
+        return True
+
+    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
+        roles = self.roles or ("attn_out",)
+        return choose_sites(sites, roles, self.blocks, named=True, by=self.title)
+
+    def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
+        require_linear(site, module, self.title, changes_bias=False)
+        if self.rank > module.out_features:  # type: ignore[operator]
+            raise VituneError(
+                f"rank: got {self.rank!r}, expected at most {module.out_features}, the outputs of "
+                f"{site.name!r}."
+            )
+        return PartialLinear
+
+    def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
+        return sum(
+            self.rank * (linear_shape(model, site)[1] + has_bias(model, site)) for site in sites
+        )
+
+
+class PartialLinear(LinearLayer):
+    """A linear layer with r of its outputs trained.
+
+    Shapes: rows (r, i); row_bias (r,) where the base has a bias; indices (r,).
+    """
+
+    adapter_layer_names = ("rows", "row_bias")
+    other_param_names = ("indices",)
+    no_decay = frozenset({"row_bias"})
+
+    def new_buffers(self, config: Any) -> Mapping[str, Tensor]:
+        generator = torch.Generator().manual_seed(1_000_003 * config.seed + (self.site.block or 0))
+        with torch.device("cpu"):
+            order = torch.randperm(self.num_out, generator=generator)
+        return {"indices": order[: config.rank].sort().values}
+
+    def new_parameters(self, config: Any, shared: nn.Module | None) -> Mapping[str, Tensor]:
+        base, indices = self.get_base_layer(), self.new_buffers(config)["indices"]
+        indices = indices.to(base.weight.device)
+        values = {"rows": base.weight.detach()[indices].clone()}
+        if base.bias is not None:
+            values["row_bias"] = base.bias.detach()[indices].clone()
+        return values
+
+    def adapt(self, tensors: Tensors, adapter: str) -> Tensors:
+        weight, bias, indices = tensors["weight"], tensors["bias"], self.indices[adapter]
+        row_bias = self.parameter("row_bias", adapter)
+        assert weight is not None
+        if bias is not None and row_bias is not None:
+            bias = partial_weight(bias, row_bias, indices)
+        return {"weight": partial_weight(weight, self.rows[adapter], indices), "bias": bias}
+
+    def adapted_forward(self, x: Tensor, adapter: str) -> Tensor:
+        base = self.get_base_layer()
+        row_bias = self.parameter("row_bias", adapter)
+        indices = self.indices[adapter]
+        return partial_linear(x, base.weight, base.bias, self.rows[adapter], row_bias, indices)

@@ -1,0 +1,64 @@
+"""SSF: scale and shift of every layer's output, y ← γ ⊙ y + β."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from vitune.backbones.sites import Site
+from vitune.methods._checks import check_choice
+from vitune.methods._in_projection import linear_view
+from vitune.methods._linear import require_linear
+from vitune.methods._roles import LINEAR_ROLES, NORM_ROLES, choose_sites
+from vitune.methods._scale_shift import scale_shift_class
+from vitune.methods._tuner import MethodConfig, MethodLayer
+
+
+@dataclass
+class SSFConfig(MethodConfig):
+    """γ ⊙ y + β after the patch embedding, every LayerNorm and every linear of the blocks.
+
+    Shapes: γ, β (c,), c the output channels of the layer.
+    Args:
+        init: "paper" draws γ ~ N(1, .02), β ~ N(0, .02); "identity" starts at γ = 1, β = 0.
+
+    Raises:
+        VituneError: another init, or roles that name a part of a fused qkv.
+        BackboneError: at injection, where a layer has no scale and shift.
+    Source: SSF (NeurIPS 2022) eq. 2 and its code. Not after the norm inside a Swin's patch
+        embedding, nor on the norm of its patch merging, for which there is no site.
+    """
+
+    init: str = field(default="paper")
+
+    method = "ssf"
+    title = "SSF"
+    source = "Scaling & Shifting Your Features, NeurIPS 2022"
+    formula = "Σ 2·out over patch embedding, norms and linears"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("init", self.init, ("paper", "identity"))
+
+    @property
+    def identity_at_init(self) -> bool:
+        return self.init == "identity"
+
+    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
+        roles = self.roles or ("patch_embed", *NORM_ROLES, *LINEAR_ROLES, "conv")
+        return choose_sites(sites, roles, self.blocks, named=self.roles is not None, by="SSF")
+
+    def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
+        if isinstance(module, nn.Linear):
+            require_linear(site, module, "SSF", roles=self.roles)
+        return scale_shift_class(site, module, "SSF")
+
+    def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
+        modules = [linear_view(model.get_submodule(site.name)) for site in sites]
+        channels = (
+            module.normalized_shape[-1] if isinstance(module, nn.LayerNorm) else len(module.weight)
+            for module in modules
+        )
+        return 2 * sum(channels)

@@ -1,0 +1,179 @@
+"""Visual prompt tuning: learned tokens beside the patches, at the first block or at every one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitune.backbones.sites import Site, find_sites, num_prefix_tokens
+from vitune.errors import BackboneError
+from vitune.methods._bottleneck import block_width
+from vitune.methods._checks import check_rank, check_rate
+from vitune.methods._linear import uniform
+from vitune.methods._tuner import MethodConfig, MethodLayer
+from vitune.methods._wrapper import Call, WrapperLayer, choose_blocks, with_tokens
+
+POSITION_MODULES = ("rope", "rel_pos", "relative_position", "pos_bias")
+"""Parts of module names that tell of positions inside attention, which prompts do not have."""
+
+
+@dataclass
+class VPTDeepConfig(MethodConfig):
+    """[prefix; P_i; patches] enters block i, and P_i's outputs are dropped behind it.
+
+    Shapes: P_i (p, d), one for each block.
+    Args:
+        num_prompts: p; chosen on validation among 1, 5, 10, 50, 100, 200.
+        dropout: rate on the prompts while training.
+
+    Raises:
+        VituneError: a value out of range, or roles, which the method has no use for.
+        BackboneError: at injection, where attention is in windows or has positions of its own.
+    Source: VPT (ECCV 2022) and its code: U(±√(6/(3·patch² + d))), prompts between the class token
+        and the patches, without position. The backbone's dropout and drop path stay on while
+        training, unlike there.
+    """
+
+    num_prompts: int = field(default=10)
+    dropout: float = field(default=0.0)
+
+    method = "vpt_deep"
+    title = "VPT-deep"
+    source = "Visual Prompt Tuning, ECCV 2022"
+    formula = "L·p·d"
+    mergeable = False
+    exposes_delta = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rank(self.num_prompts, "num_prompts")
+        check_rate("dropout", self.dropout)
+
+    @property
+    def identity_at_init(self) -> bool:
+        return False
+
+    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
+        return choose_blocks(sites, self.roles, self.blocks, by=self.title, windowed=False)
+
+    def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
+        return PromptedBlock
+
+    def new_shared(self, model: nn.Module, sites: Sequence[Site]) -> nn.Module:
+        _refuse_positions(model, self.title)
+        return PromptPlan(model, num_prefix_tokens(model), sites)
+
+    def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
+        return sum(self.num_prompts * block_width(model, site) for site in sites)
+
+
+@dataclass
+class VPTShallowConfig(VPTDeepConfig):
+    """[prefix; P; patches] enters the first block; P's outputs are dropped behind the last.
+
+    Shapes: P (p, d).
+    Source: VPT (ECCV 2022), "VPT-shallow". With `blocks`, from the first to the last of those.
+    """
+
+    method = "vpt_shallow"
+    title = "VPT-shallow"
+    formula = "p·d"
+
+    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
+        chosen = super().choose(sites)
+        return chosen if len(chosen) == 1 else (chosen[0], chosen[-1])
+
+    def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
+        return PromptCarryingBlock
+
+    def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
+        return self.num_prompts * block_width(model, sites[0])
+
+
+class PromptPlan(nn.Module):
+    """Where prompts enter and leave, and how they start; it has no parameters."""
+
+    def __init__(self, model: nn.Module, num_prefix: int, sites: Sequence[Site]) -> None:
+        super().__init__()
+        self.num_prefix = num_prefix
+        self.first, self.last = sites[0].name, sites[-1].name
+        stem = next((site for site in find_sites(model) if site.role == "patch_embed"), None)
+        weight = None if stem is None else model.get_submodule(stem.name).weight
+        self.patch_numel = 3 * 16**2 if weight is None else weight[0].numel()  # type: ignore[operator,union-attr,index]
+
+
+class PromptedBlock(WrapperLayer):
+    """A block that sees p more tokens, which do not leave it; prompts (p, d)."""
+
+    adapter_layer_names = ("prompts",)
+    exposes_delta = False
+
+    def new_parameters(self, config: Any, shared: nn.Module | None) -> Mapping[str, Tensor]:
+        assert isinstance(shared, PromptPlan)
+        bound = math.sqrt(6 / (shared.patch_numel + self.width))
+        return {"prompts": uniform((config.num_prompts, self.width), bound)}
+
+    def around(self, inner: Call, adapter: str, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        _refuse_tensors(args, kwargs, self.configs[adapter].title)
+        output = inner(self._with_prompts(x, adapter), *args, **kwargs)
+        return with_tokens(output, lambda y: self._without_prompts(y, adapter))
+
+    def _with_prompts(self, x: Tensor, adapter: str) -> Tensor:
+        rate, start = self.configs[adapter].dropout, self._start(adapter)
+        prompts = F.dropout(self.prompts[adapter].to(x.dtype), rate, self.training)
+        prompts = prompts.expand(len(x), -1, -1)  # (b, p, d)
+        return torch.cat([x[:, :start], prompts, x[:, start:]], dim=1)
+
+    def _without_prompts(self, y: Tensor, adapter: str) -> Tensor:
+        start, number = self._start(adapter), self.configs[adapter].num_prompts
+        return torch.cat([y[:, :start], y[:, start + number :]], dim=1)
+
+    def _start(self, adapter: str) -> int:
+        plan = self.shared[adapter]
+        assert isinstance(plan, PromptPlan)
+        return plan.num_prefix
+
+
+class PromptCarryingBlock(PromptedBlock):
+    """The first block, where prompts enter, or the last, behind which they are dropped."""
+
+    def new_parameters(self, config: Any, shared: nn.Module | None) -> Mapping[str, Tensor]:
+        assert isinstance(shared, PromptPlan)
+        is_first = self.site.name == shared.first
+        return super().new_parameters(config, shared) if is_first else {}
+
+    def around(self, inner: Call, adapter: str, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        _refuse_tensors(args, kwargs, self.configs[adapter].title)
+        plan = self.shared[adapter]
+        assert isinstance(plan, PromptPlan)
+        if self.site.name == plan.first:
+            x = self._with_prompts(x, adapter)
+        output = inner(x, *args, **kwargs)
+        if self.site.name == plan.last:
+            output = with_tokens(output, lambda y: self._without_prompts(y, adapter))
+        return output
+
+
+def _refuse_positions(model: nn.Module, by: str) -> None:
+    """Attention with rotary or relative positions has none for prompts."""
+    for name, _ in (*model.named_modules(), *model.named_parameters()):
+        if any(part in name.rpartition(".")[2] for part in POSITION_MODULES):
+            raise BackboneError(
+                f"{by}: got a backbone with positions inside attention ({name!r}), expected one "
+                "that adds them to the tokens. Choose another method ('vitune methods')."
+            )
+
+
+def _refuse_tensors(args: Sequence[Any], kwargs: Mapping[str, Any], by: str) -> None:
+    """A mask or rotary table that comes with the tokens does not fit more of them."""
+    if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+        raise BackboneError(
+            f"{by}: got a block that is called with a mask or positions, expected tokens alone. "
+            "Choose another method ('vitune methods')."
+        )
