@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from vitune.backbones import Backbone, find_sites, fingerprint
 from vitune.errors import AdapterError
 from vitune.files import atomic_folder, recover_folder
-from vitune.methods import MethodLayer, get_method
+from vitune.methods import AdapterState, MethodLayer, combine_states, get_method
 from vitune.preprocessing import Preprocessing
+from vitune.runs import RunFolder, require_new_folder
 
 CARD = "vitune.json"
 TENSORS = "adapter_model.safetensors"
@@ -195,8 +196,10 @@ def save_adapter(
         if dtype is not None:
             tensors = load_file(aside / TENSORS)
             save_file(
-                {key: value.to(dtype) if value.is_floating_point() else value
-                 for key, value in tensors.items()},
+                {
+                    key: value.to(dtype) if value.is_floating_point() else value
+                    for key, value in tensors.items()
+                },
                 aside / TENSORS,
                 metadata={"format": "pt"},
             )
@@ -235,6 +238,44 @@ def load_adapter(
         raise
     set_peft_model_state_dict(adapted, tensors)
     return adapted
+
+
+def combine_adapters(
+    folders: Sequence[str | Path], weights: Sequence[float], *, how: str, out: str | Path
+) -> list[str]:
+    """Write Σ w_i · adapter_i of trained RLRR adapters to the new folder `out`.
+
+    Args:
+        folders: run or adapter folders, all of one backbone.
+        how: "compose" (keeps the rank) or "sum" (adds the ΔW, ranks concatenate).
+
+    Returns:
+        Sentences on what could not be combined and how that was settled (the head, say).
+
+    Raises:
+        AdapterError: `out` exists, or the adapters differ in backbone, variant, roles or ranks;
+            all differences are listed.
+    Source: RLRR (CVPR 2024) appendix H; see `vitune.methods.combine_states`.
+    """
+    require_new_folder(out)
+    places = [
+        path if (path / CARD).is_file() else RunFolder.open(path).adapter
+        for path in map(Path, folders)
+    ]
+    cards = [AdapterCard.read(place) for place in places]
+    _check_same_backbone(cards, places)
+    states = [_read_state(place) for place in places]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        combined = combine_states(states, weights, how)
+    named = {**cards[0].method_args, "rank": getattr(combined.config, "rank", 1)}
+    with atomic_folder(out) as aside:
+        combined.config.save_pretrained(str(aside))
+        tensors = {name: value.contiguous() for name, value in combined.tensors.items()}
+        save_file(tensors, aside / TENSORS, metadata={"format": "pt"})
+        card = replace(cards[0], method_args=named, versions=installed_versions())
+        (aside / CARD).write_text(card.to_json())
+    return [str(warning.message) for warning in caught]
 
 
 def merged_model(model: PeftModel, *, safe: bool = True) -> nn.Module:
@@ -352,6 +393,22 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path}: got a damaged file ({error}).") from error
+
+
+def _read_state(folder: Path) -> AdapterState:
+    """An adapter folder as a configuration and tensors, apart from any model."""
+    config = PeftConfig.from_pretrained(str(folder))
+    return AdapterState(config, _read_tensors(folder / TENSORS))
+
+
+def _check_same_backbone(cards: Sequence[AdapterCard], places: Sequence[Path]) -> None:
+    for card, place in zip(cards[1:], places[1:], strict=True):
+        if card.fingerprint != cards[0].fingerprint:
+            raise AdapterError(
+                f"combine: got {str(place)!r} of backbone {card.backbone!r} "
+                f"({card.fingerprint}), expected {cards[0].backbone!r} "
+                f"({cards[0].fingerprint}) as in {str(places[0])!r}."
+            )
 
 
 def _check_fingerprint(model: PeftModel, card: AdapterCard, force: bool) -> None:

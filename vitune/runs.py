@@ -108,6 +108,4 @@ def require_new_folder(path: str | Path, *, hint: str = "Choose another name.") 
     """
     folder = Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise AdapterError(
-            f"--out: got {str(path)!r}, which exists, expected a new folder. {hint}"
-        )
+        raise AdapterError(f"--out: got {str(path)!r}, which exists, expected a new folder. {hint}")

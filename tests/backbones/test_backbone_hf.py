@@ -134,7 +134,9 @@ def test_a_masked_autoencoder_becomes_a_plain_vit(save: Save) -> None:
         "decoder_intermediate_size": 16,
     }
     model = hf_model("ViTMAEForPreTraining", "ViTMAEConfig", mask_ratio=0.0, **decoder).eval()
-    backbone = load_backbone(save(model), num_classes=3)
+    name = save(model)
+    assert load_backbone(name).num_classes == 0
+    backbone = load_backbone(name, num_classes=3)
     assert type(backbone.model).__name__ == "ViTForImageClassification"
     pixels = torch.randn(1, 3, 32, 32)
     expected = model.vit(pixels).last_hidden_state[:, 0]

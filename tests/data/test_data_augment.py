@@ -110,7 +110,7 @@ def test_switching_one_on_leaves_the_others(images: Tensor) -> None:
     place = torch.arange(10.0).expand(16, 3, 12, 10)
     slope = Augment(flip_rate=0.5, padding_pixels=2)(place / 10, seeded_generator(3))
     assert window.shape == images.shape
-    assert [bool(row[0, 0, 5] < row[0, 0, 4]) for row in slope] == flipped
+    assert [bool(one[0, 0, 5] < one[0, 0, 4]) for one in slope] == flipped
 
 
 @pytest.mark.parametrize(

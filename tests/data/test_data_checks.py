@@ -19,7 +19,9 @@ def test_clean_splits_pass(class_folders: Make) -> None:
     found = check_splits(open_source(class_folders(splits=("train", "val", "test"))))
     assert (found.num_overlapping, found.unseen_labels) == (0, ())
     assert {name: len(set(keys)) for name, keys in found.content.items()} == {
-        "train": 8, "val": 8, "test": 8,
+        "train": 8,
+        "val": 8,
+        "test": 8,
     }
 
 

@@ -48,9 +48,7 @@ def test_classes_give_in_proportion(sizes: list[int], fraction: float, seed: int
 
 
 @given(SIZES, SEEDS, st.data())
-def test_marked_images_stay_in_training(
-    sizes: list[int], seed: int, data: st.DataObject
-) -> None:
+def test_marked_images_stay_in_training(sizes: list[int], seed: int, data: st.DataObject) -> None:
     labels = _labels(sizes, seed)
     keep = np.array(data.draw(st.lists(st.booleans(), min_size=len(labels), max_size=len(labels))))
     first, counts = np.unique(labels[~keep], return_counts=True)

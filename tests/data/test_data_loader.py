@@ -58,8 +58,10 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 
 
 def test_seeded_generators_differ_by_every_number() -> None:
-    drawn = {float(torch.rand(1, generator=seeded_generator(*numbers)))
-             for numbers in ((0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 1, 1))}
+    drawn = {
+        float(torch.rand(1, generator=seeded_generator(*numbers)))
+        for numbers in ((0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 1, 1))
+    }
     assert len(drawn) == 4
     first, again = (torch.rand(3, generator=seeded_generator(4, 2)) for _ in range(2))
     assert torch.equal(first, again)
@@ -99,7 +101,10 @@ def test_accelerate_shards_whole_batches(split: Split) -> None:
     for rank in range(2):
         loader = prepare_data_loader(
             batches(split, 5, sampler=EpochSampler(10, 0)),
-            num_processes=2, process_index=rank, put_on_device=False, rng_types=[],
+            num_processes=2,
+            process_index=rank,
+            put_on_device=False,
+            rng_types=[],
         )
         shards.append([batch["labels"].tolist() for batch in loader])
     assert [len(shard) for shard in shards] == [1, 1]

@@ -23,8 +23,10 @@ def test_folder_of_class_folders_is_one_list(class_folders: Make) -> None:
     assert list(found.splits) == ["all"]
     assert found.classes == ("ant", "bee")
     assert [record.label for record in found.splits["all"]] == [0, 0, 0, 1, 1, 1]
-    assert all(Path(record.name).parent.name == found.classes[record.label]
-               for record in found.splits["all"])
+    assert all(
+        Path(record.name).parent.name == found.classes[record.label]
+        for record in found.splits["all"]
+    )
 
 
 @pytest.mark.parametrize("val_name", ["val", "valid", "validation", "Validation"])
@@ -34,7 +36,9 @@ def test_split_folders_share_one_class_map(class_folders: Make, val_name: str) -
     class_folders(splits=("test",), classes=("c",), each=2)
     found = open_source(str(root))
     assert {name: len(records) for name, records in found.splits.items()} == {
-        "train": 12, "val": 2, "test": 2,
+        "train": 12,
+        "val": 2,
+        "test": 2,
     }
     assert {record.label for record in found.splits["test"]} == {found.classes.index("c")}
 
@@ -104,7 +108,7 @@ def test_csv_with_splits_blanks_and_quotes(tmp_path: Path, picture: Make) -> Non
     table = tmp_path / "list.csv"
     table.write_text(
         "label, path ,split,author\n"
-        "wolf,im/a b.png,train,x\n\nNA,\"im/c,d.png\",valid,y\nwolf,im/e.png,TEST,\n",
+        'wolf,im/a b.png,train,x\n\nNA,"im/c,d.png",valid,y\nwolf,im/e.png,TEST,\n',
         encoding="utf-8-sig",
     )
     found = open_source(table)
@@ -170,7 +174,10 @@ def test_vtab_lists_keep_labels_and_gaps(vtab_task: Make) -> None:
     task = vtab_task()
     found = open_source(f"vtab:{task}")
     assert {name: len(records) for name, records in found.splits.items()} == {
-        "train": 8, "val": 4, "trainval": 12, "test": 6,
+        "train": 8,
+        "val": 4,
+        "trainval": 12,
+        "test": 6,
     }
     assert found.classes == ("0", "1", "2", "3") and found.fixed_lists
     assert found.splits["train"][0].image == task / "images/train800/a blank 0.png"

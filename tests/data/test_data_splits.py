@@ -57,9 +57,7 @@ def test_hold_out_is_cut_by_seed_and_recorded(
     assert not set(one.train.paths) & set(one.val.paths)
 
 
-def test_own_validation_is_used_as_it_is(
-    class_folders: Make, preprocessing: Preprocessing
-) -> None:
+def test_own_validation_is_used_as_it_is(class_folders: Make, preprocessing: Preprocessing) -> None:
     root = class_folders(splits=("train", "val"), each=3)
     found = load_splits(root, preprocessing, seed=0)
     assert found.held_out is None and found.test is None
@@ -149,8 +147,10 @@ def test_skipping_lists_missing_and_broken_files(
 ) -> None:
     root = class_folders(splits=("train", "val"))
     (root / "train/ant/1.png").write_bytes(b"broken")
-    lines = [f"{path.relative_to(tmp_path)},{path.parent.name},{path.parent.parent.name}"
-             for path in sorted(root.rglob("*.png"))]
+    lines = [
+        f"{path.relative_to(tmp_path)},{path.parent.name},{path.parent.parent.name}"
+        for path in sorted(root.rglob("*.png"))
+    ]
     table = tmp_path / "list.csv"
     table.write_text("\n".join(["path,label,split", *lines, "photos/gone.png,ant,val"]))
     with pytest.raises(DataError, match=r"got 1 of 9 files missing"):
@@ -192,15 +192,21 @@ def test_one_budget_covers_all_splits(
     found = load_splits(
         root, preprocessing, seed=0, memory_budget_mib=2.5 * one_split_mib, cache_dir=tmp_path / "c"
     )
-    kinds = [isinstance(split.images, np.memmap)
-             for split in (found.train, found.val, found.test) if split]
+    kinds = [
+        isinstance(split.images, np.memmap)
+        for split in (found.train, found.val, found.test)
+        if split
+    ]
     assert kinds == [False, False, True]
 
 
 def test_training_images_may_be_larger(class_folders: Make, preprocessing: Preprocessing) -> None:
     calls: list[tuple[int, int]] = []
     found = load_splits(
-        class_folders(), preprocessing, seed=0, train_size=(10, 11),
+        class_folders(),
+        preprocessing,
+        seed=0,
+        train_size=(10, 11),
         on_progress=lambda *call: calls.append(call),
     )
     assert found.train and found.train.images.shape[1:] == (10, 11, 3)

@@ -25,7 +25,7 @@ WITHOUT_EFFECT = (
     "skip_bad_images",
     "val_fraction",
 )
-"""Fields of TrainConfig that decide no result once splits and backbone are known by their hashes."""
+"""Fields of TrainConfig that decide no result where splits and weights are known by hash."""
 
 
 @dataclass(frozen=True)

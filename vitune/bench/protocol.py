@@ -1,4 +1,4 @@
-"""The honest protocol: choose on validation, refit on all training images, open the test split once.
+"""The honest protocol: choose on validation, refit on all training images, test once.
 
 Stage 1 runs every setting of the grid on training alone and takes the best validation accuracy of
 the last epoch (ties: the lower learning rate, then the lower weight decay). Stage 2 refits on

@@ -23,7 +23,7 @@ from vitune.data import Split, Splits, normalise
 from vitune.errors import TrainingError, VituneError
 from vitune.inference import LoadedRun
 from vitune.training import Observer, TrainConfig
-from vitune.training.fit import Trained, fit
+from vitune.training.fitting import Trained, fit
 from vitune.training.loop import inference_weights
 
 RETENTION_IMAGES = 256

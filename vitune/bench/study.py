@@ -1,4 +1,4 @@
-"""What a study compares: variants of methods on tasks, over a grid of settings and several seeds."""
+"""What a study compares: variants of methods on tasks, over settings and seeds."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from vitune.training import TrainConfig, read_yaml
 Setting = Mapping[str, Any]
 
 SET_BY_STUDY = frozenset(
-    "data backbone checkpoint image_size method seed refit select patience val_fraction".split()
-)
+    ("data", "backbone", "checkpoint", "image_size", "method", "seed", "refit", "select",
+     "patience", "val_fraction")
+)  # fmt: skip
 """Fields of TrainConfig that the protocol decides; no setting may touch them."""
 
 EXTRA_SETTINGS = ("lr_factor",)

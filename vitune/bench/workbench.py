@@ -1,4 +1,4 @@
-"""What one process keeps between cells: the backbone's facts and decoded images, a task at a time."""
+"""What one process keeps between cells: the backbone's facts and a few tasks' images."""
 
 from __future__ import annotations
 

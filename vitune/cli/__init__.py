@@ -7,7 +7,6 @@ import sys
 import warnings
 from typing import Any
 
-import click
 import typer
 
 from vitune.cli import (
@@ -24,12 +23,14 @@ from vitune.cli import (
 )
 from vitune.errors import VituneError, nearest
 
+UsageError, ClickException = typer.BadParameter.__mro__[1:3]
+"""typer's own: recent releases carry a copy of click and no longer raise click's."""
+
 VERBS = (train, predict, evaluate, merge, info, methods, compare, combine, analyze, demo)
 
 app = typer.Typer(
     name="vitune",
     help="Adapt a pre-trained Vision Transformer to your own images.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -47,16 +48,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """The exit code of one command; errors a user can cause are printed, never raised."""
+    arguments = arguments or ["--help"]
     try:
         if arguments[:1] == ["combine"]:
             arguments = combine.join_weights(arguments)
         return app(arguments, prog_name="vitune", standalone_mode=False) or 0
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except click.exceptions.NoArgsIsHelpError as shown:
-        print(shown.format_message())
-        return 2
-    except click.ClickException as error:
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except ClickException as error:
         return _fail(_usage_text(error))
     except VituneError as error:
         return _fail(str(error))
@@ -65,7 +64,7 @@ def run(arguments: list[str]) -> int:
         return _fail(f"{error.strerror or error}{where}. What was saved before is whole.")
     except MemoryError:
         return _fail("out of memory. Lower --batch-size, or add --checkpointing.")
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("vitune: stopped. A training run continues with --resume.", file=sys.stderr)
         return 130
 
@@ -75,13 +74,14 @@ def _fail(text: str) -> int:
     return 2
 
 
-def _usage_text(error: click.ClickException) -> str:
-    """click's message on one line, with the nearest names where a word is unknown."""
-    text = error.format_message()
+def _usage_text(error: Any) -> str:
+    """The parser's message on one line, with the nearest names where a word is unknown."""
+    text = str(error.format_message())
     context = getattr(error, "ctx", None)
-    if isinstance(error, click.NoSuchOption) and context is not None:
+    unknown = getattr(error, "option_name", None)
+    if unknown is not None and context is not None:
         known = [name for option in context.command.params for name in option.opts]
-        return f"unknown option {error.option_name}. {nearest(error.option_name, known)}"
+        return f"unknown option {unknown}. {nearest(unknown, known)}"
     if "No such command" in text and context is not None:
         word = text.split("'")[1]
         return f"unknown command {word!r}. {nearest(word, context.command.commands)}"

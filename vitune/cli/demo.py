@@ -66,7 +66,7 @@ def demo(
 def _train(method: str, out: str, epochs: int) -> Trained:
     from vitune.cli._progress import TrainingProgress
     from vitune.training.config import TrainConfig
-    from vitune.training.fit import fit
+    from vitune.training.fitting import fit
 
     config = TrainConfig(
         data=DATA, method=method, lr=LEARNING_RATES[method], epochs=epochs, refit=True

@@ -62,5 +62,7 @@ def _interval(share: float, number: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share seen among `number`."""
     z = 1.959964
     middle = (share + z * z / (2 * number)) / (1 + z * z / number)
-    half = z / (1 + z * z / number) * (share * (1 - share) / number + z * z / (4 * number**2)) ** 0.5
+    half = (
+        z / (1 + z * z / number) * (share * (1 - share) / number + z * z / (4 * number**2)) ** 0.5
+    )
     return max(0.0, middle - half), min(1.0, middle + half)

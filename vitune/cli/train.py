@@ -29,7 +29,7 @@ def train(
     looked at: 'vitune evaluate' does that.
     """
     from vitune.cli._progress import TrainingProgress, console, percent
-    from vitune.training.fit import fit
+    from vitune.training.fitting import fit
 
     observer = TrainingProgress()
     try:

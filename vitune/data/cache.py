@@ -225,7 +225,6 @@ def _decoded(
     images = iter([record.image for record in records])
     depth = 4 * workers
     with ThreadPoolExecutor(workers) as pool:
-
         waiting.extend(pool.submit(_outcome, image, decoding) for image in islice(images, depth))
         for index in range(len(records)):
             outcome = waiting.popleft().result()

@@ -117,9 +117,7 @@ def _require_class_folders(root: Path, children: Mapping[str, Path], spec: str) 
         )
 
 
-def _labelled(
-    folders: Mapping[str, Path], classes: tuple[str, ...], spec: str
-) -> Iterator[Record]:
+def _labelled(folders: Mapping[str, Path], classes: tuple[str, ...], spec: str) -> Iterator[Record]:
     """One record an image, class by class; every class folder must hold an image."""
     for label, name in enumerate(classes):
         if name not in folders:

@@ -71,9 +71,7 @@ def _parquet(path: Path, spec: str) -> Iterator[Line]:
         table = parquet.read_table(path)
     except (ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(
-            f"data table: got {spec!r} ({reason}), expected a Parquet file."
-        ) from None
+        raise DataError(f"data table: got {spec!r} ({reason}), expected a Parquet file.") from None
     names = list(_columns(table.column_names, spec))
     columns = [[_cell(value) for value in table.column(name).to_pylist()] for name in names]
     for number, cells in enumerate(zip(*columns, strict=True), start=1):

@@ -54,7 +54,9 @@ def predictions_csv(predictions: Iterable[Prediction]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     numbers = range(1, width + 1)
-    writer.writerow(["path", *(f"{what}_{n}" for n in numbers for what in ("class", "probability"))])
+    writer.writerow(
+        ["path", *(f"{what}_{n}" for n in numbers for what in ("class", "probability"))]
+    )
     for row in rows:
         cells: list[str] = [row.path]
         for name, probability in zip(row.classes, row.probabilities, strict=True):

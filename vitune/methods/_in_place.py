@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from vitune.backbones.sites import Site
+from vitune.backbones.sites import Site, head_name
 from vitune.methods._tuner import InPlaceLayer, MethodConfig, MethodLayer, Tensors
 
 
@@ -111,11 +111,16 @@ class InPlaceConfig(MethodConfig):
         """(module name, parameter name) pairs to train, '' being the root module."""
         raise NotImplementedError
 
+    def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
+        head = head_name(model)
+        heads = () if head is None else (head,)
+        return sum(
+            getattr(model.get_submodule(module_name), parameter_name).numel()
+            for module_name, parameter_name in _outside(self.trained(model), heads)
+        )
+
     def prepare(self, model: nn.Module, adapter: str) -> None:
-        heads = tuple(self.modules_to_save or ())
-        for module_name, parameter_name in list(self.trained(model)):
-            if any(f"{module_name}.".startswith(f"{head}.") for head in heads):
-                continue
+        for module_name, parameter_name in _outside(self.trained(model), self.modules_to_save or ()):
             stand_in(model, module_name, parameter_name).add_adapter(adapter, self, None)
 
 

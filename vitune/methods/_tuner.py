@@ -145,7 +145,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
 
     def new_parameters(self, config: Any, shared: nn.Module | None) -> Mapping[str, Tensor]:
         """Initial values by parameter name; a name left out is absent from this adapter."""
-        raise NotImplementedError
+        return {}
 
     def new_buffers(self, config: Any) -> Mapping[str, Tensor]:
         """What the adapter must remember without training it, by name in `other_param_names`."""
@@ -481,8 +481,12 @@ class SiteTuner(BaseTuner):
         add_weighted(self, adapters, weights, adapter_name, how, head)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forget `adapter_name` with its shared state."""
+        """Forget `adapter_name` with its shared state; another stays, or becomes, active."""
+        active = [name for name in self.active_adapters if name != adapter_name]
         super().delete_adapter(adapter_name)
+        if not self.active_adapters and self.peft_config:
+            # PEFT asks the layers which adapter is next, and a linear probe has none.
+            self.set_adapter(active or sorted(self.peft_config)[:1])
         if adapter_name in self.shared_state:
             del self.shared_state[adapter_name]
 

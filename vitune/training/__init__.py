@@ -10,14 +10,14 @@ from vitune.training.config import read_yaml as read_yaml
 from vitune.training.observer import Observer as Observer
 
 if TYPE_CHECKING:
-    from vitune.training.fit import Trained as Trained
-    from vitune.training.fit import fit as fit
+    from vitune.training.fitting import Trained as Trained
+    from vitune.training.fitting import fit as fit
 
 
 def __getattr__(name: str) -> Any:
     """`fit` and `Trained` need PyTorch; the settings alone, for --help, do not."""
     if name in ("fit", "Trained"):
-        value = getattr(importlib.import_module("vitune.training.fit"), name)
+        value = getattr(importlib.import_module("vitune.training.fitting"), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ BF16_WIDTH = 384
 
 
 def resolve_precision(asked: str, device_type: str, width: int) -> str:
-    """"fp32", "bf16" or "fp16" for a device and a network of `width` features.
+    """ "fp32", "bf16" or "fp16" for a device and a network of `width` features.
 
     "auto" is bf16 on a GPU that has it, else fp16 there; on a CPU bf16 where the processor has
     instructions for it and the network is at least BF16_WIDTH wide (below that casting costs more

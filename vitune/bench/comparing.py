@@ -1,0 +1,136 @@
+"""`vitune compare`: several methods on one data source, each at its default settings or a few."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitune.bench.execution import Executor
+from vitune.bench.protocol import Outcome, Watcher, run_study
+from vitune.bench.study import Study, grid_of
+from vitune.bench.table import Table, TableRow, make_table
+from vitune.errors import VituneError
+from vitune.methods import get_method
+from vitune.report import write_comparison
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison brought: the outcome, its table and the page written of it."""
+
+    outcome: Outcome
+    table: Table
+    page: Path
+
+
+def comparison_study(
+    data: str,
+    methods: Sequence[str],
+    *,
+    backbone: str = "vitune/vit_micro_patch4_32",
+    checkpoint: str | None = None,
+    image_size: int | None = None,
+    epochs: int = 20,
+    lrs: Sequence[float] = (),
+    seeds: int | Sequence[int] = 3,
+    method_args: Mapping[str, Mapping[str, Any]] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Study:
+    """The study that `vitune compare` runs.
+
+    Args:
+        methods: names; a label is a method's name.
+        lrs: learning rates to choose from on validation; none takes each method's default.
+        seeds: how many (0, 1, ...), or which.
+        method_args: arguments by method name.
+        settings: further training settings for every method.
+
+    Raises:
+        VituneError: no method, a method twice, arguments for a method that is not compared, or
+            what a study refuses.
+    """
+    given = dict(method_args or {})
+    stray = sorted(set(given) - set(methods))
+    if stray:
+        raise VituneError(
+            f"--method-arg: got arguments for {stray[0]!r}, expected one of the compared methods "
+            f"({', '.join(methods)})."
+        )
+    if not methods:
+        raise VituneError("--methods: got none, expected at least one name.")
+    if isinstance(seeds, int) and seeds < 1:
+        raise VituneError(f"--seeds: got {seeds!r}, expected 1 or more.")
+    return Study.make(
+        {
+            "name": "comparison",
+            "variants": [
+                {"label": name, "method": name, "method_args": dict(given.get(name, {}))}
+                for name in methods
+            ],
+            "tasks": [{"name": _task_name(data), "data": data}],
+            "backbone": backbone,
+            "checkpoint": checkpoint,
+            "image_size": image_size,
+            "epochs": epochs,
+            "settings": dict(settings or {}),
+            "grid": grid_of(lr=list(lrs)) if lrs else ({},),
+            "seeds": tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds),
+        }
+    )
+
+
+def compare(
+    study: Study,
+    out: str | Path,
+    *,
+    executor: Executor | None = None,
+    watcher: Watcher | None = None,
+) -> Comparison:
+    """Run the study and write `compare.html` into its folder.
+
+    Raises:
+        VituneError: what `run_study` refuses, or no method finished.
+    """
+    outcome = run_study(study, out, executor=executor, watcher=watcher)
+    failures = outcome.failures
+    if len(failures) == len((*outcome.results, *outcome.selection)) and failures:
+        raise VituneError(f"compare: got no finished run. The first error: {failures[0].error}")
+    table = make_table(outcome.results)
+    page = write_comparison(
+        [_entry(row) for row in table.rows],
+        Path(out) / "compare.html",
+        heading="Methods compared",
+        note=_note(study, table),
+    )
+    return Comparison(outcome, table, page)
+
+
+def _entry(row: TableRow) -> dict[str, Any]:
+    return {
+        "method": row.method,
+        "title": get_method(row.method).title if row.label == row.method else row.label,
+        "top1": [value for figure in row.figures.values() for value in figure.values],
+        "num_trainable_without_head": row.num_parameters,
+        "seconds": row.seconds,
+        "peak_mib": row.peak_mib,
+    }
+
+
+def _note(study: Study, table: Table) -> str:
+    """Data, backbone and split in a sentence or two, and what the table warns of."""
+    task = study.tasks[0]
+    split = table.rows[0].scored_on
+    which = (
+        "test images, opened once a run after the last epoch"
+        if split == "test"
+        else "validation images, because the data has no test split"
+    )
+    parts = [f"{task.data} on {study.backbone}, {study.epochs} epochs. Accuracy on {which}."]
+    return " ".join([*parts, *table.notes])
+
+
+def _task_name(data: str) -> str:
+    """The last part of a data spec without its options."""
+    return data.partition("?")[0].rstrip("/").replace(":", "/").rpartition("/")[2] or data
