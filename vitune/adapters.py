@@ -416,8 +416,8 @@ def _check_fingerprint(model: PeftModel, card: AdapterCard, force: bool) -> None
     if card.fingerprint in (None, found):
         return
     text = (
-        f"backbone: got weights {found}, expected {card.fingerprint} of {card.backbone!r}, on which "
-        "the adapter was trained."
+        f"backbone: got weights {found}, expected {card.fingerprint} of {card.backbone!r}, on "
+        "which the adapter was trained."
     )
     if not force:
         raise AdapterError(f"{text} Load that backbone, or use --force.")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class VituneError(ValueError):
-    """A mistake in what the user asked for; the command line prints its text on one line, exit 2."""
+    """A mistake in what the user asked for; the command line prints it on one line, exit 2."""
 
 
 class DataError(VituneError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,15 +51,13 @@ class Preprocessing:
         if not 0 < self.crop_pct <= 1:
             raise VituneError(f"crop_pct: got {self.crop_pct!r}, expected a number in (0, 1].")
         if self.crop_mode not in ("squash", "center"):
-            raise VituneError(
-                f"crop_mode: got {self.crop_mode!r}, expected 'squash' or 'center'."
-            )
+            raise VituneError(f"crop_mode: got {self.crop_mode!r}, expected 'squash' or 'center'.")
 
     @property
     def resize_size(self) -> tuple[int, int]:
-        """(height, width) before the centre crop, pixels."""
+        """(height, width) before the centre crop, pixels; rounded down, as timm does."""
         height, width = self.image_size
-        return round(height / self.crop_pct), round(width / self.crop_pct)
+        return math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON values."""

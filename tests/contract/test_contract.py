@@ -18,7 +18,7 @@ from vitune.errors import AdapterError, BackboneError
 from vitune.methods import OWN, Method, MethodLayer
 
 CASES = [(method, backbone) for method in OWN for backbone in BUILDERS]
-REFUSED = Counter({"swin": 2})
+REFUSED = Counter({"swin": 2, "torchvision_vit": 1})
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated and will be removed in v6:FutureWarning"
@@ -130,9 +130,17 @@ def test_only_adapter_and_head_train_and_all_of_them_move(method: str, backbone:
         for name, _ in module.named_parameters(remove_duplicate=False)
         if name.partition(".")[0] in module.adapter_layer_names
     }
+    # Attention cannot see a shift of all its keys: what makes only that has no gradient.
+    unseen = {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, MethodLayer) and module.site.role == "k"
+        for name, value in module.named_parameters()
+        if value.grad is not None and not value.grad.any()
+    }
     for name, value in model.named_parameters():
         has_moved = not torch.equal(value, before[name])
-        assert has_moved == (name in trained), name
+        assert has_moved == (name in trained - unseen), name
         assert (value.grad is not None) == (name in trained), name
         is_head = head is not None and "modules_to_save.default" in name
         assert (name in trained) == (name in shared | in_layers or is_head), name

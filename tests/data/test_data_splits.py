@@ -282,6 +282,23 @@ def test_unlabelled_images_for_prediction(
     assert len(load_unlabelled(root / "bee/0.png", preprocessing)[0]) == 1
 
 
+def test_names_that_are_not_utf8(
+    class_folders: Make, picture: Make, preprocessing: Preprocessing
+) -> None:
+    root = class_folders(each=2)
+    odd = Path(os.fsdecode(os.fsencode(root) + b"/caf\xe9"))
+    for number in range(3):
+        made = picture(root / "spare.png", 500 + number, (12, 10 + number))
+        odd.mkdir(exist_ok=True)
+        made.rename(Path(os.fsdecode(os.fsencode(odd) + b"/\xff%d.png" % number)))
+    for budget in (0, 10):
+        found = load_splits(root, preprocessing, seed=0, memory_budget_mib=budget)
+        assert found.train and len(found.classes) == 3 and len(found.train.content_hash) == 64
+    next(odd.iterdir()).write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"got UnidentifiedImageError"):
+        load_splits(root, preprocessing, seed=0)
+
+
 def test_importing_the_room_is_light() -> None:
     code = (  # the package above imports PEFT by design, so the room is imported beside it
         "import importlib.util, sys, types\n"

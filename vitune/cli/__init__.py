@@ -11,6 +11,7 @@ import typer
 
 from vitune.cli import (
     analyze,
+    bench,
     combine,
     compare,
     demo,
@@ -23,16 +24,17 @@ from vitune.cli import (
 )
 from vitune.errors import VituneError, nearest
 
-UsageError, ClickException = typer.BadParameter.__mro__[1:3]
+ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 """typer's own: recent releases carry a copy of click and no longer raise click's."""
 
-VERBS = (train, predict, evaluate, merge, info, methods, compare, combine, analyze, demo)
+VERBS = (train, predict, evaluate, merge, info, methods, compare, combine, analyze, bench, demo)
 
 app = typer.Typer(
     name="vitune",
     help="Adapt a pre-trained Vision Transformer to your own images.",
     add_completion=False,
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _verb in VERBS:
@@ -42,7 +44,7 @@ for _verb in VERBS:
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 2 a user's mistake, 1 a defect, 130 interrupted."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

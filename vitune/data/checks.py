@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -130,7 +131,9 @@ def _content_keys(splits: Mapping[str, Sequence[Record]]) -> dict[str, tuple[byt
     sizes = {name: image.stat().st_size for name, image in every.items() if isinstance(image, Path)}
     crowded = {size for size, count in Counter(sizes.values()).items() if count > 1}
     keys = {
-        name: _digest(image) if sizes.get(name) in crowded or name not in sizes else name.encode()
+        name: _digest(image)
+        if sizes.get(name) in crowded or name not in sizes
+        else os.fsencode(name)
         for name, image in every.items()
     }
     return {name: tuple(keys[r.name] for r in records) for name, records in splits.items()}
@@ -143,7 +146,7 @@ def _digest(image: Path | Drawing) -> bytes:
         with image.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError:  # unreadable is for the decoder to report, and only if it is asked to read it
-        return str(image).encode()
+        return os.fsencode(image)
 
 
 def _shared(first: Iterable[bytes], second: Iterable[bytes]) -> list[bytes]:

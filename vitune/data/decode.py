@@ -81,7 +81,7 @@ def quiet_pillow() -> Iterator[None]:
 
 
 def decode_image(image: Path | Drawing, decoding: Decoding) -> tuple[Pixels, bytes]:
-    """Pixels and content hash of a file or drawing.
+    """Pixels and content hash of a file or drawing; Pillow may warn unless `quiet_pillow` is on.
 
     Returns:
         pixels: (height, width, 3) uint8 of `decoding.size`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,7 +86,7 @@ class Split:
             f"{digest} {self._class_name(label)}"
             for digest, label in zip(hexes, self.labels, strict=True)
         )
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
 
     @property
     def class_counts(self) -> Mapping[str, int]:

@@ -1,4 +1,4 @@
-"""Fold a run's adapter into the backbone's weights, checked on images before anything is written."""
+"""Fold a run's adapter into the backbone's weights, checked before anything is written."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vitune.errors import VituneError, nearest
 from vitune.methods._combination import AdapterState as AdapterState
+from vitune.methods._peft_targets import UNSUPPORTED
 from vitune.methods._registry import Method as Method
 from vitune.methods._registry import own_method, peft_methods
 from vitune.methods._rlrr_arithmetic import combine_states as combine_states
@@ -66,6 +67,11 @@ def get_method(name: str) -> Method:
     Raises:
         VituneError: there is none; the nearest names are given.
     """
+    if name in UNSUPPORTED:
+        raise VituneError(
+            f"method: got {name!r}, expected one for images: {UNSUPPORTED[name]}. "
+            "'vitune methods' lists all."
+        )
     if name not in METHODS:
         raise VituneError(
             f"method: got {name!r}, expected a known method. {nearest(name, METHODS)} "

@@ -49,6 +49,11 @@ def add_weighted(
                 f"adapters: got {name!r}, expected adapters of this model. "
                 f"{nearest(name, tuner.peft_config)}"
             )
+    if "." in adapter_name or hasattr(nn.ParameterDict, adapter_name):
+        raise AdapterError(
+            f"adapter_name: got {adapter_name!r}, expected a plain word that torch's ParameterDict "
+            "can take as a key. Choose another name."
+        )
     if adapter_name in tuner.peft_config:
         raise AdapterError(
             f"adapter_name: got {adapter_name!r}, expected a new name. Delete the adapter of that "

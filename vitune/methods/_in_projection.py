@@ -57,12 +57,12 @@ class _OpenAttention:
     @property
     def in_proj_weight(self) -> Tensor:
         """The effective weight of q, k, v."""
-        return self._modules[CHILD].weight  # type: ignore[attr-defined,no-any-return]
+        return self._modules[CHILD].weight  # type: ignore[attr-defined]
 
     @property
     def in_proj_bias(self) -> Tensor | None:
         """The effective bias of q, k, v."""
-        return self._modules[CHILD].bias  # type: ignore[attr-defined,no-any-return]
+        return self._modules[CHILD].bias  # type: ignore[attr-defined]
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
@@ -73,7 +73,7 @@ class _OpenAttention:
         if merge:
             layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
         attention.__class__ = type(attention).__mro__[2]
-        return attention  # type: ignore[no-any-return]
+        return attention
 
 
 def linear_view(module: nn.Module) -> nn.Module:
@@ -91,12 +91,13 @@ def place(layer: nn.Module, target: nn.Module, target_name: str, parent: nn.Modu
     """Put `layer` where `target` was, or on the attention that `target` is."""
     if isinstance(target, nn.MultiheadAttention):
         assert isinstance(unwrapped(layer), InProjection)
-        target.__class__ = _open_class(type(target))
+        kind: Any = type(target)
+        target.__class__ = _open_class(kind)
         target._modules[CHILD] = layer
     else:
         setattr(parent, target_name, layer)
 
 
 @functools.cache
-def _open_class(attention_class: type) -> type:
+def _open_class(attention_class: Any) -> type:
     return type(attention_class.__name__, (_OpenAttention, attention_class), {})

@@ -12,9 +12,8 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 from torch import nn
 
-from vitune.backbones.sites import find_sites, head_name
-from vitune.backbones.structure import unwrapped
 from vitune.errors import VituneError, nearest
+from vitune.methods._peft_targets import UNSUPPORTED, peft_targets
 from vitune.methods._tuner import MethodConfig, register
 
 INTERNAL_FIELDS = frozenset(
@@ -80,7 +79,7 @@ class Method:
                 f"{nearest(unknown[0], self.argument_names())}"
             )
         if not self.ours:
-            values = {**_peft_targets(model), **values}
+            values = {**peft_targets(self.name, model), **values}
         try:
             return self.config_class(**values)
         except VituneError:
@@ -106,21 +105,10 @@ def peft_methods() -> dict[str, Method]:
         names = {field.name for field in dataclasses.fields(config_class)}
         takes_modules = {"target_modules", "modules_to_save"} <= names
         if peft_type in PEFT_TYPE_TO_PREFIX_MAPPING and takes_modules:
-            if issubclass(config_class, MethodConfig):
+            if issubclass(config_class, MethodConfig) or name in UNSUPPORTED:
                 continue
             found[name] = Method(name, config_class.__name__, "PEFT", config_class, ours=False)
     return found
-
-
-def _peft_targets(model: nn.Module) -> dict[str, Any]:
-    """All linears of the blocks and the head, named for a PEFT config."""
-    head = head_name(model)
-    targets = [
-        site.name
-        for site in find_sites(model)
-        if site.block is not None and isinstance(unwrapped(model.get_submodule(site.name)), nn.Linear)
-    ]
-    return {"target_modules": targets, "modules_to_save": [head] if head else None}
 
 
 def _value(given: Any) -> Any:

@@ -71,7 +71,7 @@ def combine_states(
             tensors[name] = _weighted(values, weights, _neutral(config, part, first))
     rank = config.rank
     if concatenates:
-        rank = sum(state.config.rank for state in states) + bool(missing)  # type: ignore[attr-defined]
+        rank = sum(state.config.rank for state in states) + bool(missing)
     changed = dataclasses.replace(config, rank=rank, init="identity", allow_stationary=False)
     return AdapterState(changed, {**tensors, **_combined_head(states, weights, head)})
 

@@ -145,7 +145,7 @@ class ShiftedBias(TrainedParameter):
         dtype = torch.promote_types(original.dtype, torch.float32)
         self.shift[adapter] = nn.Parameter(torch.zeros_like(original, dtype=dtype))
 
-    def forward(self, original: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, original: Tensor) -> Tensor:
         if self.disable_adapters and self.merged:
             self.unmerge()
             original = self._slot()

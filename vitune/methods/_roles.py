@@ -65,7 +65,7 @@ def expand_roles(roles: Sequence[str]) -> set[str]:
 
 def parts_of(site: Site, roles: Sequence[str] | None) -> tuple[int, ...]:
     """Indices of the parts of a fused qkv that `roles` names; all of them for None."""
-    if roles is None:
+    if roles is None or site.num_parts == 1:
         return tuple(range(site.num_parts))
     wanted = expand_roles(roles)
     return tuple(index for index, part in enumerate(QKV_PARTS) if part in wanted)

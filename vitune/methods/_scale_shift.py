@@ -72,7 +72,7 @@ class ScaleShiftNorm(ScaleShift):
         if type(base).forward in LAST_AXIS_NORMS:
             return F.layer_norm(x, base.normalized_shape, weight, bias, base.eps)
         values = {"weight": weight, "bias": bias}
-        return torch.func.functional_call(base, values, x)  # type: ignore[no-any-return,arg-type]
+        return torch.func.functional_call(base, values, x)  # type: ignore[arg-type]
 
 
 class ScaleShiftLinear(ScaleShift):
@@ -88,7 +88,7 @@ class ScaleShiftLinear(ScaleShift):
 
 
 class ScaleShiftConv(ScaleShift):
-    """A convolution followed by γ, β; unfolded while training, since its input needs no gradient."""
+    """A convolution followed by γ, β; unfolded in training: its input needs no gradient."""
 
     def functional(self, x: Tensor, tensors: Tensors) -> Tensor:
         base = self.get_base_layer()

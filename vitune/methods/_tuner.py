@@ -312,7 +312,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         base = self.get_base_layer()
         for name, tensor in tensors.items():
             if tensor is not None or hasattr(base, name):
-                base.register_parameter(name, tensor)  # type: ignore[arg-type]
+                base.register_parameter(name, tensor)
 
     def __getattr__(self, name: str) -> Any:
         """Attributes of the base layer (in_features, stride, eps, ...) are readable through it."""
@@ -498,14 +498,15 @@ def register(config_class: type[MethodConfig]) -> None:
     strings. `tests/methods/test_registration.py` fails when a PEFT release changes that.
     """
     peft_type = config_class.method.upper()
+    prefix = f"vitune_{config_class.method}_"  # PEFT passes over modules with this in their name
     tuner = type(
         f"{config_class.__name__.removesuffix('Config')}Model",
         (SiteTuner,),
-        {"prefix": f"{config_class.method}_", "__doc__": f"{config_class.title} in PEFT."},
+        {"prefix": prefix, "__doc__": f"{config_class.title} in PEFT."},
     )
     PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_class
     PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = tuner
-    PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = f"{config_class.method}_"
+    PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = prefix
 
 
 def _restrict(sites: Sequence[Site], names: Sequence[str]) -> list[Site]:

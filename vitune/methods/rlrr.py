@@ -18,7 +18,14 @@ from vitune.methods._rlrr_layers import (
     shifted_parts,
     stand_in_for_biases,
 )
-from vitune.methods._roles import LINEAR_ROLES, NORM_ROLES, choose_sites, parts_of
+from vitune.methods._roles import (
+    LINEAR_ROLES,
+    NORM_ROLES,
+    QKV_PARTS,
+    choose_sites,
+    expand_roles,
+    parts_of,
+)
 from vitune.methods._scale_shift import scale_shift_class
 from vitune.methods._tuner import AdapterState, MethodConfig, MethodLayer
 
@@ -108,7 +115,7 @@ class RLRRConfig(MethodConfig):
 
     def is_whole(self, site: Site) -> bool:
         """Whether the layer at `site` is one linear, and not parts with scales of their own."""
-        if site.role != "qkv" or self.fused_qkv == "whole":
+        if site.role != "qkv" or site.num_parts == 1 or self.fused_qkv == "whole":
             return True
         has_all = len(parts_of(site, self.roles)) == site.num_parts
         return self.fused_qkv is None and site.windowed and has_all
@@ -116,6 +123,11 @@ class RLRRConfig(MethodConfig):
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         if site.role in (*NORM_ROLES, "patch_embed"):
             return scale_shift_class(site, module, "RLRR")
+        if site.role == "qkv" and site.num_parts == 1 and not self._names_all_parts():
+            raise BackboneError(
+                f"RLRR at {site.name!r} (qkv): got q, k, v of unequal widths in one layer, "
+                f"expected roles=qkv in place of {self.roles!r}: they can only be adapted together."
+            )
         if isinstance(module, nn.Linear):
             return RescaledLinear
         if isinstance(module, nn.Conv2d):
@@ -124,6 +136,9 @@ class RLRRConfig(MethodConfig):
             f"RLRR at {site.name!r} ({site.role}): got {type(module).__name__!r}, expected a "
             "Linear or Conv2d. Leave the role out with roles=..."
         )
+
+    def _names_all_parts(self) -> bool:
+        return self.roles is None or set(QKV_PARTS) <= expand_roles(self.roles)
 
     def prepare(self, model: nn.Module, adapter: str) -> None:
         targets = self.target_modules or ()

@@ -14,7 +14,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-TILE_ELEMENTS = 1 << 20
+from vitune.ops.hardware import cpu_multiplies_bf16
+
+BUILD_TILE = 1 << 20
+"""Elements of W that are rescaled at a time: the factor stays in a core's cache."""
+
+REDUCTION_TILE = 1 << 21
+"""Elements of dyᵀx that exist at a time; smaller tiles make the product itself slower."""
+
+BF16_REDUCTION_FROM = 1 << 27
+"""Multiplications n·o·i from which a float32 reduction product is taken in bfloat16."""
 
 
 def rescaled_weight(
@@ -55,6 +64,7 @@ def rescaled_linear(
     shift: Tensor | None,
     *,
     residual: bool = True,
+    exact: bool = False,
 ) -> Tensor:
     """y = x W'ᵀ + b + f with W' = W ⊙ (1 + S_out S_in), saving only x for the backward pass.
 
@@ -62,20 +72,27 @@ def rescaled_linear(
     instead. Under autocast the product is taken in the autocast dtype, W' being rounded once from
     a float32 product. It can be differentiated once; a second time raises PyTorch's own error.
 
+    The product dyᵀx behind the scales' gradients is taken in bfloat16 where x is float32 on a CPU
+    that multiplies bfloat16 in hardware and n·o·i is at least BF16_REDUCTION_FROM. y and dx are
+    never touched by it, so that no error travels to other layers.
+
     Shapes: x (..., i); weight (o, i); bias, shift (o,) or None; scale_out (o, r);
         scale_in (p, r, i); returns (..., o).
+    Args:
+        exact: take every product in x's own dtype, whatever the machine could do faster.
     Source: RLRR (CVPR 2024) eq. 5 and 6; the recomputation is vitune's.
     """
     device_type = x.device.type
     if torch.is_autocast_enabled(device_type):
         x = x.to(torch.get_autocast_dtype(device_type))
-    if weight.requires_grad or not torch.is_grad_enabled():
+    if weight.requires_grad:
+        changed = rescaled_weight(weight, scale_out, scale_in, residual=residual).to(x.dtype)
+        return F.linear(x, changed, _sum_bias(bias, shift, x.dtype))
+    if not torch.is_grad_enabled():
         changed = _tiled_weight(weight, scale_out, scale_in, residual, x.dtype)
-        if weight.requires_grad:
-            changed = rescaled_weight(weight, scale_out, scale_in, residual=residual).to(x.dtype)
         return F.linear(x, changed, _sum_bias(bias, shift, x.dtype))
     result: Tensor = _RescaledLinear.apply(
-        x, weight, bias, scale_out, scale_in, shift, residual
+        x, weight, bias, scale_out, scale_in, shift, residual, exact
     )
     return result
 
@@ -91,32 +108,34 @@ class _RescaledLinear(torch.autograd.Function):
         scale_in: Tensor,
         shift: Tensor | None,
         residual: bool,
+        exact: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, scale_out, scale_in)
-        ctx.residual = residual
+        ctx.residual, ctx.exact = residual, exact
         ctx.shift_dtype = None if shift is None else shift.dtype
-        changed = _tiled_weight(weight, scale_out, scale_in, residual, x.dtype)
         with torch.autocast(x.device.type, enabled=False):
+            changed = _tiled_weight(weight, scale_out, scale_in, residual, x.dtype)
             return F.linear(x, changed, _sum_bias(bias, shift, x.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale_out, scale_in = ctx.saved_tensors
-        needs_x, _, _, needs_out, needs_in, needs_shift, _ = ctx.needs_input_grad
-        flat_grad = grad.reshape(-1, grad.shape[-1]).to(x.dtype)  # (n, o)
+        needs_x, _, _, needs_out, needs_in, needs_shift, _, _ = ctx.needs_input_grad
+        grad = grad.reshape(-1, grad.shape[-1]).to(x.dtype)  # (n, o)
         grad_x = grad_out = grad_in = grad_shift = None
         with torch.autocast(x.device.type, enabled=False):
             if needs_x:
                 changed = _tiled_weight(weight, scale_out, scale_in, ctx.residual, x.dtype)
-                grad_x = (flat_grad @ changed).view_as(x)
+                grad_x = (grad @ changed).view_as(x)
                 del changed
-            if needs_out or needs_in:
-                grad_out, grad_in = _scale_gradients(
-                    flat_grad, x.reshape(-1, x.shape[-1]), weight, scale_out, scale_in
-                )
             if needs_shift:
-                grad_shift = flat_grad.sum(0, dtype=_sum_dtype(flat_grad)).to(ctx.shift_dtype)
+                grad_shift = (grad.T @ grad.new_ones(len(grad))).to(ctx.shift_dtype)  # (o,)
+            if needs_out or needs_in:
+                x = x.reshape(-1, x.shape[-1])  # (n, i)
+                if not ctx.exact and _reduces_in_bf16(x, weight):
+                    x, grad = x.bfloat16(), grad.bfloat16()
+                grad_out, grad_in = _scale_gradients(grad, x, weight, scale_out, scale_in)
         return (
             grad_x,
             None,
@@ -124,6 +143,7 @@ class _RescaledLinear(torch.autograd.Function):
             grad_out if needs_out else None,
             grad_in if needs_in else None,
             grad_shift,
+            None,
             None,
         )
 
@@ -133,12 +153,20 @@ def _scale_gradients(
 ) -> tuple[Tensor, Tensor]:
     """(d scale_out, d scale_in) from dW' = gradᵀ x, one tile of outputs at a time."""
     grad_out, grad_in = torch.empty_like(scale_out), torch.zeros_like(scale_in)
-    for part, tile in _tiles(weight, scale_in.shape[0]):
-        change = (grad[:, tile].T @ x).to(scale_out.dtype)  # (t, i)
-        change *= weight[tile]
+    for part, tile in _tiles(weight, scale_in.shape[0], REDUCTION_TILE):
+        change = (grad[:, tile].T @ x) * weight[tile].to(scale_out.dtype)  # (t, i)
         grad_out[tile] = change @ scale_in[part].T  # (t, r)
         grad_in[part].addmm_(scale_out[tile].T, change)  # (r, i)
     return grad_out, grad_in
+
+
+def _reduces_in_bf16(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and len(x) * weight.numel() >= BF16_REDUCTION_FROM
+        and cpu_multiplies_bf16()
+    )
 
 
 @torch.no_grad()
@@ -147,30 +175,33 @@ def _tiled_weight(
 ) -> Tensor:
     """W' in `dtype`, computed tile by tile in the scales' dtype and rounded once."""
     changed = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    for part, tile in _tiles(weight, scale_in.shape[0]):
-        factor = scale_out[tile] @ scale_in[part]  # (t, i)
-        if residual:
-            factor += 1
-        torch.mul(weight[tile], factor, out=factor)
-        changed[tile] = factor
+    for part, tile in _tiles(weight, scale_in.shape[0], BUILD_TILE):
+        old = weight[tile]  # (t, i)
+        if scale_out.shape[1] == 1:
+            scaled = old * scale_in[part]
+            changed[tile] = (
+                torch.addcmul(old, scaled, scale_out[tile])
+                if residual
+                else scaled.mul_(scale_out[tile])
+            )
+            continue
+        factor = scale_out[tile] @ scale_in[part]
+        changed[tile] = (factor.add_(1) if residual else factor).mul_(old)
     return changed
 
 
-def _tiles(weight: Tensor, num_parts: int) -> list[tuple[int, slice]]:
-    """(part, outputs) pairs whose tiles of W stay in a core's cache."""
+def _tiles(weight: Tensor, num_parts: int, most: int) -> list[tuple[int, slice]]:
+    """(part, outputs) pairs: even tiles of at most `most` elements, none across two parts."""
     part_size = weight.shape[0] // num_parts
-    tile_size = max(1, min(part_size, TILE_ELEMENTS // max(1, weight.shape[1])))
+    num_tiles = -(-part_size * weight.shape[1] // most)
+    size = -(-part_size // max(1, min(num_tiles, part_size)))
     return [
-        (part, slice(start, min(start + tile_size, (part + 1) * part_size)))
+        (part, slice(start, min(start + size, (part + 1) * part_size)))
         for part in range(num_parts)
-        for start in range(part * part_size, (part + 1) * part_size, tile_size)
+        for start in range(part * part_size, (part + 1) * part_size, size)
     ]
 
 
 def _sum_bias(bias: Tensor | None, shift: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     present = [vector for vector in (bias, shift) if vector is not None]
     return sum(present[1:], present[0]).to(dtype) if present else None
-
-
-def _sum_dtype(grad: Tensor) -> torch.dtype:
-    return torch.promote_types(grad.dtype, torch.float32)

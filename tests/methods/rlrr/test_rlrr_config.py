@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from peft import get_peft_model
 from rlrr_models import random_adapter, random_backbone
+from torch import nn
 
-from vitune.backbones.sites import find_sites
+from vitune.backbones.sites import Site, find_sites
 from vitune.errors import BackboneError, VituneError
 from vitune.methods import MethodLayer, RLRRConfig
+from vitune.methods._rlrr_layers import RescaledLinear
 
 REFUSED = [
     ({"rank": 0}, "rank: got 0"),
@@ -56,7 +57,10 @@ def adapted_places(**options: object) -> set[tuple[int | None, str]]:
             {"roles": ["norms"], "blocks": range(0, 4, 2)},
             {(0, "norm1"), (0, "norm2"), (2, "norm1"), (2, "norm2"), (None, "final_norm")},
         ),
-        ({"roles": ("linears",), "blocks": [1]}, {(1, r) for r in ("qkv", "attn_out", "fc1", "fc2")}),
+        (
+            {"roles": ("linears",), "blocks": [1]},
+            {(1, role) for role in ("qkv", "attn_out", "fc1", "fc2")},
+        ),
         ({"roles": ("patch_embed",)}, {(None, "patch_embed")}),
     ],
 )
@@ -89,12 +93,20 @@ def test_what_the_backbone_does_not_have_is_refused(options, message):
 
 def test_a_layer_of_another_kind_is_refused():
     model = random_backbone()
-    model.blocks[1].norm1 = torch.nn.RMSNorm(16)
+    model.blocks[1].norm1 = nn.RMSNorm(16)
     with pytest.raises(BackboneError, match="got 'RMSNorm', expected a LayerNorm"):
         get_peft_model(model, RLRRConfig())
     with pytest.raises(BackboneError, match="got 'Conv3d', expected a Linear or Conv2d"):
         site = next(site for site in find_sites(random_backbone()) if site.role == "fc1")
-        RLRRConfig().layer_class(site, torch.nn.Conv3d(1, 1, 1))
+        RLRRConfig().layer_class(site, nn.Conv3d(1, 1, 1))
+
+
+def test_q_k_v_of_unequal_widths_are_one_linear():
+    site = Site("attn.qkv", "qkv", 0, num_parts=1)
+    assert RLRRConfig().is_whole(site) and RLRRConfig(roles=("qkv",)).is_whole(site)
+    assert RLRRConfig(roles=("attn",)).layer_class(site, nn.Linear(4, 8)) is RescaledLinear
+    with pytest.raises(BackboneError, match="can only be adapted together"):
+        RLRRConfig(roles=("q", "fc1")).layer_class(site, nn.Linear(4, 8))
 
 
 def test_windowed_attention_is_one_linear_unless_parts_are_named():

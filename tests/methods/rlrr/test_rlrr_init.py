@@ -42,11 +42,11 @@ def changed_and_weight(**options: object) -> tuple[torch.Tensor, torch.Tensor]:
     return rescaled_weight(weight, scale_out, scale_in, residual=config.residual), weight
 
 
-@pytest.mark.parametrize("init", RANDOM)
-@pytest.mark.parametrize("rank", [1, 4])
+@pytest.mark.parametrize(
+    ("init", "rank"),
+    [*((init, 1) for init in RANDOM), ("paper", 4), ("normal", 4), ("uniform", 4)],
+)
 def test_both_sides_start_with_the_papers_strength(init, rank):
-    if init == "constant" and rank > 1:
-        pytest.skip("refused, see test_rlrr_config")
     assert strength(*changed_and_weight(init=init, rank=rank)) == pytest.approx(FULL, rel=0.15)
 
 

@@ -32,7 +32,7 @@ def test_a_safe_merge_refuses_before_anything_is_written(part, value):
     with torch.no_grad():
         getattr(layer, part)["default"][0] = value
     before = [p.clone() for n, p in adapted.named_parameters() if "base_layer" in n]
-    with pytest.raises(AdapterError, match="non-finite .* at 'blocks.1.mlp.fc2'"):
+    with pytest.raises(AdapterError, match=r"non-finite .* at 'blocks\.1\.mlp\.fc2'"):
         adapted.merge_adapter(safe_merge=True)
     with pytest.raises(AdapterError, match="Nothing was merged"):
         adapted.merge_and_unload(safe_merge=True)
@@ -47,7 +47,7 @@ def test_a_safe_merge_sees_what_overflows_only_in_the_bases_dtype():
     adapted = random_adapter(random_backbone().half())
     with torch.no_grad():
         adapted.base_model.model.blocks[0].mlp.fc1.shift["default"][0] = 1e6
-    with pytest.raises(AdapterError, match="non-finite bias at 'blocks.0.mlp.fc1'"):
+    with pytest.raises(AdapterError, match=r"non-finite bias at 'blocks\.0\.mlp\.fc1'"):
         adapted.merge_adapter(safe_merge=True)
 
 
@@ -166,7 +166,7 @@ def test_separate_biases_are_shifted_for_q_and_v_and_merged_in_place(name, is_ad
     attentions = [base.get_submodule(site.name.rpartition(".")[0]) for site in sites]
     for attention in attentions:
         attention.qkv_bias_separate = is_added_after
-    architecture = list(base.state_dict())
+    architecture = [name for name in base.state_dict() if "attn" in name]
     adapted = random_adapter(base)
     x = images()
     expected = outputs(adapted, x)
@@ -177,7 +177,7 @@ def test_separate_biases_are_shifted_for_q_and_v_and_merged_in_place(name, is_ad
     }
     assert len(shifts) == 2 * len(sites) and not any("k_bias" in name for name in shifts)
     merged = adapted.merge_and_unload()
-    assert list(merged.state_dict()) == architecture
+    assert [name for name in merged.state_dict() if "attn" in name] == architecture
     assert (outputs(merged, x) - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert all(attention.qkv.bias is None for attention in attentions)
 

@@ -1,0 +1,168 @@
+"""A training step that keeps less: cheap activations are computed again, attention is the fastest.
+
+Everything here works on the functions that a network calls, whatever the network: PyTorch's
+function mode sees the calls, its saved-tensor hooks see what is kept for the backward pass. No
+module is replaced or changed, and outside the context nothing is different.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from vitune.ops.attention import attention, prefers_attention
+
+RECOMPUTED = frozenset({F.gelu, F.silu, F.layer_norm})
+"""Functions of one pass over memory that keep their input, not their result, for the gradient."""
+
+CASTS = frozenset({Tensor.to, Tensor.bfloat16, Tensor.half, Tensor.float})
+"""Followed where they act on the result of such a function."""
+
+
+@contextmanager
+def lean_step() -> Iterator[None]:
+    """Within: forward passes keep the inputs of activations and norms, not their outputs.
+
+    The output of a GELU, SiLU or LayerNorm that a later layer wants to keep is recomputed from
+    what is kept anyway, by the same function of the same numbers: gradients are bit for bit the
+    same. Attention without a mask runs as `vitune.ops.attention` where `prefers_attention`. The
+    backward pass may run after the context is left.
+    """
+    origins = Origins()
+    try:
+        with LeanFunctions(origins), saved_tensors_hooks(origins.pack, _unpack):
+            yield
+    finally:
+        origins.forget()
+
+
+@contextmanager
+def first_token_only(*modules: nn.Module) -> Iterator[None]:
+    """Within: each module is given the first token alone, (b, 1, d) of (b, n, d).
+
+    Meant for what follows attention in a network's last block where only the first token is read:
+    a residual sum spreads the one token over all, and the first is exact. The others are not.
+    """
+    handles = [module.register_forward_pre_hook(_first_token) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a tensor was made: `function(*args, **kwargs)` under an autocast state."""
+
+    made: weakref.ref[Tensor]
+    function: Callable[..., Tensor]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    versions: tuple[int, ...]
+    autocast: tuple[str, torch.dtype, bool]
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        """The tensor, computed again."""
+        if self.versions != _versions(self.args, self.kwargs):
+            raise RuntimeError(
+                f"a tensor given to {self.function.__name__} was changed in place before the "
+                "backward pass, so that its result cannot be computed again; leave lean_step out."
+            )
+        args = tuple(_unpack(value) for value in self.args)
+        kwargs = {name: _unpack(value) for name, value in self.kwargs.items()}
+        device_type, dtype, is_on = self.autocast
+        with torch.autocast(device_type, dtype=dtype, enabled=is_on, cache_enabled=False):
+            return self.function(*args, **kwargs)
+
+
+class Origins:
+    """Remembers how recent tensors were made, and stands in for them where they are kept."""
+
+    def __init__(self) -> None:
+        self._of_storage: dict[int, Origin] = {}
+
+    def add(self, made: Tensor, function: Callable[..., Tensor], args: Any, kwargs: Any) -> None:
+        """Remember `made` for as long as it lives."""
+        known = tuple(self.pack(value) for value in args)
+        named = {name: self.pack(value) for name, value in kwargs.items()}
+        self._of_storage[made.untyped_storage().data_ptr()] = Origin(
+            weakref.ref(made), function, known, named, _versions(known, named), _autocast(made)
+        )
+
+    def pack(self, kept: Any) -> Any:
+        """The origin of `kept` where there is one and it is the same tensor, else `kept`."""
+        if not isinstance(kept, Tensor):
+            return kept
+        origin = self._of_storage.get(kept.untyped_storage().data_ptr())
+        made = None if origin is None else origin.made()
+        if made is None or made._version or _layout(made) != _layout(kept):
+            return kept.detach()
+        return origin
+
+    def forget(self) -> None:
+        """Hold nothing longer than the layers that keep it."""
+        self._of_storage.clear()
+
+
+class LeanFunctions(TorchFunctionMode):
+    """Notes the origins of cheap results and chooses the attention."""
+
+    def __init__(self, origins: Origins) -> None:
+        super().__init__()
+        self.origins = origins
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return _attend(args, kwargs)
+        result = func(*args, **kwargs)
+        if func in RECOMPUTED or (func in CASTS and self._is_known(args[0])):
+            if result.requires_grad and result is not args[0]:
+                self.origins.add(result, func, args, kwargs)
+        return result
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        return isinstance(self.origins.pack(tensor), Origin)
+
+
+def _attend(args: Any, kwargs: dict[str, Any]) -> Tensor:
+    """`attention` for three tensors and nothing else that changes the result."""
+    unusual = {name for name, value in kwargs.items() if value not in (None, 0.0, False)}
+    if len(args) == 3 and not unusual and torch.is_grad_enabled() and prefers_attention(*args):
+        return attention(*args)
+    return F.scaled_dot_product_attention(*args, **kwargs)
+
+
+def _first_token(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0][:, :1], *args[1:])
+
+
+def _unpack(kept: Any) -> Any:
+    return kept() if isinstance(kept, Origin) else kept
+
+
+def _autocast(tensor: Tensor) -> tuple[str, torch.dtype, bool]:
+    """Device, number format and whether autocast is on now."""
+    device = tensor.device.type
+    return device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+
+
+def _versions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(v._version for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype
