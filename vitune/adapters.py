@@ -37,6 +37,8 @@ TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 MERGED = "model.safetensors"
 FORMAT = 1
+ADDED_BIASES = ("bias", "in_proj_bias")
+"""Names under which a merge may give a bias to a layer that had none."""
 RECORDED_VERSIONS = ("vitune", "torch", "timm", "peft", "transformers")
 
 
@@ -267,15 +269,20 @@ def combine_adapters(
     states = [_read_state(place) for place in places]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        combined = combine_states(states, weights, how)
-    named = {**cards[0].method_args, "rank": getattr(combined.config, "rank", 1)}
+        same_classes = len({card.classes for card in cards}) == 1
+        combined = combine_states(states, weights, how, "auto" if same_classes else "first")
+    changed = {name: getattr(combined.config, name) for name in ("rank", "init")}
+    named = {**cards[0].method_args, **changed}
     with atomic_folder(out) as aside:
         combined.config.save_pretrained(str(aside))
         tensors = {name: value.contiguous() for name, value in combined.tensors.items()}
         save_file(tensors, aside / TENSORS, metadata={"format": "pt"})
         card = replace(cards[0], method_args=named, versions=installed_versions())
         (aside / CARD).write_text(card.to_json())
-    return [str(warning.message) for warning in caught]
+    notes = [str(warning.message) for warning in caught]
+    if not same_classes:
+        notes.append("The adapters have other classes each: the head and classes are the first's.")
+    return notes
 
 
 def merged_model(model: PeftModel, *, safe: bool = True) -> nn.Module:
@@ -314,9 +321,9 @@ def load_merged(model: nn.Module, folder: str | Path) -> nn.Module:
     tensors = _read_tensors(Path(folder) / MERGED)
     for name in sorted(set(tensors) - set(model.state_dict())):
         owner, _, leaf = name.rpartition(".")
-        if leaf == "bias" and getattr(model.get_submodule(owner), "bias", 0) is None:
+        if leaf in ADDED_BIASES and getattr(model.get_submodule(owner), leaf, 0) is None:
             bias = nn.Parameter(torch.empty_like(tensors[name]), requires_grad=False)
-            model.get_submodule(owner).register_parameter("bias", bias)
+            model.get_submodule(owner).register_parameter(leaf, bias)
     _compare_tensors(model.state_dict(), tensors, Path(folder))
     model.load_state_dict(tensors)
     return model

@@ -75,7 +75,7 @@ class PublishedRecipe(Observer):
         if self.element_dropout:
             add_element_dropout(loop.model, self.element_dropout)
         if self.schedule_lag:
-            loop.schedule = LaggingSchedule(loop.schedule, loop.steps_per_epoch)  # type: ignore[assignment]
+            loop.schedule = LaggingSchedule(loop.schedule, loop.steps_per_epoch)
 
     def epoch_ended(self, row: dict[str, Any]) -> None:
         """Score the test split, as the official scripts do."""
@@ -122,8 +122,8 @@ def add_element_dropout(model: nn.Module, rate: float) -> None:
         )
     rates = torch.linspace(0, rate, len(blocks)).tolist()
     for block, p in zip(blocks, rates, strict=True):
-        for branch in (block.attn, block.mlp):
-            branch.register_forward_hook(_dropout(p))
+        for name in ("attn", "mlp"):
+            block.get_submodule(name).register_forward_hook(_dropout(p))
 
 
 def _dropout(p: float) -> Any:

@@ -125,6 +125,8 @@ def _odd_labels(entry: Entry, images: ImageList) -> list[str]:
             f"labels: {len(images.classes)} classes by the largest label, the task has "
             f"{entry.num_classes}"
         )
+    if numbers and len(numbers) < entry.num_classes:
+        found.append(f"labels: {len(numbers)} of the task's {entry.num_classes} classes")
     training = {
         record.label
         for split in ("train", "trainval", "all")

@@ -74,16 +74,17 @@ def _vtab1k(root: Path, painter: _Painter, overlap: Sequence[str]) -> list[str]:
             lines[split] = []
             for index in range(count):
                 label = _label(entry, index, split)
-                name = f"{index:03d} {label}.jpg" if entry.name == BLANK_TASK else f"{index:06d}.jpg"
+                blank = " " if entry.name == BLANK_TASK else ""
+                name = f"{index:03d}{blank}{label:03d}.jpg"
                 painter.save(folder / "images" / split / name, label)
                 lines[split].append(f"images/{split}/{name} {label}")
         lines["train800val200"] = []
         for index, line in enumerate(lines["train800"] + lines["val200"]):
-            image, label = line.rsplit(maxsplit=1)
+            image, written_label = line.rsplit(maxsplit=1)
             copy = folder / "images" / "train800val200" / f"{index:06d}.jpg"
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes((folder / image).read_bytes())
-            lines["train800val200"].append(f"images/train800val200/{copy.name} {label}")
+            lines["train800val200"].append(f"images/train800val200/{copy.name} {written_label}")
         if entry.name in overlap:
             first = folder / lines["test"][0].rsplit(maxsplit=1)[0]
             twin = folder / lines["train800"][0].rsplit(maxsplit=1)[0]

@@ -8,8 +8,9 @@ scores that network on the test split, once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from vitune.bench.workbench import Workbench
 from vitune.data import open_source
 from vitune.errors import DataError, VituneError
 from vitune.files import write_atomic
+
+MANIFEST = "study.json"
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,11 @@ class Planner:
             for seed in self.study.seeds
         ]
 
+    def first_cell(self, variant: Variant, task: Task) -> Cell:
+        """A cell of stage 1 with the grid's first setting, for measuring what cells cost."""
+        setting = self.study.grid_of(variant)[0]
+        return self._cell(variant, task, setting, self.study.selection_seeds[0], "select", "val")
+
     def _cell(
         self,
         variant: Variant,
@@ -275,10 +283,33 @@ def _run(
     return found
 
 
+def read_results(out: str | Path) -> list[CellResult]:
+    """The final results of the study in a folder, as far as it has come, under its own names.
+
+    Raises:
+        VituneError: the folder holds no study.
+    """
+    store = Store(out)
+    path = store.path / MANIFEST
+    if not path.is_file():
+        raise VituneError(
+            f"study: got {str(out)!r} without {MANIFEST}, expected a folder that "
+            "'vitune bench run --out' wrote."
+        )
+    try:
+        entries = json.loads(path.read_text())["results"]
+        found = [(store.read(e["address"]), e) for e in entries]
+    except (ValueError, KeyError, TypeError) as error:
+        raise VituneError(f"{path}: got a damaged file ({error}), run the study again.") from None
+    return [
+        replace(result, label=e["label"], task=e["task"], group=e["group"], val=e["val"])
+        for result, e in found
+        if result is not None
+    ]
+
+
 def _record(store: Store, book: _Book) -> None:
     """Which addresses make up the study so far, and what was chosen, for tables made later."""
-    import json
-
     finals = [
         {"label": r.label, "task": r.task, "group": r.group, "val": r.val, "address": r.address}
         for r in book.results
@@ -286,7 +317,7 @@ def _record(store: Store, book: _Book) -> None:
     choices = [vars(choice) for choice in book.choices]
     text = json.dumps({"results": finals, "choices": choices}, indent=1)
     try:
-        write_atomic(store.path / "study.json", text + "\n")
+        write_atomic(store.path / MANIFEST, text + "\n")
     except OSError:  # a full disk must not end the study; the next task tries again
         return
 

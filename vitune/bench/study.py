@@ -32,7 +32,9 @@ PUBLISHED_DEFAULTS: dict[str, Any] = {
 """Deviations of the official scripts where a variant states no others."""
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """A record that is checked when it is made and never changes."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
@@ -48,7 +50,7 @@ class _Frozen(BaseModel):
             raise VituneError(_explained(error, cls)) from None
 
 
-class Task(_Frozen):
+class Task(Frozen):
     """One data source of a study.
 
     Args:
@@ -64,7 +66,7 @@ class Task(_Frozen):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
-class Variant(_Frozen):
+class Variant(Frozen):
     """One method with its arguments, as a table shows it.
 
     Args:
@@ -88,7 +90,7 @@ class Variant(_Frozen):
     task_recipe: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
-class Study(_Frozen):
+class Study(Frozen):
     """Variants x tasks x settings x seeds, and how the figures are come by.
 
     Precedence of settings, weakest first: the study's, the task's, the variant's, the variant's
@@ -249,5 +251,7 @@ def _explained(error: ValidationError, model: type[BaseModel]) -> str:
 
 def _keys(model: type[BaseModel], problem: Any) -> Iterable[str]:
     """The keys of the record in which an unknown one stood."""
-    inner = {"variants": Variant, "tasks": Task}.get(str(problem["loc"][0]), model)
-    return (inner if len(problem["loc"]) > 1 else model).model_fields
+    inner: dict[str, type[BaseModel]] = {"variants": Variant, "tasks": Task}
+    if len(problem["loc"]) == 1:
+        return model.model_fields
+    return inner.get(str(problem["loc"][0]), model).model_fields

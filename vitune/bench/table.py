@@ -85,6 +85,20 @@ class TableRow:
     gap: float | None = None
 
     @property
+    def mean(self) -> float:
+        """Over the tasks that are there."""
+        return sum(figure.mean for figure in self.figures.values()) / len(self.figures)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds of that mean; None for one seed or uneven ones."""
+        seeds = {figure.seeds for figure in self.figures.values()}
+        if len(seeds) != 1:
+            return None
+        by_seed = zip(*(figure.values for figure in self.figures.values()), strict=True)
+        return mean_and_std([sum(values) / len(values) for values in by_seed])[1]
+
+    @property
     def num_seeds(self) -> int:
         """The fewest seeds of any task."""
         return min((figure.num_seeds for figure in self.figures.values()), default=0)

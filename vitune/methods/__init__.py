@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from vitune.errors import VituneError, nearest
 from vitune.methods._combination import AdapterState as AdapterState
+from vitune.methods._delta_noise import method_penalty as method_penalty
+from vitune.methods._delta_noise import noise_plan as noise_plan
 from vitune.methods._peft_targets import UNSUPPORTED
 from vitune.methods._registry import Method as Method
 from vitune.methods._registry import own_method, peft_methods
@@ -22,6 +24,8 @@ from vitune.methods.hta import HTAConfig, SequentialHTAConfig
 from vitune.methods.layernorm import LayerNormConfig
 from vitune.methods.linear import LinearProbeConfig
 from vitune.methods.lora_mul import LoRAAddConfig, LoRAMulVPTAddConfig, VPTAddConfig
+from vitune.methods.moppa import MoPPAConfig
+from vitune.methods.moppa_min import MoPPAMinConfig
 from vitune.methods.partial import PartialConfig
 from vitune.methods.rlrr import RLRRConfig
 from vitune.methods.ssf import SSFConfig
@@ -45,6 +49,8 @@ OWN = {
         own_method(LoRAMulVPTAddConfig),
         own_method(LoRAAddConfig),
         own_method(VPTAddConfig),
+        own_method(MoPPAConfig),
+        own_method(MoPPAMinConfig),
         own_method(FacTTTConfig),
         own_method(FacTTKConfig),
         own_method(AdaptFormerConfig),

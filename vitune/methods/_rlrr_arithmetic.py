@@ -125,7 +125,7 @@ def _combined_head(
         return heads[0]
     if obstacle:
         warnings.warn(
-            f"The classifier is the first adapter's, not a mixture: {obstacle}.", stacklevel=4
+            f"The classifier is the first adapter's, not a mixture: {obstacle}.", stacklevel=3
         )
         return heads[0]
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -162,11 +163,14 @@ class ShiftedBias(TrainedParameter):
 
 def stand_in_for_biases(model: nn.Module, site: Site, parts: Sequence[int]) -> list[ShiftedBias]:
     """The layers for those of `q_bias` and `v_bias` beside `site` that `parts` names."""
-    attention = site.name.rpartition(".")[0]
-    return [
-        stand_in(model, attention, f"{QKV_PARTS[part]}_bias", ShiftedBias)
+    owner = site.name.rpartition(".")[0]
+    layers = [
+        stand_in(model, owner, f"{QKV_PARTS[part]}_bias", ShiftedBias)
         for part in shifted_parts(parts)
     ]
+    for layer in layers:
+        layer.site = replace(site, name=owner)
+    return layers
 
 
 def shifted_parts(parts: Sequence[int]) -> tuple[int, ...]:

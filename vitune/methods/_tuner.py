@@ -127,6 +127,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
     mergeable: ClassVar[bool] = True
     merge_tolerance: ClassVar[float] = 1e-5
     exposes_delta: ClassVar[bool] = True
+    patches_only: ClassVar[bool] = False
     inner_sites: tuple[Site, ...] = ()
     delta_noise: DeltaNoise | None = None
 
@@ -307,6 +308,16 @@ class MethodLayer(nn.Module, BaseTunerLayer):
             self._install(self._originals)
         self._originals = None
         self.merged_adapters.clear()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MethodLayer:
+        """`to`, `half` and the like also reach the originals that a merge has put aside."""
+        super()._apply(fn, recurse)
+        if self._originals is not None:
+            self._originals = {
+                name: None if tensor is None else nn.Parameter(fn(tensor.detach()), False)
+                for name, tensor in self._originals.items()
+            }
+        return self
 
     def _install(self, tensors: Tensors) -> None:
         base = self.get_base_layer()

@@ -78,7 +78,12 @@ def tapped(
     if on_input is not None:
         handles.append(module.register_forward_pre_hook(lambda _, given: on_input(given[0])))
     if on_output is not None:
-        handles.append(module.register_forward_hook(lambda _, __, output: on_output(output)))
+
+        def replaced(_: nn.Module, __: Any, output: Any) -> Any:
+            tokens = on_output(output[0] if isinstance(output, tuple) else output)
+            return None if tokens is None else with_tokens(output, lambda _: tokens)
+
+        handles.append(module.register_forward_hook(replaced))
     try:
         yield
     finally:

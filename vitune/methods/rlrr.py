@@ -54,7 +54,7 @@ class RLRRConfig(MethodConfig):
             "constant" (rank 1 only) all equal to √σ: ‖ΔW‖ ≈ σ‖W‖.
             "zero": all scales 0. With both sides this is a stationary point: no scale ever gets a
             gradient, only shifts and norms train; refused unless `allow_stationary`.
-            γ ~ N(1, .02) and β ~ N(0, .02) in all but "identity" and one-sided "zero".
+            γ ~ N(1, .02) and β ~ N(0, .02) in all but "identity" and a "zero" with residual.
             One side has the strength √(2/i) in place of σ, and "identity" starts it at 0.
             Without the residual the first component is 1 + noise, the noise ~ N(0, .02) in
             "paper", none in "identity", of strength √(2/i) else; the others as above. Without W,

@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_page(target: Path, template: str, context: dict[str, Any]) -> Path:
+def write_page(
+    target: Path, template: str, context: dict[str, Any], *, folder: Path | None = None
+) -> Path:
     """Fill in `template` and write it to `target`, whole or not at all.
+
+    Args:
+        folder: where another room keeps its templates; they may extend and import those of here.
 
     Raises:
         VituneError: `target` is a folder.
@@ -29,7 +34,7 @@ def write_page(target: Path, template: str, context: dict[str, Any]) -> Path:
             f"out: got the folder {str(target)!r}, expected a file name such as "
             f"{str(target / template)!r}."
         )
-    html = _environment().get_template(template).render(**context)
+    html = _environment(folder).get_template(template).render(**context)
     write_atomic(target, html.encode("utf-8", errors="replace"))
     return target
 
@@ -40,12 +45,12 @@ def data_uri(png: bytes) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def _environment(folder: Path | None) -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader([TEMPLATES] if folder is None else [folder, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from peft import get_peft_model
 from rlrr_models import random_adapter, random_backbone
 from torch import nn

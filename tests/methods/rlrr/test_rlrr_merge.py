@@ -14,6 +14,7 @@ from vitune.backbones.sites import find_sites
 from vitune.errors import AdapterError, BackboneError
 from vitune.methods import MethodLayer, RLRRConfig
 from vitune.methods._in_projection import InProjection, linear_view
+from vitune.methods._rlrr_layers import ShiftedBias
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -68,6 +69,27 @@ def test_merging_one_of_two_adapters_and_then_the_other():
         adapted.merge_adapter(["default"])
     adapted.unmerge_adapter()
     assert same(state(adapted), before)
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "torchvision_vit", "timm_beit"])
+def test_a_merged_model_may_change_its_dtype_before_it_is_unmerged(name):
+    adapted = random_adapter(random_backbone(name))
+    expected = state(copy.deepcopy(adapted).double())
+    adapted.merge_adapter()
+    adapted.double()
+    adapted.unmerge_adapter()
+    assert same(state(adapted), expected)
+
+
+def test_small_scales_are_not_rounded_away_in_half_precision():
+    adapted = get_peft_model(random_backbone(embed_dim=64).bfloat16(), RLRRConfig(init="identity"))
+    layer = adapted.base_model.model.patch_embed.proj
+    x = images(64).bfloat16()
+    with torch.no_grad():
+        layer.scale["default"].fill_(1.003)
+        plain, scaled = layer.get_base_layer()(x).float(), layer(x).float()
+    assert torch.tensor(1.003).bfloat16() == 1
+    assert scaled.abs().sum() > 1.001 * plain.abs().sum()
 
 
 def test_the_attentions_fast_path_sees_the_adapter(monkeypatch):
@@ -186,6 +208,11 @@ def test_separate_biases_of_parts_not_named_stay():
     adapted = random_adapter(random_backbone("timm_beit"), roles=("k", "v"))
     names = [n for n, p in adapted.named_parameters() if p.requires_grad and "_bias" in n]
     assert len(names) == 2 and all("v_bias" in name for name in names)
+    slots = [module for module in adapted.modules() if isinstance(module, ShiftedBias)]
+    assert [(s.site.name, s.site.role, s.site.block) for s in slots] == [
+        ("blocks.0.attn", "qkv", 0),
+        ("blocks.1.attn", "qkv", 1),
+    ]
 
 
 def test_disabling_reaches_weights_that_are_only_read():

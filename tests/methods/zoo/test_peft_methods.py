@@ -13,6 +13,15 @@ from vitune.errors import VituneError
 from vitune.methods import METHODS, MethodConfig, get_method
 from vitune.methods._peft_targets import UNSUPPORTED
 
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{message}:UserWarning")
+    for message in (
+        "Unsupported layer type .* encountered",
+        "Sparse invariant checks are implicitly disabled",
+        "Failed to load the CUDA extension",
+        "Setting boft_n_butterfly_factor to 1",
+    )
+]
 PEFT_NAMES = [name for name, method in METHODS.items() if not method.ours]
 SMALL = {
     "c3a": {"block_size": 8},
@@ -32,7 +41,6 @@ def tiny() -> nn.Module:
     )
 
 
-@pytest.mark.filterwarnings("ignore:Unsupported layer type .* encountered:UserWarning")
 @pytest.mark.parametrize("name", PEFT_NAMES)
 def test_method_of_peft_trains_on_a_vit(name: str) -> None:
     model = tiny()
@@ -73,7 +81,6 @@ def test_refused_methods_say_why(name: str) -> None:
         get_method(name)
 
 
-@pytest.mark.filterwarnings("ignore:Unsupported layer type .* encountered:UserWarning")
 def test_norm_tuning_finds_norms_and_no_linear() -> None:
     model = tiny()
     config = METHODS["ln_tuning"].configure(model)

@@ -1,0 +1,47 @@
+"""A published recipe under both protocols, so that its figure never stands alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitune.bench.execution import Executor
+from vitune.bench.protocol import Outcome, Watcher, run_study
+from vitune.bench.study import Study
+from vitune.bench.table import Table, make_table
+from vitune.errors import VituneError
+
+
+@dataclass(frozen=True)
+class BothProtocols:
+    """The outcomes and one table with a row for each figure."""
+
+    honest: Outcome
+    published: Outcome
+    table: Table
+
+
+def run_both(
+    honest: Study,
+    published: Study,
+    out: str | Path,
+    *,
+    executor: Executor | None = None,
+    watcher: Watcher | None = None,
+) -> BothProtocols:
+    """Run both studies, each in a folder of `out` that bears its protocol's name.
+
+    Raises:
+        VituneError: studies whose protocols are not these two, or what `run_study` refuses.
+    """
+    for study, expected in ((honest, "honest"), (published, "as-published")):
+        if study.protocol != expected:
+            raise VituneError(
+                f"study {study.name!r}: got protocol {study.protocol!r}, expected {expected!r}."
+            )
+    outcomes = [
+        run_study(study, Path(out) / study.protocol, executor=executor, watcher=watcher)
+        for study in (honest, published)
+    ]
+    results = [result for outcome in outcomes for result in outcome.results]
+    return BothProtocols(outcomes[0], outcomes[1], make_table(results, split_columns=True))

@@ -1,0 +1,143 @@
+"""Settings that need no tuning: chosen once over several tasks, and what that costs on each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vitune.bench.cells import CellResult
+from vitune.bench.protocol import Choice
+from vitune.bench.table import make_table
+from vitune.errors import VituneError
+
+
+@dataclass(frozen=True)
+class Default:
+    """The setting of a method with the best mean validation accuracy over tasks.
+
+    Args:
+        val: that mean, in [0, 1].
+        best_val: mean over tasks of the best setting of each: what tuning would give.
+        tasks: over which it was chosen.
+        ranking: every setting with its mean, the best first.
+    """
+
+    label: str
+    setting: dict[str, Any]
+    val: float
+    best_val: float
+    tasks: tuple[str, ...]
+    ranking: tuple[tuple[dict[str, Any], float], ...]
+
+
+@dataclass(frozen=True)
+class AgainstTuned:
+    """A method's default against its per-task tuned setting.
+
+    Args:
+        default, tuned: mean accuracy over `tasks`, in [0, 1].
+        by_task: (default, tuned) on each.
+    """
+
+    label: str
+    tasks: tuple[str, ...]
+    default: float
+    tuned: float
+    by_task: dict[str, tuple[float, float]]
+
+    @property
+    def gap(self) -> float:
+        """Tuned minus default."""
+        return self.tuned - self.default
+
+
+def choose_defaults(choices: Sequence[Choice]) -> list[Default]:
+    """One setting a method, by mean validation accuracy over the tasks of stage 1.
+
+    A setting that did not finish on some task is out. Ties go to the setting tried first.
+
+    Raises:
+        VituneError: no method has a setting that finished on every task.
+    """
+    found = []
+    for label in dict.fromkeys(choice.label for choice in choices):
+        own = [choice for choice in choices if choice.label == label and choice.tried]
+        if not own:
+            continue
+        ranking = _ranking(own)
+        if ranking:
+            best_each = [max(val for _, val in c.tried if val is not None) for c in own]
+            found.append(
+                Default(
+                    label=label,
+                    setting=ranking[0][0],
+                    val=ranking[0][1],
+                    best_val=sum(best_each) / len(best_each),
+                    tasks=tuple(choice.task for choice in own),
+                    ranking=tuple(ranking),
+                )
+            )
+    if not found:
+        raise VituneError(
+            "defaults: got no setting that finished on every task, expected a study with a grid of "
+            "2 or more settings."
+        )
+    return found
+
+
+def default_against_tuned(
+    default: Iterable[CellResult], tuned: Iterable[CellResult]
+) -> list[AgainstTuned]:
+    """Final results at a method's default beside those at its per-task choice.
+
+    Raises:
+        VituneError: no method and task in common.
+    """
+    tables = [{row.label: row for row in make_table(r).rows} for r in (default, tuned)]
+    found = []
+    for label, row in tables[0].items():
+        other = tables[1].get(label)
+        tasks = tuple(t for t in row.figures if other is not None and t in other.figures)
+        if other is None or not tasks:
+            continue
+        by_task = {t: (row.figures[t].mean, other.figures[t].mean) for t in tasks}
+        means = [sum(pair[side] for pair in by_task.values()) / len(tasks) for side in (0, 1)]
+        found.append(AgainstTuned(label, tasks, means[0], means[1], by_task))
+    if not found:
+        raise VituneError("defaults: got two studies without a method and task in common.")
+    return found
+
+
+def markdown_of(rows: Sequence[AgainstTuned]) -> str:
+    """The comparison as a Markdown table, percent."""
+    tasks = list(dict.fromkeys(task for row in rows for task in row.tasks))
+    lines = [
+        f"| method | {' | '.join(tasks)} | mean default | mean tuned | tuned - default |",
+        f"|---|{'---:|' * (len(tasks) + 3)}",
+    ]
+    for row in rows:
+        cells = [
+            f"{100 * row.by_task[t][0]:.1f} / {100 * row.by_task[t][1]:.1f}"
+            if t in row.by_task
+            else "–"
+            for t in tasks
+        ]
+        means = [f"{100 * row.default:.1f}", f"{100 * row.tuned:.1f}", f"{100 * row.gap:+.1f}"]
+        lines.append(f"| {row.label} | {' | '.join([*cells, *means])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _ranking(choices: Sequence[Choice]) -> list[tuple[dict[str, Any], float]]:
+    """Settings that every task finished, with their mean accuracy, the best first."""
+    ranking = []
+    for setting, _ in choices[0].tried:
+        values = [_value_of(setting, choice) for choice in choices]
+        known = [value for value in values if value is not None]
+        if len(known) == len(choices):
+            ranking.append((setting, sum(known) / len(known)))
+    return sorted(ranking, key=lambda entry: -entry[1])
+
+
+def _value_of(setting: dict[str, Any], choice: Choice) -> float | None:
+    return next((value for tried, value in choice.tried if tried == setting), None)

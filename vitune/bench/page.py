@@ -1,0 +1,103 @@
+"""The page of a study: its table, what accuracy costs, how sure the differences are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitune.bench.formats import as_grid, difference_text, figure_text, label_of
+from vitune.bench.protocol import Choice
+from vitune.bench.table import Table, TableRow
+from vitune.report.formatting import count, duration
+from vitune.report.rendering import write_page
+from vitune.report.scatter import Measured, ScatterChart, scatter_chart
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_study_page(
+    table: Table,
+    out: str | Path,
+    *,
+    heading: str,
+    note: str = "",
+    choices: Sequence[Choice] = (),
+    sources: Sequence[str] = (),
+) -> Path:
+    """Write one self-contained HTML file about a study and return its path.
+
+    Args:
+        heading: what was compared, in a few words.
+        note: a sentence or two below it: data, backbone, protocol.
+        choices: what stage 1 chose, to be shown.
+        sources: where published figures come from.
+
+    Raises:
+        VituneError: `out` is a folder.
+    """
+    several = len({(r.protocol, r.backbone, r.scored_on) for r in table.rows}) > 1
+    context: dict[str, Any] = {
+        "heading": heading,
+        "note": note,
+        "table": table,
+        "grid": as_grid(table),
+        "labels": [label_of(row, several) for row in table.rows],
+        "figure_text": figure_text,
+        "inflation": inflation(table),
+        "scatters": _scatters(table, several),
+        "differences": [difference_text(found) for found in table.differences],
+        "choices": choices,
+        "sources": list(dict.fromkeys([*sources, *_sources(table)])),
+    }
+    return write_page(Path(out), "study.html", context, folder=TEMPLATES)
+
+
+def inflation(table: Table) -> list[tuple[str, float, float]]:
+    """(label, best test epoch, last epoch of the same runs) of every as-published pair, means."""
+    by_kind = {(row.label, row.backbone, row.protocol): row for row in table.rows}
+    found = []
+    for (label, backbone, protocol), row in by_kind.items():
+        if protocol == "as-published: best test epoch":
+            last = by_kind[label, backbone, "as-published: last epoch"]
+            found.append((label, row.mean, last.mean))
+    return found
+
+
+def _scatters(table: Table, several: bool) -> list[ScatterChart]:
+    """Accuracy against parameters, time and drift, for the rows that tell them."""
+    kinds: list[tuple[str, str, Callable[[TableRow], float | None], Callable[[float], str]]] = [
+        (
+            "Accuracy against trainable parameters",
+            "trainable parameters without the head (logarithmic)",
+            lambda row: row.num_parameters,
+            lambda cost: f"{count(cost)} parameters",
+        ),
+        (
+            "Accuracy against training time",
+            "seconds of training a run (logarithmic)",
+            lambda row: row.seconds,
+            duration,
+        ),
+        (
+            "Accuracy against drift",
+            "1 - CKA with the base's last features (logarithmic)",
+            lambda row: None if row.drift is None else max(0.0, row.drift),
+            lambda cost: f"drift {cost:.3g}",
+        ),
+    ]
+    charts = []
+    best = max(row.mean for row in table.rows)
+    for title, x_title, cost_of, tell in kinds:
+        measured = [
+            Measured(label_of(row, several), cost, row.mean, row.spread, tell(cost),
+                     row.mean == best and len(table.rows) > 1)
+            for row in table.rows
+            if (cost := cost_of(row)) is not None
+        ]  # fmt: skip
+        charts.append(scatter_chart(title, x_title, measured))
+    return [chart for chart in charts if chart is not None]
+
+
+def _sources(table: Table) -> list[str]:
+    return [row.published.source for row in table.rows if row.published is not None]

@@ -1,0 +1,92 @@
+"""What an objective is told beside images and labels, and what it must be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from vitune.errors import VituneError
+
+DeltaNoise = Callable[[int, Tensor], Tensor]
+"""(block index, change of a layer's output) -> the change with noise on it."""
+
+
+@dataclass(frozen=True)
+class NoisePlan:
+    """Where noise on an adapter's changes can act; made by `vitune.methods.noise_plan`.
+
+    Args:
+        num_blocks: depth of the backbone.
+        starts_at_first: whether the first block is noised; in a hierarchical backbone it is.
+        applied: `applied(noise)` is a context within which every adapted layer of a block uses
+            `noise(block, delta)` in the place of the change that it makes.
+    """
+
+    num_blocks: int
+    starts_at_first: bool
+    applied: Callable[[DeltaNoise], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The circumstances of one training step.
+
+    Args:
+        number: steps before this one.
+        progress: share of training that is done, in [0, 1].
+        indices: position of each image in the training set (b,); None where it is not known.
+        logits: turns what the model returns into logits (b, c).
+        penalty: the method's own term at this progress, None where it has none.
+    """
+
+    number: int = 0
+    progress: float = 0.0
+    indices: Tensor | None = None
+    logits: Callable[[Any], Tensor] = lambda output: output
+    penalty: Callable[[float], Tensor | None] | None = None
+
+    def with_penalty(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`losses` with the method's own term, where it has one now."""
+        term = None if self.penalty is None else self.penalty(self.progress)
+        return losses if term is None else {**losses, "penalty": term}
+
+
+class Objective(Protocol):
+    """Named losses of a batch; the training loss is their sum."""
+
+    needs_noise_plan: bool
+    needs_indices: bool
+
+    def prepare(self, plan: NoisePlan | None) -> None:
+        """Called once before training; raises where the objective cannot be used."""
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, step: Step
+    ) -> dict[str, Tensor]:
+        """The losses of `images` (b, 3, h, w) with labels (b,) or target shares (b, c)."""
+
+
+def check_range(name: str, value: Any, low: float, *, below: float | None = None) -> None:
+    """Refuse a number under `low`, or not under `below`.
+
+    Raises:
+        VituneError: out of range, or no number.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or value < low or (below is not None and value >= below):
+        span = f"at least {low}" if below is None else f"in [{low}, {below})"
+        raise VituneError(f"{name}: got {value!r}, expected a number {span}.")
+
+
+def check_word(name: str, value: Any, valid: Sequence[str]) -> None:
+    """Refuse a word that is none of `valid`.
+
+    Raises:
+        VituneError: another word.
+    """
+    if value not in valid:
+        raise VituneError(f"{name}: got {value!r}, expected one of {tuple(valid)}.")
