@@ -52,6 +52,17 @@ def test_lora_of_rank_two_has_changes_of_rank_two(lora_vit: PeftModel, same_stat
         assert weight.relative_deviation == pytest.approx(weight.change.relative_deviation)
 
 
+def test_threads_neither_change_the_figures_nor_stay_changed(lora_vit: PeftModel) -> None:
+    before = torch.get_num_threads()
+    reports = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        reports.append(spectrum(lora_vit, exact_limit=4, top=(1, 8)))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    assert reports[0] == reports[1]
+
+
 def test_summary_of_a_pure_scaling(scaled_report: SpectrumReport) -> None:
     assert [part.role for part in scaled_report.summary] == [
         *("q", "k", "v", "attn_out", "fc1", "fc2")

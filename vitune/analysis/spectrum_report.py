@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from vitune.analysis.geometry import relative_deviation
@@ -155,7 +158,8 @@ def spectrum(
     """The SVD view of an adaptation: `compare_weights` for every weight that it changed.
 
     Takes what `weight_pairs` takes: a PEFT model of any method, or a base and a tuned network.
-    The models are not changed.
+    The models are not changed. Matrices are worked on side by side, one a thread of
+    `torch.get_num_threads()`.
 
     Args:
         top, energy, exact_limit, seed: as in `compare_weights`.
@@ -168,10 +172,12 @@ def spectrum(
     pairs = weight_pairs(model, tuned)
     options = {"top": top, "energy": energy, "exact_limit": exact_limit, "seed": seed}
     weights = []
-    for done, pair in enumerate(pairs, start=1):
-        weights.append(_changed_weight(pair, options))
-        if on_progress is not None:
-            on_progress(done, len(pairs), pair.name)
+    with _one_thread_each() as pool:
+        changed = pool.map(lambda pair: _changed_weight(pair, options), pairs)
+        for done, weight in enumerate(changed, start=1):
+            weights.append(weight)
+            if on_progress is not None:
+                on_progress(done, len(pairs), weight.name)
     return SpectrumReport(tuple(weights), pairs.num_unchanged, pairs.num_unmergeable, pairs.note)
 
 
@@ -202,6 +208,22 @@ def summarise(role: str, weights: Sequence[ChangedWeight]) -> RoleSummary:
         right_loss=_mean(loss.right for loss in losses),
         num_intruders=sum(i.left + i.right for i in intruders) if intruders else None,
     )
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """A pool of as many workers as torch has threads, each of which computes with one thread.
+
+    A threaded SVD gains little, and loses much where other processes want the same cores: its
+    threads wait for one another by spinning. Whole matrices side by side do not wait.
+    """
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def _changed_weight(pair: WeightPair, options: dict[str, Any]) -> ChangedWeight:

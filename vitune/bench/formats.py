@@ -39,7 +39,7 @@ class Grid:
 def as_grid(table: Table) -> Grid:
     """Accuracies in percent, mean ± standard deviation; parameters, seconds and memory beside."""
     several = len(table.tasks) > 1
-    kinds = {(row.protocol, row.backbone, row.scored_on) for row in table.rows}
+    mixed = len({row.backbone for row in table.rows}) > 1
     headings = ["method", "parameters", *table.tasks]
     headings += [f"mean {group}" for group in table.groups]
     headings += [f"mean of {len(table.tasks)} tasks"] if several else []
@@ -48,18 +48,18 @@ def as_grid(table: Table) -> Grid:
     headings += ["seconds", "peak MiB", "NLL", "ECE"]
     lines: list[tuple[str, ...]] = []
     for row in table.rows:
-        lines.append(_measured(row, table, several, label_of(row, len(kinds) > 1)))
+        lines.append(_measured(row, table, several, label_of(row, mixed)))
         if row.published is not None:
             lines += _printed(row, table, several)
     return Grid(tuple(headings), tuple(lines), table.notes)
 
 
-def label_of(row: TableRow, with_kind: bool = False) -> str:
+def label_of(row: TableRow, with_backbone: bool = False) -> str:
     """The row's name; never without the protocol where that is not the honest one."""
     parts = [row.label]
-    if row.protocol != "honest" or with_kind:
+    if row.protocol != "honest":
         parts.append(f"[{row.protocol}]")
-    if with_kind:
+    if with_backbone:
         parts.append(row.backbone)
     if row.scored_on == "val":
         parts.append("(validation)")

@@ -36,7 +36,7 @@ def write_study_page(
     Raises:
         VituneError: `out` is a folder.
     """
-    several = len({(r.protocol, r.backbone, r.scored_on) for r in table.rows}) > 1
+    several = len({row.backbone for row in table.rows}) > 1
     context: dict[str, Any] = {
         "heading": heading,
         "note": note,

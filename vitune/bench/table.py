@@ -154,7 +154,8 @@ def make_table(
     groups = _groups(done)
     suite = suite_of(tasks)
     rows = tuple(
-        _row(members, tasks, groups, suite, pretraining) for members in _by_row(done).values()
+        _row(key, members, tasks, groups, suite, pretraining)
+        for key, members in _by_row(done).items()
     )
     rows = _ranked(rows, tasks)
     return Table(
@@ -193,13 +194,14 @@ def _by_row(results: Sequence[CellResult]) -> dict[RowKey, list[tuple[CellResult
 
 
 def _row(
+    key: RowKey,
     members: list[tuple[CellResult, float]],
     tasks: Sequence[str],
     groups: Mapping[str, tuple[str, ...]],
     suite: str | None,
     pretraining: str | None,
 ) -> TableRow:
-    (first, _), key = members[0], next(iter(_by_row([members[0][0]])))
+    first = members[0][0]
     figures = {task: _figure([m for m in members if m[0].task == task]) for task in tasks}
     present = {task: figure for task, figure in figures.items() if figure is not None}
     group_means = {
@@ -213,7 +215,7 @@ def _row(
     return TableRow(
         label=first.label,
         method=str(first.config["method"]),
-        protocol=first.protocol,
+        protocol=key[1],
         backbone=key[2],
         scored_on=first.scored_on,
         figures=present,
@@ -375,9 +377,7 @@ def _notes(
         notes.append(
             f"The data lacks {len(missing)} tasks, which no mean includes: {', '.join(missing)}."
         )
-    if any(BEST_EPOCH in row.protocol for row in rows) or any(
-        row.protocol.startswith("as-published") for row in rows
-    ):
+    if any(BEST_EPOCH in row.protocol for row in rows):
         notes.append(
             "As published means: the best of all test epochs is the figure. It is shown to measure "
             "the inflation, not as a result."

@@ -22,7 +22,7 @@ BUILD_TILE = 1 << 20
 REDUCTION_TILE = 1 << 21
 """Elements of dyᵀx that exist at a time; smaller tiles make the product itself slower."""
 
-BF16_REDUCTION_FROM = 1 << 27
+BF16_REDUCTION_FROM = 1 << 28
 """Multiplications n·o·i from which a float32 reduction product is taken in bfloat16."""
 
 

@@ -1,0 +1,96 @@
+"""What a study accepts, and how settings of several sources are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from vitune.bench.study import Study, Variant, grid_of
+from vitune.errors import VituneError
+
+Make = Callable[..., Study]
+
+
+def test_a_grid_has_every_combination() -> None:
+    assert grid_of(lr=[1, 2], weight_decay=[0, 3]) == (
+        {"lr": 1, "weight_decay": 0},
+        {"lr": 1, "weight_decay": 3},
+        {"lr": 2, "weight_decay": 0},
+        {"lr": 2, "weight_decay": 3},
+    )
+
+
+def test_the_grid_wins_over_the_task_over_the_variant(tiny_study: Make) -> None:
+    study = tiny_study(
+        settings={"batch_size": 8, "lr": 1.0, "drop_path": 0.1},
+        variants=[
+            {
+                "label": "a",
+                "method": "linear",
+                "settings": {"lr": 2.0, "drop_path": 0.2, "weight_decay": 0.2},
+                "task_settings": {"count": {"lr": 3.0, "drop_path": 0.3}},
+            }
+        ],
+        grid=[{"lr": 4.0}],
+    )
+    config = study.config(study.variants[0], study.tasks[0], study.grid[0], seed=7, refit=True)
+    assert (config.lr, config.drop_path, config.weight_decay) == (4.0, 0.3, 0.2)
+    assert (config.seed, config.refit, config.epochs) == (7, True, 1)
+
+
+def test_a_factor_multiplies_the_methods_own_rate(tiny_study: Make) -> None:
+    study = tiny_study(grid=[{"lr_factor": 3}])
+    config = study.config(study.variants[0], study.tasks[0], study.grid[0], seed=0, refit=False)
+    from vitune.methods import get_method
+
+    assert config.lr == pytest.approx(3 * get_method("linear").default_lr)
+
+
+def test_arguments_of_the_grid_join_those_of_the_variant(tiny_study: Make) -> None:
+    study = tiny_study(
+        variants=[{"label": "a", "method": "rlrr", "method_args": {"init": "identity"}}],
+        grid=[{"method_args": {"rank": 2}}],
+    )
+    config = study.config(study.variants[0], study.tasks[0], study.grid[0], seed=0, refit=False)
+    assert config.method_args == {"init": "identity", "rank": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"variant": []}, "variant: unknown key. Did you mean variants"),
+        ({"variants": []}, "variants: got"),
+        ({"variants": [{"label": "a", "method": "rllr"}]}, "Did you mean 'rlrr'|Did you mean rlrr"),
+        ({"variants": [{"label": "a", "method": "linear", "epoch": 1}]}, "unknown key"),
+        ({"variants": [{"label": "a", "method": "linear"}] * 2}, "got 'a' twice"),
+        (
+            {"variants": [{"label": "a", "method": "rlrr", "method_args": {"rang": 1}}]},
+            "got 'rang', expected an argument of 'rlrr'. Did you mean rank",
+        ),
+        ({"tasks": [{"name": "t", "data": "d"}] * 2}, "tasks: got 't' twice"),
+        ({"seeds": [1, 1]}, "seeds: got '1' twice"),
+        ({"grid": [{"seed": 1}]}, "setting: got 'seed', expected none that the protocol"),
+        ({"grid": [{"learn_rate": 1}]}, "setting: got 'learn_rate', expected a training"),
+        ({"grid": [{"lr": -1}]}, "lr: got -1"),
+        ({"report_on": "train"}, "report_on: got 'train'"),
+    ],
+)
+def test_a_mistake_is_named(tiny_study: Make, changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(VituneError, match=match):
+        tiny_study(**changes)
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(VituneError, match="label: got nothing"):
+        Variant.make({"method": "linear"})
+
+
+def test_a_study_survives_yaml(tiny_study: Make, tmp_path: Any) -> None:
+    import yaml
+
+    study = tiny_study(grid=[{"lr": 1e-3}], protocol="as-published")
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study.model_dump(mode="json")))
+    assert Study.read(path) == study

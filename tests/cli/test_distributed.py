@@ -1,0 +1,57 @@
+"""`accelerate launch` with two processes on the CPU (gloo) is one run with twice the batch.
+
+Without a GPU accelerate starts several processes only when told `--multi_gpu`; the processes then
+find no GPU and talk through gloo.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from vitune.cli import run
+
+TRAIN = ["train", "--data", "demo:digits?train=40", "--epochs", "2", "--lr", "1e-2"]
+
+
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+    ]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--main_process_port", "0"]
+    words = [*TRAIN, "--batch-size", "8", "--out", str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, "-m", "vitune", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert run([*TRAIN, "--batch-size", "16", "--out", str(tmp_path / "one")]) == 0
+    two, one = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("two", "one"))
+    assert (two["num_processes"], one["num_processes"]) == (2, 1)
+    assert two["steps"] == one["steps"] == 4
+    weights = [
+        load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
+        for name in ("two", "one")
+    ]
+    for name, value in weights[0].items():
+        other = weights[1][name]
+        if name.endswith("qkv.shift"):
+            # Softmax cancels k's shift: its gradient is rounding noise, which Adam follows.
+            value, other = (torch.cat([t.chunk(3)[0], t.chunk(3)[2]]) for t in (value, other))
+        assert torch.allclose(value, other, rtol=1e-3, atol=2e-5), name

@@ -1,0 +1,199 @@
+"""One row a method for a given backbone: what it touches, what it costs, what it promises."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from peft.utils import get_peft_model_state_dict
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitune.backbones.sites import ROLES, find_sites
+from vitune.errors import VituneError
+from vitune.methods import METHODS, Method
+from vitune.methods._peft_targets import UNSUPPORTED
+from vitune.methods._tuner import MethodConfig
+
+HEAD_PART = "modules_to_save"
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """What a method with its default settings is on one backbone.
+
+    Args:
+        name: what `--method` takes.
+        title: what tables show.
+        paper: where it comes from.
+        roles: roles of the sites it touches, in forward order; empty where it trains parameters
+            of the backbone in place.
+        formula: of the parameter count; empty for PEFT's own methods.
+        num_parameters: trainable, without the head; None where it cannot be told here.
+        megabytes: of the adapter on disk without the head, in units of 10⁶ bytes.
+        mergeable: whether the result is a network of the same shape; None: ask PEFT.
+        identity_at_init: whether training starts at the pre-trained function; None: ask PEFT.
+        extra_gflops: per image at inference while not merged, in matrix products.
+        refusal: why the method cannot be used on this backbone; empty where it can.
+    """
+
+    name: str
+    title: str
+    paper: str
+    roles: tuple[str, ...] = ()
+    formula: str = ""
+    num_parameters: int | None = None
+    megabytes: float | None = None
+    mergeable: bool | None = None
+    identity_at_init: bool | None = None
+    extra_gflops: float | None = None
+    refusal: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row for JSON."""
+        return asdict(self)
+
+
+def method_rows(
+    model: nn.Module, image_size: tuple[int, int], methods: Iterable[Method] | None = None
+) -> list[MethodRow]:
+    """A row for each of `methods` on `model`, which is neither changed nor run.
+
+    Args:
+        image_size: (height, width) in pixels that the extra work is counted for.
+        methods: None means all that `--method` takes.
+    """
+    blueprint = copy.deepcopy(model).to("meta").eval()
+    base_flops = _flops(blueprint, image_size)
+    chosen = METHODS.values() if methods is None else methods
+    return [_row(method, blueprint, image_size, base_flops) for method in chosen]
+
+
+def _row(
+    method: Method, blueprint: nn.Module, image_size: tuple[int, int], base_flops: int
+) -> MethodRow:
+    model = copy.deepcopy(blueprint)
+    known: dict[str, Any] = {"name": method.name, "title": method.title, "paper": method.source}
+    try:
+        with torch.device("meta"):
+            config = method.configure(model)
+            if isinstance(config, MethodConfig):
+                known |= _traits(config, model)
+            adapted = get_peft_model(model, config).eval()
+    except VituneError as error:
+        return MethodRow(**known, refusal=str(error))
+    except Exception as error:
+        # PEFT's own methods raise what they like where a layer is too narrow or has no values.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return MethodRow(**known, refusal=f"PEFT: {reason}")
+    state = get_peft_model_state_dict(adapted)
+    saved = [value for key, value in state.items() if not _in_head(key, adapted)]
+    try:
+        extra = (_flops(adapted, image_size) - base_flops) / 1e9
+    except Exception:  # a PEFT layer that looks at values, of which there are none here
+        extra = None
+    return MethodRow(
+        **known,
+        num_parameters=sum(
+            p.numel() for n, p in adapted.named_parameters() if p.requires_grad and HEAD_PART not in n
+        ),
+        megabytes=sum(value.numel() * value.element_size() for value in saved) / 1e6,
+        extra_gflops=extra,
+    )
+
+
+def _traits(config: MethodConfig, model: nn.Module) -> dict[str, Any]:
+    roles = {site.role for site in config.choose(find_sites(model))}
+    return {
+        "roles": tuple(role for role in ROLES if role in roles),
+        "formula": config.formula,
+        "mergeable": config.mergeable,
+        "identity_at_init": config.identity_at_init,
+    }
+
+
+def _in_head(key: str, adapted: nn.Module) -> bool:
+    config = adapted.peft_config["default"]  # type: ignore[union-attr,index]
+    heads = tuple(f"base_model.model.{name}." for name in config.modules_to_save or ())
+    return key.startswith(heads) if heads else False
+
+
+def _flops(model: nn.Module, image_size: tuple[int, int]) -> int:
+    """Floating point operations of one image's matrix products, counted without computing them.
+
+    A copy of the meta model plays a CPU model: some layers ask for their device's autocast state.
+    """
+    mode = FakeTensorMode()
+    played, convert = copy.deepcopy(model), mode.fake_tensor_converter.from_meta_and_device
+    for module in played.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    meta = tensor.detach().to("meta")
+                    tensors[name] = convert(mode, meta, torch.device("cpu"))
+    with mode, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        played(torch.empty(1, 3, *image_size))
+    return int(counter.get_total_flops())
+
+
+def methods_page() -> str:
+    """The text of docs/methods.md: the table for ViT-B/16, and PEFT's methods."""
+    import timm
+
+    with torch.device("meta"):
+        model = timm.create_model("vit_base_patch16_224", num_classes=100)
+    rows = method_rows(model, (224, 224), [m for m in METHODS.values() if m.ours])
+    theirs = sorted(name for name, method in METHODS.items() if not method.ours)
+    return "\n".join(
+        (
+            "# Methods",
+            "",
+            "What `--method` takes. This page is made by `vitune.methods.catalogue.methods_page()`",
+            "from what the methods say of themselves; a test keeps it in step.",
+            "`vitune methods --backbone NAME` gives the same table for any backbone.",
+            "",
+            "## vitune's methods on ViT-B/16 (224 x 224), with default settings, without the head",
+            "",
+            "d is the width, L the number of blocks, r the rank, p the number of prompts.",
+            "Extra GFLOPs are matrix products per image while the adapter is not merged.",
+            "",
+            "| method | title | touches | trained | count | MB | merges | starts as pre-trained |"
+            " extra GFLOPs | source |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+            *(_line(row) for row in rows),
+            "",
+            "## PEFT's own methods",
+            "",
+            "They act on all linears of the blocks unless `vitune/methods/_peft_targets.py` says",
+            "otherwise. These train on a timm ViT (some ask for a smaller block or rank on a narrow",
+            "one):",
+            "",
+            ", ".join(f"`{name}`" for name in theirs) + ".",
+            "",
+            "These do not, for the reason given:",
+            "",
+            *(f"- `{name}`: {reason}." for name, reason in sorted(UNSUPPORTED.items())),
+            "",
+        )
+    )
+
+
+def _line(row: MethodRow) -> str:
+    cells = (
+        f"`{row.name}`",
+        row.title,
+        ", ".join(row.roles) or "parameters in place",
+        row.formula,
+        "?" if row.num_parameters is None else f"{row.num_parameters:,}",
+        "?" if row.megabytes is None else f"{row.megabytes:.2f}",
+        "yes" if row.mergeable else "no",
+        "yes" if row.identity_at_init else "no",
+        "?" if row.extra_gflops is None else f"{row.extra_gflops:.3f}",
+        row.paper,
+    )
+    return "| " + " | ".join(cells) + " |"
