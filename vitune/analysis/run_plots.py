@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitune.analysis.drawing import heading, new_figure, png, run_style
@@ -80,15 +80,23 @@ def tradeoff_plot(drifts: Mapping[str, float], accuracies: Mapping[str, float]) 
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]) if min(drifts.values()) == 0 else None)
         axes.set_xlabel(f"subspace drift: mean turn of the top-{DRIFT_K} subspaces, degrees")
         axes.set_ylabel("accuracy, %")
-        best = max(names, key=lambda name: accuracies[name])
-        close = min(names, key=lambda name: drifts[name])
-        heading(
-            figure,
-            f"{best} is most accurate ({100 * accuracies[best]:.1f} %), "
-            f"{close} drifts least ({drifts[close]:.2g}°)",
-        )
+        heading(figure, _verdict(drifts, accuracies, names))
         _name_dots(figure, axes, points)
         return png(figure)
+
+
+def _verdict(
+    drifts: Mapping[str, float], accuracies: Mapping[str, float], names: Sequence[str]
+) -> str:
+    """Who is most accurate, and who drifts least."""
+    best = max(names, key=lambda name: accuracies[name])
+    close = min(names, key=lambda name: drifts[name])
+    accuracy, drift = f"{100 * accuracies[best]:.1f}\u00a0%", f"{drifts[close]:.2g}°"
+    if len(names) == 1:
+        return f"{best}: accuracy {accuracy}, drift {drift}"
+    if best == close:
+        return f"{best} is most accurate ({accuracy}) and drifts least ({drift})"
+    return f"{best} is most accurate ({accuracy}), {close} drifts least ({drift})"
 
 
 def _last_cka(kept: Retention) -> float:

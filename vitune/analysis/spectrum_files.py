@@ -169,7 +169,7 @@ _HEAT = (
 )
 _SPECTRA = (
     "Singular values of every adapted weight, largest first, coloured by depth over the base in "
-    "grey; below, their change."
+    "grey; below, their change, mean over neighbouring values."
 )
 _CKA = (
     "Linear CKA between the features of the base and of the adapted network after every block: 1 "

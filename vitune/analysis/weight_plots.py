@@ -30,6 +30,9 @@ OUTSIDE = "outside"
 SMALLEST = 0.03
 """Part of the largest singular value below which changes are not drawn."""
 
+POINTS = 64
+"""About how many points a line of changes has; each is the mean over neighbouring values."""
+
 Figure = Callable[[ChangedWeight], float | None]
 
 
@@ -69,7 +72,7 @@ def spectra_plot(name: str, report: SpectrumReport) -> bytes:
             figure,
             f"{name}: leading singular values before and after"
             if distortion is None
-            else f"{name}: the spectrum of {_place(most)} moves most, by {100 * distortion:.2g} %",
+            else f"{name}: the spectrum of {_place(most)} moves most, by {100 * distortion:.2g}\u00a0%",
         )
         return png(figure)
 
@@ -114,7 +117,7 @@ def heat_maps(
         left.set_ylabel("block")
         most = max(matrices, key=lambda weight: weight.relative_deviation or 0)
         percent = deviation_percent(most) or 0
-        heading(figure, f"{name}: {_place(most)} changed most, by {percent:.2g} %")
+        heading(figure, f"{name}: {_place(most)} changed most, by {percent:.2g}\u00a0%")
         return png(figure)
 
 
@@ -160,18 +163,19 @@ def _mean(matrices: Sequence[ChangedWeight], role: str, block: int | str, value:
 
 
 def _draw_spectrum(upper: Any, lower: Any, weight: ChangedWeight, colour: Any) -> None:
-    """σ' over σ in grey above, and σ' / σ − 1 in per cent below."""
+    """σ' over σ in grey above, and σ' / σ − 1 in per cent below, mean over neighbours."""
     change = weight.change
     assert isinstance(change, WeightChange)
     numbers = range(1, len(change.values_before) + 1)
     upper.plot(numbers, change.values_before, color=BASE_COLOUR, linewidth=2.2, zorder=1)
     upper.plot(numbers, change.values_after, color=colour, linewidth=0.9, zorder=2)
     smallest = SMALLEST * max(change.values_before)
-    moved = [
-        100 * (new / old - 1) if old > smallest else math.nan
-        for old, new in zip(change.values_before, change.values_after, strict=True)
-    ]
-    lower.plot(numbers, moved, color=colour, linewidth=0.9)
+    both = zip(change.values_before, change.values_after, strict=True)
+    moved = [100 * (new / old - 1) for old, new in both if old > smallest]
+    width = max(1, len(numbers) // POINTS)
+    groups = [moved[start : start + width] for start in range(0, len(moved), width)]
+    middles = [1 + width * index + (len(part) - 1) / 2 for index, part in enumerate(groups)]
+    lower.plot(middles, [math.fsum(part) / len(part) for part in groups], color=colour, lw=0.9)
 
 
 def _draw_grid(axes: Any, grid: list[list[float]], top: float | None) -> Any:

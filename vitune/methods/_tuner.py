@@ -385,7 +385,9 @@ class SiteTuner(BaseTuner):
         adapter = next(name for name, known in self.peft_config.items() if known is peft_config)
         shared = peft_config.new_shared(model, tuple(self._sites.values()))
         if shared is not None:
-            self.shared_state[adapter] = shared.to(next(model.parameters()).device)
+            reference = next(model.parameters())
+            dtype = torch.promote_types(reference.dtype, torch.float32)
+            self.shared_state[adapter] = shared.to(device=reference.device, dtype=dtype)
         if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             model.requires_grad_(False)
         peft_config.prepare(model, adapter)

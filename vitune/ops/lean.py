@@ -35,14 +35,12 @@ def lean_step() -> Iterator[None]:
     The output of a GELU, SiLU or LayerNorm that a later layer wants to keep is recomputed from
     what is kept anyway, by the same function of the same numbers: gradients are bit for bit the
     same. Attention without a mask runs as `vitune.ops.attention` where `prefers_attention`. The
-    backward pass may run after the context is left.
+    backward pass may run after the context is left, unless blocks are checkpointed: then what they
+    do again must be what they did.
     """
     origins = Origins()
-    try:
-        with LeanFunctions(origins), saved_tensors_hooks(origins.pack, _unpack):
-            yield
-    finally:
-        origins.forget()
+    with LeanFunctions(origins), saved_tensors_hooks(origins.pack, _unpack):
+        yield
 
 
 @contextmanager
@@ -94,10 +92,12 @@ class Origins:
 
     def add(self, made: Tensor, function: Callable[..., Tensor], args: Any, kwargs: Any) -> None:
         """Remember `made` for as long as it lives."""
+        key = made.untyped_storage().data_ptr()
         known = tuple(self.pack(value) for value in args)
         named = {name: self.pack(value) for name, value in kwargs.items()}
-        self._of_storage[made.untyped_storage().data_ptr()] = Origin(
-            weakref.ref(made), function, known, named, _versions(known, named), _autocast(made)
+        alive = weakref.ref(made, lambda ended: self._drop(key, ended))
+        self._of_storage[key] = Origin(
+            alive, function, known, named, _versions(known, named), _autocast(made)
         )
 
     def pack(self, kept: Any) -> Any:
@@ -110,9 +110,10 @@ class Origins:
             return kept.detach()
         return origin
 
-    def forget(self) -> None:
+    def _drop(self, key: int, ended: weakref.ref[Tensor]) -> None:
         """Hold nothing longer than the layers that keep it."""
-        self._of_storage.clear()
+        if key in self._of_storage and self._of_storage[key].made is ended:
+            del self._of_storage[key]
 
 
 class LeanFunctions(TorchFunctionMode):

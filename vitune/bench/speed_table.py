@@ -1,0 +1,149 @@
+"""What a speed result says, for people: a table, ratios, and what got slower since the last one."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+REFERENCE = "rlrr-textbook"
+SLOWER_FROM = 1.05
+
+HEADS = (
+    "method", "batch", "precision", "step ms", "±", "forward", "backward", "optimiser",
+    "/ reference", "/ floor", "peak MiB", "resident MiB", "adapter KB", "merged / plain",
+    "un-merged / plain",
+)  # fmt: skip
+
+
+def format_table(result: Mapping[str, Any]) -> str:
+    """The figures as a Markdown table; ratios are medians of the ratios within each round."""
+    lines = [_line(HEADS), _line(["---"] * len(HEADS))]
+    rows: Sequence[Mapping[str, Any]] = result["rows"]
+    for row in rows:
+        lines.append(_line(_cells(row, reference_row(rows, row))))
+    rates = ", ".join(f"{n} {rate:.0f}" for n, rate in result["matmul_gflops"].items())
+    machine = result["machine"]
+    lines += [
+        "",
+        f"{machine['device']}, {machine['num_threads']} threads, torch "
+        f"{machine['versions'].get('torch', '?')}; matrix products {rates} GFLOP/s; load before "
+        f"and after {_text(result['load'][0], 1)}, {_text(result['load'][1], 1)}.",
+        *exponents(rows),
+    ]
+    return "\n".join(lines)
+
+
+def step_ratio(row: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Median over rounds of step time of `row` / step time of `other` in the same round."""
+    pairs = zip(row["step_ms"], other["step_ms"], strict=False)
+    return statistics.median(mine / theirs for mine, theirs in pairs)
+
+
+def reference_row(
+    rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    """The textbook's figures (else the first method's) at the batch and precision of `row`."""
+    alike = [
+        other
+        for other in rows
+        if (other["batch"], other["precision"]) == (row["batch"], row["precision"])
+    ]
+    named = [other for other in alike if other["method"] == REFERENCE]
+    return next(iter(named or alike), None)
+
+
+def exponents(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line a method and precision: p in step time ∝ batch^p; 1 is linear."""
+    lines = []
+    for method, precision in dict.fromkeys((row["method"], row["precision"]) for row in rows):
+        points = [
+            (math.log(row["batch"]), math.log(statistics.median(row["step_ms"])))
+            for row in rows
+            if (row["method"], row["precision"]) == (method, precision)
+        ]
+        if len({x for x, _ in points}) > 1:
+            slope = statistics.linear_regression(*zip(*points, strict=True)).slope
+            lines.append(f"{method} {precision}: step time grows with batch^{slope:.2f}.")
+    return lines
+
+
+def compare_with(previous: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """What got slower, larger or hungrier by SLOWER_FROM or more, a line each; [] where nothing.
+
+    Step times are compared as ratios to the reference method of their own run, so that a busier
+    or slower machine changes nothing.
+    """
+    before = {_key(row): row for row in previous["rows"]}
+    lines = []
+    for row in current["rows"]:
+        old = before.get(_key(row))
+        if old is None:
+            continue
+        for what, measure in (
+            ("step time / reference", _relative_step),
+            ("peak memory", lambda row, rows: row["peak_mib"]),
+            ("adapter size", lambda row, rows: row["adapter_bytes"]),
+        ):
+            then, now = measure(old, previous["rows"]), measure(row, current["rows"])
+            if then and now and now / then >= SLOWER_FROM:
+                lines.append(
+                    f"{row['method']} batch {row['batch']} {row['precision']}: {what} "
+                    f"{then:.3g} -> {now:.3g} ({now / then - 1:+.0%})."
+                )
+    return lines
+
+
+def _relative_step(
+    row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> float | None:
+    reference = reference_row(rows, row)
+    return None if reference is None or reference is row else step_ratio(row, reference)
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["method"], row["batch"], row["precision"]
+
+
+def _cells(row: Mapping[str, Any], reference: Mapping[str, Any] | None) -> list[str]:
+    step = statistics.median(row["step_ms"])
+    plain = row["plain_inference_ms"]
+    return [
+        row["method"],
+        str(row["batch"]),
+        row["precision"],
+        f"{step:.0f}",
+        f"{spread(row['step_ms']):.0f}",
+        *(f"{statistics.median(row[f'{part}_ms']):.0f}" for part in HEADS[5:8]),
+        "" if reference is None else f"{step_ratio(row, reference):.2f}",
+        "" if not row["floor_ms"] else f"{step / row['floor_ms']:.2f}",
+        _text(row["peak_mib"]),
+        _text(row["resident_mib"]),
+        f"{row['adapter_bytes'] / 1e3:.0f}",
+        _ratio(row["merged_ms"], plain),
+        _ratio(row["unmerged_ms"], plain),
+    ]
+
+
+def spread(values: Sequence[float]) -> float:
+    """Half the distance of the quartiles; 0 for a single value."""
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return (high - low) / 2
+
+
+def _ratio(values: Sequence[float], plain: Sequence[float]) -> str:
+    if not values:
+        return ""
+    ratio = statistics.median(a / b for a, b in zip(values, plain, strict=True))
+    return f"{ratio:.2f}"
+
+
+def _text(value: float | None, digits: int = 0) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
