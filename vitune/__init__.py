@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vitune.adapters import save_adapter as save_adapter
     from vitune.backbones import Backbone as Backbone
     from vitune.backbones import load_backbone as load_backbone
+    from vitune.data import load_labelled as load_labelled
     from vitune.data import load_splits as load_splits
     from vitune.errors import VituneError as VituneError
     from vitune.inference import evaluate as evaluate
@@ -33,7 +34,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "vitune.adapters": ("attach", "load_adapter", "save_adapter"),
     "vitune.backbones": ("Backbone", "load_backbone"),
-    "vitune.data": ("load_splits",),
+    "vitune.data": ("load_labelled", "load_splits"),
     "vitune.errors": ("VituneError",),
     "vitune.inference": ("evaluate", "load_run", "predict"),
     "vitune.training": ("TrainConfig", "fit"),

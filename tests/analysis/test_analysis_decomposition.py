@@ -81,6 +81,10 @@ def test_residuals_bound_the_distance_of_every_value_from_a_true_one() -> None:
     true = torch.linalg.svdvals(matrix)
     distance = (svd.values[:, None] - true).abs().amin(1)
     assert (distance <= svd.residuals + 1e-12).all()
+    for index in range(5):
+        u, v, value = svd.left[:, index], svd.right[:, index], svd.values[index]
+        both = torch.cat([matrix @ v - value * u, matrix.T @ u - value * v])
+        assert float(svd.residuals[index]) == pytest.approx(float(both.norm()), abs=1e-9)
 
 
 def test_seed_decides_and_the_global_random_state_is_left_alone() -> None:

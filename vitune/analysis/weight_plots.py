@@ -68,12 +68,12 @@ def spectra_plot(name: str, report: SpectrumReport) -> bytes:
             bar.ax.yaxis.get_major_locator().set_params(integer=True)
         most = max(matrices, key=lambda weight: _distortion(weight) or -1)
         distortion = _distortion(most)
-        heading(
-            figure,
-            f"{name}: leading singular values before and after"
+        seen = (
+            "leading singular values before and after"
             if distortion is None
-            else f"{name}: the spectrum of {_place(most)} moves most, by {100 * distortion:.2g}\u00a0%",
+            else f"the spectrum of {_place(most)} moves most, by {100 * distortion:.2g}\u00a0%"
         )
+        heading(figure, f"{name}: {seen}")
         return png(figure)
 
 

@@ -44,4 +44,5 @@ def run_both(
         for study in (honest, published)
     ]
     results = [result for outcome in outcomes for result in outcome.results]
-    return BothProtocols(outcomes[0], outcomes[1], make_table(results, split_columns=True))
+    table = make_table(results, split_columns=True, missing=honest.missing)
+    return BothProtocols(outcomes[0], outcomes[1], table)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitune.bench.execution import Executor
+from vitune.bench.launching import seed_list
 from vitune.bench.protocol import Outcome, Watcher, run_study
 from vitune.bench.study import Study, grid_of
 from vitune.bench.table import Table, TableRow, make_table
@@ -60,8 +61,6 @@ def comparison_study(
         )
     if not methods:
         raise VituneError("--methods: got none, expected at least one name.")
-    if isinstance(seeds, int) and seeds < 1:
-        raise VituneError(f"--seeds: got {seeds!r}, expected 1 or more.")
     return Study.make(
         {
             "name": "comparison",
@@ -76,7 +75,7 @@ def comparison_study(
             "epochs": epochs,
             "settings": dict(settings or {}),
             "grid": grid_of(lr=list(lrs)) if lrs else ({},),
-            "seeds": tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds),
+            "seeds": seed_list(seeds),
         }
     )
 

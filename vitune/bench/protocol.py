@@ -23,7 +23,7 @@ from vitune.data import open_source
 from vitune.errors import DataError, VituneError
 from vitune.files import write_atomic
 
-MANIFEST = "study.json"
+STUDY, MANIFEST = "study.yaml", "study.json"
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def run_study(
     executor, watcher, store = executor or InProcess(), watcher or Watcher(), Store(out)
     planner = Planner(study, executor.bench)
     store.path.mkdir(parents=True, exist_ok=True)
-    write_atomic(store.path / "study.yaml", _yaml(study))
+    write_atomic(store.path / STUDY, _yaml(study))
     watcher.planned(planner.num_cells())
     book = _Book()
     for tasks in executor.waves(study.tasks):
@@ -281,6 +281,12 @@ def _run(
     if lost:
         raise VituneError(f"executor: got no result for {len(lost)} cells, expected one each.")
     return found
+
+
+def read_missing(out: str | Path) -> tuple[str, ...]:
+    """The tasks that the study in a folder had to leave out."""
+    path = Path(out) / STUDY
+    return Study.read(path).missing if path.is_file() else ()
 
 
 def read_results(out: str | Path) -> list[CellResult]:

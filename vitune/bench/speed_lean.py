@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from torch import nn
 
@@ -13,9 +13,14 @@ from vitune.ops import first_token_only, lean_step
 
 
 @contextmanager
-def lean_training(tail: Sequence[nn.Module]) -> Iterator[None]:
-    """`lean_step` with only the class token behind the last attention; `tail` from `class_tail`."""
-    with lean_step(), first_token_only(*tail):
+def lean_training(tail: Sequence[nn.Module], *, checkpointing: bool = False) -> Iterator[None]:
+    """`lean_step` with only the class token behind the last attention; forward and backward.
+
+    Args:
+        tail: what `class_tail` found.
+        checkpointing: blocks are checkpointed, which leaves `lean_step` nothing to save.
+    """
+    with nullcontext() if checkpointing else lean_step(), first_token_only(*tail):
         yield
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -186,8 +186,11 @@ class Subject:
 
     @contextmanager
     def _lean(self) -> Iterator[None]:
-        is_plain = self.contestant.plain or self.contestant.compiled
-        with nullcontext() if is_plain else lean_training(self.tail):
+        how = self.contestant
+        if how.plain or how.compiled:
+            yield
+            return
+        with lean_training(self.tail, checkpointing=how.checkpointing):
             yield
 
     def _now(self) -> float:

@@ -114,6 +114,7 @@ class Study(Frozen):
             run; "val" reports the validation split; "auto" is "test" where the source has one.
         retention: measure what the adapted network kept of the base, on the reported images.
         protocol: "honest", or "as-published", which looks at the test split every epoch.
+        missing: tasks of the suite that the data root lacks, to be named in every table.
     """
 
     name: str = "study"
@@ -132,6 +133,7 @@ class Study(Frozen):
     report_on: Literal["auto", "test", "val"] = "auto"
     retention: bool = False
     protocol: Literal["honest", "as-published"] = "honest"
+    missing: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -13,6 +13,7 @@ from vitune.bench.cells import CellResult
 from vitune.bench.published import PublishedRow, pretraining_of, published_row, suite_of
 from vitune.bench.scores import unpacked
 from vitune.bench.statistics import Difference, average_ranks, difference
+from vitune.bench.table_guards import require_one_config, require_pure
 from vitune.errors import VituneError
 from vitune.report.intervals import mean_and_std
 
@@ -148,8 +149,8 @@ def make_table(
     done = [r for r in finals if r.status == "done" and r.scores is not None]
     if not done:
         raise VituneError("table: got no finished result, expected at least one.")
-    _require_one_config(done)
-    _require_pure(done, split_columns)
+    require_one_config(done)
+    require_pure(done, split_columns)
     tasks = tuple(dict.fromkeys(result.task for result in done))
     groups = _groups(done)
     suite = suite_of(tasks)
@@ -299,61 +300,33 @@ def _image_gaps(
     return np.asarray(means[0] - means[1])
 
 
-def _require_one_config(results: Sequence[CellResult]) -> None:
-    """One name and task must mean one configuration, whatever the seed."""
-    seen: dict[tuple[str, str, str, str, str], CellResult] = {}
-    for result in results:
-        key = (result.label, result.task, result.protocol, result.config["backbone"],
-               result.scored_on)  # fmt: skip
-        other = seen.setdefault(key, result)
-        for what, ours, theirs in (
-            ("settings", _comparable(result), _comparable(other)),
-            ("images", result.split_hashes, other.split_hashes),
-            ("backbone weights", result.fingerprint, other.fingerprint),
-        ):
-            if ours != theirs:
-                raise VituneError(
-                    f"results called {result.label!r} on {result.task!r}: got two different "
-                    f"{what}{_first_difference(ours, theirs)}, expected one configuration a name. "
-                    "Give one of the variants another label."
-                )
-
-
-def _comparable(result: CellResult) -> dict[str, object]:
-    """The configuration without the seed and what decides no result."""
-    from vitune.bench.cells import WITHOUT_EFFECT
-
-    return {k: v for k, v in result.config.items() if k not in (*WITHOUT_EFFECT, "seed")}
-
-
-def _first_difference(ours: object, theirs: object) -> str:
-    if not isinstance(ours, dict) or not isinstance(theirs, dict):
-        return ""
-    for key in sorted({*ours, *theirs}):
-        if ours.get(key) != theirs.get(key):
-            return f" ({key}: {theirs.get(key)!r} and {ours.get(key)!r})"
-    return ""
-
-
-def _require_pure(results: Sequence[CellResult], split_columns: bool) -> None:
-    for what, kinds in (
-        ("backbones", {str(r.config["backbone"]) for r in results}),
-        ("protocols", {r.protocol for r in results}),
-        ("reported splits", {r.scored_on for r in results}),
-    ):
-        if len(kinds) > 1 and not split_columns:
-            raise VituneError(
-                f"table: got {what} {', '.join(sorted(kinds))}, expected one kind: figures of "
-                "different kinds do not compare. Ask for a row each with --split."
-            )
-
-
 def _groups(results: Sequence[CellResult]) -> dict[str, tuple[str, ...]]:
     groups: dict[str, dict[str, None]] = defaultdict(dict)
     for result in results:
         if result.group is not None:
             groups[result.group][result.task] = None
     return {name: tuple(tasks) for name, tasks in groups.items()}
+
+
+def _gap(figures: Mapping[str, Figure], paper: PublishedRow | None) -> float | None:
+    if paper is None:
+        return None
+    shared = [task for task in figures if task in paper.accuracies]
+    return _average([figures[task].mean - paper.accuracies[task] for task in shared])
+
+
+def _drift(result: CellResult) -> float | None:
+    value = (result.retention or {}).get("cka_last")
+    return None if value is None else 1 - value
+
+
+def _mean_of(values: Sequence[float], needed: int) -> float | None:
+    return sum(values) / len(values) if values and len(values) == needed else None
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _notes(
@@ -392,24 +365,3 @@ def _notes(
             f"{unfinished[0].task}, seed {unfinished[0].seed}: {unfinished[0].error}"
         )
     return tuple(notes)
-
-
-def _gap(figures: Mapping[str, Figure], paper: PublishedRow | None) -> float | None:
-    if paper is None:
-        return None
-    shared = [task for task in figures if task in paper.accuracies]
-    return _average([figures[task].mean - paper.accuracies[task] for task in shared])
-
-
-def _drift(result: CellResult) -> float | None:
-    value = (result.retention or {}).get("cka_last")
-    return None if value is None else 1 - value
-
-
-def _mean_of(values: Sequence[float], needed: int) -> float | None:
-    return sum(values) / len(values) if values and len(values) == needed else None
-
-
-def _average(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

@@ -24,26 +24,34 @@ def methods(
     Only the architecture is built; no weights are loaded.
     """
     import json
-    from dataclasses import asdict
 
     from rich.table import Table
 
+    from vitune.backbones import load_backbone
     from vitune.cli._progress import console, count
-    from vitune.methods.catalogue import catalogue
+    from vitune.methods import METHODS, OWN
+    from vitune.methods.catalogue import method_rows
 
-    rows = catalogue(backbone, foreign=everything)
+    loaded = load_backbone(backbone, num_classes=10, pretrained=False)
+    known = METHODS if everything else OWN
+    rows = method_rows(loaded.model, loaded.preprocessing.image_size, known.values())
     if as_json:
-        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        typer.echo(json.dumps([row.as_dict() for row in rows], indent=2))
         return
-    table = Table(box=None, pad_edge=False, title=f"on {backbone}", title_justify="left")
+    table = Table(box=None, pad_edge=False)
     for title in ("method", "parameters", "MB", "merges", "source"):
-        table.add_column(title, justify="right" if title in ("parameters", "MB") else "left")
+        right = title in ("parameters", "MB")
+        table.add_column(title, justify="right" if right else "left", overflow="fold")
     for row in rows:
+        if row.refusal:
+            table.add_row(row.name, "-", "-", "", f"not here: {row.refusal.split('.')[0]}")
+            continue
         table.add_row(
             row.name,
-            row.refusal or count(row.num_parameters),
-            "" if row.refusal else f"{row.megabytes:.2f}",
-            "yes" if row.mergeable else "no",
-            row.source,
+            "?" if row.num_parameters is None else count(row.num_parameters),
+            "?" if row.megabytes is None else f"{row.megabytes:.2f}",
+            {True: "yes", False: "no", None: ""}[row.mergeable],
+            row.paper,
         )
     console.print(table)
+    console.print(f"trained parameters without the head, on {backbone}", style="dim")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vitune.ops.hardware import cpu_multiplies_bf16
+from vitune.ops.hardware import cpu_multiplies_bf16, without_autocast
 
 MAX_TOKENS = 1024
 """Beyond it the n·n scores of an image leave the cache and PyTorch's own kernel is faster."""
@@ -54,7 +54,7 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v)
         b, h, n, _ = q.shape
         result = q.new_empty(b, n, h, v.shape[-1]).transpose(1, 2)  # (b, h, n, e)
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device.type):
             for some in _images(q, k):
                 result[some] = attention_reference(q[some], k[some], v[some])
         return result
@@ -65,7 +65,7 @@ class _Attention(torch.autograd.Function):
         q, k, v = ctx.saved_tensors
         scale = q.shape[-1] ** -0.5
         grad_q, grad_k, grad_v = (torch.empty_like(tensor) for tensor in (q, k, v))
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device.type):
             for some in _images(q, k):
                 scaled = q[some] * scale
                 shares = (scaled @ k[some].mT).softmax(-1)  # (b, h, n, m)

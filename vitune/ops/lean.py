@@ -35,8 +35,8 @@ def lean_step() -> Iterator[None]:
     The output of a GELU, SiLU or LayerNorm that a later layer wants to keep is recomputed from
     what is kept anyway, by the same function of the same numbers: gradients are bit for bit the
     same. Attention without a mask runs as `vitune.ops.attention` where `prefers_attention`. The
-    backward pass may run after the context is left, unless blocks are checkpointed: then what they
-    do again must be what they did.
+    backward pass may run after the context is left. Not for blocks that are checkpointed: what
+    they do again in the backward pass, out of this context's sight, would not be what they did.
     """
     origins = Origins()
     with LeanFunctions(origins), saved_tensors_hooks(origins.pack, _unpack):
@@ -49,6 +49,7 @@ def first_token_only(*modules: nn.Module) -> Iterator[None]:
 
     Meant for what follows attention in a network's last block where only the first token is read:
     a residual sum spreads the one token over all, and the first is exact. The others are not.
+    Checkpointed blocks need the backward pass inside the context too.
     """
     handles = [module.register_forward_pre_hook(_first_token) for module in modules]
     try:
@@ -141,8 +142,10 @@ class LeanFunctions(TorchFunctionMode):
 
 def _attend(args: Any, kwargs: dict[str, Any]) -> Tensor:
     """`attention` for three tensors and nothing else that changes the result."""
-    unusual = {name for name, value in kwargs.items() if value not in (None, 0.0, False)}
-    if len(args) == 3 and not unusual and torch.is_grad_enabled() and prefers_attention(*args):
+    is_usual = len(args) == 3 and not any(
+        isinstance(value, Tensor) or value not in (None, 0.0, False) for value in kwargs.values()
+    )
+    if is_usual and torch.is_grad_enabled() and prefers_attention(*args):
         return attention(*args)
     return F.scaled_dot_product_attention(*args, **kwargs)
 

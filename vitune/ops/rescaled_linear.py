@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from vitune.ops.hardware import cpu_multiplies_bf16
+from vitune.ops.hardware import cpu_multiplies_bf16, in_autocast_dtype, without_autocast
 
 BUILD_TILE = 1 << 20
 """Elements of W that are rescaled at a time: the factor stays in a core's cache."""
@@ -82,9 +82,7 @@ def rescaled_linear(
         exact: take every product in x's own dtype, whatever the machine could do faster.
     Source: RLRR (CVPR 2024) eq. 5 and 6; the recomputation is vitune's.
     """
-    device_type = x.device.type
-    if torch.is_autocast_enabled(device_type):
-        x = x.to(torch.get_autocast_dtype(device_type))
+    x = in_autocast_dtype(x)
     if weight.requires_grad:
         changed = rescaled_weight(weight, scale_out, scale_in, residual=residual).to(x.dtype)
         return F.linear(x, changed, _sum_bias(bias, shift, x.dtype))
@@ -113,7 +111,7 @@ class _RescaledLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight, scale_out, scale_in)
         ctx.residual, ctx.exact = residual, exact
         ctx.shift_dtype = None if shift is None else shift.dtype
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             changed = _tiled_weight(weight, scale_out, scale_in, residual, x.dtype)
             return F.linear(x, changed, _sum_bias(bias, shift, x.dtype))
 
@@ -124,7 +122,7 @@ class _RescaledLinear(torch.autograd.Function):
         needs_x, _, _, needs_out, needs_in, needs_shift, _, _ = ctx.needs_input_grad
         grad = grad.reshape(-1, grad.shape[-1]).to(x.dtype)  # (n, o)
         grad_x = grad_out = grad_in = grad_shift = None
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             if needs_x:
                 changed = _tiled_weight(weight, scale_out, scale_in, ctx.residual, x.dtype)
                 grad_x = (grad @ changed).view_as(x)
@@ -153,10 +151,11 @@ def _scale_gradients(
 ) -> tuple[Tensor, Tensor]:
     """(d scale_out, d scale_in) from dW' = gradᵀ x, one tile of outputs at a time."""
     grad_out, grad_in = torch.empty_like(scale_out), torch.zeros_like(scale_in)
-    for part, tile in _tiles(weight, scale_in.shape[0], REDUCTION_TILE):
-        change = (grad[:, tile].T @ x) * weight[tile].to(scale_out.dtype)  # (t, i)
-        grad_out[tile] = change @ scale_in[part].T  # (t, r)
-        grad_in[part].addmm_(scale_out[tile].T, change)  # (r, i)
+    for outs, parts in _tiles(weight, scale_in.shape[0], REDUCTION_TILE):
+        change = (grad[:, outs].T @ x) * weight[outs].to(scale_out.dtype)  # (k·t, i)
+        change = _by_part(change, parts)  # (k, t, i)
+        grad_out[outs] = (change @ scale_in[parts].mT).flatten(0, 1)  # (k·t, r)
+        grad_in[parts] += _by_part(scale_out[outs], parts).mT @ change  # (k, r, i)
     return grad_out, grad_in
 
 
@@ -175,31 +174,37 @@ def _tiled_weight(
 ) -> Tensor:
     """W' in `dtype`, computed tile by tile in the scales' dtype and rounded once."""
     changed = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    for part, tile in _tiles(weight, scale_in.shape[0], BUILD_TILE):
-        old = weight[tile]  # (t, i)
-        if scale_out.shape[1] == 1:
-            scaled = old * scale_in[part]
-            changed[tile] = (
-                torch.addcmul(old, scaled, scale_out[tile])
-                if residual
-                else scaled.mul_(scale_out[tile])
-            )
-            continue
-        factor = scale_out[tile] @ scale_in[part]
-        changed[tile] = (factor.add_(1) if residual else factor).mul_(old)
+    for outs, parts in _tiles(weight, scale_in.shape[0], BUILD_TILE):
+        old, by_in = _by_part(weight[outs], parts), scale_in[parts]  # (k, t, i), (k, r, i)
+        by_out = _by_part(scale_out[outs], parts)  # (k, t, r)
+        if by_in.shape[1] > 1:
+            factor = by_out @ by_in
+            new = (factor.add_(1) if residual else factor).mul_(old)
+        elif residual:
+            new = torch.addcmul(old, old * by_in, by_out)
+        else:
+            new = (old * by_in).mul_(by_out)
+        changed[outs] = new.flatten(0, 1)
     return changed
 
 
-def _tiles(weight: Tensor, num_parts: int, most: int) -> list[tuple[int, slice]]:
-    """(part, outputs) pairs: even tiles of at most `most` elements, none across two parts."""
-    part_size = weight.shape[0] // num_parts
-    num_tiles = -(-part_size * weight.shape[1] // most)
-    size = -(-part_size // max(1, min(num_tiles, part_size)))
+def _tiles(weight: Tensor, num_parts: int, most: int) -> list[tuple[slice, slice]]:
+    """(outputs, parts) pairs: all at once where W has at most `most` elements, else even tiles."""
+    num_out, num_in = weight.shape
+    if num_out * num_in <= most:
+        return [(slice(0, num_out), slice(0, num_parts))]
+    part_size = num_out // num_parts
+    num_tiles = min(part_size, -(-part_size * num_in // most))
+    size = -(-part_size // num_tiles)
     return [
-        (part, slice(start, min(start + size, (part + 1) * part_size)))
+        (slice(start, min(start + size, (part + 1) * part_size)), slice(part, part + 1))
         for part in range(num_parts)
         for start in range(part * part_size, (part + 1) * part_size, size)
     ]
+
+
+def _by_part(tensor: Tensor, parts: slice) -> Tensor:
+    return tensor.unflatten(0, (parts.stop - parts.start, -1))
 
 
 def _sum_bias(bias: Tensor | None, shift: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -58,7 +58,7 @@ def test_element_dropout_rises_over_the_blocks() -> None:
             dropped = (branch.train()(ones) == 0).float().mean().item()
             assert dropped == pytest.approx(p, abs=0.01)
             assert torch.equal(branch.eval()(ones), ones)
-    with pytest.raises(VituneError, match="without blocks of attn and mlp"):
+    with pytest.raises(VituneError, match=r"without blocks of attn and mlp"):
         add_element_dropout(nn.Linear(2, 2), 0.1)
 
 
@@ -134,7 +134,7 @@ def test_compare_with_nothing_finished(tmp_path: Path, bench: Workbench) -> None
     study = comparison_study(
         "demo:count?train=16&val=8&test=16", ["linear"], settings={"batch_size": 1000}, epochs=1
     )
-    with pytest.raises(VituneError, match="got no finished run. The first error: DataError"):
+    with pytest.raises(VituneError, match=r"got no finished run. The first error: DataError"):
         compare(study, tmp_path, executor=InProcess(bench))
 
 
@@ -155,10 +155,10 @@ def test_worker_processes_survive_the_death_of_one(
             self.addresses.append(result.address)
 
     killer = Killer()
-    study = tiny_study(seeds=list(range(6)))
+    study = tiny_study(seeds=list(range(3)))
     outcome = run_study(study, tmp_path, executor=Processes(1, bench), watcher=killer)
-    assert [result.status for result in outcome.results] == ["done"] * 6
-    assert len(killer.addresses) == len(set(killer.addresses)) == 6
+    assert [result.status for result in outcome.results] == ["done"] * 3
+    assert len(killer.addresses) == len(set(killer.addresses)) == 3
 
 
 def test_ray_runs_the_same_cells_and_survives_a_worker(
@@ -203,7 +203,7 @@ def test_ray_runs_the_same_cells_and_survives_a_worker(
 
 @pytest.mark.parametrize("values", [{"cpus_per_cell": 0}, {"gpus_per_cell": -1}])
 def test_odd_shares_of_a_cluster(values: dict[str, float]) -> None:
-    with pytest.raises(VituneError, match="--ray: got"):
+    with pytest.raises(VituneError, match=r"--ray: got"):
         OnRay("local", **values)  # type: ignore[arg-type]
 
 

@@ -108,7 +108,7 @@ def test_without_a_test_split_validation_is_reported(
     (result,) = outcome.results
     assert result.scored_on == "val" and result.sizes["train"] == 16
     assert result.scores is not None and result.scores.num_images == 8
-    with pytest.raises(DataError, match="without a test split"):
+    with pytest.raises(DataError, match=r"without a test split"):
         run_study(tiny_study(tasks=[task], report_on="test"), tmp_path, executor=InProcess(bench))
 
 
@@ -154,7 +154,7 @@ def test_fit_refuses_a_test_split(bench: Workbench, tiny_study: Make) -> None:
     config = study.config(study.variants[0], study.tasks[0], {}, seed=0, refit=False)
     splits = bench.task(config, 0).selection
     test = bench.open_test(config, splits.classes)
-    with pytest.raises(DataError, match="got a test split or no training split"):
+    with pytest.raises(DataError, match=r"got a test split or no training split"):
         fit(config, splits=replace(splits, test=test))
 
 
@@ -377,15 +377,15 @@ def test_a_claim_makes_a_second_runner_wait_for_the_first(
 
 
 def test_jobs_must_be_positive() -> None:
-    with pytest.raises(VituneError, match="--jobs: got 0"):
+    with pytest.raises(VituneError, match=r"--jobs: got 0"):
         Processes(0)
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(VituneError, match="without study.json"):
+    with pytest.raises(VituneError, match=r"without study.json"):
         read_results(tmp_path)
     (tmp_path / "study.json").write_text("{}")
-    with pytest.raises(VituneError, match="damaged file"):
+    with pytest.raises(VituneError, match=r"damaged file"):
         read_results(tmp_path)
 
 
@@ -398,5 +398,6 @@ def test_scores_count_the_right_images(bench: Workbench, tiny_study: Make) -> No
     assert result.scores is not None
     right = unpacked(result.scores.correct, result.scores.num_images)
     assert right.mean() == pytest.approx(result.scores.top1)
-    assert json.loads(result.to_json())["scores"]["num_images"] == len(open_source(TINY).splits["test"])
+    num_test = len(open_source(TINY).splits["test"])
+    assert json.loads(result.to_json())["scores"]["num_images"] == num_test
     assert CellResult.from_json(result.to_json()) == result

@@ -28,7 +28,8 @@ def trees() -> Iterator[tuple[Path, ast.Module]]:
 
 def docstrings(tree: ast.Module) -> set[int]:
     """Ids of the constants that are documentation."""
-    owners = [n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+    owners = [node for node in ast.walk(tree) if isinstance(node, kinds)]
     firsts = [owner.body[0] for owner in owners if owner.body]
     return {id(f.value) for f in firsts if isinstance(f, ast.Expr)}
 

@@ -83,7 +83,7 @@ def test_a_mistake_is_named(tiny_study: Make, changes: dict[str, Any], match: st
 
 
 def test_a_missing_key_is_named() -> None:
-    with pytest.raises(VituneError, match="label: got nothing"):
+    with pytest.raises(VituneError, match=r"label: got nothing"):
         Variant.make({"method": "linear"})
 
 

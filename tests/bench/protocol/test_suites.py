@@ -67,13 +67,13 @@ def test_a_root_that_lacks_tasks(fakes: dict[str, Path], tmp_path: Path) -> None
 
     shutil.copytree(fakes["vtab1k"] / "svhn", tmp_path / "svhn")
     shutil.copytree(fakes["vtab1k"] / "cifar", tmp_path / "cifar100")  # another release's name
-    with pytest.raises(DataError, match="without caltech101, dtd.*--allow-missing"):
+    with pytest.raises(DataError, match=r"without caltech101, dtd.*--allow-missing"):
         suite_tasks("vtab1k", tmp_path)
     found = suite_tasks("vtab1k", tmp_path, allow_missing=True)
     assert [task.name for task in found.tasks] == ["cifar", "svhn"]
     assert len(found.missing) == 17
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="expected all tasks"):
+    with pytest.raises(DataError, match=r"expected all tasks"):
         suite_tasks("vtab1k", tmp_path / "empty", allow_missing=True)
 
 
@@ -91,7 +91,7 @@ def test_unknown_suites_and_roots(arguments: tuple[str, ...], match: str) -> Non
 
 
 def test_an_unknown_task_gets_the_nearest_name() -> None:
-    with pytest.raises(VituneError, match="got 'cuont'.*Did you mean count"):
+    with pytest.raises(VituneError, match=r"got 'cuont'.*Did you mean count"):
         suite_tasks("demo", only=["cuont"])
 
 
@@ -113,10 +113,10 @@ def test_birds_files_and_class_folders_are_read(tmp_path: Path) -> None:
     text = fgvc_table(birds, "images", tmp_path / "birds.csv").read_text()
     assert f"{birds}/images/a/one bird.jpg,5,train" in text and "b/two.jpg,9,test" in text
     (birds / "image_class_labels.txt").write_text("1 5\n")
-    with pytest.raises(DataError, match="in images.txt alone"):
+    with pytest.raises(DataError, match=r"in images.txt alone"):
         fgvc_table(birds, "images", tmp_path / "birds.csv")
     (birds / "images.txt").write_text("1\n")
-    with pytest.raises(DataError, match="line 1: got '1', expected two fields"):
+    with pytest.raises(DataError, match=r"line 1: got '1', expected two fields"):
         fgvc_table(birds, "images", tmp_path / "birds.csv")
     cars = tmp_path / "cars"
     for place in ("train/x/1.jpg", "val/x/2.jpg"):
@@ -138,13 +138,13 @@ def test_dog_lists_are_read(tmp_path: Path) -> None:
 
 
 def test_splits_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="without splits, expected train.json"):
+    with pytest.raises(DataError, match=r"without splits, expected train.json"):
         fgvc_table(tmp_path, ".", tmp_path / "x.csv")
     (tmp_path / "train.json").write_text("[]")
-    with pytest.raises(DataError, match="got list, expected an object"):
+    with pytest.raises(DataError, match=r"got list, expected an object"):
         fgvc_table(tmp_path, ".", tmp_path / "x.csv")
     (tmp_path / "train.json").write_text("{")
-    with pytest.raises(DataError, match="expected JSON of path: class"):
+    with pytest.raises(DataError, match=r"expected JSON of path: class"):
         fgvc_table(tmp_path, ".", tmp_path / "x.csv")
     (tmp_path / "train.json").unlink()
     (tmp_path / "trainval.json").write_text(json.dumps({"a.jpg": 1}))
@@ -164,14 +164,14 @@ def test_few_shot_lists(fakes: dict[str, Path], tmp_path: Path) -> None:
         images = open_source(found.tasks[0].data)
         assert len(images.splits["train"]) == 4 * shots and len(images.splits["test"]) == 12
         assert all(record.image.is_file() for record in images.splits["train"])
-    with pytest.raises(DataError, match="without lists of 16 shots"):
+    with pytest.raises(DataError, match=r"without lists of 16 shots"):
         suite_tasks("fewshot", root, lists=tmp_path)
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/train_meta.list.num_shot_1.seed_0").write_text("a.jpg x\n")
-    with pytest.raises(DataError, match="line 1: got 'a.jpg x'"):
+    with pytest.raises(DataError, match=r"line 1: got 'a.jpg x'"):
         fewshot_table(tmp_path / "odd", 1, 0, tmp_path / "x.csv")
     (tmp_path / "odd/train_meta.list.num_shot_1.seed_0").write_text("a.jpg 0\n")
-    with pytest.raises(DataError, match="without test_meta.list"):
+    with pytest.raises(DataError, match=r"without test_meta.list"):
         fewshot_table(tmp_path / "odd", 1, 0, tmp_path / "x.csv")
 
 
@@ -197,8 +197,8 @@ def test_a_check_says_what_is_odd(tmp_path: Path) -> None:
     write_fake(root, "vtab1k", side=16, overlap=["svhn"])
     shutil.rmtree(root / "dmlab")
     (root / "dtd" / "images" / "test" / "000 000.jpg").unlink()
-    (root / "sun397" / "images" / "train800" / "000000000.jpg").write_bytes(b"no picture")
-    (root / "resisc45" / "test.txt").write_text("images/test/000000000.jpg 45\n")
+    (root / "sun397" / "images" / "train800" / "000000.jpg").write_bytes(b"no picture")
+    (root / "resisc45" / "test.txt").write_text("images/test/000000.jpg 45\n")
     (root / "eurosat" / "val200.txt").write_text("no label\n")
     found = {check.task: check for check in check_suite(root)}
     assert len(found) == 19
@@ -219,23 +219,23 @@ def test_checks_of_the_other_suites(fakes: dict[str, Path]) -> None:
     birds = check_suite(fakes["fgvc"], "fgvc")[0]
     assert birds.problems == ("labels: 4 of the task's 200 classes",)
     assert [c.status for c in check_suite(fakes["fewshot"], "fewshot", shots=4)] == ["complete"] * 2
-    with pytest.raises(VituneError, match="got 'demo', expected one with files"):
+    with pytest.raises(VituneError, match=r"got 'demo', expected one with files"):
         check_suite(fakes["fgvc"], "demo")
-    with pytest.raises(DataError, match="expected an existing folder"):
+    with pytest.raises(DataError, match=r"expected an existing folder"):
         check_suite("/nowhere")
 
 
 def test_a_fake_never_overwrites(fakes: dict[str, Path]) -> None:
-    with pytest.raises(VituneError, match="which exists, expected a new folder"):
+    with pytest.raises(VituneError, match=r"which exists, expected a new folder"):
         write_fake(fakes["fgvc"], "fgvc")
-    with pytest.raises(VituneError, match="--suite: got 'demo'"):
+    with pytest.raises(VituneError, match=r"--suite: got 'demo'"):
         write_fake("x", "demo")
 
 
 def test_an_overlapping_fake_is_refused_on_loading(tmp_path: Path) -> None:
     write_fake(tmp_path / "f", "fgvc", side=16, overlap=["cub"])
     tasks = suite_tasks("fgvc", tmp_path / "f", lists=tmp_path / "l").tasks
-    with pytest.raises(DataError, match="expected splits that share no image"):
+    with pytest.raises(DataError, match=r"expected splits that share no image"):
         load_splits(tasks[0].data, SMALL, seed=0)
 
 
@@ -245,7 +245,7 @@ EXPECTED_PRESETS = {f"{method}-{suite}" for method in ("rlrr", "ssf", "hta", "ar
 
 def test_all_presets_are_there() -> None:
     assert set(preset_names()) == EXPECTED_PRESETS and len(preset_names()) == 13
-    with pytest.raises(VituneError, match="got 'rlr-vtab1k'.*Did you mean rlrr-vtab1k"):
+    with pytest.raises(VituneError, match=r"got 'rlr-vtab1k'.*Did you mean rlrr-vtab1k"):
         load_preset("rlr-vtab1k")
 
 
@@ -306,8 +306,8 @@ def test_a_flag_wins_over_a_preset() -> None:
 
 def test_a_preset_with_an_unknown_key_or_recipe_is_refused() -> None:
     values = load_preset("rlrr-vtab1k").model_dump()
-    with pytest.raises(VituneError, match="expekted: unknown key. Did you mean expected"):
+    with pytest.raises(VituneError, match=r"expekted: unknown key. Did you mean expected"):
         Preset.make({**values, "expekted": 1})
     odd = Preset.make({**values, "published": {"recipe": {"dropout": 0.1}}})
-    with pytest.raises(VituneError, match="recipe: got 'dropout'"):
+    with pytest.raises(VituneError, match=r"recipe: got 'dropout'"):
         odd.variant("as-published")

@@ -138,7 +138,7 @@ def test_mixtures_are_refused_or_split(result: Make, changes: dict[str, Any], wh
 
 
 def test_nothing_finished_is_an_error(result: Make) -> None:
-    with pytest.raises(VituneError, match="got no finished result"):
+    with pytest.raises(VituneError, match=r"got no finished result"):
         make_table([result(stage="select")])
 
 
@@ -178,10 +178,11 @@ def test_the_bootstrap_covers_and_ranks_share_ties() -> None:
         found = difference("a", "b", [(gap, 0.0) for gap in gaps], seed=trial)
         hits += found.low <= 0.02 <= found.high
     assert hits >= 48
-    assert average_ranks({"a": [1, 1], "b": [1, 0], "c": [0, 0]}) == {"a": 1.25, "b": 2.0, "c": 2.75}
+    ranks = average_ranks({"a": [1, 1], "b": [1, 0], "c": [0, 0]})
+    assert ranks == {"a": 1.25, "b": 2.0, "c": 2.75}
     assert average_ranks({}) == {}
     assert wilcoxon(np.zeros(8)) == 1.0 and wilcoxon(np.ones(5)) is None
-    with pytest.raises(VituneError, match="without a task in common"):
+    with pytest.raises(VituneError, match=r"without a task in common"):
         difference("a", "b", [])
 
 
@@ -224,7 +225,7 @@ def test_formats_are_well_formed(result: Make) -> None:
     assert "patch_" not in tex.replace(r"\_", "")
     rows = list(csv.DictReader(io.StringIO(formatted(table, "csv"))))
     assert {row["task"] for row in rows} >= {*VTAB, "mean:tasks", "mean:groups", "mean:natural"}
-    with pytest.raises(VituneError, match="--format: got 'latx'.*Did you mean latex"):
+    with pytest.raises(VituneError, match=r"--format: got 'latx'.*Did you mean latex"):
         formatted(table, "latx")
 
 
@@ -253,7 +254,7 @@ def test_defaults_are_chosen_over_all_tasks(result: Make) -> None:
     assert default.setting == high and default.val == pytest.approx(0.8)
     assert default.best_val == pytest.approx((0.99 + 0.8) / 2)
     assert [setting for setting, _ in default.ranking] == [high, low]
-    with pytest.raises(VituneError, match="got no setting that finished on every task"):
+    with pytest.raises(VituneError, match=r"got no setting that finished on every task"):
         choose_defaults(choices[2:])
     (row,) = default_against_tuned(
         [result(top1=0.5), result(task="u", top1=0.6)],
@@ -261,7 +262,7 @@ def test_defaults_are_chosen_over_all_tasks(result: Make) -> None:
     )
     assert row.gap == pytest.approx(0.01) and row.tasks == ("t", "u")
     assert "| a | 50.0 / 52.0 | 60.0 / 60.0 | 55.0 | 56.0 | +1.0 |" in markdown_of([row])
-    with pytest.raises(VituneError, match="without a method and task in common"):
+    with pytest.raises(VituneError, match=r"without a method and task in common"):
         default_against_tuned([result()], [result("b")])
 
 
@@ -278,5 +279,5 @@ def test_both_protocols_in_one_table(tiny_study: Any, bench: Any, tmp_path: Any)
     assert seen["test_max"] == seen["test_by_epoch"][1]  # the first epoch is left out
     assert seen["test_last"] == pytest.approx(result.scores.top1)
     assert len(both.table.rows) == 3
-    with pytest.raises(VituneError, match="got protocol 'honest', expected 'as-published'"):
+    with pytest.raises(VituneError, match=r"got protocol 'honest', expected 'as-published'"):
         run_both(honest, honest, tmp_path)

@@ -1,0 +1,110 @@
+"""docs/reproduce.md: every study it starts is put together on fake data; ViT-B/16 takes a step."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import vitune.bench.workbench as workbench_module
+import vitune.training.fitting as fitting_module
+from vitune.backbones import load_backbone
+from vitune.bench.fake import write_fake
+from vitune.bench.launching import preset_study, seed_list, suite_study
+from vitune.bench.presets import load_preset, preset_names
+from vitune.bench.protocol import Planner, run_study
+from vitune.bench.study import Task
+from vitune.bench.workbench import Workbench
+from vitune.errors import VituneError
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "reproduce.md"
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("roots")
+    for suite in ("vtab1k", "fgvc"):
+        write_fake(base / suite, suite, side=16)
+    return {suite: base / suite for suite in ("vtab1k", "fgvc")}
+
+
+def test_every_preset_the_page_names_exists_and_starts(
+    roots: dict[str, Path], tmp_path: Path
+) -> None:
+    named = set(re.findall(r"--preset ([\w-]+)", PAGE.read_text()))
+    assert {"rlrr-vtab1k", "rlrr-fgvc", "rlrr-fgvc-augreg"} <= named <= set(preset_names())
+    for name in named:
+        suite = load_preset(name).suite
+        for protocol in ("honest", "as-published"):
+            study = preset_study(name, tmp_path, root=roots[suite], protocol=protocol)
+            assert len(study.tasks) == {"vtab1k": 19, "fgvc": 5}[suite]
+            cells = Planner(study, Workbench()).num_cells()
+            settings = len(study.grid_of(study.variants[0])) if protocol == "honest" else 0
+            assert cells == len(study.tasks) * (settings + 3)
+
+
+def test_the_counts_of_runs_on_the_page_are_right(roots: dict[str, Path], tmp_path: Path) -> None:
+    counts = [
+        Planner(preset_study(name, tmp_path, root=roots[suite]), Workbench()).num_cells()
+        for name, suite in (("rlrr-vtab1k", "vtab1k"), ("rlrr-fgvc", "fgvc"))
+    ]
+    text = PAGE.read_text()
+    assert f"{counts[0]} runs (19 tasks" in text and f"{counts[1]} runs each" in text
+
+
+@pytest.mark.parametrize(("preset", "task"), [("rlrr-vtab1k", "cifar"), ("rlrr-fgvc", "cub")])
+def test_a_real_vit_base_takes_one_step(
+    preset: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untrained = partial(load_backbone, pretrained=False)
+    monkeypatch.setattr(workbench_module, "load_backbone", untrained)
+    monkeypatch.setattr(fitting_module, "load_backbone", untrained)
+    data = "demo:count?train=8&val=1&test=2"  # one batch; the suites' lists are tested above
+    study = preset_study(
+        preset,
+        tmp_path,
+        root=tmp_path,
+        tasks=[Task(name=task, data=data)],
+        epochs=1,
+        seeds=1,
+        overrides={"batch_size": 9, "lr": 1e-3, "weight_decay": 1e-4},
+        report_on="test",
+    )
+    (result,) = run_study(study, tmp_path).results
+    assert result.status == "done", result.error
+    assert result.config["backbone"] == "vit_base_patch16_224.orig_in21k"
+    assert result.counts["without_head"] == 288_768
+    assert result.scores is not None and result.scores.num_images == 2
+
+
+def test_methods_on_a_suite(roots: dict[str, Path], tmp_path: Path) -> None:
+    study = suite_study("vtab1k", ["linear", "rlrr"], tmp_path, root=roots["vtab1k"], seeds=[4, 5])
+    assert (study.epochs, study.seeds, len(study.grid)) == (100, (4, 5), 3)
+    demo = suite_study("demo", ["linear"], tmp_path, lrs=[0.1], only=["digits"])
+    assert (demo.epochs, demo.grid, len(demo.tasks)) == (15, ({"lr": 0.1},), 1)
+    with pytest.raises(VituneError, match="--methods: got none"):
+        suite_study("demo", [], tmp_path)
+    with pytest.raises(VituneError, match="--seeds: got 0"):
+        seed_list(0)
+
+
+def test_tasks_that_are_missing_are_named_in_the_table(
+    roots: dict[str, Path], tmp_path: Path
+) -> None:
+    import shutil
+
+    from vitune.bench.protocol import read_missing, read_results
+    from vitune.bench.table import make_table
+
+    shutil.copytree(roots["vtab1k"] / "svhn", tmp_path / "root" / "svhn")
+    study = suite_study(
+        "vtab1k", ["linear"], tmp_path, root=tmp_path / "root", allow_missing=True, seeds=1,
+        epochs=1, lrs=[1e-3], settings={"batch_size": 4}, retention=False,
+    )  # fmt: skip
+    run_study(study, tmp_path / "out")
+    out = tmp_path / "out"
+    table = make_table(read_results(out), missing=read_missing(out))
+    assert len(table.missing) == 18 and any("lacks 18 tasks" in note for note in table.notes)
+    assert read_missing(tmp_path) == ()

@@ -1,0 +1,286 @@
+"""The speed bench: honest figures in a tiny setting, and ratios that must stay within bounds."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from vitune.adapters import inject
+from vitune.bench.speed import SpeedPlan, bench_speed, read_result
+from vitune.bench.speed_memory import ProductCounter, Question, ask, live_peak_bytes
+from vitune.bench.speed_subject import Contestant, Subject
+from vitune.bench.speed_table import compare_with, format_table, reference_row, step_ratio
+from vitune.bench.speed_textbook import TextbookLinear, TextbookScaleShift, textbook
+from vitune.errors import BackboneError, VituneError
+from vitune.methods import get_method
+
+BACKBONE = "vitune/vit_micro_patch4_32"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    plan = SpeedPlan(
+        backbone=BACKBONE,
+        methods=("rlrr", "lora", "rlrr-textbook"),
+        batches=(8, 16),
+        precisions=("fp32",),
+        device="cpu",
+        rounds=3,
+        memory=False,
+    )
+    out = tmp_path_factory.mktemp("speed") / "speed.json"
+    return {**bench_speed(plan, out=out), "path": out}
+
+
+@pytest.fixture(scope="module")
+def footprints() -> dict[str, Any]:
+    def of(label: str) -> Any:
+        return ask(Question(BACKBONE, label, 16, "fp32", "cpu"))
+
+    return {label: of(label) for label in ("rlrr", "rlrr+plain", "lora+plain", "rlrr-textbook")}
+
+
+def test_ratios_stay_within_generous_bounds(
+    result: dict[str, Any], footprints: dict[str, Any]
+) -> None:
+    """The guard: a regression shows as a ratio, whatever the machine."""
+    rows = {(row["method"], row["batch"]): row for row in result["rows"]}
+    assert step_ratio(rows["rlrr", 16], rows["rlrr-textbook", 16]) < 1.8
+    assert step_ratio(rows["rlrr", 16], rows["lora", 16]) < 2.2
+    peak = {label: footprint.peak_mib for label, footprint in footprints.items()}
+    assert peak["rlrr"] / peak["rlrr-textbook"] < 0.6
+    assert peak["rlrr"] / peak["lora+plain"] < 0.85
+    assert peak["rlrr"] / peak["rlrr+plain"] < 0.8
+    assert rows["rlrr", 16]["adapter_bytes"] < 80_000
+
+
+def test_every_figure_is_there(result: dict[str, Any]) -> None:
+    assert len(result["rows"]) == 6
+    for row in result["rows"]:
+        assert len(row["step_ms"]) == len(row["forward_ms"]) == 3
+        assert min(row["step_ms"]) > 0
+        parts = row["forward_ms"][0] + row["backward_ms"][0] + row["optimiser_ms"][0]
+        assert row["step_ms"][0] == pytest.approx(parts)
+        merges = row["method"] != "rlrr-textbook"
+        assert len(row["merged_ms"]) == len(row["unmerged_ms"]) == (3 if merges else 0)
+    assert result["matmul_gflops"]["fp32"] > 0
+
+
+def test_the_file_holds_the_result_and_the_next_run_sees_it(result: dict[str, Any]) -> None:
+    stored = read_result(result["path"])
+    assert stored["rows"] == json.loads(json.dumps(result["rows"]))
+    assert result["previous"] is None
+    plan = SpeedPlan(
+        BACKBONE, ("bitfit",), (2,), ("fp32",), "cpu", rounds=1, memory=False, inference=False
+    )
+    assert bench_speed(plan, out=result["path"])["previous"]["rows"] == stored["rows"]
+
+
+def test_the_table_has_a_line_a_row_and_the_ratios(result: dict[str, Any]) -> None:
+    lines = format_table(result).splitlines()
+    assert len([line for line in lines if line.startswith("|")]) == 2 + 6
+    textbook_line = next(line for line in lines if line.startswith("| rlrr-textbook"))
+    assert "| 1.00 |" in textbook_line
+    assert any("step time grows with batch^" in line for line in lines)
+    assert "GFLOP/s" in format_table(result)
+
+
+def test_what_got_slower_is_named(result: dict[str, Any]) -> None:
+    assert compare_with(result, result) == []
+    slower = copy.deepcopy(result)
+    slower["rows"][0]["step_ms"] = [2 * ms for ms in slower["rows"][0]["step_ms"]]
+    slower["rows"][1]["adapter_bytes"] *= 2
+    lines = compare_with(result, slower)
+    assert len(lines) == 2
+    assert lines[0].startswith("rlrr batch 8 fp32: step time") and "(+100%)" in lines[0]
+    assert "adapter size" in lines[1]
+    assert compare_with(slower, result) == []
+
+
+def test_a_machine_twice_as_slow_is_no_regression(result: dict[str, Any]) -> None:
+    slower = copy.deepcopy(result)
+    for row in slower["rows"]:
+        row["step_ms"] = [2 * ms for ms in row["step_ms"]]
+    assert compare_with(result, slower) == []
+
+
+def test_the_reference_is_the_textbook_else_the_first(result: dict[str, Any]) -> None:
+    rows = result["rows"]
+    reference = reference_row(rows, rows[0])
+    assert reference is not None and reference["method"] == "rlrr-textbook"
+    others = [row for row in rows if row["method"] != "rlrr-textbook"]
+    reference = reference_row(others, others[1])
+    assert reference is not None and reference["method"] == "rlrr"
+
+
+def tiny_vit(**options: Any) -> VisionTransformer:
+    return VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2, num_classes=3, **options
+    )
+
+
+def test_the_textbook_is_the_same_function_of_the_same_parameters() -> None:
+    base = tiny_vit()
+    published = textbook(copy.deepcopy(base))
+    adapted = inject(base, get_method("rlrr").configure(base))
+    copy_parameters(published, adapted)
+    images = torch.randn(2, 3, 16, 16)
+    found, expected = adapted(images), published(images)
+    torch.testing.assert_close(found, expected)
+    sizes = [
+        sum(p.numel() for p in model.parameters() if p.requires_grad)
+        for model in (adapted, published)
+    ]
+    assert sizes[0] == sizes[1]
+
+
+def copy_parameters(published: nn.Module, adapted: nn.Module) -> None:
+    """Give vitune's layers the published model's values."""
+    network = adapted.base_model.model
+
+    def fused(linears: list[TextbookLinear], layer: Any) -> None:
+        layer.scale_out["default"].data = torch.cat([linear.scale_out for linear in linears])
+        layer.scale_in["default"].data = torch.stack([linear.scale_in for linear in linears])
+        layer.shift["default"].data = torch.cat([linear.shift for linear in linears])
+
+    def shifted(source: TextbookScaleShift, layer: Any) -> None:
+        layer.scale["default"].data = source.scale.data
+        layer.shift["default"].data = source.shift.data
+
+    shifted(published.patch_embed, network.patch_embed.proj)
+    shifted(published.norm, network.norm)
+    for theirs, ours in zip(published.blocks, network.blocks, strict=True):
+        shifted(theirs.norm1, ours.norm1)
+        shifted(theirs.norm2, ours.norm2)
+        fused([theirs.attn.q, theirs.attn.k, theirs.attn.v], ours.attn.qkv)
+        fused([theirs.attn.proj], ours.attn.proj)
+        fused([theirs.mlp.fc1], ours.mlp.fc1)
+        fused([theirs.mlp.fc2], ours.mlp.fc2)
+
+
+@pytest.mark.parametrize("model", [tiny_vit(qkv_bias=False), nn.Linear(2, 2)])
+def test_the_textbook_refuses_other_backbones(model: nn.Module) -> None:
+    with pytest.raises(BackboneError, match="expected a plain timm ViT with biases"):
+        textbook(model)
+
+
+def test_a_label_says_how_a_method_is_run() -> None:
+    contestant = Contestant.parse("lora+r=16+plain+checkpointing")
+    assert contestant.method == "lora" and contestant.arguments == {"r": "16"}
+    assert contestant.plain and contestant.checkpointing and not contestant.compiled
+    assert Contestant.parse("lora").arguments == {"r": 8}
+    assert Contestant.parse("hira").arguments == {"r": 1}
+    assert Contestant.parse("rlrr-textbook").plain
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("rlr", "got 'rlr', expected known methods. Did you mean rlrr"),
+        ("rlrr+plane", "with 'plane', expected plain, checkpointing, compile"),
+    ],
+)
+def test_an_unknown_label_is_refused(label: str, words: str) -> None:
+    with pytest.raises(VituneError, match=words):
+        Contestant.parse(label)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"precisions": ("fp8",)}, "got 'fp8', expected some of fp32"),
+        ({"rounds": 0}, "got rounds=0"),
+        ({"device": "tpu"}, "got 'tpu', expected auto, cpu or cuda"),
+    ],
+)
+def test_a_plan_out_of_range_is_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(VituneError, match=words):
+        SpeedPlan(**values)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_named() -> None:
+    with pytest.raises(VituneError, match="expected a GPU that PyTorch can see"):
+        SpeedPlan(device="cuda")
+
+
+def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path) -> None:
+    out = tmp_path / "notes.json"
+    out.write_text('{"format": 99}')
+    plan = SpeedPlan(BACKBONE, ("bitfit",), (1,), ("fp32",), "cpu", rounds=1)
+    with pytest.raises(VituneError, match="expected a result of 'vitune bench speed'"):
+        bench_speed(plan, out=out)
+    assert out.read_text() == '{"format": 99}'
+
+
+def test_checkpointing_a_backbone_that_cannot_is_refused() -> None:
+    with pytest.raises(VituneError, match="expected a backbone that can recompute"):
+        Subject(Contestant.parse("bitfit+checkpointing"), "torchvision:vit_b_16", CPU, 16)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_checkpointing_and_the_lean_step_give_the_same_gradients(precision: str) -> None:
+    found = []
+    for label in ("rlrr+plain", "rlrr", "rlrr+checkpointing"):
+        torch.manual_seed(0)
+        subject = Subject(Contestant.parse(label), BACKBONE, CPU)
+        images, labels = subject.images(2)
+        subject.optimiser.step = subject.optimiser.zero_grad = lambda *a, **k: None
+        subject.step(images, labels, precision)
+        grads = [p.grad for p in subject.model.parameters() if p.requires_grad]
+        assert all(grad is not None for grad in grads)
+        found.append(torch.cat([grad.flatten() for grad in grads if grad is not None]))
+    tolerance = 1e-4 if precision == "fp32" else 0.05
+    for other in found[1:]:
+        assert (other - found[0]).norm() / found[0].norm() < tolerance
+
+
+def test_memory_of_a_known_case() -> None:
+    def work() -> None:
+        first = torch.empty(1000, 250)  # 1 MB
+        second = first + 1  # 2 MB
+        del first
+        third = second * 2  # 2 MB
+        del second
+        assert len(third) == 1000
+
+    assert live_peak_bytes(work) == pytest.approx(2_000_000, rel=0.01)
+
+
+def test_memory_kept_for_the_gradient_is_counted() -> None:
+    x = torch.randn(1000, 250, requires_grad=True)
+
+    def work() -> None:
+        x.exp().exp().sum()  # both results are kept
+
+    assert live_peak_bytes(work) == pytest.approx(2_000_000, rel=0.01)
+
+
+def test_products_are_counted_by_format() -> None:
+    a: Tensor = torch.ones(4, 5)
+    with ProductCounter() as counter:
+        a @ torch.ones(5, 6)
+        a.bfloat16() @ torch.ones(5, 6).bfloat16()
+    assert counter.operations == {"float32": 2 * 4 * 5 * 6, "bfloat16": 2 * 4 * 5 * 6}
+
+
+def test_a_step_of_rlrr_does_three_products_where_plain_training_does_two(
+    footprints: dict[str, Any],
+) -> None:
+    full = sum(footprints["rlrr-textbook"].products.values())
+    mine = sum(footprints["rlrr+plain"].products.values())
+    assert 0.9 < mine / full < 1.1
+
+
+def test_a_failed_process_is_told_in_one_line() -> None:
+    with pytest.raises(VituneError, match="expected figures. Try a smaller --batch") as caught:
+        ask(Question("no_such_backbone", "rlrr", 1, "fp32", "cpu"))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,134 @@
+"""Runs on other backbones than the bundled one: trained, loaded again, merged, all the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors.torch import save_file
+from transformers import ViTConfig, ViTForImageClassification
+
+import vitune
+from vitune.backbones import logits_of
+from vitune.data import load_labelled
+from vitune.errors import AdapterError
+from vitune.inference import evaluate, load_run, merge_run
+from vitune.inference.load import load_peft
+from vitune.training import TrainConfig, fit
+
+DIGITS = "demo:digits?train=40"
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("hf") / "vit"
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+        num_labels=3,
+    )
+    ViTForImageClassification(config).save_pretrained(folder)
+    return f"hf:{folder}"
+
+
+@pytest.fixture(scope="module")
+def timm_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=0)
+    file = tmp_path_factory.mktemp("timm") / "weights.safetensors"
+    save_file(model.state_dict(), file)
+    return f"test_vit@{file}"
+
+
+@pytest.mark.parametrize("kind", ["hf_folder", "timm_file"])
+def test_a_run_is_loaded_and_merged(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    backbone = request.getfixturevalue(kind)
+    config = TrainConfig.make(
+        {"data": DIGITS, "backbone": backbone, "epochs": 1, "batch_size": 16, "lr": 1e-2}
+    )
+    trained = fit(config, out=tmp_path / "run")
+    assert 0 < merge_run(tmp_path / "run", tmp_path / "merged") + 1e-12 < 1e-5
+    runs = [load_run(tmp_path / "run"), load_run(tmp_path / "run", merge=False)]
+    runs.append(load_run(tmp_path / "merged"))
+    assert not isinstance(runs[0].model, PeftModel) and isinstance(runs[1].model, PeftModel)
+    split, _ = load_labelled(
+        DIGITS, trained.backbone.preprocessing, classes=trained.classes, split="test"
+    )
+    few = split.subset(range(20))
+    expected = logits_of(trained.model.eval()(torch.zeros(1, 3, *split.images.shape[1:3])))
+    assert expected.shape == (1, 10)
+    logits = [torch.cat(list(run.logits(few))) for run in runs]
+    for other in logits[1:]:
+        assert torch.allclose(logits[0], other, atol=1e-5 * logits[0].abs().max().item() + 1e-6)
+    result = evaluate(runs[0], few)
+    right = (logits[0].argmax(-1).numpy() == few.labels).mean()
+    assert result["top1"] == pytest.approx(right)
+    assert sum(map(sum, result["confusion"])) == 20
+    assert sum(row["share"] for row in result["calibration"]) == pytest.approx(1)
+
+
+def test_another_backbone_is_refused_by_name(tmp_path: Path) -> None:
+    config = TrainConfig.make({"data": DIGITS, "epochs": 1, "batch_size": 16})
+    trained = fit(config, out=tmp_path / "run")
+    other = vitune.load_backbone("vitune/vit_micro_patch4_32", num_classes=10, pretrained=False)
+    with pytest.raises(AdapterError, match=r"got weights v1-.*expected v1-.*--force"):
+        vitune.load_adapter(other.model, tmp_path / "run" / "adapter")
+    assert not any(isinstance(m, PeftModel) for m in other.model.modules())
+    assert not hasattr(other.model, "peft_config")
+    with pytest.warns(UserWarning, match="Loading it all the same"):
+        vitune.load_adapter(other.model, tmp_path / "run" / "adapter", force=True)
+    model, card = load_peft(tmp_path / "run")
+    assert card.classes == trained.classes and isinstance(model, PeftModel)
+
+
+def test_merging_gives_a_bias_free_layer_its_bias(tmp_path: Path) -> None:
+    from timm.models.vision_transformer import VisionTransformer
+
+    from vitune.adapters import AdapterCard, load_merged, merged_model, save_merged
+
+    def network() -> VisionTransformer:
+        torch.manual_seed(0)
+        return VisionTransformer(**TINY, num_classes=3, qkv_bias=False).eval()
+
+    model = get_peft_model(network(), vitune.RLRRConfig()).eval()
+    for name, parameter in model.named_parameters():
+        if "shift" in name:
+            torch.nn.init.normal_(parameter)
+    images = torch.randn(2, 3, 32, 32)
+    expected = model(images)
+    card = AdapterCard(
+        method="rlrr",
+        method_args={},
+        backbone="none",
+        backbone_args={},
+        preprocessing=vitune.load_backbone("vitune/vit_micro_patch4_32").preprocessing,
+        classes=("a", "b", "c"),
+    )
+    save_merged(merged_model(model), tmp_path / "merged", card)
+    again = load_merged(network(), tmp_path / "merged").eval()
+    assert again.blocks[0].attn.qkv.bias is not None
+    assert torch.allclose(again(images), expected, atol=1e-5)
+
+
+def test_a_damaged_card_and_missing_tensors_are_named(tmp_path: Path) -> None:
+    from vitune.adapters import AdapterCard
+
+    with pytest.raises(AdapterError, match=r"without vitune\.json"):
+        AdapterCard.read(tmp_path)
+    (tmp_path / "vitune.json").write_text("{")
+    with pytest.raises(AdapterError, match="damaged card"):
+        AdapterCard.read(tmp_path)
+    (tmp_path / "vitune.json").write_text('{"format": 99}')
+    with pytest.raises(AdapterError, match="got format 99, expected 1"):
+        AdapterCard.read(tmp_path)

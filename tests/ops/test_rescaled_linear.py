@@ -1,0 +1,264 @@
+"""RLRR's linear map: the memory-lean version against the formula left to autograd."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vitune.ops import rescaled_linear, rescaled_linear_reference, rescaled_weight
+
+MODULE: Any = sys.modules["vitune.ops.rescaled_linear"]
+NAMES = ("x", "weight", "bias", "scale_out", "scale_in", "shift")
+
+
+def problem(
+    *,
+    batch: tuple[int, ...] = (3, 4),
+    num_out: int = 6,
+    num_in: int = 5,
+    parts: int = 1,
+    rank: int = 1,
+    has_bias: bool = True,
+    has_shift: bool = True,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> dict[str, Tensor | None]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def new(*shape: int, trained: bool) -> Tensor:
+        values = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        return values.requires_grad_(trained)
+
+    return {
+        "x": new(*batch, num_in, trained=True),
+        "weight": new(num_out, num_in, trained=False),
+        "bias": new(num_out, trained=False) if has_bias else None,
+        "scale_out": new(num_out, rank, trained=True),
+        "scale_in": new(parts, rank, num_in, trained=True),
+        "shift": new(num_out, trained=True) if has_shift else None,
+    }
+
+
+def values_and_gradients(function: Any, tensors: dict[str, Any], **options: Any) -> list[Tensor]:
+    """The output and the gradient of everything trained, for one fixed output gradient."""
+    trained = {k: v for k, v in tensors.items() if v is not None and v.requires_grad}
+    y = function(*tensors.values(), **options)
+    weights = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape).to(y.dtype)
+    return [y, *torch.autograd.grad((y * weights).sum(), list(trained.values()))]
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor], **tolerance: float) -> None:
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.shape == theirs.shape
+        torch.testing.assert_close(mine, theirs, check_dtype=False, **tolerance)
+
+
+CASES = {
+    "rank 1": {},
+    "three parts": {"parts": 3},
+    "rank 3": {"rank": 3},
+    "rank 2, two parts": {"rank": 2, "parts": 2},
+    "no bias": {"has_bias": False},
+    "no shift": {"has_shift": False},
+    "neither": {"has_bias": False, "has_shift": False},
+    "one vector": {"batch": ()},
+    "images": {"batch": (2, 3, 2)},
+}
+
+
+@pytest.mark.parametrize("tile", [1, 7, 1 << 20])
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_are_those_of_the_reference(
+    case: str, residual: bool, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MODULE, "BUILD_TILE", tile)
+    monkeypatch.setattr(MODULE, "REDUCTION_TILE", tile)
+    tensors = problem(**CASES[case])
+    assert_same(
+        values_and_gradients(rescaled_linear, tensors, residual=residual),
+        values_and_gradients(rescaled_linear_reference, tensors, residual=residual),
+    )
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize(("rank", "parts"), [(1, 1), (1, 3), (2, 2)])
+def test_gradients_agree_with_finite_differences(rank: int, parts: int, residual: bool) -> None:
+    tensors = problem(rank=rank, parts=parts)
+
+    def trained(x: Tensor, scale_out: Tensor, scale_in: Tensor, shift: Tensor) -> Tensor:
+        weight, bias = tensors["weight"], tensors["bias"]
+        assert weight is not None
+        return rescaled_linear(x, weight, bias, scale_out, scale_in, shift, residual=residual)
+
+    inputs = tuple(tensors[name] for name in ("x", "scale_out", "scale_in", "shift"))
+    assert torch.autograd.gradcheck(trained, inputs)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    batch=st.lists(st.integers(1, 3), max_size=3).map(tuple),
+    part_size=st.integers(1, 4),
+    num_in=st.integers(1, 6),
+    parts=st.integers(1, 3),
+    rank=st.integers(1, 3),
+    has_bias=st.booleans(),
+    has_shift=st.booleans(),
+    residual=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape_agrees_with_the_reference(
+    batch: tuple[int, ...], part_size: int, residual: bool, parts: int, **options: Any
+) -> None:
+    tensors = problem(batch=batch, num_out=part_size * parts, parts=parts, **options)
+    assert_same(
+        values_and_gradients(rescaled_linear, tensors, residual=residual),
+        values_and_gradients(rescaled_linear_reference, tensors, residual=residual),
+    )
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 1000), factor=st.floats(-3, 3))
+def test_scaling_one_vector_scales_the_change_of_the_weight(seed: int, factor: float) -> None:
+    tensors = problem(seed=seed)
+    weight, out, into = (tensors[name] for name in ("weight", "scale_out", "scale_in"))
+    assert weight is not None and out is not None and into is not None
+    change = rescaled_weight(weight, out, into) - weight
+    torch.testing.assert_close(rescaled_weight(weight, out * factor, into) - weight, change * factor)
+    torch.testing.assert_close(rescaled_weight(weight, out * 0, into), weight)
+
+
+def test_what_needs_no_gradient_gets_none() -> None:
+    tensors = problem()
+    for name in ("x", "scale_in"):
+        tensors[name] = tensors[name].detach()  # type: ignore[union-attr]
+    assert_same(
+        values_and_gradients(rescaled_linear, tensors),
+        values_and_gradients(rescaled_linear_reference, tensors),
+    )
+
+
+def test_a_weight_that_trains_gets_its_gradient() -> None:
+    tensors = problem()
+    assert tensors["weight"] is not None
+    tensors["weight"].requires_grad_()
+    assert_same(
+        values_and_gradients(rescaled_linear, tensors),
+        values_and_gradients(rescaled_linear_reference, tensors),
+    )
+
+
+def test_only_x_and_parameters_are_kept() -> None:
+    tensors = problem(num_out=6, parts=3)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        rescaled_linear(*tensors.values())  # type: ignore[arg-type]
+    known = {t.data_ptr() for t in tensors.values() if t is not None}
+    assert {tensor.data_ptr() for tensor in kept} <= known
+    assert len(kept) == 4
+
+
+def test_no_gradient_of_the_size_of_the_weight_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "REDUCTION_TILE", 12)
+    tensors = problem(num_out=9, num_in=6, parts=3)
+    sizes: list[int] = []
+    matmul = torch.Tensor.__matmul__
+
+    def watched(a: Tensor, b: Tensor) -> Tensor:
+        result = matmul(a, b)
+        sizes.append(result.numel())
+        return result
+
+    y = rescaled_linear(*tensors.values())  # type: ignore[arg-type]
+    tensors["x"].requires_grad_(False)  # type: ignore[union-attr]
+    monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
+    (y.sum() * 1.0).backward()
+    products_of_x = [size for size in sizes if size != 12 * 6]
+    assert len(sizes) > 9
+    assert max(products_of_x) <= 12
+
+
+def test_a_second_derivative_is_refused() -> None:
+    tensors = problem()
+    x = tensors["x"]
+    assert x is not None
+    y = rescaled_linear(*tensors.values())  # type: ignore[arg-type]
+    (first,) = torch.autograd.grad((y**2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_autocast_computes_in_its_own_format(parts: int) -> None:
+    tensors = problem(dtype=torch.float32, parts=parts, batch=(8,), num_out=24, num_in=16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = values_and_gradients(rescaled_linear, tensors)
+    assert found[0].dtype == torch.bfloat16
+    assert [gradient.dtype for gradient in found[1:]] == [torch.float32] * 4
+    assert_same(found, values_and_gradients(rescaled_linear_reference, tensors), atol=0.2, rtol=0.03)
+
+
+def test_bf16_backbone_with_float32_scales() -> None:
+    tensors = problem(dtype=torch.float32, batch=(8,), num_out=24, num_in=16)
+    exact = values_and_gradients(rescaled_linear_reference, tensors)
+    for name in ("x", "weight", "bias"):
+        value = tensors[name]
+        assert value is not None
+        tensors[name] = value.detach().bfloat16().requires_grad_(name == "x")
+    found = values_and_gradients(rescaled_linear, tensors)
+    assert found[0].dtype == found[1].dtype == torch.bfloat16
+    assert found[2].dtype == torch.float32
+    assert_same(found, exact, atol=0.2, rtol=0.03)
+
+
+def test_the_reduction_in_bf16_leaves_y_and_dx_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "BF16_REDUCTION_FROM", 1)
+    monkeypatch.setattr(MODULE, "cpu_multiplies_bf16", lambda: True)
+    tensors = problem(dtype=torch.float32, batch=(64,), num_out=96, num_in=48, parts=3)
+    exact = values_and_gradients(rescaled_linear, tensors, exact=True)
+    found = values_and_gradients(rescaled_linear, tensors)
+    y, grad_x, grad_out, grad_in, grad_shift = range(5)
+    for index in (y, grad_x, grad_shift):
+        assert torch.equal(found[index], exact[index])
+    for index in (grad_out, grad_in):
+        error = (found[index] - exact[index]).norm() / exact[index].norm()
+        assert 0 < error < 5e-3
+
+
+def test_small_products_stay_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "cpu_multiplies_bf16", lambda: True)
+    tensors = problem(dtype=torch.float32)
+    found = values_and_gradients(rescaled_linear, tensors)
+    exact = values_and_gradients(rescaled_linear, tensors, exact=True)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, exact, strict=True))
+
+
+def test_inference_builds_the_same_map() -> None:
+    tensors = problem(parts=3)
+    with torch.no_grad():
+        found = rescaled_linear(*tensors.values())  # type: ignore[arg-type]
+        expected = rescaled_linear_reference(*tensors.values())  # type: ignore[arg-type]
+    torch.testing.assert_close(found, expected)
+
+
+def test_shapes_are_known_without_data() -> None:
+    tensors = {
+        name: None if value is None else value.detach().to("meta").requires_grad_(value.requires_grad)
+        for name, value in problem(parts=3).items()
+    }
+    found = values_and_gradients_on_meta(tensors)
+    assert [tuple(tensor.shape) for tensor in found] == [(3, 4, 6), (3, 4, 5), (6, 1), (3, 1, 5), (6,)]
+    assert all(tensor.is_meta for tensor in found)
+
+
+def values_and_gradients_on_meta(tensors: dict[str, Any]) -> list[Tensor]:
+    trained = [value for value in tensors.values() if value is not None and value.requires_grad]
+    y = rescaled_linear(*tensors.values())
+    return [y, *torch.autograd.grad(y.sum(), trained)]

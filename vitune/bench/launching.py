@@ -1,0 +1,135 @@
+"""From what a user types to a study: a suite with methods or presets, under either protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from vitune.bench.presets import load_preset
+from vitune.bench.study import Study, Task, Variant, grid_of
+from vitune.bench.suites import suite_tasks
+from vitune.errors import VituneError
+
+LR_FACTORS = (0.3, 1.0, 3.0)
+"""What stage 1 tries where the user names no rates: multiples of each method's default."""
+
+DEFAULT_EPOCHS = {"demo": 15}
+LISTS = "lists"
+
+Protocol = Literal["honest", "as-published"]
+
+
+def suite_study(
+    suite: str,
+    methods: Sequence[str],
+    out: str | Path,
+    *,
+    root: str | Path | None = None,
+    only: Sequence[str] = (),
+    allow_missing: bool = False,
+    shots: int = 16,
+    epochs: int | None = None,
+    lrs: Sequence[float] = (),
+    seeds: int | Sequence[int] = 3,
+    method_args: Mapping[str, Mapping[str, Any]] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    retention: bool = True,
+    **values: Any,
+) -> Study:
+    """The honest study of several methods on a suite: `vitune bench run --suite S --methods A,B`.
+
+    Args:
+        suite, root, only, allow_missing, shots: as `suite_tasks` takes them.
+        out: the study's folder; split tables are written below it.
+        epochs: None is 15 for the demo suite, else 100.
+        lrs: learning rates for stage 1; none takes LR_FACTORS times each method's default.
+        seeds: how many (0, 1, ...), or which.
+        method_args: arguments by method name.
+        settings: further training settings for every run.
+        values: further fields of Study (backbone, checkpoint, image_size, report_on, ...).
+
+    Raises:
+        VituneError: what suites and studies refuse.
+    """
+    if not methods:
+        raise VituneError("--methods: got none, expected at least one name.")
+    found = suite_tasks(
+        suite, root, lists=Path(out) / LISTS, only=only, allow_missing=allow_missing, shots=shots
+    )
+    arguments = dict(method_args or {})
+    grid = grid_of(lr=list(lrs)) if lrs else grid_of(lr_factor=list(LR_FACTORS))
+    return Study.make(
+        {
+            "name": suite,
+            "variants": [
+                Variant(label=name, method=name, method_args=dict(arguments.get(name, {})))
+                for name in methods
+            ],
+            "tasks": found.tasks,
+            "missing": found.missing,
+            "epochs": epochs or DEFAULT_EPOCHS.get(suite, 100),
+            "settings": dict(settings or {}),
+            "grid": grid,
+            "seeds": seed_list(seeds),
+            "retention": retention,
+            **values,
+        }
+    )
+
+
+def preset_study(
+    preset: str,
+    out: str | Path,
+    *,
+    root: str | Path,
+    protocol: Protocol = "honest",
+    only: Sequence[str] = (),
+    allow_missing: bool = False,
+    epochs: int | None = None,
+    seeds: int | Sequence[int] = 3,
+    overrides: Mapping[str, Any] | None = None,
+    tasks: Sequence[Task] = (),
+    **values: Any,
+) -> Study:
+    """A published recipe on its suite: `vitune bench run --preset P --protocol honest`.
+
+    Args:
+        overrides: training settings that win over the recipe's.
+        tasks: use these instead of the suite's (a part of it, or one's own data).
+        values: further fields of Study (backbone, checkpoint, image_size, ...).
+
+    Raises:
+        VituneError: unknown preset, and what suites and studies refuse.
+    """
+    recipe = load_preset(preset)
+    missing: tuple[str, ...] = ()
+    if not tasks:
+        found = suite_tasks(
+            recipe.suite, root, lists=Path(out) / LISTS, only=only, allow_missing=allow_missing
+        )
+        tasks, missing = found.tasks, found.missing
+    if epochs is not None:
+        values["epochs"] = epochs
+    return recipe.study(
+        tasks,
+        name=preset,
+        protocol=protocol,
+        overrides=overrides,
+        seeds=seed_list(seeds),
+        missing=missing,
+        **values,
+    )
+
+
+def seed_list(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    """Seeds 0, 1, ... of a number, or those given.
+
+    Raises:
+        VituneError: a number below 1.
+    """
+    if isinstance(seeds, int):
+        if seeds < 1:
+            raise VituneError(f"--seeds: got {seeds!r}, expected 1 or more.")
+        return tuple(range(seeds))
+    return tuple(seeds)

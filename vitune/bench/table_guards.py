@@ -1,0 +1,64 @@
+"""What may not stand in one table: two configurations under one name, figures of unlike kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitune.bench.cells import WITHOUT_EFFECT, CellResult
+from vitune.errors import VituneError
+
+
+def require_one_config(results: Sequence[CellResult]) -> None:
+    """See that one name and task mean one configuration, whatever the seed.
+
+    Raises:
+        VituneError: two configurations, image sets or backbones under one name.
+    """
+    seen: dict[tuple[str, str, str, str, str], CellResult] = {}
+    for result in results:
+        key = (result.label, result.task, result.protocol, result.config["backbone"],
+               result.scored_on)  # fmt: skip
+        other = seen.setdefault(key, result)
+        for what, ours, theirs in (
+            ("settings", _comparable(result), _comparable(other)),
+            ("images", result.split_hashes, other.split_hashes),
+            ("backbone weights", result.fingerprint, other.fingerprint),
+        ):
+            if ours != theirs:
+                raise VituneError(
+                    f"results called {result.label!r} on {result.task!r}: got two different "
+                    f"{what}{_first_difference(ours, theirs)}, expected one configuration a name. "
+                    "Give one of the variants another label."
+                )
+
+
+def _comparable(result: CellResult) -> dict[str, object]:
+    """The configuration without the seed and what decides no result."""
+    return {k: v for k, v in result.config.items() if k not in (*WITHOUT_EFFECT, "seed")}
+
+
+def _first_difference(ours: object, theirs: object) -> str:
+    if not isinstance(ours, dict) or not isinstance(theirs, dict):
+        return ""
+    for key in sorted({*ours, *theirs}):
+        if ours.get(key) != theirs.get(key):
+            return f" ({key}: {theirs.get(key)!r} and {ours.get(key)!r})"
+    return ""
+
+
+def require_pure(results: Sequence[CellResult], split_columns: bool) -> None:
+    """See that figures are of one kind, unless each kind gets its own row.
+
+    Raises:
+        VituneError: a mixture of backbones, protocols or reported splits.
+    """
+    for what, kinds in (
+        ("backbones", {str(r.config["backbone"]) for r in results}),
+        ("protocols", {r.protocol for r in results}),
+        ("reported splits", {r.scored_on for r in results}),
+    ):
+        if len(kinds) > 1 and not split_columns:
+            raise VituneError(
+                f"table: got {what} {', '.join(sorted(kinds))}, expected one kind: figures of "
+                "different kinds do not compare. Ask for a row each with --split."
+            )
