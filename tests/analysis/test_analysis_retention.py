@@ -43,6 +43,15 @@ def test_features_are_the_class_tokens_after_each_block(
     assert kept.decisions_kept is None
 
 
+def test_parameters_that_were_frozen_stay_frozen(
+    lora_vit: PeftModel, images: Tensor, same_state
+) -> None:
+    lora_vit.requires_grad_(False)
+    unchanged = same_state(lora_vit)
+    measure_retention(lora_vit, [images])
+    unchanged()
+
+
 def test_two_networks_give_what_the_peft_model_gives(lora_vit: PeftModel, images: Tensor) -> None:
     from_peft = measure_retention(lora_vit, [images])
     merged = copy.deepcopy(lora_vit).merge_and_unload()

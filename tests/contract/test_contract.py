@@ -28,12 +28,12 @@ each_case = pytest.mark.parametrize(
 )
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The method has no meaning on the network, and said so as it should."""
 
 
 def attach(method: str, backbone: str) -> PeftModel:
-    """The network with the method's adapter, eval mode, or `Refused`."""
+    """The network with the method's adapter, eval mode, or `RefusedError`."""
     model = build(backbone)
     chosen: Method = OWN[method]
     before = run(model, images(backbone))
@@ -44,14 +44,14 @@ def attach(method: str, backbone: str) -> PeftModel:
         assert "got" in str(error) and "expected" in str(error)
         assert torch.equal(run(model, images(backbone)), before)
         assert not any(isinstance(module, MethodLayer) for module in model.modules())
-        raise Refused from error
+        raise RefusedError from error
     return peft_model.eval()
 
 
 def attached(method: str, backbone: str) -> PeftModel:
     try:
         return attach(method, backbone)
-    except Refused as refused:
+    except RefusedError as refused:
         pytest.skip(f"refused as it should: {refused.__cause__}")
 
 
@@ -90,7 +90,7 @@ def test_every_case_runs_or_refuses() -> None:
     for method, backbone in CASES:
         try:
             attach(method, backbone)
-        except Refused:
+        except RefusedError:
             refused[backbone] += 1
     assert refused == REFUSED
     assert len(CASES) == len(OWN) * len(BUILDERS)

@@ -131,7 +131,8 @@ def test_scaling_one_vector_scales_the_change_of_the_weight(seed: int, factor: f
     weight, out, into = (tensors[name] for name in ("weight", "scale_out", "scale_in"))
     assert weight is not None and out is not None and into is not None
     change = rescaled_weight(weight, out, into) - weight
-    torch.testing.assert_close(rescaled_weight(weight, out * factor, into) - weight, change * factor)
+    changed = rescaled_weight(weight, out * factor, into)
+    torch.testing.assert_close(changed - weight, change * factor)
     torch.testing.assert_close(rescaled_weight(weight, out * 0, into), weight)
 
 
@@ -202,7 +203,8 @@ def test_autocast_computes_in_its_own_format(parts: int) -> None:
         found = values_and_gradients(rescaled_linear, tensors)
     assert found[0].dtype == torch.bfloat16
     assert [gradient.dtype for gradient in found[1:]] == [torch.float32] * 4
-    assert_same(found, values_and_gradients(rescaled_linear_reference, tensors), atol=0.2, rtol=0.03)
+    expected = values_and_gradients(rescaled_linear_reference, tensors)
+    assert_same(found, expected, atol=0.2, rtol=0.03)
 
 
 def test_bf16_backbone_with_float32_scales() -> None:
@@ -249,16 +251,22 @@ def test_inference_builds_the_same_map() -> None:
 
 
 def test_shapes_are_known_without_data() -> None:
-    tensors = {
-        name: None if value is None else value.detach().to("meta").requires_grad_(value.requires_grad)
+    tensors: dict[str, Any] = {
+        name: value if value is None else value.detach().to("meta")
         for name, value in problem(parts=3).items()
     }
-    found = values_and_gradients_on_meta(tensors)
-    assert [tuple(tensor.shape) for tensor in found] == [(3, 4, 6), (3, 4, 5), (6, 1), (3, 1, 5), (6,)]
+    for name in ("x", "scale_out", "scale_in", "shift"):
+        tensors[name].requires_grad_()
+    y = rescaled_linear(**tensors)
+    trained = [value for value in tensors.values() if value is not None and value.requires_grad]
+    found = [y, *torch.autograd.grad(y.sum(), trained)]
+    assert [tuple(t.shape) for t in found] == [(3, 4, 6), (3, 4, 5), (6, 1), (3, 1, 5), (6,)]
     assert all(tensor.is_meta for tensor in found)
 
 
-def values_and_gradients_on_meta(tensors: dict[str, Any]) -> list[Tensor]:
-    trained = [value for value in tensors.values() if value is not None and value.requires_grad]
-    y = rescaled_linear(*tensors.values())
-    return [y, *torch.autograd.grad(y.sum(), trained)]
+def test_torch_compile_takes_it_whole() -> None:
+    tensors: dict[str, Any] = problem(dtype=torch.float32, parts=3)
+    compiled = torch.compile(rescaled_linear, backend="aot_eager", fullgraph=True)
+    assert_same(
+        values_and_gradients(compiled, tensors), values_and_gradients(rescaled_linear, tensors)
+    )

@@ -159,3 +159,17 @@ def test_reduced_precision_trains(precision: str) -> None:
     trained = fit(TrainConfig.make({**QUICK, "precision": precision}))
     assert trained.summary["precision"] == precision
     assert all(p.isfinite().all() for p in trained.model.parameters())
+
+
+@pytest.mark.parametrize("variant", ["full", "fast", "lazy_half"])
+def test_the_pace_objective_trains_through_the_same_loop(variant: str) -> None:
+    settings = {"objective": "pace", "objective_args": {"variant": variant, "pace_sigma": "0.5"}}
+    trained = fit(TrainConfig.make({**QUICK, **settings}))
+    assert trained.summary["steps"] == 6
+
+
+def test_a_method_that_cannot_do_pace_says_so_before_training(tmp_path: Path) -> None:
+    with pytest.raises(VituneError, match="objective 'pace': got method 'vpt_deep'"):
+        fit(TrainConfig.make({**QUICK, "method": "vpt_deep", "objective": "pace"}))
+    with pytest.raises(VituneError, match="objective: got 'pase'.*Did you mean pace"):
+        fit(TrainConfig.make({**QUICK, "objective": "pase"}))

@@ -215,15 +215,16 @@ def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
     """A pool of as many workers as torch has threads, each of which computes with one thread.
 
     A threaded SVD gains little, and loses much where other processes want the same cores: its
-    threads wait for one another by spinning. Whole matrices side by side do not wait.
+    threads wait for one another by spinning. Whole matrices side by side do not wait. The setting
+    is one of the worker threads; the caller's stays.
     """
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(
+        torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
+    )
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 def _changed_weight(pair: WeightPair, options: dict[str, Any]) -> ChangedWeight:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -214,7 +214,7 @@ def _time_inference(
 ) -> None:
     """Plain, merged and un-merged forward passes, in turns; methods that merge only."""
     plain = _build(Contestant.parse("linear"), plan)
-    plain.model = plain.network = plain.model.merge_and_unload()
+    _merge(plain)
     for contestant in contestants:
         pair = [_build(contestant, plan) for _ in range(2)]
         if not hasattr(pair[1].model, "merge_and_unload") or not _merge(pair[1]):
@@ -235,7 +235,7 @@ def _time_inference(
 def _merge(subject: Subject) -> bool:
     """Fold the adapter in; False where the method cannot."""
     try:
-        subject.model = subject.network = subject.model.merge_and_unload()  # type: ignore[operator]
+        subject.model = subject.network = cast(Any, subject.model).merge_and_unload()
     except (ValueError, NotImplementedError, AttributeError):
         return False
     return True

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 
 from torch import nn
 
-from vitune.backbones import Site, find_sites, head_names, token_layout
+from vitune.backbones import find_sites, head_names, token_layout
 from vitune.errors import BackboneError
 from vitune.ops import first_token_only, lean_step
 
@@ -25,26 +25,19 @@ def lean_training(tail: Sequence[nn.Module], *, checkpointing: bool = False) -> 
 
 
 def class_tail(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The modules that need the class token alone: output projection and MLP of the last block.
+    """The linears that need the class token alone: output projection and fc1 of the last block.
 
-    Empty where that would not be exact: another pooling than the class token's, two heads (a
-    distilled model reads two tokens), windows, or norms that follow their layer.
+    From the last attention on, a token meets no other. Empty where that is not so or more is read
+    than one token: another pooling than the class token's, two heads (a distilled model reads two
+    tokens), windows.
     """
     try:
         sites, layout = find_sites(model), token_layout(model)
     except BackboneError:
         return ()
-    blocks = [site.block for site in sites if site.block is not None]
-    if layout.pooling != "token" or not blocks or len(head_names(model)) > 1:
+    depth = max((site.block for site in sites if site.block is not None), default=None)
+    last = [site for site in sites if site.block is not None and site.block == depth]
+    if layout.pooling != "token" or len(head_names(model)) > 1 or any(s.windowed for s in last):
         return ()
-    last = [site for site in sites if site.block == max(blocks)]
-    if any(site.windowed for site in last) or not _is_pre_norm(last):
-        return ()
-    wanted = [s for s in last if s.role in ("attn_out", "norm2") and not s.direct_weight]
+    wanted = [s for s in last if s.role in ("attn_out", "fc1") and not s.direct_weight]
     return tuple(model.get_submodule(site.name) for site in wanted)
-
-
-def _is_pre_norm(sites: Sequence[Site]) -> bool:
-    """One attention and one MLP, each behind its norm."""
-    roles = [site.role for site in sites if site.role in ("norm1", "attn_out", "norm2", "fc2")]
-    return roles == ["norm1", "attn_out", "norm2", "fc2"]

@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -64,7 +65,8 @@ class Contestant:
                 f"--methods: got {method!r}, expected known methods. {nearest(method, known)}"
             )
         arguments = dict(USUAL_ARGUMENTS.get(method, {}))
-        arguments.update(option.split("=", 1) for option in options if "=" in option)
+        given = (option.partition("=") for option in options if "=" in option)
+        arguments.update({name: value for name, _, value in given})
         flags = [option for option in options if "=" not in option]
         for flag in flags:
             if flag not in FLAGS:
@@ -123,7 +125,9 @@ class Subject:
             self.model = attach(loaded, contestant.method, contestant.arguments)
         self.model = self.model.to(device).train()
         self.tail = () if contestant.plain else class_tail(self.model)
-        self.network = torch.compile(self.model) if contestant.compiled else self.model
+        self.network = self.model
+        if contestant.compiled:
+            self.network = cast(nn.Module, torch.compile(self.model))
         self.optimiser = new_optimiser(self.model, lr=1e-3, weight_decay=0.01)
 
     def images(self, batch: int) -> tuple[Tensor, Tensor]:
@@ -147,7 +151,7 @@ class Subject:
         self.optimiser.zero_grad()
         marks.append(self._now())
         forward, backward, optimiser = (
-            (end - start) * 1e3 for start, end in zip(marks, marks[1:], strict=False)
+            (end - start) * 1e3 for start, end in pairwise(marks)
         )
         return StepTime(forward, backward, optimiser)
 
@@ -211,4 +215,4 @@ def _checkpoint(model: nn.Module, label: str) -> None:
             f"--methods: got {label!r} on {type(model).__name__}, expected a backbone that can "
             "recompute its activations (timm's can)."
         )
-    model.set_grad_checkpointing(True)
+    cast(Any, model).set_grad_checkpointing(True)

@@ -21,6 +21,8 @@ def train(
     out: str = typer.Option(..., "--out", help="run folder; never overwritten"),
     config: str = typer.Option(None, "--config", help="YAML file; options win over it"),
     resume: bool = typer.Option(False, "--resume", help="continue the run in --out"),
+    pace_lambda: float = typer.Option(None, "--pace-lambda", help="of --objective pace"),
+    pace_sigma: float = typer.Option(None, "--pace-sigma", help="of --objective pace"),
 ) -> None:
     """Fine-tune a pre-trained Vision Transformer on your images.
 
@@ -31,6 +33,9 @@ def train(
     from vitune.cli._progress import TrainingProgress, console, percent
     from vitune.training.fitting import fit
 
+    for name, value in (("pace_lambda", pace_lambda), ("pace_sigma", pace_sigma)):
+        if value is not None:
+            settings.setdefault("objective_args", {})[name] = value
     observer = TrainingProgress()
     try:
         if resume:

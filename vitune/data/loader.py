@@ -23,6 +23,7 @@ class CachedImages(Dataset[Batch]):
     Shapes:
         images: (b, 3, height, width) uint8, channels last in memory.
         labels: (b,) int64.
+        indices: (b,) int64, positions in the split.
     """
 
     def __init__(self, split: Split) -> None:
@@ -39,8 +40,11 @@ class CachedImages(Dataset[Batch]):
         """The pictures at `indices` by one fancy index; a DataLoader calls it once a batch."""
         chosen = np.asarray(indices, dtype=np.int64)
         images = torch.from_numpy(np.asarray(self.split.images[chosen]))  # (b, h, w, 3)
-        labels = torch.from_numpy(self.split.labels[chosen])
-        return {"images": images.permute(0, 3, 1, 2), "labels": labels}  # (b, 3, h, w)
+        return {
+            "images": images.permute(0, 3, 1, 2),  # (b, 3, h, w)
+            "labels": torch.from_numpy(self.split.labels[chosen]),
+            "indices": torch.from_numpy(chosen),
+        }
 
 
 class EpochSampler(Sampler[int]):

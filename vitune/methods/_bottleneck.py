@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from vitune.backbones.sites import Site, find_sites
 from vitune.methods._linear import linear_shape
 from vitune.methods._wrapper import WrapperLayer
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
 class BottleneckLayer(WrapperLayer):
@@ -22,7 +22,7 @@ class BottleneckLayer(WrapperLayer):
     Shapes: down W_d (r, d); down_bias (r,); up W_u (d, r); up_bias (d,); z (..., d).
     """
 
-    adapter_layer_names = ("down", "down_bias", "up", "up_bias")
+    adapter_layer_names: tuple[str, ...] = ("down", "down_bias", "up", "up_bias")
     no_decay = frozenset({"down_bias", "up_bias"})
     activation: ClassVar[str] = "relu"
 
@@ -42,7 +42,7 @@ class BottleneckLayer(WrapperLayer):
             getattr(self, name)[adapter].to(z.dtype)
             for name in ("down", "down_bias", "up", "up_bias")
         )
-        hidden = ACTIVATIONS[self.activation](F.linear(z, down, down_bias))  # (..., r)
+        hidden: Tensor = ACTIVATIONS[self.activation](F.linear(z, down, down_bias))  # (..., r)
         hidden = F.dropout(hidden, dropout, self.training and dropout > 0)
         return F.linear(hidden, up, up_bias)  # (..., d)
 

@@ -1,4 +1,4 @@
-"""Methods that train parameters the backbone already has: a copy of each stands in for the original.
+"""Methods that train parameters the backbone already has: a copy of each stands in for its own.
 
 The copy is put in place with `torch.nn.utils.parametrize`, so it works on any module, the root
 included (class token, position embedding); the frozen original stays underneath for
@@ -51,7 +51,7 @@ class TrainedParameter(InPlaceLayer):
         dtype = torch.promote_types(original.dtype, torch.float32)
         self.value[adapter] = nn.Parameter(original.detach().to(dtype, copy=True))
 
-    def forward(self, original: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, original: Tensor) -> Tensor:
         if self.disable_adapters and self.merged:
             self.unmerge()
             original = self._slot()
@@ -82,7 +82,8 @@ class TrainedParameter(InPlaceLayer):
         if not len(owner.parametrizations):
             del owner.parametrizations
             owner.__class__ = type(owner).__bases__[0]
-            for name, tensor in (*owner.__dict__.pop("_detached", ()), (self.parameter_name, original)):
+            earlier = owner.__dict__.pop("_detached", ())
+            for name, tensor in (*earlier, (self.parameter_name, original)):
                 owner.register_parameter(name, tensor)
         else:
             owner.__dict__.setdefault("_detached", []).append((self.parameter_name, original))
@@ -120,7 +121,8 @@ class InPlaceConfig(MethodConfig):
         )
 
     def prepare(self, model: nn.Module, adapter: str) -> None:
-        for module_name, parameter_name in _outside(self.trained(model), self.modules_to_save or ()):
+        heads = self.modules_to_save or ()
+        for module_name, parameter_name in _outside(self.trained(model), heads):
             stand_in(model, module_name, parameter_name).add_adapter(adapter, self, None)
 
 

@@ -52,7 +52,7 @@ class WrapperLayer(MethodLayer):
         """Features of the tokens that leave the module: a linear's, or a block's last linear's."""
         base = self.get_base_layer()
         if not isinstance(base, nn.Linear):
-            base = self.inner_module("fc2")  # type: ignore[assignment]
+            base = self.inner_module("fc2")
         return int(base.out_features)
 
 

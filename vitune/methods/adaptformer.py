@@ -73,7 +73,8 @@ class ParallelBottleneck(BottleneckLayer):
     """A block with a bottleneck from the input of its MLP's half to its output."""
 
     def around(self, inner: Call, adapter: str, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        config, seen = self.configs[adapter], []
+        config = self.configs[adapter]
+        seen: list[Tensor] = []
         with tapped(self.inner_module("norm2", "fc1"), on_input=seen.append):
             output = inner(x, *args, **kwargs)
         change = self.branch(seen[0], adapter, config.dropout) * config.scale

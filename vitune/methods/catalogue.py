@@ -100,7 +100,9 @@ def _row(
     return MethodRow(
         **known,
         num_parameters=sum(
-            p.numel() for n, p in adapted.named_parameters() if p.requires_grad and HEAD_PART not in n
+            parameter.numel()
+            for name, parameter in adapted.named_parameters()
+            if parameter.requires_grad and HEAD_PART not in name
         ),
         megabytes=sum(value.numel() * value.element_size() for value in saved) / 1e6,
         extra_gflops=extra,
@@ -118,7 +120,8 @@ def _traits(config: MethodConfig, model: nn.Module) -> dict[str, Any]:
 
 
 def _in_head(key: str, adapted: nn.Module) -> bool:
-    config = adapted.peft_config["default"]  # type: ignore[union-attr,index]
+    configs: Any = adapted.peft_config
+    config = configs["default"]
     heads = tuple(f"base_model.model.{name}." for name in config.modules_to_save or ())
     return key.startswith(heads) if heads else False
 
@@ -131,7 +134,8 @@ def _flops(model: nn.Module, image_size: tuple[int, int]) -> int:
     mode = FakeTensorMode()
     played, convert = copy.deepcopy(model), mode.fake_tensor_converter.from_meta_and_device
     for module in played.modules():
-        for tensors in (module._parameters, module._buffers):
+        stores: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for tensors in stores:
             for name, tensor in tensors.items():
                 if tensor is not None:
                     meta = tensor.detach().to("meta")
@@ -170,8 +174,8 @@ def methods_page() -> str:
             "## PEFT's own methods",
             "",
             "They act on all linears of the blocks unless `vitune/methods/_peft_targets.py` says",
-            "otherwise. These train on a timm ViT (some ask for a smaller block or rank on a narrow",
-            "one):",
+            "otherwise. These train on a timm ViT (some ask for a smaller block or rank on a",
+            "narrow one):",
             "",
             ", ".join(f"`{name}`" for name in theirs) + ".",
             "",

@@ -70,7 +70,7 @@ class MoPPAConfig(RLRRConfig):
 
     def new_shared(self, model: nn.Module, sites: Sequence[Site]) -> nn.Module:
         norm = model.get_submodule(next(s.name for s in sites if s.role == "norm1"))
-        num_groups = self.groups(int(norm.normalized_shape[-1]))  # type: ignore[index,union-attr]
+        num_groups = self.groups(int(norm.normalized_shape[-1]))  # type: ignore[index]
         return PriorRates(model, num_groups, self.title)
 
     def groups(self, width: int) -> int:
@@ -85,7 +85,7 @@ class MoPPAConfig(RLRRConfig):
     def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
         norms = [site for site in sites if site.role == "norm1"]
         rest = super().num_parameters(model, [site for site in sites if site.role != "norm1"])
-        width = int(model.get_submodule(norms[0].name).normalized_shape[-1])  # type: ignore[index,union-attr]
+        width = int(model.get_submodule(norms[0].name).normalized_shape[-1])  # type: ignore[index]
         height, across = grid_of(model, self.title)
         groups = self.groups(width)
         return rest + 3 * height * across * groups + len(norms) * (3 * width // groups + 4 * groups)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from vitune.backbones.sites import Site
 from vitune.methods._checks import check_choice
@@ -57,8 +57,11 @@ class SSFConfig(MethodConfig):
 
     def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
         modules = [linear_view(model.get_submodule(site.name)) for site in sites]
-        channels = (
-            module.normalized_shape[-1] if isinstance(module, nn.LayerNorm) else len(module.weight)
-            for module in modules
-        )
-        return 2 * sum(channels)
+        return 2 * sum(_num_channels(module) for module in modules)
+
+
+def _num_channels(module: nn.Module) -> int:
+    if isinstance(module, nn.LayerNorm):
+        return int(module.normalized_shape[-1])
+    assert isinstance(module.weight, Tensor)
+    return len(module.weight)

@@ -105,7 +105,7 @@ class PromptPlan(nn.Module):
         self.first, self.last = sites[0].name, sites[-1].name
         stem = next((site for site in find_sites(model) if site.role == "patch_embed"), None)
         weight = None if stem is None else model.get_submodule(stem.name).weight
-        self.patch_numel = 3 * 16**2 if weight is None else weight[0].numel()  # type: ignore[operator,union-attr,index]
+        self.patch_numel = 3 * 16**2 if weight is None else weight[0].numel()  # type: ignore[index]
 
 
 class PromptedBlock(WrapperLayer):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -10,8 +9,9 @@ from torch import Tensor, nn
 
 from vitune.errors import TrainingError
 from vitune.objectives.cross_entropy import CrossEntropy
-from vitune.objectives.step import NoisePlan, Step, check_range, check_word
+from vitune.objectives.step import DeltaNoise, NoisePlan, Step, check_range, check_word
 
+NO_PLAN = "pace: got no noise plan, expected one. Call prepare(noise_plan(model)) first."
 VARIANTS = ("full", "fast", "lazy_half")
 
 
@@ -27,8 +27,9 @@ class Pace:
         pace_lambda: λ; the paper's grid is .02 to 1, larger for less data.
         pace_sigma: σ; the paper's grid is .1 to 2.
         variant: "full", two passes a step. "fast", one pass: f₂ are the image's logits of the
-            epoch before, so the first epoch, of a resumed run too, has no consistency. "lazy_half": plain noisy passes,
-            but every `interval`-th step two passes over half of the batch.
+            epoch before, so the first epoch, of a resumed run too, has no consistency.
+            "lazy_half": plain noisy passes, but every `interval`-th step two passes over half of
+            the batch.
         interval: of "lazy_half", at least 2: at 1 the other half would never be trained on.
         mean_over_classes: divide the consistency by the number of classes, so that one λ suits
             data sets of any number; the paper sums.
@@ -72,7 +73,7 @@ class Pace:
             TrainingError: there is no plan.
         """
         if plan is None:
-            raise TrainingError("pace: got no noise plan, expected one. Call prepare(noise_plan()).")
+            raise TrainingError(NO_PLAN)
         self._plan = plan
 
     def sigma(self, position: int) -> float:
@@ -87,7 +88,7 @@ class Pace:
         self, model: nn.Module, images: Tensor, labels: Tensor, step: Step
     ) -> dict[str, Tensor]:
         if self._plan is None:
-            raise TrainingError("pace: got no noise plan, expected one. Call prepare(noise_plan()).")
+            raise TrainingError(NO_PLAN)
         is_lazy_step = step.number % self.interval == self.interval - 1
         if self.variant == "lazy_half" and is_lazy_step and len(images) > 1:
             half = self._half(len(images), step.number // self.interval)
@@ -120,7 +121,7 @@ class Pace:
             logits = step.logits(model(images)).float()
         return logits * _factors(logits, len(images), self.sigma(self._plan.num_blocks), generator)
 
-    def _noise(self, num_images: int, generator: torch.Generator) -> Callable[[int, Tensor], Tensor]:
+    def _noise(self, num_images: int, generator: torch.Generator) -> DeltaNoise:
         def noise(block: int, delta: Tensor) -> Tensor:
             sigma = self.sigma(block)
             return delta if sigma == 0 else delta * _factors(delta, num_images, sigma, generator)
@@ -151,7 +152,7 @@ class Pace:
 
 
 def _factors(delta: Tensor, num_images: int, sigma: float, generator: torch.Generator) -> Tensor:
-    """Z for changes (b·k, ..., c): one vector of channels an image, for all its windows and tokens."""
+    """Z for changes (b·k, ..., c): one vector of channels an image, for all windows and tokens."""
     shape = (num_images, *[1] * (delta.dim() - 2), delta.shape[-1])
     noise = torch.randn(shape, generator=generator, device=delta.device, dtype=torch.float32)
     factors = (1 + sigma * noise).to(delta.dtype)

@@ -58,8 +58,13 @@ class Step:
 class Objective(Protocol):
     """Named losses of a batch; the training loss is their sum."""
 
-    needs_noise_plan: bool
-    needs_indices: bool
+    @property
+    def needs_noise_plan(self) -> bool:
+        """Whether `prepare` must be given a plan."""
+
+    @property
+    def needs_indices(self) -> bool:
+        """Whether each step must tell which images it holds."""
 
     def prepare(self, plan: NoisePlan | None) -> None:
         """Called once before training; raises where the objective cannot be used."""

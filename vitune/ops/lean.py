@@ -131,9 +131,9 @@ class LeanFunctions(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return _attend(args, kwargs)
         result = func(*args, **kwargs)
-        if func in RECOMPUTED or (func in CASTS and self._is_known(args[0])):
-            if result.requires_grad and result is not args[0]:
-                self.origins.add(result, func, args, kwargs)
+        is_cheap = func in RECOMPUTED or (func in CASTS and self._is_known(args[0]))
+        if is_cheap and result.requires_grad and result is not args[0]:
+            self.origins.add(result, func, args, kwargs)
         return result
 
     def _is_known(self, tensor: Tensor) -> bool:

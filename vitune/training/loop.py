@@ -9,11 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from accelerate import Accelerator
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -32,7 +34,8 @@ from vitune.data import (
     seeded_generator,
 )
 from vitune.errors import TrainingError
-from vitune.methods import MethodLayer
+from vitune.methods import MethodLayer, method_penalty, noise_plan
+from vitune.objectives import Objective, Step, new_objective
 from vitune.preprocessing import Preprocessing
 from vitune.training.averaging import Averager
 from vitune.training.checkpoint import (
@@ -91,6 +94,7 @@ class Loop:
         self.averager = Averager(self.parameters, config.ema) if config.ema else None
         self.augment = augmentation(config.augment, preprocessing.image_size)
         self.mixup = self._new_mixup(len(train.classes))
+        self.objective = self._new_objective()
         self.sampler = EpochSampler(len(train), seed=config.seed)
         loader = batches(train, config.batch_size, sampler=self.sampler)
         optimiser = new_optimiser(model, recipe.lr, recipe.weight_decay)
@@ -180,10 +184,9 @@ class Loop:
         self.schedule.step_update(self.progress.step)
         with self.accelerator.accumulate(self.wrapped):
             images, targets = self._training_batch(batch, index, epoch)
-            logits = self._logits(self.wrapped, images).float()
-            loss = F.cross_entropy(
-                logits, targets, label_smoothing=0.0 if self.mixup else self.config.label_smoothing
-            )
+            with self.accelerator.autocast():
+                losses = self.objective(self.wrapped, images, targets, self._circumstances(batch))
+            loss = torch.stack([part.float() for part in losses.values()]).sum()
             value = loss.item()
             if not math.isfinite(value):
                 raise TrainingError(
@@ -203,6 +206,29 @@ class Loop:
             if self.averager and self.accelerator.sync_gradients:
                 self.averager.update()
         return value
+
+    def _circumstances(self, batch: dict[str, Tensor]) -> Step:
+        """What the objective is told of this step beside images and labels."""
+        return Step(
+            number=self.progress.step,
+            progress=self.progress.step / max(1, self.steps_per_epoch * self.config.epochs),
+            indices=batch["indices"],
+            logits=logits_of,
+            penalty=partial(method_penalty, self.model),
+        )
+
+    def _new_objective(self) -> Objective:
+        """The training loss, refused before the first step where the method cannot have it."""
+        config = self.config
+        given = {
+            name: yaml.safe_load(value) if isinstance(value, str) else value
+            for name, value in config.objective_args.items()
+        }
+        objective = new_objective(
+            config.objective, {"label_smoothing": config.label_smoothing, **given}
+        )
+        objective.prepare(noise_plan(self.model) if objective.needs_noise_plan else None)
+        return objective
 
     def _training_batch(
         self, batch: dict[str, Tensor], index: int, epoch: int
