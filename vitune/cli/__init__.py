@@ -14,6 +14,7 @@ from vitune.cli import (
     bench,
     combine,
     compare,
+    data,
     demo,
     evaluate,
     info,
@@ -27,7 +28,20 @@ from vitune.errors import VituneError, nearest
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 """typer's own: recent releases carry a copy of click and no longer raise click's."""
 
-VERBS = (train, predict, evaluate, merge, info, methods, compare, combine, analyze, bench, demo)
+VERBS = (
+    train,
+    predict,
+    evaluate,
+    merge,
+    info,
+    methods,
+    compare,
+    combine,
+    analyze,
+    bench,
+    data,
+    demo,
+)
 
 app = typer.Typer(
     name="vitune",

@@ -1,12 +1,23 @@
-"""vitune bench: studies under the honest protocol, and speed."""
+"""vitune bench: studies under the honest protocol, their tables, and speed."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import typer
 
-bench = typer.Typer(
-    help="Run studies under the honest protocol; measure speed.", no_args_is_help=True
-)
+if TYPE_CHECKING:
+    from vitune.bench.execution import Executor
+    from vitune.bench.study import Study
+    from vitune.bench.table import Table
+
+bench = typer.Typer(help="Run studies under the honest protocol; measure speed.")
+
+OUT = typer.Option(..., "--out", help="folder; a stopped study continues in it")
+JOBS = typer.Option(1, "--jobs", help="processes on this machine")
+RAY = typer.Option(None, "--ray", help="'local', or the address of a Ray cluster")
+GPUS = typer.Option(0.0, "--gpus-per-run", help="with --ray; 0.5 puts two runs on one GPU")
+FORMAT = typer.Option("", "--format", help="also print markdown, csv or latex")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -14,31 +25,231 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(bench, name="bench")
 
 
+@bench.command("run")
+def run(
+    suite: str = typer.Option(None, "--suite", help="demo, vtab1k, fgvc, fewshot or a YAML list"),
+    preset: str = typer.Option(None, "--preset", help="a published recipe: vitune bench presets"),
+    methods: str = typer.Option("", "--methods", help="with --suite: names separated by ,"),
+    data_root: str = typer.Option(None, "--data-root", help="where the suite's folders lie"),
+    out: str = OUT,
+    backbone: str = typer.Option(None, "--backbone"),
+    checkpoint: str = typer.Option(None, "--checkpoint", help="local weights for the backbone"),
+    epochs: int = typer.Option(None, "--epochs"),
+    lrs: str = typer.Option("", "--lrs", help="learning rates to choose from on validation"),
+    seeds: int = typer.Option(3, "--seeds", help="runs of each method and task"),
+    tasks: str = typer.Option("", "--tasks", help="only these, separated by ,"),
+    allow_missing: bool = typer.Option(False, "--allow-missing", help="go on without some tasks"),
+    protocol: str = typer.Option("honest", "--protocol", help="honest or as-published"),
+    dry_run: bool = typer.Option(False, "--dry-run", help="print runs, hours and memory only"),
+    jobs: int = JOBS,
+    ray: str = RAY,
+    gpus_per_run: float = GPUS,
+    table_format: str = FORMAT,
+) -> None:
+    """Run methods on a suite, or a published recipe, and print the table.
+
+    Settings are chosen on validation images, every method is refitted on training and validation
+    images for each seed, and the test images are opened once after the last epoch. The protocol
+    'as-published' looks at the test images every epoch, as the official scripts do, and prints
+    the honest figure beside it.
+    """
+    from vitune.bench.beside_honest import run_both
+    from vitune.bench.protocol import run_study
+    from vitune.bench.table import make_table
+    from vitune.cli._numbers import numbers
+    from vitune.cli._study import StudyProgress
+    from vitune.errors import VituneError
+
+    if (suite is None) == (preset is None):
+        raise VituneError("bench run: got --suite and --preset or neither, expected one of them.")
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    common: dict[str, Any] = {
+        "root": data_root,
+        "only": [task.strip() for task in tasks.split(",") if task.strip()],
+        "allow_missing": allow_missing,
+        "epochs": epochs,
+        "seeds": seeds,
+    }
+    fields = {"backbone": backbone, "checkpoint": checkpoint}
+    common |= {name: value for name, value in fields.items() if value is not None}
+
+    def planned(which: str) -> Study:
+        from vitune.bench.launching import preset_study, suite_study
+
+        if preset is not None:
+            return preset_study(preset, out, protocol=which, **common)  # type: ignore[arg-type]
+        return suite_study(suite, names, out, lrs=numbers(lrs, "--lrs"), protocol=which, **common)
+
+    if dry_run:
+        _print_estimate(planned(protocol), jobs)
+        return
+    watcher = StudyProgress()
+    executor = _executor(jobs, ray, gpus_per_run)
+    try:
+        if protocol == "as-published":
+            both = run_both(
+                planned("honest"), planned(protocol), out, executor=executor, watcher=watcher
+            )
+            table, failures, choices = both.table, (), both.honest.choices
+        else:
+            study = planned(protocol)
+            outcome = run_study(study, out, executor=executor, watcher=watcher)
+            table = make_table(outcome.results, missing=study.missing)
+            failures, choices = outcome.failures, outcome.choices
+    finally:
+        watcher.close()
+    _finish(table, out, suite or preset or "", table_format, len(failures), choices)
+
+
 @bench.command("study")
 def study(
     file: str = typer.Argument(..., help="YAML: variants, tasks, grid, seeds"),
-    out: str = typer.Option(..., "--out", help="folder; a stopped study continues in it"),
-    jobs: int = typer.Option(1, "--jobs", help="processes on this machine"),
-    table_format: str = typer.Option("", "--format", help="also print markdown, csv or latex"),
+    out: str = OUT,
+    jobs: int = JOBS,
+    ray: str = RAY,
+    gpus_per_run: float = GPUS,
+    table_format: str = FORMAT,
 ) -> None:
     """Run a study from a file: search on validation, refit, open the test split once."""
-    from vitune.bench.execution import InProcess, Processes
-    from vitune.bench.formats import formatted
     from vitune.bench.protocol import run_study
     from vitune.bench.study import Study
     from vitune.bench.table import make_table
-    from vitune.cli._progress import console
-    from vitune.cli._study import StudyProgress, print_table
+    from vitune.cli._study import StudyProgress
 
     watcher = StudyProgress()
+    asked = Study.read(file)
     try:
-        executor = InProcess() if jobs == 1 else Processes(jobs)
-        outcome = run_study(Study.read(file), out, executor=executor, watcher=watcher)
+        outcome = run_study(
+            asked, out, executor=_executor(jobs, ray, gpus_per_run), watcher=watcher
+        )
     finally:
         watcher.close()
     table = make_table(outcome.results)
+    _finish(table, out, asked.name, table_format, len(outcome.failures), outcome.choices)
+
+
+@bench.command("table")
+def table(
+    folders: list[str] = typer.Argument(..., help="study folders"),
+    split: bool = typer.Option(False, "--split", help="backbones and protocols in own columns"),
+    table_format: str = FORMAT,
+) -> None:
+    """Print the table of one or several studies, as far as they have come."""
+    from vitune.bench.formats import formatted
+    from vitune.bench.protocol import read_missing, read_results
+    from vitune.bench.table import make_table
+    from vitune.cli._study import print_table
+
+    results = [result for folder in folders for result in read_results(folder)]
+    missing = tuple(task for folder in folders for task in read_missing(folder))
+    made = make_table(results, split_columns=split, missing=missing)
+    if table_format:
+        typer.echo(formatted(made, table_format))
+    else:
+        print_table(made)
+
+
+@bench.command("presets")
+def presets(name: str = typer.Argument(None, help="show this one whole")) -> None:
+    """List the published recipes, or show one with its source and expected score."""
+    from vitune.bench.presets import load_preset, preset_names
+    from vitune.cli._progress import console
+
+    for found in preset_names() if name is None else (name,):
+        preset = load_preset(found)
+        console.print(f"[bold]{found}[/]  {preset.title}")
+        if name is not None:
+            console.print(f"source: {preset.source}")
+            console.print(f"expected: {preset.expected}", markup=False)
+            for deviation in preset.deviations:
+                console.print(f"differs: {deviation}", markup=False)
+
+
+@bench.command("speed")
+def speed(
+    backbone: str = typer.Option("vit_base_patch16_224", "--backbone"),
+    methods: str = typer.Option("", "--methods", help="separated by ,; default: all that it knows"),
+    batch: str = typer.Option("8,32", "--batch", help="images a step"),
+    precision: str = typer.Option("fp32,bf16", "--precision"),
+    device: str = typer.Option("auto", "--device"),
+    rounds: int = typer.Option(5, "--rounds", help="counted rounds after one of warm-up"),
+    image_size: int = typer.Option(None, "--image-size"),
+    memory: bool = typer.Option(True, help="take peak memory, a fresh process a figure"),
+    inference: bool = typer.Option(True, help="time merged and un-merged inference"),
+    out: str = typer.Option(None, "--out", help="JSON; a second call compares with it"),
+) -> None:
+    """Time training steps of several methods in one process, in turns, and compare."""
+    from vitune.bench.speed import ALL_METHODS, SpeedPlan, bench_speed
+    from vitune.bench.speed_table import compare_with, format_table
+    from vitune.cli._numbers import numbers
+    from vitune.cli._progress import console
+
+    plan = SpeedPlan(
+        backbone=backbone,
+        methods=[name.strip() for name in methods.split(",") if name.strip()] or ALL_METHODS,
+        batches=[int(size) for size in numbers(batch, "--batch")],
+        precisions=[name.strip() for name in precision.split(",") if name.strip()],
+        device=device,
+        rounds=rounds,
+        image_size=image_size,
+        memory=memory,
+        inference=inference,
+    )
+    result = bench_speed(plan, out=out, say=lambda text: console.print(text, style="dim"))
+    typer.echo(format_table(result))
+    if result.get("previous"):
+        for line in compare_with(result["previous"], result):
+            console.print(line, markup=False)
+
+
+def _executor(jobs: int, ray: str | None, gpus_per_run: float) -> Executor:
+    from vitune.bench.execution import InProcess, Processes
+
+    if ray is not None:
+        from vitune.bench.on_ray import OnRay
+
+        return OnRay(ray, gpus_per_cell=gpus_per_run)
+    return InProcess() if jobs == 1 else Processes(jobs)
+
+
+def _finish(
+    table: Table, out: str, name: str, table_format: str, num_failures: int, choices: Any
+) -> None:
+    """The table on the terminal and as a page in the study's folder."""
+    from pathlib import Path
+
+    from vitune.bench.formats import formatted
+    from vitune.bench.page import write_study_page
+    from vitune.cli._progress import console
+    from vitune.cli._study import print_table
+
     print_table(table)
     if table_format:
         typer.echo(formatted(table, table_format))
-    if outcome.failures:
-        console.print(f"[yellow]{len(outcome.failures)} runs failed; run again to retry them[/]")
+    page = write_study_page(table, Path(out) / "results.html", heading=name, choices=choices)
+    console.print(f"page: {page}", soft_wrap=True)
+    if num_failures:
+        console.print(f"[yellow]{num_failures} runs failed; run again to retry them[/]")
+
+
+def _print_estimate(study: Study, jobs: int) -> None:
+    from rich.table import Table as Drawn
+
+    from vitune.bench.planning import estimate, total_hours
+    from vitune.cli._progress import console
+
+    estimates = estimate(study)
+    drawn = Drawn(box=None, pad_edge=False)
+    for title in ("method", "task", "runs", "step ms", "hours", "peak MiB"):
+        drawn.add_column(title, justify="left" if title in ("method", "task") else "right")
+    for row in estimates:
+        drawn.add_row(
+            row.label,
+            row.task,
+            str(row.num_cells),
+            f"{row.step_ms:.0f}",
+            f"{row.hours:.2f}",
+            f"{row.peak_mib:,.0f}",
+        )
+    console.print(drawn)
+    console.print(f"about {total_hours(estimates, jobs):.1f} hours on this machine")

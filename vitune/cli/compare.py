@@ -42,6 +42,7 @@ def compare(
     from vitune.bench.comparing import compare as run_comparison
     from vitune.bench.comparing import comparison_study
     from vitune.bench.execution import InProcess, Processes
+    from vitune.cli._numbers import numbers
     from vitune.cli._progress import console
     from vitune.cli._study import StudyProgress, print_table
     from vitune.training.config import read_yaml
@@ -54,7 +55,7 @@ def compare(
         checkpoint=checkpoint,
         image_size=image_size,
         epochs=epochs,
-        lrs=_numbers(lrs),
+        lrs=numbers(lrs, "--lrs"),
         seeds=seeds,
         method_args=_by_method(method_arg or [], names),
         settings={"batch_size": batch_size, **(read_yaml(config) if config else {})},
@@ -67,15 +68,6 @@ def compare(
         watcher.close()
     print_table(comparison.table)
     console.print(f"page: {comparison.page}", soft_wrap=True)
-
-
-def _numbers(words: str) -> list[float]:
-    from vitune.errors import VituneError
-
-    try:
-        return [float(word) for word in words.split(",") if word.strip()]
-    except ValueError:
-        raise VituneError(f"--lrs: got {words!r}, expected numbers, e.g. 1e-3,3e-3.") from None
 
 
 def _by_method(words: list[str], methods: list[str]) -> dict[str, dict[str, Any]]:
