@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(TrainConfig.make(QUICK), out=tmp_path / "run", observer=StopsAfter(1))
     (tmp_path / "run" / "checkpoint" / "tensors.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(AdapterError, match="checkpoint .*damaged file"):
+    with pytest.raises(AdapterError, match=r"checkpoint .*damaged file"):
         fit(out=tmp_path / "run", resume=True)
 
 
@@ -171,5 +171,5 @@ def test_the_pace_objective_trains_through_the_same_loop(variant: str) -> None:
 def test_a_method_that_cannot_do_pace_says_so_before_training(tmp_path: Path) -> None:
     with pytest.raises(VituneError, match="objective 'pace': got method 'vpt_deep'"):
         fit(TrainConfig.make({**QUICK, "method": "vpt_deep", "objective": "pace"}))
-    with pytest.raises(VituneError, match="objective: got 'pase'.*Did you mean pace"):
+    with pytest.raises(VituneError, match=r"objective: got 'pase'.*Did you mean pace"):
         fit(TrainConfig.make({**QUICK, "objective": "pase"}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -46,7 +47,7 @@ def test_the_schedule_warms_up_and_ends_at_the_minimum() -> None:
     assert rates[5] == pytest.approx(0.5, abs=1e-6)
     assert rates[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 45 / 90)), abs=1e-6)
     assert rates[100] == pytest.approx(1e-8)
-    assert all(later < earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
 
 
 def test_averages_follow_the_parameters_and_step_aside() -> None:

@@ -90,15 +90,15 @@ def run(
             both = run_both(
                 planned("honest"), planned(protocol), out, executor=executor, watcher=watcher
             )
-            table, failures, choices = both.table, (), both.honest.choices
+            table, num_failures, choices = both.table, 0, both.honest.choices
         else:
             study = planned(protocol)
             outcome = run_study(study, out, executor=executor, watcher=watcher)
             table = make_table(outcome.results, missing=study.missing)
-            failures, choices = outcome.failures, outcome.choices
+            num_failures, choices = len(outcome.failures), outcome.choices
     finally:
         watcher.close()
-    _finish(table, out, suite or preset or "", table_format, len(failures), choices)
+    _finish(table, out, suite or preset or "", table_format, num_failures, choices)
 
 
 @bench.command("study")

@@ -152,7 +152,7 @@ def _scale_gradients(
     """(d scale_out, d scale_in) from dW' = gradᵀ x, one tile of outputs at a time."""
     grad_out, grad_in = torch.empty_like(scale_out), torch.zeros_like(scale_in)
     for outs, parts in _tiles(weight, scale_in.shape[0], REDUCTION_TILE):
-        change = (grad[:, outs].T @ x) * weight[outs].to(scale_out.dtype)  # (k·t, i)
+        change = (grad[:, outs].T @ x).to(scale_out.dtype).mul_(weight[outs])  # (k·t, i)
         change = _by_part(change, parts)  # (k, t, i)
         grad_out[outs] = (change @ scale_in[parts].mT).flatten(0, 1)  # (k·t, r)
         grad_in[parts] += _by_part(scale_out[outs], parts).mT @ change  # (k, r, i)
