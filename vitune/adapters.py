@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.save_and_load import set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -28,7 +25,7 @@ from torch import Tensor, nn
 from vitune.backbones import Backbone, find_sites, fingerprint
 from vitune.errors import AdapterError
 from vitune.files import atomic_folder, recover_folder
-from vitune.methods import AdapterState, MethodLayer, combine_states, get_method
+from vitune.methods import AdapterState, combine_states, get_method
 from vitune.preprocessing import Preprocessing
 from vitune.runs import RunFolder, require_new_folder
 
@@ -95,31 +92,6 @@ class AdapterCard:
             return cls(**{**values, "preprocessing": prepared, "classes": tuple(values["classes"])})
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise AdapterError(f"{path}: got a damaged card ({error}), expected JSON.") from error
-
-
-@dataclass(frozen=True)
-class ParameterCounts:
-    """How many parameters train, and of how many.
-
-    Args:
-        trainable: all that train.
-        head: those of the classifier head among them.
-        total: of the backbone with its head, adapters not counted.
-    """
-
-    trainable: int
-    head: int
-    total: int
-
-    @property
-    def without_head(self) -> int:
-        """Trained parameters besides the classifier head: the figure papers print."""
-        return self.trainable - self.head
-
-    @property
-    def share(self) -> float:
-        """Trained parameters besides the head, as a part of the backbone."""
-        return self.without_head / max(1, self.total)
 
 
 def attach(
@@ -329,48 +301,6 @@ def load_merged(model: nn.Module, folder: str | Path) -> nn.Module:
     return model
 
 
-def count_parameters(model: PeftModel) -> ParameterCounts:
-    """Trained parameters of `model`, each counted once, the head apart."""
-    inside_head = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, AuxiliaryTrainingWrapper)
-        for parameter in module.parameters()
-        if parameter.requires_grad
-    }
-    trained = {id(p): p.numel() for p in model.parameters() if p.requires_grad}
-    added = {id(p) for p in _adapter_parameters(model)}
-    return ParameterCounts(
-        trainable=sum(trained.values()),
-        head=sum(size for key, size in trained.items() if key in inside_head),
-        total=sum(p.numel() for p in model.parameters() if id(p) not in added),
-    )
-
-
-def trained_parts(model: PeftModel) -> list[dict[str, Any]]:
-    """Rows {role, count, parameters}: what trains, by role in the network."""
-    rows: dict[str, list[int]] = {}
-    seen: set[int] = set()
-    for name, module in model.named_modules():
-        if isinstance(module, MethodLayer):
-            role = module.site.role
-        elif isinstance(module, AuxiliaryTrainingWrapper):
-            role = "head"
-        elif isinstance(module, BaseTunerLayer):
-            role = name.rpartition(".")[2]
-        else:
-            continue
-        own = [p for p in module.parameters() if p.requires_grad and id(p) not in seen]
-        seen.update(id(p) for p in own)
-        if own:
-            row = rows.setdefault(role, [0, 0])
-            row[0], row[1] = row[0] + 1, row[1] + sum(p.numel() for p in own)
-    rest = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in seen)
-    if rest:
-        rows["shared"] = [1, rest]
-    return [{"role": r, "count": c, "parameters": n} for r, (c, n) in rows.items()]
-
-
 def installed_versions() -> dict[str, str]:
     """Versions of the libraries that decide a result."""
     found = {}
@@ -380,17 +310,6 @@ def installed_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _adapter_parameters(model: PeftModel) -> Iterator[nn.Parameter]:
-    """Every parameter that PEFT added for any adapter, trainable or not; copied heads included."""
-    for module in model.modules():
-        if isinstance(module, AuxiliaryTrainingWrapper | BaseTunerLayer):
-            for name in module.adapter_layer_names:
-                yield from attrgetter(name)(module).parameters()
-    shared = getattr(model.base_model, "shared_state", None)
-    if shared is not None:
-        yield from shared.parameters()
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -173,3 +173,13 @@ def test_a_method_that_cannot_do_pace_says_so_before_training(tmp_path: Path) ->
         fit(TrainConfig.make({**QUICK, "method": "vpt_deep", "objective": "pace"}))
     with pytest.raises(VituneError, match=r"objective: got 'pase'.*Did you mean pace"):
         fit(TrainConfig.make({**QUICK, "objective": "pase"}))
+
+
+def test_the_lean_step_trains_the_same() -> None:
+    plain, lean = (
+        fit(TrainConfig.make({**QUICK, "epochs": 1, "lean": flag})).model.state_dict()
+        for flag in (False, True)
+    )
+    gaps = torch.cat([(plain[name] - lean[name]).abs().flatten() for name in plain])
+    assert gaps.median() < 1e-6
+    assert (gaps > 1e-4).float().mean() < 0.02

@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from vitune.adapters import attach
 from vitune.backbones import head_names, load_backbone, logits_of
-from vitune.bench.speed_lean import class_tail, lean_training
 from vitune.bench.speed_textbook import NAME as TEXTBOOK
 from vitune.bench.speed_textbook import textbook
 from vitune.errors import VituneError, nearest
 from vitune.methods import METHODS
+from vitune.training.lean import class_tail, lean_training
 from vitune.training.optimiser import new_optimiser
 
 NUM_CLASSES = 100

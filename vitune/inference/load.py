@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from vitune.adapters import (
     CARD,
     AdapterCard,
-    ParameterCounts,
-    count_parameters,
     load_adapter,
     load_merged,
     merged_model,
 )
 from vitune.backbones import load_backbone, logits_of
+from vitune.counts import ParameterCounts, count_parameters
 from vitune.data import Split, normalise
 from vitune.errors import AdapterError
 from vitune.methods import get_method

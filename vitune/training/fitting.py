@@ -17,15 +17,13 @@ from accelerate.state import AcceleratorState
 from peft import PeftModel
 
 from vitune.adapters import (
-    ParameterCounts,
     attach,
     card_of,
-    count_parameters,
     installed_versions,
     save_adapter,
-    trained_parts,
 )
 from vitune.backbones import Backbone, load_backbone
+from vitune.counts import ParameterCounts, count_parameters, trained_parts
 from vitune.data import HeldOut, Splits, augmentation, load_splits, open_source
 from vitune.errors import DataError, VituneError, nearest
 from vitune.files import write_atomic

@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,7 @@ from vitune.training.checkpoint import (
     save_checkpoint,
 )
 from vitune.training.config import TrainConfig
+from vitune.training.lean import class_tail, lean_training
 from vitune.training.observer import Observer
 from vitune.training.optimiser import new_optimiser, new_schedule
 
@@ -95,6 +96,7 @@ class Loop:
         self.augment = augmentation(config.augment, preprocessing.image_size)
         self.mixup = self._new_mixup(len(train.classes))
         self.objective = self._new_objective()
+        self.tail = class_tail(model) if config.lean else ()
         self.sampler = EpochSampler(len(train), seed=config.seed)
         loader = batches(train, config.batch_size, sampler=self.sampler)
         optimiser = new_optimiser(model, recipe.lr, recipe.weight_decay)
@@ -182,7 +184,7 @@ class Loop:
     def _step(self, batch: dict[str, Tensor], index: int, epoch: int) -> float:
         """Forward, backward and, when enough batches are in, the update; returns the loss."""
         self.schedule.step_update(self.progress.step)
-        with self.accelerator.accumulate(self.wrapped):
+        with self.accelerator.accumulate(self.wrapped), self._lean_step():
             images, targets = self._training_batch(batch, index, epoch)
             with self.accelerator.autocast():
                 losses = self.objective(self.wrapped, images, targets, self._circumstances(batch))
@@ -206,6 +208,12 @@ class Loop:
             if self.averager and self.accelerator.sync_gradients:
                 self.averager.update()
         return value
+
+    def _lean_step(self) -> AbstractContextManager[None]:
+        """`lean_training` where it was asked for; the same gradients with less kept and done."""
+        if not self.config.lean:
+            return nullcontext()
+        return lean_training(self.tail, checkpointing=self.config.checkpointing)
 
     def _circumstances(self, batch: dict[str, Tensor]) -> Step:
         """What the objective is told of this step beside images and labels."""
