@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from vitune.errors import VituneError
+from vitune.ops import cpu_multiplies_bf16
 from vitune.training import TrainConfig
-from vitune.training.precision import BF16_WIDTH, cpu_has_bf16, resolve_precision
+from vitune.training.precision import BF16_WIDTH, resolve_precision
 
 
 @pytest.mark.parametrize(
@@ -53,4 +54,4 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: str, text
 def test_auto_precision_is_a_stated_rule() -> None:
     assert resolve_precision("fp32", "cpu", 768) == "fp32"
     assert resolve_precision("auto", "cpu", BF16_WIDTH - 1) == "fp32"
-    assert resolve_precision("auto", "cpu", 768) == ("bf16" if cpu_has_bf16() else "fp32")
+    assert resolve_precision("auto", "cpu", 768) == ("bf16" if cpu_multiplies_bf16() else "fp32")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from vitune.ops import cpu_multiplies_bf16
+
 BF16_WIDTH = 384
 
 
@@ -18,10 +20,4 @@ def resolve_precision(asked: str, device_type: str, width: int) -> str:
         return asked
     if device_type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "bf16" if width >= BF16_WIDTH and cpu_has_bf16() else "fp32"
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies bf16 in hardware (AVX-512 BF16 or AMX)."""
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+    return "bf16" if width >= BF16_WIDTH and cpu_multiplies_bf16() else "fp32"
