@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from transformers import ViTConfig, ViTForImageClassification
 
 import vitune
+import vitune.data
 from vitune.backbones import logits_of
 from vitune.data import load_labelled
 from vitune.errors import AdapterError
@@ -132,3 +133,21 @@ def test_a_damaged_card_and_missing_tensors_are_named(tmp_path: Path) -> None:
     (tmp_path / "vitune.json").write_text('{"format": 99}')
     with pytest.raises(AdapterError, match="got format 99, expected 1"):
         AdapterCard.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "method", ["full", "bitfit", "linear", "apla", "ssf", "lora", "adaptformer"]
+)
+def test_every_kind_of_method_is_loaded_from_its_run(method: str, tmp_path: Path) -> None:
+    settings = {"data": DIGITS, "method": method, "epochs": 1, "batch_size": 16, "lr": 1e-2}
+    trained = fit(TrainConfig.make(settings), out=tmp_path / "run")
+    split, _ = load_labelled(
+        DIGITS, trained.backbone.preprocessing, classes=trained.classes, split="test"
+    )
+    few = split.subset(range(8))
+    pixels = torch.from_numpy(few.images.copy()).permute(0, 3, 1, 2)
+    inputs = vitune.data.normalise(pixels, trained.backbone.preprocessing)
+    with torch.no_grad():
+        expected = logits_of(trained.model.eval()(inputs))
+    found = torch.cat(list(load_run(tmp_path / "run").logits(few)))
+    assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max().item())
