@@ -94,6 +94,16 @@ class AdapterCard:
             raise AdapterError(f"{path}: got a damaged card ({error}), expected JSON.") from error
 
 
+def adapter_folder(path: str | Path) -> Path:
+    """Where the card of `path` lies: `path` itself, or `adapter/` of a run folder.
+
+    Raises:
+        AdapterError: no such folder, or a run without an adapter yet.
+    """
+    folder = Path(path)
+    return folder if (folder / CARD).is_file() else RunFolder.open(folder).adapter
+
+
 def attach(
     backbone: Backbone, method: str, method_args: Mapping[str, Any] | None = None
 ) -> PeftModel:
@@ -232,10 +242,7 @@ def combine_adapters(
     Source: RLRR (CVPR 2024) appendix H; see `vitune.methods.combine_states`.
     """
     require_new_folder(out)
-    places = [
-        path if (path / CARD).is_file() else RunFolder.open(path).adapter
-        for path in map(Path, folders)
-    ]
+    places = [adapter_folder(folder) for folder in folders]
     cards = [AdapterCard.read(place) for place in places]
     _check_same_backbone(cards, places)
     states = [_read_state(place) for place in places]

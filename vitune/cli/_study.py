@@ -10,6 +10,7 @@ from vitune.cli._progress import Counting, console, count, percent
 
 if TYPE_CHECKING:
     from vitune.bench.cells import Cell, CellResult
+    from vitune.bench.execution import Executor
     from vitune.bench.table import Table, TableRow
 
 
@@ -52,6 +53,17 @@ class StudyProgress(Watcher):
     def close(self) -> None:
         """Take the bar away."""
         self.bar.close()
+
+
+def new_executor(jobs: int, ray: str | None = None, gpus_per_run: float = 0.0) -> Executor:
+    """Where runs go: this process, several on this machine, or a Ray cluster."""
+    from vitune.bench.execution import InProcess, Processes
+
+    if ray is not None:
+        from vitune.bench.on_ray import OnRay
+
+        return OnRay(ray, gpus_per_cell=gpus_per_run)
+    return InProcess() if jobs == 1 else Processes(jobs)
 
 
 def print_table(table: Table) -> None:

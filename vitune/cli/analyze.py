@@ -99,10 +99,7 @@ def _images(
     """Normalised batches of the images given, or of the run's validation images."""
     from pathlib import Path
 
-    import numpy as np
-    import torch
-
-    from vitune.data import load_splits, load_unlabelled, normalise
+    from vitune.data import batches, load_splits, load_unlabelled, normalise
     from vitune.runs import RunFolder
 
     folder = RunFolder(Path(run))
@@ -122,14 +119,8 @@ def _images(
         )
         assert splits.val is not None
         split = splits.val
-    chosen = split.images[:num_images]
-    return (
-        normalise(
-            torch.from_numpy(np.ascontiguousarray(chosen[at : at + BATCH])).permute(0, 3, 1, 2),
-            card.preprocessing,
-        )
-        for at in range(0, len(chosen), BATCH)
-    )
+    chosen = split.subset(range(min(num_images, len(split))))
+    return (normalise(batch["images"], card.preprocessing) for batch in batches(chosen, BATCH))
 
 
 def _base_head(card: AdapterCard) -> Any:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from vitune.bench.execution import Executor
     from vitune.bench.study import Study
     from vitune.bench.table import Table
 
@@ -56,16 +55,16 @@ def run(
     from vitune.bench.beside_honest import run_both
     from vitune.bench.protocol import run_study
     from vitune.bench.table import make_table
-    from vitune.cli._numbers import numbers
-    from vitune.cli._study import StudyProgress
+    from vitune.cli._study import StudyProgress, new_executor
+    from vitune.cli._words import numbers, words
     from vitune.errors import VituneError
 
     if (suite is None) == (preset is None):
         raise VituneError("bench run: got --suite and --preset or neither, expected one of them.")
-    names = [name.strip() for name in methods.split(",") if name.strip()]
+    names = words(methods)
     common: dict[str, Any] = {
         "root": data_root,
-        "only": [task.strip() for task in tasks.split(",") if task.strip()],
+        "only": words(tasks),
         "allow_missing": allow_missing,
         "epochs": epochs,
         "seeds": seeds,
@@ -84,7 +83,7 @@ def run(
         _print_estimate(planned(protocol), jobs)
         return
     watcher = StudyProgress()
-    executor = _executor(jobs, ray, gpus_per_run)
+    executor = new_executor(jobs, ray, gpus_per_run)
     try:
         if protocol == "as-published":
             both = run_both(
@@ -114,13 +113,13 @@ def study(
     from vitune.bench.protocol import run_study
     from vitune.bench.study import Study
     from vitune.bench.table import make_table
-    from vitune.cli._study import StudyProgress
+    from vitune.cli._study import StudyProgress, new_executor
 
     watcher = StudyProgress()
     asked = Study.read(file)
     try:
         outcome = run_study(
-            asked, out, executor=_executor(jobs, ray, gpus_per_run), watcher=watcher
+            asked, out, executor=new_executor(jobs, ray, gpus_per_run), watcher=watcher
         )
     finally:
         watcher.close()
@@ -181,14 +180,14 @@ def speed(
     """Time training steps of several methods in one process, in turns, and compare."""
     from vitune.bench.speed import ALL_METHODS, SpeedPlan, bench_speed
     from vitune.bench.speed_table import compare_with, format_table
-    from vitune.cli._numbers import numbers
     from vitune.cli._progress import console
+    from vitune.cli._words import numbers, words
 
     plan = SpeedPlan(
         backbone=backbone,
-        methods=[name.strip() for name in methods.split(",") if name.strip()] or ALL_METHODS,
+        methods=words(methods) or ALL_METHODS,
         batches=[int(size) for size in numbers(batch, "--batch")],
-        precisions=[name.strip() for name in precision.split(",") if name.strip()],
+        precisions=words(precision),
         device=device,
         rounds=rounds,
         image_size=image_size,
@@ -200,16 +199,6 @@ def speed(
     if result.get("previous"):
         for line in compare_with(result["previous"], result):
             console.print(line, markup=False)
-
-
-def _executor(jobs: int, ray: str | None, gpus_per_run: float) -> Executor:
-    from vitune.bench.execution import InProcess, Processes
-
-    if ray is not None:
-        from vitune.bench.on_ray import OnRay
-
-        return OnRay(ray, gpus_per_cell=gpus_per_run)
-    return InProcess() if jobs == 1 else Processes(jobs)
 
 
 def _finish(

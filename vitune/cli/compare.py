@@ -41,13 +41,12 @@ def compare(
     """
     from vitune.bench.comparing import compare as run_comparison
     from vitune.bench.comparing import comparison_study
-    from vitune.bench.execution import InProcess, Processes
-    from vitune.cli._numbers import numbers
     from vitune.cli._progress import console
-    from vitune.cli._study import StudyProgress, print_table
+    from vitune.cli._study import StudyProgress, new_executor, print_table
+    from vitune.cli._words import numbers, words
     from vitune.training.config import read_yaml
 
-    names = [name.strip() for name in methods.split(",") if name.strip()]
+    names = words(methods)
     study = comparison_study(
         data,
         names,
@@ -62,8 +61,7 @@ def compare(
     )
     watcher = StudyProgress()
     try:
-        executor = InProcess() if jobs == 1 else Processes(jobs)
-        comparison = run_comparison(study, out, executor=executor, watcher=watcher)
+        comparison = run_comparison(study, out, executor=new_executor(jobs), watcher=watcher)
     finally:
         watcher.close()
     print_table(comparison.table)

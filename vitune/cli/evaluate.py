@@ -26,6 +26,7 @@ def evaluate(
     """
     from vitune.cli._progress import Counting, console, percent
     from vitune.inference import evaluate_run
+    from vitune.report import wilson_interval
 
     reading, scoring = Counting("reading images"), Counting("scoring")
     try:
@@ -42,7 +43,7 @@ def evaluate(
     finally:
         reading.close()
         scoring.close()
-    low, high = _interval(result["top1"], result["num_images"])
+    low, high = wilson_interval(result["top1"], result["num_images"])
     console.print(
         f"[bold]accuracy {percent(result['top1'])}[/] (95 % interval {percent(low)} to "
         f"{percent(high)}) on {result['num_images']:,} images"
@@ -56,13 +57,3 @@ def evaluate(
     report = Path(run) / "report.html"
     if report.is_file():
         console.print(f"report: {report}", soft_wrap=True)
-
-
-def _interval(share: float, number: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share seen among `number`."""
-    z = 1.959964
-    middle = (share + z * z / (2 * number)) / (1 + z * z / number)
-    half = (
-        z / (1 + z * z / number) * (share * (1 - share) / number + z * z / (4 * number**2)) ** 0.5
-    )
-    return max(0.0, middle - half), min(1.0, middle + half)

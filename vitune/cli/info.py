@@ -39,11 +39,11 @@ def _facts(path: str) -> dict[str, Any]:
     import json
     from pathlib import Path
 
-    from vitune.adapters import CARD, AdapterCard
+    from vitune.adapters import AdapterCard, adapter_folder
     from vitune.runs import RunFolder
 
     run = RunFolder(Path(path))
-    folder = run.path if (run.path / CARD).is_file() else RunFolder.open(path).adapter
+    folder = adapter_folder(path)
     card = AdapterCard.read(folder)
     tensors = list(folder.glob("*.safetensors"))
     facts: dict[str, Any] = {

@@ -6,24 +6,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
 from vitune.adapters import (
-    CARD,
     AdapterCard,
+    adapter_folder,
     load_adapter,
     load_merged,
     merged_model,
 )
 from vitune.backbones import load_backbone, logits_of
 from vitune.counts import ParameterCounts, count_parameters
-from vitune.data import Split, normalise
+from vitune.data import Split, batches, normalise
 from vitune.errors import AdapterError
 from vitune.methods import get_method
-from vitune.runs import RunFolder
 
 BATCH = 128
 
@@ -61,10 +59,8 @@ class LoadedRun:
         """
         self.model.eval()
         with torch.inference_mode():
-            for start in range(0, len(split), batch_size):
-                images = np.ascontiguousarray(split.images[start : start + batch_size])
-                pixels = torch.from_numpy(images).permute(0, 3, 1, 2)  # (b, 3, h, w)
-                inputs = normalise(pixels, self.card.preprocessing, device=self.device)
+            for batch in batches(split, batch_size):
+                inputs = normalise(batch["images"], self.card.preprocessing, device=self.device)
                 yield logits_of(self.model(inputs)).float().cpu()
 
 
@@ -83,9 +79,7 @@ def load_run(
         AdapterError: no such folder, or one that is damaged or of another backbone.
         BackboneError: the backbone it names cannot be loaded.
     """
-    folder = Path(path)
-    if not (folder / CARD).is_file():
-        folder = RunFolder.open(folder).adapter
+    folder = adapter_folder(path)
     card = AdapterCard.read(folder)
     arguments = dict(card.backbone_args)
     backbone = load_backbone(

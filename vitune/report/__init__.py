@@ -2,6 +2,7 @@
 
 from vitune.report.comparison import write_comparison
 from vitune.report.evaluations import Evaluation
+from vitune.report.intervals import wilson_interval
 from vitune.report.page import write_report
 from vitune.report.results import RunResults, Summary, read_run
 
@@ -10,6 +11,7 @@ __all__ = [
     "RunResults",
     "Summary",
     "read_run",
+    "wilson_interval",
     "write_comparison",
     "write_report",
 ]

@@ -323,12 +323,11 @@ def _describe(held_out: HeldOut | None) -> str | None:
 
 def _outcome(loop: Loop, accelerator: Accelerator) -> dict[str, Any]:
     config, progress = loop.config, loop.progress
-    val_accuracy = None if loop.val is None else loop.evaluate(loop.val)[1]
     return {
         "reported": {
             "which": config.select,
             "epoch": loop.reported_epoch,
-            "val_accuracy": val_accuracy,
+            "val_accuracy": loop.reported_accuracy,
         },
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,

@@ -130,6 +130,12 @@ class Loop:
         use_best = self.config.select == "best" and self.progress.best_epoch
         return self.progress.best_epoch if use_best else self.progress.epoch
 
+    @property
+    def reported_accuracy(self) -> float | None:
+        """Validation accuracy of that epoch; None without a validation split."""
+        is_best = self.reported_epoch == self.progress.best_epoch
+        return self.progress.best_accuracy if is_best else self.progress.val_accuracy
+
     def evaluate(self, split: Split) -> tuple[float, float]:
         """(mean cross-entropy, accuracy) on `split`, every process taking its share."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -167,6 +173,7 @@ class Loop:
             with self.averager.applied() if self.averager else nullcontext():
                 val_loss, val_accuracy = self.evaluate(self.val)
                 self._keep_best(val_accuracy)
+        self.progress.val_accuracy = val_accuracy
         self.progress.seconds += time.perf_counter() - started
         self._save(epoch + 1)
         return {
