@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from vitune.backbones import find_sites, head_name, logits_of, token_layout
 from vitune.errors import AdapterError, BackboneError
 from vitune.methods import OWN, Method, MethodLayer
+from vitune.training.lean import class_tail, lean_training
 
 CASES = [(method, backbone) for method in OWN for backbone in BUILDERS]
 REFUSED = Counter({"swin": 4, "torchvision_vit": 1})
@@ -274,6 +276,28 @@ def test_moves_with_the_model_and_takes_bf16(method: str, backbone: str) -> None
     assert_close(logits.float(), expected, 0.15)
     logits.float().square().sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in half.parameters() if p.grad is not None)
+
+
+@each_case
+def test_lean_step_gives_the_same_gradients(method: str, backbone: str) -> None:
+    plain = attached(method, backbone).double()
+    perturb(plain)
+    lean = copy.deepcopy(plain)
+    x, labels = images(backbone).double(), torch.tensor([0, 1, 2])
+    gradients = []
+    for model, circumstances in (
+        (plain, nullcontext()),
+        (lean, lean_training(class_tail(lean))),
+    ):
+        with circumstances:  # in evaluation mode: a dropout mask of one token is another mask
+            nn.functional.cross_entropy(logits_of(model.eval()(x)), labels).backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    for name, gradient in gradients[0].items():
+        other = gradients[1][name]
+        if gradient is not None and gradient.abs().max() > 1e-12:
+            torch.testing.assert_close(other, gradient, rtol=1e-8, atol=1e-11)
+        else:
+            assert other is None or other.abs().max() <= 1e-12, name
 
 
 @pytest.mark.parametrize("method", OWN)

@@ -8,6 +8,7 @@ from vitune.methods._delta_noise import method_penalty as method_penalty
 from vitune.methods._delta_noise import noise_plan as noise_plan
 from vitune.methods._peft_targets import UNSUPPORTED
 from vitune.methods._registry import Method as Method
+from vitune.methods._registry import keeps_tokens_apart as keeps_tokens_apart
 from vitune.methods._registry import own_method, peft_methods
 from vitune.methods._rlrr_arithmetic import combine_states as combine_states
 from vitune.methods._tuner import MethodConfig as MethodConfig

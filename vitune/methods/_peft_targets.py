@@ -21,6 +21,9 @@ TARGET_ROLES: dict[str, tuple[str, ...]] = {
 EXTRA_ROLES: dict[str, dict[str, tuple[str, ...]]] = {"ia3": {"feedforward_modules": ("fc2",)}}
 """Further arguments of a PEFT config that name modules."""
 
+MIXING_TOKENS = frozenset({"lily"})
+"""Whose linears let tokens meet: Lily's router averages its probabilities over tokens."""
+
 _NEEDS_LANGUAGE_MODEL = "it acts on the token embeddings of a language model"
 UNSUPPORTED: dict[str, str] = {
     "adalora": "its ranks are re-allocated by a call that the training loop must make each step",

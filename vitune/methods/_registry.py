@@ -13,7 +13,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from torch import nn
 
 from vitune.errors import VituneError, nearest
-from vitune.methods._peft_targets import UNSUPPORTED, peft_targets
+from vitune.methods._peft_targets import MIXING_TOKENS, UNSUPPORTED, peft_targets
 from vitune.methods._tuner import MethodConfig, register
 
 INTERNAL_FIELDS = frozenset(
@@ -109,6 +109,14 @@ def peft_methods() -> dict[str, Method]:
                 continue
             found[name] = Method(name, config_class.__name__, "PEFT", config_class, ours=False)
     return found
+
+
+def keeps_tokens_apart(model: nn.Module) -> bool:
+    """Whether every adapter on `model` treats a token without looking at another, linear by linear.
+    """
+    configs = getattr(model, "peft_config", {}).values()
+    names = {str(getattr(c.peft_type, "value", c.peft_type)).lower() for c in configs}
+    return not names & MIXING_TOKENS
 
 
 def _value(given: Any) -> Any:

@@ -105,6 +105,8 @@ class Origins:
         """The origin of `kept` where there is one and it is the same tensor, else `kept`."""
         if not isinstance(kept, Tensor):
             return kept
+        if kept.layout is not torch.strided:  # a sparse tensor has no storage of its own
+            return kept.detach()
         origin = self._of_storage.get(kept.untyped_storage().data_ptr())
         made = None if origin is None else origin.made()
         if made is None or made._version or _layout(made) != _layout(kept):

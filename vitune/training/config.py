@@ -55,7 +55,7 @@ class TrainConfig(BaseModel):
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     checkpointing: bool = Field(False, description="recompute activations to save memory")
-    lean: bool = Field(False, description="skip and recompute what the step does not need")
+    lean: bool = Field(True, description="keep and compute only what the step needs")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = Field(0, ge=0)
     checkpoint_every_epochs: int = Field(1, ge=1)

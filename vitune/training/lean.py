@@ -9,6 +9,7 @@ from torch import nn
 
 from vitune.backbones import find_sites, head_names, token_layout
 from vitune.errors import BackboneError
+from vitune.methods import keeps_tokens_apart
 from vitune.ops import first_token_only, lean_step
 
 
@@ -29,8 +30,10 @@ def class_tail(model: nn.Module) -> tuple[nn.Module, ...]:
 
     From the last attention on, a token meets no other. Empty where that is not so or more is read
     than one token: another pooling than the class token's, two heads (a distilled model reads two
-    tokens), windows.
+    tokens), windows, an adapter that lets tokens meet in a linear.
     """
+    if not keeps_tokens_apart(model):
+        return ()
     try:
         sites, layout = find_sites(model), token_layout(model)
     except BackboneError:

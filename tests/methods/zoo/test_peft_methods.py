@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from peft import get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from vitune.errors import VituneError
 from vitune.methods import METHODS, MethodConfig, get_method
 from vitune.methods._peft_targets import UNSUPPORTED
+from vitune.training.lean import class_tail, lean_training
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}:UserWarning")
@@ -62,6 +65,29 @@ def test_method_of_peft_trains_on_a_vit(name: str) -> None:
     assert any("modules_to_save" not in key for key in moved)
     assert all(before[key].requires_grad or value.requires_grad
                for key, value in peft_model.named_parameters() if key in moved)
+
+
+@pytest.mark.parametrize("name", PEFT_NAMES)
+def test_lean_step_gives_the_same_gradients(name: str) -> None:
+    model = tiny()
+    adapted = get_peft_model(model, METHODS[name].configure(model, SMALL.get(name))).eval()
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    images, labels = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
+    gradients: list[dict[str, Tensor]] = []
+    for circumstances in (nullcontext(), lean_training(class_tail(adapted))):
+        adapted.zero_grad()
+        with circumstances:
+            nn.functional.cross_entropy(adapted(images), labels).backward()
+        gradients.append(
+            {k: p.grad.clone() for k, p in adapted.named_parameters() if p.grad is not None}
+        )
+    telling = {key: value for key, value in gradients[0].items() if value.abs().max() > 1e-6}
+    assert len(telling) >= 3
+    for key, expected in telling.items():
+        torch.testing.assert_close(gradients[1][key], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_every_peft_method_is_known_or_refused_with_a_reason() -> None:
