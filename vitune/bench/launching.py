@@ -31,6 +31,8 @@ def suite_study(
     shots: int = 16,
     epochs: int | None = None,
     lrs: Sequence[float] = (),
+    search: str = "",
+    trials: int = 16,
     seeds: int | Sequence[int] = 3,
     method_args: Mapping[str, Mapping[str, Any]] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -44,6 +46,10 @@ def suite_study(
         out: the study's folder; split tables are written below it.
         epochs: None is 15 for the demo suite, else 100.
         lrs: learning rates for stage 1; none takes LR_FACTORS times each method's default.
+        search: "tpe" or "asha" (TPE with successive halving) lets Optuna propose the rates
+            instead, between the lowest and highest of `lrs`, else a tenth and ten times each
+            method's default.
+        trials: of a search, for each method and task.
         seeds: how many (0, 1, ...), or which.
         method_args: arguments by method name.
         settings: further training settings for every run.
@@ -58,7 +64,10 @@ def suite_study(
         suite, root, lists=Path(out) / LISTS, only=only, allow_missing=allow_missing, shots=shots
     )
     arguments = dict(method_args or {})
-    grid = grid_of(lr=list(lrs)) if lrs else grid_of(lr_factor=list(LR_FACTORS))
+    if search:
+        values["search"] = _search(search, trials, lrs)
+    else:
+        values["grid"] = grid_of(lr=list(lrs)) if lrs else grid_of(lr_factor=list(LR_FACTORS))
     return Study.make(
         {
             "name": suite,
@@ -70,7 +79,6 @@ def suite_study(
             "missing": found.missing,
             "epochs": epochs or DEFAULT_EPOCHS.get(suite, 100),
             "settings": dict(settings or {}),
-            "grid": grid,
             "seeds": seed_list(seeds),
             "retention": retention,
             **values,
@@ -120,6 +128,17 @@ def preset_study(
         missing=missing,
         **values,
     )
+
+
+def _search(name: str, trials: int, lrs: Sequence[float]) -> dict[str, Any]:
+    """The search called "tpe" or "asha", over rates between the given ones if there are any."""
+    pruners = {"tpe": "none", "asha": "asha"}
+    if name not in pruners:
+        raise VituneError(f"--search: got {name!r}, expected tpe or asha.")
+    found: dict[str, Any] = {"pruner": pruners[name], "num_trials": trials}
+    if lrs:
+        found["space"] = {"lr": {"low": min(lrs), "high": max(lrs), "log": True}}
+    return found
 
 
 def seed_list(seeds: int | Sequence[int]) -> tuple[int, ...]:

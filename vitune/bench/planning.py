@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from vitune.bench.protocol import Planner, needs_selection
+from vitune.bench.protocol import Planner
 from vitune.bench.running import scored
+from vitune.bench.searching import num_selection_cells
 from vitune.bench.study import Study, Task, Variant
 from vitune.bench.workbench import Workbench
 from vitune.data import Split, Splits, open_source
@@ -137,9 +138,7 @@ def _estimate(
     on_test = planner.scored_on(task) == "test"
     num_test = len(listed["test"]) if on_test else num_val
     num_final = len(study.seeds)
-    num_select = len(study.grid_of(variant)) * len(study.selection_seeds)
-    if not needs_selection(study, variant):
-        num_select = 0
+    num_select = num_selection_cells(study, variant)
     peeks = config.epochs if study.protocol == "as-published" else 1
     select = _seconds(measured, config, len(data.selection.train), num_val * (1 + config.epochs))
     trained = len(data.refit.train if on_test else data.selection.train)

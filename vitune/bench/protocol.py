@@ -1,7 +1,8 @@
 """The honest protocol: choose on validation, refit on all training images, test once.
 
-Stage 1 runs every setting of the grid on training alone and takes the best validation accuracy of
-the last epoch (ties: the lower learning rate, then the lower weight decay). Stage 2 refits on
+Stage 1 runs settings on training alone (all of a grid, or what a search proposes) and takes the
+best validation accuracy of the last epoch (ties: the lower learning rate, then the lower weight
+decay). Stage 2 refits on
 training and validation together with that setting, once a seed, and keeps the last epoch. Stage 3
 scores that network on the test split, once.
 """
@@ -16,6 +17,9 @@ from typing import Any
 
 from vitune.bench.cells import Cell, CellResult
 from vitune.bench.execution import Executor, InProcess
+from vitune.bench.searching import Choice as Choice
+from vitune.bench.searching import choose as choose
+from vitune.bench.searching import needs_selection, new_searcher, num_selection_cells
 from vitune.bench.store import Store
 from vitune.bench.study import Setting, Study, Task, Variant
 from vitune.bench.workbench import Workbench
@@ -24,24 +28,6 @@ from vitune.errors import DataError, VituneError
 from vitune.files import write_atomic
 
 STUDY, MANIFEST = "study.yaml", "study.json"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What stage 1 chose for a variant on a task.
-
-    Args:
-        setting: the chosen one.
-        val: its validation accuracy, mean over the selection seeds; None where there was nothing
-            to choose from.
-        tried: every setting with its validation accuracy, None for one that did not finish.
-    """
-
-    label: str
-    task: str
-    setting: dict[str, Any]
-    val: float | None
-    tried: tuple[tuple[dict[str, Any], float | None], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,16 +104,21 @@ def run_study(
     book = _Book()
     for tasks in executor.waves(study.tasks):
         pairs = [(variant, task) for task in tasks for variant in study.variants]
-        searched = {
-            (v.label, t.name): planner.selection_cells(v, t) for v, t in pairs
+        searches = {
+            (v.label, t.name): new_searcher(planner, v, t, store.path) for v, t in pairs
         }
-        cells = [cell for found in searched.values() for cell in found]
-        by_address = _run(cells, executor, store, watcher, book)
-        book.selection += [by_address[cell.address].for_cell(cell) for cell in cells]
+        while asked := {pair: cells for pair, s in searches.items() if (cells := s.ask())}:
+            by_address = _run(
+                [cell for cells in asked.values() for cell in cells],
+                executor, store, watcher, book,
+            )  # fmt: skip
+            for pair, cells in asked.items():
+                found = [by_address[cell.address].for_cell(cell) for cell in cells]
+                book.selection += found
+                searches[pair].tell(found)
         final: list[Cell] = []
         for variant, task in pairs:
-            tried = searched[variant.label, task.name]
-            choice = choose(study, variant, task, [by_address[cell.address] for cell in tried])
+            choice = searches[variant.label, task.name].choice()
             if choice is not None:
                 book.choices.append(choice)
                 watcher.chosen(choice)
@@ -149,11 +140,7 @@ class Planner:
     def num_cells(self) -> int:
         """Cells of both stages if every variant finds a setting on every task."""
         study = self.study
-        searched = sum(
-            len(study.grid_of(v)) * len(study.selection_seeds)
-            for v in study.variants
-            if needs_selection(study, v)
-        )
+        searched = sum(num_selection_cells(study, v) for v in study.variants)
         return len(study.tasks) * (searched + len(study.variants) * len(study.seeds))
 
     def scored_on(self, task: Task) -> str:
@@ -174,9 +161,13 @@ class Planner:
         """Stage 1: every setting and selection seed; none where there is one setting alone."""
         if not needs_selection(self.study, variant):
             return []
+        return self.cells_of(variant, task, self.study.grid_of(variant))
+
+    def cells_of(self, variant: Variant, task: Task, settings: Iterable[Setting]) -> list[Cell]:
+        """Cells of stage 1 for some settings, each with every selection seed."""
         return [
             self._cell(variant, task, setting, seed, "select", "val")
-            for setting in self.study.grid_of(variant)
+            for setting in settings
             for seed in self.study.selection_seeds
         ]
 
@@ -221,49 +212,6 @@ class Planner:
             retention=study.retention and stage == "final",
             recipe=study.recipe_of(variant, task) if stage == "final" else {},
         )
-
-
-def needs_selection(study: Study, variant: Variant) -> bool:
-    """Whether there is more than one setting to choose from."""
-    return len(study.grid_of(variant)) > 1
-
-
-def choose(
-    study: Study, variant: Variant, task: Task, results: Iterable[CellResult]
-) -> Choice | None:
-    """The setting with the best mean validation accuracy; None where no setting finished.
-
-    Ties go to the lower learning rate, then to the lower weight decay, then to the grid's order.
-    """
-    settings = study.grid_of(variant)
-    if not needs_selection(study, variant):
-        return Choice(variant.label, task.name, dict(settings[0]), None)
-    by_setting = _by_setting(study, settings, results)
-    best: tuple[float, float, float] | None = None
-    chosen: Choice | None = None
-    tried = tuple((dict(setting), mean) for setting, mean in by_setting)
-    for setting, mean in by_setting:
-        if mean is None:
-            continue
-        config = study.config(variant, task, setting, seed=0, refit=False)
-        rank = (mean, -(config.lr or 0.0), -(config.weight_decay or 0.0))
-        if best is None or rank > best:
-            best = rank
-            chosen = Choice(variant.label, task.name, dict(setting), mean, tried)
-    return chosen
-
-
-def _by_setting(
-    study: Study, settings: Sequence[Setting], results: Iterable[CellResult]
-) -> list[tuple[Setting, float | None]]:
-    """Mean validation accuracy by setting; None where a seed of it did not finish."""
-    ordered = iter(results)
-    found: list[tuple[Setting, float | None]] = []
-    for setting in settings:
-        values = [next(ordered).val for _ in study.selection_seeds]
-        known = [value for value in values if value is not None]
-        found.append((setting, sum(known) / len(known) if len(known) == len(values) else None))
-    return found
 
 
 def _run(

@@ -90,6 +90,65 @@ class Variant(Frozen):
     task_recipe: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
+class Range(Frozen):
+    """Numbers from `low` to `high`, both included; `log` draws their logarithm evenly."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise VituneError(
+                f"space: got a range of {self.low!r} to {self.high!r}, expected low < high"
+                f"{' and low > 0' if self.log else ''}."
+            )
+        return self
+
+
+class Search(Frozen):
+    """Stage 1 by Optuna instead of a grid.
+
+    Args:
+        sampler: "tpe" (tree-structured Parzen estimator) or "random".
+        pruner: "asha" (asynchronous successive halving, Li et al. 2020) runs a trial first with
+            few epochs and takes it on, each time from its start with `eta` times the epochs, only
+            if it is among the best 1/eta there; "none" runs every trial at full length.
+        num_trials: a variant and task.
+        num_parallel: trials proposed at a time; decides what the sampler knows, so it is part of
+            the study and not of the machine.
+        eta: reduction factor of "asha".
+        seed: of the sampler.
+        space: by setting a Range, or a list of choices.
+    """
+
+    sampler: Literal["tpe", "random"] = "tpe"
+    pruner: Literal["none", "asha"] = "none"
+    num_trials: int = Field(16, ge=1)
+    num_parallel: int = Field(4, ge=1)
+    eta: int = Field(3, ge=2)
+    seed: int = Field(0, ge=0)
+    space: dict[str, Range | tuple[Any, ...]] = Field(
+        default={"lr_factor": Range(low=0.1, high=10.0, log=True)}, min_length=1
+    )
+
+    def rungs(self, epochs: int) -> tuple[int, ...]:
+        """Epochs of a trial's runs, ascending, the last one `epochs`."""
+        found = [epochs]
+        while self.pruner == "asha" and found[0] // self.eta >= 1:
+            found.insert(0, found[0] // self.eta)
+        return tuple(found)
+
+    def examples(self) -> tuple[dict[str, Any], ...]:
+        """Settings at the edges of the space."""
+        ends = [
+            {n: r.low if isinstance(r, Range) else r[0] for n, r in self.space.items()},
+            {n: r.high if isinstance(r, Range) else r[-1] for n, r in self.space.items()},
+        ]
+        return tuple(ends)
+
+
 class Study(Frozen):
     """Variants x tasks x settings x seeds, and how the figures are come by.
 
@@ -106,6 +165,7 @@ class Study(Frozen):
         epochs: of every run, both stages.
         settings: further TrainConfig values for every run.
         grid: settings stage 1 chooses from on validation; one entry needs no stage 1.
+        search: proposes the settings of stage 1 instead; the grid is then left alone.
         seeds: of the final runs, at least one; 3 or more give a spread worth the name.
         selection_seeds: of the runs of stage 1, whose validation accuracies are averaged.
         split_seed: decides the hold-out where the source has no validation split.
@@ -126,6 +186,7 @@ class Study(Frozen):
     epochs: int = Field(100, ge=1)
     settings: dict[str, Any] = Field(default_factory=dict)
     grid: tuple[dict[str, Any], ...] = Field(default=({},), min_length=1)
+    search: Search | None = None
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     selection_seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     split_seed: int = Field(0, ge=0)
@@ -141,6 +202,8 @@ class Study(Frozen):
         _require_unique("tasks", [task.name for task in self.tasks])
         for name in ("seeds", "selection_seeds"):
             _require_unique(name, [str(seed) for seed in getattr(self, name)])
+        if self.search is not None:
+            _require_searchable(self)
         for variant in self.variants:
             method = get_method(variant.method)
             for argument in variant.method_args:
@@ -150,7 +213,8 @@ class Study(Frozen):
                         f"{method.name!r}. {nearest(argument, method.argument_names())}"
                     )
             for task in self.tasks:
-                for setting in self.grid_of(variant):
+                tried = self.grid_of(variant) if self.search is None else self.search.examples()
+                for setting in tried:
                     self.config(variant, task, setting, seed=0, refit=False)
         return self
 
@@ -230,6 +294,18 @@ def _require_free(setting: Setting) -> None:
             )
 
 
+def _require_searchable(study: Study) -> None:
+    """A search needs a space of its own, and no grid beside it."""
+    assert study.search is not None
+    if len(study.grid) > 1 or any(v.grid is not None for v in study.variants):
+        raise VituneError("search: got a grid as well, expected one of the two.")
+    if "epochs" in study.search.space:
+        raise VituneError("space: got 'epochs', expected none: rungs and refits decide them.")
+    for name, choices in study.search.space.items():
+        if not isinstance(choices, Range) and not choices:
+            raise VituneError(f"space: got no choices of {name!r}, expected 1 or more.")
+
+
 def _require_unique(what: str, names: Iterable[str]) -> None:
     given = list(names)
     twice = sorted({name for name in given if given.count(name) > 1})
@@ -253,7 +329,7 @@ def _explained(error: ValidationError, model: type[BaseModel]) -> str:
 
 def _keys(model: type[BaseModel], problem: Any) -> Iterable[str]:
     """The keys of the record in which an unknown one stood."""
-    inner: dict[str, type[BaseModel]] = {"variants": Variant, "tasks": Task}
+    inner: dict[str, type[BaseModel]] = {"variants": Variant, "tasks": Task, "search": Search}
     if len(problem["loc"]) == 1:
         return model.model_fields
     return inner.get(str(problem["loc"][0]), model).model_fields

@@ -35,6 +35,8 @@ def run(
     checkpoint: str = typer.Option(None, "--checkpoint", help="local weights for the backbone"),
     epochs: int = typer.Option(None, "--epochs"),
     lrs: str = typer.Option("", "--lrs", help="learning rates to choose from on validation"),
+    search: str = typer.Option("", "--search", help="tpe or asha (Optuna), instead of a grid"),
+    trials: int = typer.Option(16, "--trials", help="with --search: of each method and task"),
     seeds: int = typer.Option(3, "--seeds", help="runs of each method and task"),
     tasks: str = typer.Option("", "--tasks", help="only these, separated by ,"),
     allow_missing: bool = typer.Option(False, "--allow-missing", help="go on without some tasks"),
@@ -61,6 +63,8 @@ def run(
 
     if (suite is None) == (preset is None):
         raise VituneError("bench run: got --suite and --preset or neither, expected one of them.")
+    if preset is not None and search:
+        raise VituneError("--search: got one with --preset, whose recipe has its own settings.")
     names = words(methods)
     common: dict[str, Any] = {
         "root": data_root,
@@ -77,7 +81,10 @@ def run(
 
         if preset is not None:
             return preset_study(preset, out, protocol=which, **common)  # type: ignore[arg-type]
-        return suite_study(suite, names, out, lrs=numbers(lrs, "--lrs"), protocol=which, **common)
+        rates = numbers(lrs, "--lrs")
+        return suite_study(
+            suite, names, out, lrs=rates, search=search, trials=trials, protocol=which, **common
+        )
 
     if dry_run:
         _print_estimate(planned(protocol), jobs)

@@ -1,0 +1,163 @@
+"""Stage 1 by Optuna: TPE proposes settings, ASHA decides which are worth more epochs.
+
+Each rung of a trial is a cell of its own, trained from its start with that rung's epochs. So every
+cell stays a function of its configuration alone: it runs on any executor, is found again by its
+address, and a killed search loses the trials in flight and no cell that finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitune.bench.cells import Cell, CellResult
+from vitune.bench.searching import Choice, best_of
+from vitune.bench.study import Range, Search, Task, Variant
+from vitune.errors import VituneError
+
+if TYPE_CHECKING:
+    from vitune.bench.protocol import Planner
+
+STORAGE = "search.db"
+"""SQLite file in the study's folder; `optuna-dashboard sqlite:///OUT/search.db` shows it."""
+
+RAN = "ran"
+"""Attribute of a trial that came to an end, as one that a killed driver left has not."""
+
+
+@dataclass(frozen=True)
+class _Live:
+    """A trial on its way up the rungs."""
+
+    trial: Any
+    rung: int = 0
+
+
+class OptunaSearch:
+    """The search of one variant on one task; see `Searcher`.
+
+    Args:
+        folder: of the study; its `search.db` keeps all trials.
+
+    Raises:
+        VituneError: Optuna is not installed.
+    """
+
+    def __init__(self, planner: Planner, variant: Variant, task: Task, folder: Path) -> None:
+        assert planner.study.search is not None
+        self.planner, self.variant, self.task = planner, variant, task
+        self.spec: Search = planner.study.search
+        self.rungs = self.spec.rungs(planner.study.epochs)
+        self.live: list[_Live] = []
+        self.optuna = _optuna()
+        self.trials = self._open(folder)
+
+    def ask(self) -> list[Cell]:
+        """The next rung of the trials on their way, or new trials when none is left."""
+        if not self.live:
+            left = self.spec.num_trials - sum(RAN in t.user_attrs for t in self.trials.trials)
+            space = self._distributions()
+            self.live = [
+                _Live(self.trials.ask(space)) for _ in range(min(self.spec.num_parallel, left))
+            ]
+        settings = [self._setting(live) for live in self.live]
+        return self.planner.cells_of(self.variant, self.task, settings)
+
+    def tell(self, results: Sequence[CellResult]) -> None:
+        """Report what the round's trials reached; each ends, is pruned or climbs a rung."""
+        num_seeds = len(self.planner.study.selection_seeds)
+        states = self.optuna.trial.TrialState
+        climbing = []
+        for index, live in enumerate(self.live):
+            own = results[index * num_seeds : (index + 1) * num_seeds]
+            values = [result.val for result in own if result.val is not None]
+            if len(values) < num_seeds:
+                self._end(live, state=states.FAIL)
+                continue
+            mean = sum(values) / num_seeds
+            live.trial.report(mean, step=self.rungs[live.rung])
+            if live.rung == len(self.rungs) - 1:
+                self._end(live, values=mean)
+            elif live.trial.should_prune():
+                self._end(live, state=states.PRUNED)
+            else:
+                climbing.append(_Live(live.trial, live.rung + 1))
+        self.live = climbing
+
+    def choice(self) -> Choice | None:
+        """The best trial that went all the way."""
+        tried = [
+            (dict(trial.params), trial.value if trial.state.name == "COMPLETE" else None)
+            for trial in self.trials.trials
+            if RAN in trial.user_attrs
+        ]
+        return best_of(self.planner.study, self.variant, self.task, tried)
+
+    def _setting(self, live: _Live) -> dict[str, Any]:
+        """What the trial proposes, with its rung's epochs unless that is the whole length."""
+        is_last = live.rung == len(self.rungs) - 1
+        return live.trial.params | ({} if is_last else {"epochs": self.rungs[live.rung]})
+
+    def _end(self, live: _Live, **outcome: Any) -> None:
+        live.trial.set_user_attr(RAN, True)
+        self.trials.tell(live.trial, **outcome)
+
+    def _distributions(self) -> dict[str, Any]:
+        known = self.optuna.distributions
+        return {
+            name: known.FloatDistribution(given.low, given.high, log=given.log)
+            if isinstance(given, Range)
+            else known.CategoricalDistribution(list(given))
+            for name, given in self.spec.space.items()
+        }
+
+    def _open(self, folder: Path) -> Any:
+        """This search's trials; those that a killed driver left on their way are proposed again."""
+        optuna = self.optuna
+        folder.mkdir(parents=True, exist_ok=True)
+        storage = f"sqlite:///{(folder / STORAGE).resolve()}"
+        trials = optuna.create_study(
+            study_name=self._name(), storage=storage, direction="maximize", load_if_exists=True
+        )
+        seed = self.spec.seed + len(trials.trials)
+        samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+        trials.sampler = samplers[self.spec.sampler](seed=seed)
+        trials.pruner = (
+            optuna.pruners.SuccessiveHalvingPruner(
+                min_resource=self.rungs[0], reduction_factor=self.spec.eta
+            )
+            if self.spec.pruner == "asha"
+            else optuna.pruners.NopPruner()
+        )
+        states = optuna.trial.TrialState
+        for trial in trials.get_trials(states=(states.RUNNING,)):
+            trials.tell(trial.number, state=states.FAIL)
+            trials.enqueue_trial(trial.params)
+        return trials
+
+    def _name(self) -> str:
+        """Variant and task for people, and a hash of all that decides what a trial is worth."""
+        (example,) = self.planner.cells_of(self.variant, self.task, [self.spec.examples()[0]])[:1]
+        parts = {
+            "search": self.spec.model_dump(mode="json", exclude={"num_trials"}),
+            "cell": example.address,
+            "seeds": self.planner.study.selection_seeds,
+        }
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+        return f"{self.variant.label} on {self.task.name} ({digest})"
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise VituneError(
+            "search: got a study that searches with Optuna, which is not installed. "
+            "Install it with: pip install 'vitune[search]'"
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
