@@ -6,6 +6,7 @@ that comes of it carries the protocol's name and the honest figure of the same r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,13 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from vitune.data import Split
 from vitune.errors import VituneError, nearest
 from vitune.training import Observer
 from vitune.training.loop import Loop
+from vitune.training.optimiser import new_schedule
 
-RECIPE_KEYS = ("element_dropout", "schedule_lag", "skip_epochs")
+RECIPE_KEYS = (
+    "element_dropout",
+    "schedule_lag",
+    "skip_epochs",
+    "cooldown_epochs",
+    "restart_epochs",
+    "restart_factor",
+)
 
 
 class LaggingSchedule:
@@ -39,6 +49,33 @@ class LaggingSchedule:
         self.schedule.step_update(max(0, epoch - 1) * self.steps_per_epoch)
 
 
+class WarmRestarts:
+    """Cosine to 0 that starts over, without warm-up (SGDR, Loshchilov and Hutter 2017, Eq. 5).
+
+    Args:
+        optimiser: whose groups' present rates are the peaks.
+        steps_per_epoch: optimiser steps.
+        first: epochs of the first period.
+        factor: each period has so many times the epochs of the one before.
+    """
+
+    def __init__(
+        self, optimiser: Optimizer, steps_per_epoch: int, first: int, factor: int = 1
+    ) -> None:
+        self.groups, self.steps_per_epoch = optimiser.param_groups, steps_per_epoch
+        self.peaks = [group["initial_lr"] for group in self.groups]
+        self.first, self.factor = first, factor
+
+    def step_update(self, step: int) -> None:
+        """The rate of optimiser step `step`, counted from 0; constant within an epoch."""
+        epoch, period = step // self.steps_per_epoch, self.first
+        while epoch >= period:
+            epoch, period = epoch - period, period * self.factor
+        share = (1 + math.cos(math.pi * epoch / period)) / 2
+        for group, peak in zip(self.groups, self.peaks, strict=True):
+            group["lr"] = share * peak
+
+
 @dataclass
 class PublishedRecipe(Observer):
     """Watches a run from outside and changes what the official scripts do otherwise.
@@ -49,24 +86,30 @@ class PublishedRecipe(Observer):
             0 in the first block to p in the last (the official code calls it drop path).
         schedule_lag: the learning rate lags an epoch behind and stands still within one.
         skip_epochs: epochs at the start that the maximum leaves out.
+        cooldown_epochs: the run's last epochs, at the least rate, after the cosine has ended; the
+            official scripts run them on top of the epochs that the paper names.
+        restart_epochs: the cosine starts over after so many epochs, without warm-up; 0 is never.
+        restart_factor: of each period's length by the one before.
     """
 
     test: Split
-    num_epochs: int
     element_dropout: float = 0.0
     schedule_lag: bool = True
     skip_epochs: int = 1
+    cooldown_epochs: int = 0
+    restart_epochs: int = 0
+    restart_factor: int = 1
     test_accuracies: list[float] = field(default_factory=list)
 
     @classmethod
-    def make(cls, recipe: Mapping[str, Any], test: Split, num_epochs: int) -> PublishedRecipe:
+    def make(cls, recipe: Mapping[str, Any], test: Split) -> PublishedRecipe:
         """The observer for a recipe's plain values.
 
         Raises:
             VituneError: an unknown key, or a dropout outside [0, 1).
         """
         check_recipe(recipe)
-        return cls(test, num_epochs, **recipe)
+        return cls(test, **recipe)
 
     def started(self, loop: Loop) -> None:
         """Put in the dropout and the lag before the first step."""
@@ -74,8 +117,25 @@ class PublishedRecipe(Observer):
         self.test_accuracies.clear()
         if self.element_dropout:
             add_element_dropout(loop.model, self.element_dropout)
+        if self.cooldown_epochs:
+            loop.schedule = self._cosine_before_cooldown(loop)
+        if self.restart_epochs:
+            loop.schedule = WarmRestarts(
+                loop.raw_optimiser, loop.steps_per_epoch, self.restart_epochs, self.restart_factor
+            )
         if self.schedule_lag:
             loop.schedule = LaggingSchedule(loop.schedule, loop.steps_per_epoch)
+
+    def _cosine_before_cooldown(self, loop: Loop) -> Any:
+        steps, config = loop.steps_per_epoch, loop.config
+        for group in loop.raw_optimiser.param_groups:  # a new schedule takes it for the peak
+            group["lr"] = group["initial_lr"]
+        return new_schedule(
+            loop.raw_optimiser,
+            num_steps=steps * max(1, config.epochs - self.cooldown_epochs),
+            warmup_steps=round(steps * config.resolved_warmup_epochs),
+            min_lr=config.min_lr,
+        )
 
     def epoch_ended(self, row: dict[str, Any]) -> None:
         """Score the test split, as the official scripts do."""
@@ -104,6 +164,10 @@ def check_recipe(recipe: Mapping[str, Any]) -> None:
             raise VituneError(
                 f"recipe: got {key!r}, expected a known deviation. {nearest(key, RECIPE_KEYS)}"
             )
+    for key in ("cooldown_epochs", "restart_epochs", "skip_epochs", "restart_factor"):
+        value = recipe.get(key, 1)
+        if not isinstance(value, int) or value < (key == "restart_factor"):
+            raise VituneError(f"{key}: got {value!r}, expected a whole number, 0 or more.")
     rate = recipe.get("element_dropout", 0.0)
     if not 0 <= rate < 1:
         raise VituneError(f"element_dropout: got {rate!r}, expected a rate in [0, 1).")

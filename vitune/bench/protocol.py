@@ -197,12 +197,14 @@ class Planner:
         study, refit = self.study, scored_on == "test"
         config = study.config(variant, task, setting, seed=seed, refit=refit)
         data = self.bench.task(config, study.split_seed)
+        recipe = study.recipe_of(variant, task) if stage == "final" else {}
+        epochs = config.epochs + recipe.get("cooldown_epochs", 0)
         return Cell(
             stage=stage,
             label=variant.label,
             task=task.name,
             group=task.group,
-            config=config,
+            config=config.model_copy(update={"epochs": epochs}),
             setting=dict(setting),
             scored_on=scored_on,
             split_hashes=data.hashes(refit=refit, scored_on=scored_on),
@@ -210,7 +212,7 @@ class Planner:
             split_seed=study.split_seed,
             val=val,
             retention=study.retention and stage == "final",
-            recipe=study.recipe_of(variant, task) if stage == "final" else {},
+            recipe=recipe,
         )
 
 

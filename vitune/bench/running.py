@@ -79,7 +79,7 @@ def _run(cell: Cell, bench: Workbench, train: Train) -> CellResult:
     observer: Observer = Observer()
     if cell.recipe:
         observer = PublishedRecipe.make(
-            cell.recipe, bench.open_test(cell.config, splits.classes), cell.config.epochs
+            cell.recipe, bench.open_test(cell.config, splits.classes)
         )
     trained, notes = train_within_memory(cell.config, splits, observer, train=train)
     summary = trained.summary

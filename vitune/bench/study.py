@@ -28,6 +28,9 @@ PUBLISHED_DEFAULTS: dict[str, Any] = {
     "element_dropout": 0.0,
     "schedule_lag": True,
     "skip_epochs": 1,
+    "cooldown_epochs": 0,
+    "restart_epochs": 0,
+    "restart_factor": 1,
 }
 """Deviations of the official scripts where a variant states no others."""
 

@@ -14,16 +14,23 @@ import pytest
 import torch
 from torch import nn
 
-from vitune.bench.as_published import LaggingSchedule, add_element_dropout, check_recipe
+from vitune.bench.as_published import (
+    LaggingSchedule,
+    PublishedRecipe,
+    WarmRestarts,
+    add_element_dropout,
+    check_recipe,
+)
 from vitune.bench.cells import CellResult
 from vitune.bench.comparing import compare, comparison_study
 from vitune.bench.execution import InProcess, Processes
 from vitune.bench.on_ray import OnRay
 from vitune.bench.planning import estimate, total_hours
-from vitune.bench.protocol import Watcher, run_study
+from vitune.bench.protocol import Planner, Watcher, choose, run_study
 from vitune.bench.study import Study
 from vitune.bench.workbench import Workbench
 from vitune.errors import VituneError
+from vitune.training.fitting import fit
 
 Make = Callable[..., Study]
 
@@ -42,6 +49,56 @@ def test_the_rate_lags_an_epoch_and_stands_still_within_one() -> None:
     for step in range(9):
         lagging.step_update(step)
     assert rates.steps == [0, 0, 0, 0, 0, 0, 3, 3, 3]
+
+
+def rates_by_epoch(study: Study, recipe: dict[str, Any], epochs: int, bench: Workbench) -> Any:
+    """The learning rate of the last step of each epoch of a run under a recipe."""
+    rates: list[float] = []
+
+    class Rates(PublishedRecipe):
+        def epoch_ended(self, row: dict[str, Any]) -> None:
+            rates.append(row["lr"])
+
+    config = study.config(study.variants[0], study.tasks[0], {}, seed=0, refit=True)
+    splits = bench.task(config, 0).refit
+    test = bench.open_test(config, splits.classes)
+    fit(config.model_copy(update={"epochs": epochs}), splits=splits, observer=Rates(test, **recipe))
+    return rates
+
+
+def test_cooldown_follows_the_whole_cosine(tiny_study: Make, bench: Workbench) -> None:
+    study = tiny_study(settings={"batch_size": 8, "lr": 0.5, "warmup_epochs": 1, "min_lr": 1e-6})
+    recipe = {"schedule_lag": False, "cooldown_epochs": 2}
+    rates = rates_by_epoch(study, recipe, 6, bench)
+    assert rates[4:] == [1e-6, 1e-6] and rates[3] > 1e-2
+    assert max(rates) == pytest.approx(0.5, rel=0.15)
+
+
+def test_cooldown_lengthens_the_as_published_run_alone(
+    tiny_study: Make, bench: Workbench
+) -> None:
+    variants = [{"label": "a", "method": "linear", "recipe": {"cooldown_epochs": 10}}]
+    for protocol, epochs in (("as-published", 13), ("honest", 3)):
+        study = tiny_study(variants=variants, protocol=protocol, epochs=3)
+        planner = Planner(study, bench)
+        choice = choose(study, study.variants[0], study.tasks[0], [])
+        assert choice is not None
+        (cell,) = planner.final_cells(study.variants[0], study.tasks[0], choice)
+        assert cell.config.epochs == epochs
+
+
+def test_warm_restarts_of_the_official_script_end_at_54_percent() -> None:
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    optimiser.param_groups[0]["initial_lr"] = 2.0
+    lagging = LaggingSchedule(WarmRestarts(optimiser, 3, 10, 2), steps_per_epoch=3)
+    rates = []
+    for step in range(3 * 110):
+        lagging.step_update(step)
+        rates.append(optimiser.param_groups[0]["lr"])
+    by_epoch = rates[::3]
+    assert rates == [rate for rate in by_epoch for _ in range(3)]
+    assert [n for n, rate in enumerate(by_epoch) if rate == 2.0] == [0, 1, 11, 31, 71]
+    assert by_epoch[-1] / 2 == pytest.approx(0.54, abs=0.005)
 
 
 def test_element_dropout_rises_over_the_blocks() -> None:
@@ -173,16 +230,17 @@ def test_ray_runs_the_same_cells_and_survives_a_worker(
         deadline = time.monotonic() + 100
         while time.monotonic() < deadline and not list(tmp_path.glob("cells/*.json")):
             time.sleep(0.02)
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                name = (process / "cmdline").read_text().replace("\0", " ")
-                parents = (process / "environ").read_text()
-            except OSError:
-                continue
-            if name.startswith("ray::_complete") and f"TEST_OF={os.getpid()}" in parents:
-                os.kill(int(process.name), signal.SIGKILL)
-                killed.append(int(process.name))
-                return
+        while time.monotonic() < deadline and not killed:  # a worker may be between two cells
+            for process in Path("/proc").glob("[0-9]*"):
+                try:
+                    name = (process / "cmdline").read_text().replace("\0", " ")
+                    parents = (process / "environ").read_text()
+                except OSError:
+                    continue
+                if name.startswith("ray::_complete") and f"TEST_OF={os.getpid()}" in parents:
+                    os.kill(int(process.name), signal.SIGKILL)
+                    killed.append(int(process.name))
+                    return
 
     os.environ["TEST_OF"] = str(os.getpid())
     thread = threading.Thread(target=kill_one, daemon=True)
