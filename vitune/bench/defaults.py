@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vitune.bench.cells import CellResult
-from vitune.bench.protocol import Choice
+from vitune.bench.protocol import STUDY, Choice, read_choices
+from vitune.bench.study import Study
 from vitune.bench.table import make_table
 from vitune.errors import VituneError
+from vitune.files import write_atomic
+from vitune.methods import METHODS, get_method
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,65 @@ def default_against_tuned(
     if not found:
         raise VituneError("defaults: got two studies without a method and task in common.")
     return found
+
+
+def record(
+    defaults: Sequence[Default], studies: Sequence[Study], path: str | Path, *, command: str
+) -> None:
+    """Write the file that `vitune train` takes its settings from when the user gives none.
+
+    Args:
+        studies: where the defaults come from; their backbone, epochs and batch size are noted.
+        command: that chose them.
+    """
+    settings = {default.label: _resolved(default) for default in defaults}
+    found = {
+        "command": command,
+        "tasks": list(defaults[0].tasks),
+        "studies": [
+            {"name": s.name, "backbone": s.backbone, "epochs": s.epochs, "settings": s.settings}
+            for s in studies
+        ],
+        "settings": dict(sorted(settings.items())),
+    }
+    write_atomic(path, json.dumps(found, indent=1) + "\n")
+
+
+def defaults_of(folders: Sequence[str | Path]) -> tuple[list[Default], list[Study]]:
+    """The defaults that stage 1 of several studies' folders gives together, and the studies.
+
+    Variants that are not a method by its own name (other arguments, another objective) are left
+    out: a default is a method's.
+
+    Raises:
+        VituneError: a folder without a study, or nothing to choose from.
+    """
+    studies = [Study.read(Path(folder) / STUDY) for folder in folders]
+    choices = [choice for folder in folders for choice in read_choices(folder)]
+    return choose_defaults([c for c in choices if c.label in METHODS]), studies
+
+
+def choices_table(defaults: Sequence[Default]) -> str:
+    """Defaults with their mean validation accuracy beside what tuning each task gives, percent."""
+    lines = [
+        "| method | default | validation | tuned per task | difference |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for default in defaults:
+        setting = ", ".join(f"{name} {value:g}" for name, value in default.setting.items())
+        figures = (default.val, default.best_val, default.best_val - default.val)
+        cells = [default.label, setting, *(f"{100 * value:.1f}" for value in figures)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _resolved(default: Default) -> dict[str, Any]:
+    """The setting with a rate in the place of a multiple of the present default."""
+    setting = dict(default.setting)
+    factor = setting.pop("lr_factor", None)
+    if factor is not None:
+        setting["lr"] = float(f"{factor * get_method(default.label).default_lr:.3g}")
+    return setting
 
 
 def markdown_of(rows: Sequence[AgainstTuned]) -> str:

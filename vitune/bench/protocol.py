@@ -246,22 +246,37 @@ def read_results(out: str | Path) -> list[CellResult]:
         VituneError: the folder holds no study.
     """
     store = Store(out)
-    path = store.path / MANIFEST
+    found = [(store.read(e["address"]), e) for e in _manifest(out, "results")]
+    return [
+        replace(result, label=e["label"], task=e["task"], group=e["group"], val=e["val"])
+        for result, e in found
+        if result is not None
+    ]
+
+
+def read_choices(out: str | Path) -> list[Choice]:
+    """What stage 1 of the study in a folder chose and tried, as far as it has come.
+
+    Raises:
+        VituneError: the folder holds no study.
+    """
+    return [
+        Choice(**{**e, "tried": tuple((dict(setting), val) for setting, val in e["tried"])})
+        for e in _manifest(out, "choices")
+    ]
+
+
+def _manifest(out: str | Path, part: str) -> list[dict[str, Any]]:
+    path = Path(out) / MANIFEST
     if not path.is_file():
         raise VituneError(
             f"study: got {str(out)!r} without {MANIFEST}, expected a folder that "
             "'vitune bench run --out' wrote."
         )
     try:
-        entries = json.loads(path.read_text())["results"]
-        found = [(store.read(e["address"]), e) for e in entries]
+        return list(json.loads(path.read_text())[part])
     except (ValueError, KeyError, TypeError) as error:
         raise VituneError(f"{path}: got a damaged file ({error}), run the study again.") from None
-    return [
-        replace(result, label=e["label"], task=e["task"], group=e["group"], val=e["val"])
-        for result, e in found
-        if result is not None
-    ]
 
 
 def _record(store: Store, book: _Book) -> None:

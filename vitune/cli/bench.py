@@ -155,6 +155,39 @@ def table(
         print_table(made)
 
 
+@bench.command("defaults")
+def defaults(
+    folders: list[str] = typer.Argument(..., help="study folders with a grid"),
+    out: str = typer.Option(None, "--out", help="JSON of the settings; the package's own lies in "
+                            "vitune/methods/default_settings.json"),
+    against: str = typer.Option(None, "--against", help="a study at the defaults, to compare"),
+) -> None:
+    """Choose one setting a method over all tasks of studies, on validation alone.
+
+    With --against, test accuracies of a study that ran at the defaults stand beside those of the
+    per-task choices.
+    """
+    import shlex
+    import sys
+
+    from vitune.bench.defaults import (
+        choices_table,
+        default_against_tuned,
+        defaults_of,
+        markdown_of,
+        record,
+    )
+    from vitune.bench.protocol import read_results
+
+    found, studies = defaults_of(folders)
+    typer.echo(choices_table(found))
+    if against is not None:
+        tuned = [result for folder in folders for result in read_results(folder)]
+        typer.echo(markdown_of(default_against_tuned(read_results(against), tuned)))
+    if out is not None:
+        record(found, studies, out, command=shlex.join(["vitune", *sys.argv[1:]]))
+
+
 @bench.command("presets")
 def presets(name: str = typer.Argument(None, help="show this one whole")) -> None:
     """List the published recipes, or show one with its source and expected score."""

@@ -13,6 +13,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from torch import nn
 
 from vitune.errors import VituneError, nearest
+from vitune.methods._defaults import recorded
 from vitune.methods._peft_targets import MIXING_TOKENS, UNSUPPORTED, peft_targets
 from vitune.methods._tuner import MethodConfig, register
 
@@ -43,13 +44,16 @@ class Method:
 
     @property
     def default_lr(self) -> float:
-        """Peak learning rate used when the user gives none."""
-        return float(getattr(self.config_class, "default_lr", PEFT_DEFAULT_LR))
+        """Peak learning rate used when the user gives none: recorded, else the config's own."""
+        own = getattr(self.config_class, "default_lr", PEFT_DEFAULT_LR)
+        return float(recorded(self.name, "lr") or own)
 
     @property
     def default_weight_decay(self) -> float:
         """AdamW's weight decay used when the user gives none."""
-        return float(getattr(self.config_class, "default_weight_decay", PEFT_DEFAULT_WEIGHT_DECAY))
+        own = getattr(self.config_class, "default_weight_decay", PEFT_DEFAULT_WEIGHT_DECAY)
+        found = recorded(self.name, "weight_decay")
+        return float(own if found is None else found)
 
     @property
     def mergeable(self) -> bool:
