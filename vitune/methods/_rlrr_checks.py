@@ -12,7 +12,7 @@ from vitune.methods._roles import NORM_ROLES, QKV_PARTS, expand_roles
 if TYPE_CHECKING:
     from vitune.methods.rlrr import RLRRConfig
 
-SWITCHES = ("hadamard", "residual", "shift", "allow_stationary", "fast")
+SWITCHES = ("hadamard", "residual", "shift", "allow_stationary", "fast", "exact")
 
 
 def check_values(config: RLRRConfig) -> None:

@@ -55,7 +55,15 @@ class RescaledLinear(LinearLayer):
         scales, shift = self._scales(adapter, base.weight), self._shift(adapter)
         if not config.hadamard:
             return _add_low_rank(self.base_layer(x), x, *scales, shift)
-        return rescaled_linear(x, base.weight, base.bias, *scales, shift, residual=config.residual)
+        return rescaled_linear(
+            x,
+            base.weight,
+            base.bias,
+            *scales,
+            shift,
+            residual=config.residual,
+            exact=config.exact,
+        )
 
     def _changed(self, matrix: Tensor, adapter: str) -> Tensor:
         """W' of a weight seen as a matrix (o, i)."""

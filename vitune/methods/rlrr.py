@@ -64,6 +64,8 @@ class RLRRConfig(MethodConfig):
             adapted; else split.
         allow_stationary: accept init="zero" where no scale can ever move.
         fast: False computes the reference of `vitune.ops` instead of the memory-lean version.
+        exact: every product of the fast version in the input's own number format; else the one
+            that only the scales' gradient needs is in bfloat16 where that is faster.
 
     Raises:
         VituneError: a value outside those named here, or two that contradict each other.
@@ -84,6 +86,7 @@ class RLRRConfig(MethodConfig):
     fused_qkv: str | None = field(default=None)
     allow_stationary: bool = field(default=False)
     fast: bool = field(default=True)
+    exact: bool = field(default=False)
 
     method = "rlrr"
     title = "RLRR"
