@@ -117,7 +117,7 @@ def stream() -> dict[str, Any]:
 
 def processes() -> dict[str, Any]:
     """Two processes in one run (gloo), two that know nothing of each other, and one alone."""
-    words = ["train", "--data", "demo:digits?train=1200&val=50", "--epochs", "4"]
+    words = ["train", "--data", "demo:digits?train=1200", "--epochs", "4"]
     words += ["--lr", "1e-2", "--batch-size", "16", "--out"]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -119,21 +119,30 @@ def record(
 ) -> None:
     """Write the file that `vitune train` takes its settings from when the user gives none.
 
+    What the file says of other backbones stays.
+
     Args:
-        studies: where the defaults come from; their backbone, epochs and batch size are noted.
+        studies: where the defaults come from; their epochs and settings are noted.
         command: that chose them.
+
+    Raises:
+        VituneError: studies of several backbones, or a file that is something else.
     """
-    settings = {default.label: _resolved(default) for default in defaults}
-    found = {
+    backbones = sorted({study.backbone for study in studies})
+    if len(backbones) > 1:
+        raise VituneError(f"defaults: got studies on {' and '.join(backbones)}, expected one.")
+    file = Path(path)
+    try:
+        kept = dict(json.loads(file.read_text())) if file.is_file() else {}
+    except ValueError:
+        raise VituneError(f"--out: got {str(path)!r}, expected a file of defaults.") from None
+    kept[backbones[0]] = {
         "command": command,
         "tasks": list(defaults[0].tasks),
-        "studies": [
-            {"name": s.name, "backbone": s.backbone, "epochs": s.epochs, "settings": s.settings}
-            for s in studies
-        ],
-        "settings": dict(sorted(settings.items())),
+        "studies": [{"name": s.name, "epochs": s.epochs, "settings": s.settings} for s in studies],
+        "settings": {d.label: _resolved(d, backbones[0]) for d in defaults},
     }
-    write_atomic(path, json.dumps(found, indent=1) + "\n")
+    write_atomic(file, json.dumps(kept, indent=1) + "\n")
 
 
 def defaults_of(folders: Sequence[str | Path]) -> tuple[list[Default], list[Study]]:
@@ -164,12 +173,12 @@ def choices_table(defaults: Sequence[Default]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _resolved(default: Default) -> dict[str, Any]:
+def _resolved(default: Default, backbone: str) -> dict[str, Any]:
     """The setting with a rate in the place of a multiple of the present default."""
     setting = dict(default.setting)
     factor = setting.pop("lr_factor", None)
     if factor is not None:
-        setting["lr"] = float(f"{factor * get_method(default.label).default_lr:.3g}")
+        setting["lr"] = float(f"{factor * get_method(default.label).default_lr(backbone):.3g}")
     return setting
 
 

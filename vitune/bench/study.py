@@ -243,10 +243,10 @@ class Study(Frozen):
         method = get_method(variant.method)
         factor = values.pop("lr_factor", None)
         if factor is not None:
-            values["lr"] = float(factor) * method.default_lr
+            values["lr"] = float(factor) * method.default_lr(self.backbone)
         arguments = {**variant.method_args, **values.pop("method_args", {})}
-        values.setdefault("lr", method.default_lr)
-        values.setdefault("weight_decay", method.default_weight_decay)
+        values.setdefault("lr", method.default_lr(self.backbone))
+        values.setdefault("weight_decay", method.default_weight_decay(self.backbone))
         return TrainConfig.make(
             {
                 **values,

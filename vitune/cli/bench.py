@@ -158,8 +158,7 @@ def table(
 @bench.command("defaults")
 def defaults(
     folders: list[str] = typer.Argument(..., help="study folders with a grid"),
-    out: str = typer.Option(None, "--out", help="JSON of the settings; the package's own lies in "
-                            "vitune/methods/default_settings.json"),
+    out: str = typer.Option(None, "--out", help="JSON to record them in; other backbones stay"),
     against: str = typer.Option(None, "--against", help="a study at the defaults, to compare"),
 ) -> None:
     """Choose one setting a method over all tasks of studies, on validation alone.

@@ -1,4 +1,8 @@
-"""Settings used when the user gives none, as `vitune bench defaults` recorded them."""
+"""Settings used when the user gives none, as `vitune bench defaults` recorded them.
+
+They hold for the backbone they were chosen on. A rate that suits a narrow network is too high for
+a wide one, so on others a method's usual rate stands, the class attribute `default_lr`.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("default_settings.json")
-"""Written by the command that stands in it, from validation accuracies alone."""
+"""By backbone: the command that chose, its tasks and studies, and the settings by method."""
 
 
-def recorded(method: str, name: str) -> Any:
-    """The recorded value of a training setting of `method`; None where there is none."""
-    return _settings().get(method, {}).get(name)
+def recorded(backbone: str, method: str, name: str, otherwise: Any) -> Any:
+    """The recorded value of a training setting of `method` on `backbone`, else `otherwise`."""
+    return _by_backbone().get(backbone, {}).get("settings", {}).get(method, {}).get(name, otherwise)
 
 
 @cache
-def _settings() -> dict[str, dict[str, Any]]:
-    return dict(json.loads(FILE.read_text(encoding="utf-8"))["settings"])
+def _by_backbone() -> dict[str, dict[str, Any]]:
+    return dict(json.loads(FILE.read_text(encoding="utf-8")))

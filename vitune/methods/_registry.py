@@ -42,18 +42,15 @@ class Method:
     config_class: type[PeftConfig]
     ours: bool
 
-    @property
-    def default_lr(self) -> float:
-        """Peak learning rate used when the user gives none: recorded, else the config's own."""
-        own = getattr(self.config_class, "default_lr", PEFT_DEFAULT_LR)
-        return float(recorded(self.name, "lr") or own)
+    def default_lr(self, backbone: str) -> float:
+        """Peak learning rate used when the user gives none: recorded for `backbone`, or usual."""
+        usual = getattr(self.config_class, "default_lr", PEFT_DEFAULT_LR)
+        return float(recorded(backbone, self.name, "lr", usual))
 
-    @property
-    def default_weight_decay(self) -> float:
-        """AdamW's weight decay used when the user gives none."""
-        own = getattr(self.config_class, "default_weight_decay", PEFT_DEFAULT_WEIGHT_DECAY)
-        found = recorded(self.name, "weight_decay")
-        return float(own if found is None else found)
+    def default_weight_decay(self, backbone: str) -> float:
+        """AdamW's weight decay used when the user gives none: recorded, or usual."""
+        usual = getattr(self.config_class, "default_weight_decay", PEFT_DEFAULT_WEIGHT_DECAY)
+        return float(recorded(backbone, self.name, "weight_decay", usual))
 
     @property
     def mergeable(self) -> bool:

@@ -24,6 +24,7 @@ class FullConfig(InPlaceConfig):
     title = "Full fine-tuning"
     source = "common practice"
     formula = "all"
+    default_lr = 1e-4
 
     def trained(self, model: nn.Module) -> Iterable[tuple[str, str]]:
         return own_parameters(model)

@@ -181,9 +181,11 @@ def _fit(
     model = attach(backbone, config.method, config.method_args)
     counts = count_parameters(model)
     recipe = Recipe(
-        lr=config.lr or method.default_lr,
+        lr=config.lr or method.default_lr(config.backbone),
         weight_decay=(
-            method.default_weight_decay if config.weight_decay is None else config.weight_decay
+            method.default_weight_decay(config.backbone)
+            if config.weight_decay is None
+            else config.weight_decay
         ),
     )
     precision = resolve_precision(config.precision, process.device.type, _width(model))

@@ -16,6 +16,7 @@ from vitune.cli import run
 from vitune.methods import METHODS, get_method
 from vitune.methods._defaults import FILE
 from vitune.training import TrainConfig
+from vitune.training.fitting import fit
 
 Make = Callable[..., Study]
 
@@ -37,16 +38,29 @@ def test_the_command_records_what_validation_chose(
     printed = capsys.readouterr().out
     assert "| linear | lr_factor " in printed and "+0.0 |" in printed
     kept = json.loads(out.read_text())
-    chosen = outcome.choices[0].setting["lr_factor"] * get_method("linear").default_lr
-    assert kept["settings"] == {"linear": {"lr": pytest.approx(chosen)}}
-    assert kept["tasks"] == ["count"] and kept["studies"][0]["epochs"] == 1
+    (entry,) = kept.values()
+    chosen = outcome.choices[0].setting["lr_factor"]
+    chosen *= get_method("linear").default_lr(study.backbone)
+    assert list(kept) == [study.backbone]
+    assert entry["settings"] == {"linear": {"lr": pytest.approx(chosen)}}
+    assert entry["tasks"] == ["count"] and entry["studies"][0]["epochs"] == 1
+    out.write_text(json.dumps({"another": {"settings": {}}}))
+    assert run(words) == 0 and set(json.loads(out.read_text())) == {study.backbone, "another"}
+    out.write_text("{")
+    assert run(words) == 2
     assert run(["bench", "defaults", str(tmp_path)]) == 2
 
 
 def test_recorded_settings_are_what_training_uses() -> None:
-    kept = json.loads(FILE.read_text())
-    assert set(kept["settings"]) <= set(METHODS)
-    for name, settings in kept["settings"].items():
-        TrainConfig.make({"data": "demo:digits", "method": name, **settings})
-        assert get_method(name).default_lr == settings.get("lr", get_method(name).default_lr)
-    assert kept["command"].startswith("vitune bench defaults") or not kept["settings"]
+    for backbone, entry in json.loads(FILE.read_text()).items():
+        assert entry["command"].startswith("vitune bench defaults")
+        assert set(entry["settings"]) <= set(METHODS) and len(entry["tasks"]) >= 2
+        for name, settings in entry["settings"].items():
+            TrainConfig.make({"data": "demo:digits", "method": name, **settings})
+            assert get_method(name).default_lr(backbone) == settings["lr"]
+    assert get_method("full").default_lr("vit_base_patch16_224") == 1e-4
+
+
+def test_training_takes_the_recorded_rate() -> None:
+    config = TrainConfig.make({"data": "demo:count?train=16&val=8&test=16", "batch_size": 8, "epochs": 1})
+    assert fit(config).summary["lr"] == get_method("rlrr").default_lr(config.backbone)

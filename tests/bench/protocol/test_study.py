@@ -45,7 +45,7 @@ def test_a_factor_multiplies_the_methods_own_rate(tiny_study: Make) -> None:
     config = study.config(study.variants[0], study.tasks[0], study.grid[0], seed=0, refit=False)
     from vitune.methods import get_method
 
-    assert config.lr == pytest.approx(3 * get_method("linear").default_lr)
+    assert config.lr == pytest.approx(3 * get_method("linear").default_lr(study.backbone))
 
 
 def test_arguments_of_the_grid_join_those_of_the_variant(tiny_study: Make) -> None:
