@@ -14,7 +14,11 @@ from vitune.errors import VituneError
 LR_FACTORS = (0.3, 1.0, 3.0)
 """What stage 1 tries where the user names no rates: multiples of each method's default."""
 
-DEFAULT_EPOCHS = {"demo": 15}
+DEFAULT_EPOCHS = 100
+SUITE_SETTINGS: dict[str, dict[str, Any]] = {"demo": {"epochs": 3, "batch_size": 16}}
+"""By suite, what stands in place of the usual settings: seven methods on the demo suite within an
+hour on two cores. Small batches, since at three epochs the number of steps is what is short."""
+
 LISTS = "lists"
 
 Protocol = Literal["honest", "as-published"]
@@ -44,7 +48,7 @@ def suite_study(
     Args:
         suite, root, only, allow_missing, shots: as `suite_tasks` takes them.
         out: the study's folder; split tables are written below it.
-        epochs: None is 15 for the demo suite, else 100.
+        epochs: None is what SUITE_SETTINGS says of the suite, else DEFAULT_EPOCHS.
         lrs: learning rates for stage 1; none takes LR_FACTORS times each method's default.
         search: "tpe" or "asha" (TPE with successive halving) lets Optuna propose the rates
             instead, between the lowest and highest of `lrs`, else a tenth and ten times each
@@ -52,7 +56,7 @@ def suite_study(
         trials: of a search, for each method and task.
         seeds: how many (0, 1, ...), or which.
         method_args: arguments by method name.
-        settings: further training settings for every run.
+        settings: further training settings for every run; they win over SUITE_SETTINGS.
         values: further fields of Study (backbone, checkpoint, image_size, report_on, ...).
 
     Raises:
@@ -64,6 +68,8 @@ def suite_study(
         suite, root, lists=Path(out) / LISTS, only=only, allow_missing=allow_missing, shots=shots
     )
     arguments = dict(method_args or {})
+    usual = {"epochs": DEFAULT_EPOCHS} | SUITE_SETTINGS.get(suite, {})
+    suite_epochs = usual.pop("epochs")
     if search:
         values["search"] = _search(search, trials, lrs)
     else:
@@ -77,8 +83,8 @@ def suite_study(
             ],
             "tasks": found.tasks,
             "missing": found.missing,
-            "epochs": epochs or DEFAULT_EPOCHS.get(suite, 100),
-            "settings": dict(settings or {}),
+            "epochs": epochs or suite_epochs,
+            "settings": usual | dict(settings or {}),
             "seeds": seed_list(seeds),
             "retention": retention,
             **values,

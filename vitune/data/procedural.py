@@ -21,7 +21,7 @@ _HEADINGS: tuple[list[tuple[float, float]], ...] = (
 
 
 def draw_count(canvas: Canvas, label: int) -> None:
-    """label + 1 shapes that do not touch, each with its own kind, size, angle and colour."""
+    """label + 1 shapes that do not touch, each with its own kind, size, angle and tone."""
     rng = canvas.rng
     size = rng.uniform(0.05, 0.09)
     placed: list[tuple[float, float, float]] = []
@@ -39,8 +39,7 @@ def draw_distance(canvas: Canvas, label: int) -> None:
     """Balls on a ground plane; the label is the distance bin of the nearest, by perspective."""
     rng = canvas.rng
     horizon = rng.uniform(0.28, 0.38)
-    canvas.base = np.clip(canvas.base + rng.uniform(-0.25, 0.25, 3), 0, 1).astype(np.float32)
-    canvas.paint(float(horizon) - canvas.y, canvas.base)
+    canvas.paint(float(horizon) - canvas.y, rng.uniform(0.05, 0.35))
     nearest_at = _HORIZON_STEP ** (label + rng.uniform(0.05, 0.95))
     farther = nearest_at * rng.uniform(1.25, 3.0, rng.integers(0, 3))
     for distance in sorted([nearest_at, *farther], reverse=True):
@@ -52,27 +51,27 @@ def draw_distance(canvas: Canvas, label: int) -> None:
 def draw_location(canvas: Canvas, label: int) -> None:
     """One shape; the label is the bin of its horizontal centre, left to right."""
     rng = canvas.rng
-    x = 0.12 + 0.76 * (label + rng.uniform(0.05, 0.95)) / 16
-    _shape(canvas, x, rng.uniform(0.15, 0.85), rng.uniform(0.07, 0.14))
+    x = 0.12 + 0.76 * (label + rng.uniform(0.05, 0.95)) / 8
+    _shape(canvas, x, rng.uniform(0.15, 0.85), rng.uniform(0.09, 0.16))
 
 
 def draw_orientation(canvas: Canvas, label: int) -> None:
     """A body with a nose; the label is the bin of its heading, anticlockwise from the right."""
     rng = canvas.rng
-    heading = 2 * np.pi * (label + rng.uniform(-0.4, 0.4)) / 16
-    x, y = rng.uniform(0.36, 0.64, 2)
+    heading = 2 * np.pi * (label + rng.uniform(-0.4, 0.4)) / 8
+    x, y = rng.uniform(0.42, 0.58, 2)
     corners = _HEADINGS[rng.integers(len(_HEADINGS))]
-    scale = rng.uniform(0.16, 0.27)
+    scale = rng.uniform(0.2, 0.3)
     area = canvas.around(x, y, 1.5 * scale)
-    area.paint(polygon(area, x, y, corners, scale, heading), canvas.colour())
+    area.paint(polygon(area, x, y, corners, scale, heading), canvas.tone())
     nose = (x + scale * np.cos(heading), y - scale * np.sin(heading))
-    area.paint(disc(area, *nose, 0.3 * scale), canvas.colour())
+    area.paint(disc(area, *nose, 0.3 * scale), canvas.tone())
 
 
 def draw_azimuth(canvas: Canvas, label: int) -> None:
     """One of five lit toys of balls; the label is the bin of the direction it is seen from."""
     rng = canvas.rng
-    turn = 2 * np.pi * (label + rng.uniform(-0.4, 0.4)) / 18
+    turn = 2 * np.pi * (label + rng.uniform(-0.4, 0.4)) / 9
     lift = np.radians(rng.uniform(20, 55))
     toy = _toy(int(rng.integers(5)))
     forward = toy[:, 0] * np.cos(turn) - toy[:, 1] * np.sin(turn)
@@ -82,21 +81,21 @@ def draw_azimuth(canvas: Canvas, label: int) -> None:
     scale, centre = rng.uniform(0.75, 1.05), rng.uniform(0.44, 0.56, 2)
     light = rng.normal(0, 1, 3) * (1, 1, 0.3) + (0, -1, 1.5)
     light /= np.linalg.norm(light)
-    colour = canvas.colour()
+    tone = canvas.tone()
     for ball in np.argsort(depth):
         place = (centre[0] + scale * side[ball], centre[1] - scale * height[ball])
-        shaded_sphere(canvas, place, scale * toy[ball, 3], colour, light.tolist())
+        shaded_sphere(canvas, place, scale * toy[ball, 3], tone, light.tolist())
 
 
 def _shape(canvas: Canvas, x: float, y: float, radius: float) -> None:
-    """A disc, square or triangle of random angle and colour."""
+    """A disc, square or triangle of random angle and tone."""
     kind, angle = canvas.rng.integers(3), canvas.rng.uniform(0, 2 * np.pi)
     area = canvas.around(x, y, 1.15 * radius)
     if kind == 0:
         distance = disc(area, x, y, radius)
     else:
         distance = polygon(area, x, y, regular(5 - int(kind)), 1.15 * radius, angle)
-    area.paint(distance, canvas.colour())
+    area.paint(distance, canvas.tone())
 
 
 def _toy(which: int) -> np.ndarray:
@@ -127,9 +126,9 @@ class Task:
 TASKS: dict[str, Task] = {
     "count": Task(tuple(f"{n} shapes" for n in range(1, 9)), draw_count),
     "distance": Task(tuple(f"distance {n}" for n in range(6)), draw_distance),
-    "location": Task(tuple(f"x {n}/16" for n in range(16)), draw_location),
-    "orientation": Task(tuple(f"{22.5 * n:g} degrees" for n in range(16)), draw_orientation),
-    "azimuth": Task(tuple(f"{20 * n} degrees" for n in range(18)), draw_azimuth),
+    "location": Task(tuple(f"x {n}/8" for n in range(8)), draw_location),
+    "orientation": Task(tuple(f"{45 * n} degrees" for n in range(8)), draw_orientation),
+    "azimuth": Task(tuple(f"{40 * n} degrees" for n in range(9)), draw_azimuth),
 }
 
 

@@ -83,7 +83,10 @@ def test_methods_on_a_suite(roots: dict[str, Path], tmp_path: Path) -> None:
     study = suite_study("vtab1k", ["linear", "rlrr"], tmp_path, root=roots["vtab1k"], seeds=[4, 5])
     assert (study.epochs, study.seeds, len(study.grid)) == (100, (4, 5), 3)
     demo = suite_study("demo", ["linear"], tmp_path, lrs=[0.1], only=["digits"])
-    assert (demo.epochs, demo.grid, len(demo.tasks)) == (15, ({"lr": 0.1},), 1)
+    assert (demo.epochs, demo.grid, len(demo.tasks)) == (3, ({"lr": 0.1},), 1)
+    assert demo.settings == {"batch_size": 16}
+    own = suite_study("demo", ["linear"], tmp_path, epochs=5, settings={"batch_size": 4})
+    assert (own.epochs, own.settings) == (5, {"batch_size": 4})
     with pytest.raises(VituneError, match="--methods: got none"):
         suite_study("demo", [], tmp_path)
     with pytest.raises(VituneError, match="--seeds: got 0"):
