@@ -1,9 +1,9 @@
-"""How training scales: with batch and tokens, over processes, from disk, and end to end.
+"""How training scales: with tokens, over processes, from disk, and end to end.
 
-    python studies/scale.py --out scale.json [--only tokens,batch,input,stream,processes,run]
+    python studies/scale.py --out scale.json [--only tokens,input,stream,processes,run]
 
 Run it on a machine with nothing else to do. Figures are ratios and exponents; docs/performance.md
-says what they were where.
+says what they were where. `vitune bench speed --batch 8,32` tells of batches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from vitune.bench.speed_subject import Contestant, Subject
+from vitune.bench.speed_table import exponent
 from vitune.data.disk_array import lookup, new_array, store_index
 from vitune.data.loader import EpochSampler, batches, normalise
 from vitune.data.split import Split
@@ -46,12 +47,6 @@ def step_seconds(subject: Subject, batch: int, precision: str = "bf16", rounds: 
     return median(times[1:])
 
 
-def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """p of seconds = c * size^p, by least squares on logarithms; 1 is linear."""
-    slope, _ = np.polyfit(np.log(sizes), np.log(seconds), 1)
-    return float(slope)
-
-
 def tokens() -> dict[str, Any]:
     """Step time of RLRR on ViT-B/16 over image sizes, batch 4."""
     found = {}
@@ -59,13 +54,6 @@ def tokens() -> dict[str, Any]:
         subject = Subject(Contestant.parse("rlrr"), BACKBONE, CPU, size)
         found[(size // 16) ** 2 + 1] = step_seconds(subject, 4)
     return {"seconds_by_tokens": found, "exponent": exponent(list(found), list(found.values()))}
-
-
-def batch() -> dict[str, Any]:
-    """Step time of RLRR on ViT-B/16 over batch sizes."""
-    subject = Subject(Contestant.parse("rlrr"), BACKBONE, CPU)
-    found = {size: step_seconds(subject, size) for size in (2, 4, 8, 16, 32)}
-    return {"seconds_by_batch": found, "exponent": exponent(list(found), list(found.values()))}
 
 
 def delivery(split: Split, batch_size: int, preprocessing: Preprocessing | None) -> float:
@@ -168,7 +156,6 @@ def run() -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "tokens": tokens,
-    "batch": batch,
     "input": input_path,
     "stream": stream,
     "processes": processes,

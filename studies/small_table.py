@@ -5,12 +5,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
-from typing import Any
 
-from vitune.bench.protocol import read_results
+from vitune.bench.protocol import read_choices, read_results
 from vitune.bench.speed import read_result
 from vitune.bench.speed_table import step_ratio
 from vitune.bench.table import TableRow, make_table
@@ -23,7 +20,7 @@ def main(folder: str, speed_file: str) -> None:
     table = make_table(read_results(folder))
     speed = {row["method"]: row for row in read_result(speed_file)["rows"]}
     tasks = list(table.rows[0].figures)
-    rates = chosen_rates(Path(folder))
+    rates = chosen_rates(folder)
     heads = ["method", "parameters", *tasks, "mean", "step / linear", "MiB", "drift", "lr"]
     print(f"| {' | '.join(heads)} |")
     print("|---|---:|" + "---:|" * (len(tasks) + 5))
@@ -51,12 +48,11 @@ def drift(row: TableRow) -> str:
     return "–" if row.drift is None else f"{row.drift:.3f}"
 
 
-def chosen_rates(folder: Path) -> dict[str, list[str]]:
+def chosen_rates(folder: str) -> dict[str, list[str]]:
     """By method, the learning rate chosen on each task."""
     found: dict[str, list[str]] = {}
-    choices: list[dict[str, Any]] = json.loads((folder / "study.json").read_text())["choices"]
-    for choice in choices:
-        found.setdefault(choice["label"], []).append(f"{choice['setting']['lr']:g}")
+    for choice in read_choices(folder):
+        found.setdefault(choice.label, []).append(f"{choice.setting['lr']:g}")
     return found
 
 

@@ -31,6 +31,9 @@ RECIPE_KEYS = (
     "restart_factor",
 )
 
+LEAST = {"skip_epochs": 0, "cooldown_epochs": 0, "restart_epochs": 0, "restart_factor": 1}
+"""Smallest value of each count in a recipe."""
+
 
 class LaggingSchedule:
     """One learning rate an epoch, that of the epoch before: `scheduler.step(epoch)` after it.
@@ -53,7 +56,7 @@ class WarmRestarts:
     """Cosine to 0 that starts over, without warm-up (SGDR, Loshchilov and Hutter 2017, Eq. 5).
 
     Args:
-        optimiser: whose groups' present rates are the peaks.
+        optimiser: whose groups' `initial_lr` are the peaks.
         steps_per_epoch: optimiser steps.
         first: epochs of the first period.
         factor: each period has so many times the epochs of the one before.
@@ -88,7 +91,8 @@ class PublishedRecipe(Observer):
         skip_epochs: epochs at the start that the maximum leaves out.
         cooldown_epochs: the run's last epochs, at the least rate, after the cosine has ended; the
             official scripts run them on top of the epochs that the paper names.
-        restart_epochs: the cosine starts over after so many epochs, without warm-up; 0 is never.
+        restart_epochs: the cosine starts over after so many epochs, without warm-up, to the end
+            of the run, whatever the cooldown; 0 is never.
         restart_factor: of each period's length by the one before.
     """
 
@@ -117,12 +121,12 @@ class PublishedRecipe(Observer):
         self.test_accuracies.clear()
         if self.element_dropout:
             add_element_dropout(loop.model, self.element_dropout)
-        if self.cooldown_epochs:
-            loop.schedule = self._cosine_before_cooldown(loop)
         if self.restart_epochs:
             loop.schedule = WarmRestarts(
                 loop.raw_optimiser, loop.steps_per_epoch, self.restart_epochs, self.restart_factor
             )
+        elif self.cooldown_epochs:
+            loop.schedule = self._cosine_before_cooldown(loop)
         if self.schedule_lag:
             loop.schedule = LaggingSchedule(loop.schedule, loop.steps_per_epoch)
 
@@ -157,17 +161,17 @@ def check_recipe(recipe: Mapping[str, Any]) -> None:
     """See that a recipe's keys and values are usable.
 
     Raises:
-        VituneError: an unknown key, or a dropout outside [0, 1).
+        VituneError: an unknown key, a count that is none, or a dropout outside [0, 1).
     """
     for key in recipe:
         if key not in RECIPE_KEYS:
             raise VituneError(
                 f"recipe: got {key!r}, expected a known deviation. {nearest(key, RECIPE_KEYS)}"
             )
-    for key in ("cooldown_epochs", "restart_epochs", "skip_epochs", "restart_factor"):
-        value = recipe.get(key, 1)
-        if not isinstance(value, int) or value < (key == "restart_factor"):
-            raise VituneError(f"{key}: got {value!r}, expected a whole number, 0 or more.")
+    for key, least in LEAST.items():
+        value = recipe.get(key, least)
+        if type(value) is not int or value < least:
+            raise VituneError(f"{key}: got {value!r}, expected a whole number, {least} or more.")
     rate = recipe.get("element_dropout", 0.0)
     if not 0 <= rate < 1:
         raise VituneError(f"element_dropout: got {rate!r}, expected a rate in [0, 1).")

@@ -12,6 +12,7 @@ from vitune.bench.launching import seed_list
 from vitune.bench.protocol import Outcome, Watcher, run_study
 from vitune.bench.study import Study, grid_of
 from vitune.bench.table import Table, TableRow, make_table
+from vitune.data import spec_name
 from vitune.errors import VituneError
 from vitune.methods import get_method
 from vitune.report import write_comparison
@@ -68,7 +69,7 @@ def comparison_study(
                 {"label": name, "method": name, "method_args": dict(given.get(name, {}))}
                 for name in methods
             ],
-            "tasks": [{"name": _task_name(data), "data": data}],
+            "tasks": [{"name": spec_name(data), "data": data}],
             "backbone": backbone,
             "checkpoint": checkpoint,
             "image_size": image_size,
@@ -128,8 +129,3 @@ def _note(study: Study, table: Table) -> str:
     )
     parts = [f"{task.data} on {study.backbone}, {study.epochs} epochs. Accuracy on {which}."]
     return " ".join([*parts, *table.notes])
-
-
-def _task_name(data: str) -> str:
-    """The last part of a data spec without its options."""
-    return data.partition("?")[0].rstrip("/").replace(":", "/").rpartition("/")[2] or data

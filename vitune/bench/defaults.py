@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitune.bench.cells import CellResult
 from vitune.bench.protocol import STUDY, Choice, read_choices
-from vitune.bench.study import Study
+from vitune.bench.study import Study, Variant
 from vitune.bench.table import make_table
 from vitune.errors import VituneError
 from vitune.files import write_atomic
@@ -119,7 +119,7 @@ def record(
 ) -> None:
     """Write the file that `vitune train` takes its settings from when the user gives none.
 
-    What the file says of other backbones stays.
+    What the file says of other backbones, and of methods that are not among `defaults`, stays.
 
     Args:
         studies: where the defaults come from; their epochs and settings are noted.
@@ -136,12 +136,15 @@ def record(
         kept = dict(json.loads(file.read_text())) if file.is_file() else {}
     except ValueError:
         raise VituneError(f"--out: got {str(path)!r}, expected a file of defaults.") from None
-    kept[backbones[0]] = {
+    chosen = {d.label: _resolved(d, backbones[0]) for d in defaults}
+    records = [_without(chosen, record) for record in kept.get(backbones[0], [])]
+    newest = {
         "command": command,
         "tasks": list(defaults[0].tasks),
         "studies": [{"name": s.name, "epochs": s.epochs, "settings": s.settings} for s in studies],
-        "settings": {d.label: _resolved(d, backbones[0]) for d in defaults},
+        "settings": chosen,
     }
+    kept[backbones[0]] = [*(record for record in records if record["settings"]), newest]
     write_atomic(file, json.dumps(kept, indent=1) + "\n")
 
 
@@ -155,8 +158,13 @@ def defaults_of(folders: Sequence[str | Path]) -> tuple[list[Default], list[Stud
         VituneError: a folder without a study, or nothing to choose from.
     """
     studies = [Study.read(Path(folder) / STUDY) for folder in folders]
-    choices = [choice for folder in folders for choice in read_choices(folder)]
-    return choose_defaults([c for c in choices if c.label in METHODS]), studies
+    choices = [
+        choice
+        for folder, study in zip(folders, studies, strict=True)
+        for choice in read_choices(folder)
+        if choice.label in _plain_methods(study)
+    ]
+    return choose_defaults(choices), studies
 
 
 def choices_table(defaults: Sequence[Default]) -> str:
@@ -171,6 +179,19 @@ def choices_table(defaults: Sequence[Default]) -> str:
         cells = [default.label, setting, *(f"{100 * value:.1f}" for value in figures)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _plain_methods(study: Study) -> set[str]:
+    """Labels of variants that are a method and nothing else."""
+    plain = {name: Variant(label=name, method=name) for name in METHODS}
+    own = [v.model_copy(update={"grid": None}) for v in study.variants]
+    return {variant.label for variant in own if variant == plain.get(variant.label)}
+
+
+def _without(names: Collection[str], record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of defaults without those of the methods named."""
+    kept = {name: value for name, value in record["settings"].items() if name not in names}
+    return {**record, "settings": kept}
 
 
 def _resolved(default: Default, backbone: str) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 from vitune.bench.presets import load_preset
 from vitune.bench.study import Study, Task, Variant, grid_of
-from vitune.bench.suites import suite_tasks
+from vitune.bench.suites import SUITES, suite_tasks
+from vitune.data import spec_name
 from vitune.errors import VituneError
+from vitune.methods import get_method
 
 LR_FACTORS = (0.3, 1.0, 3.0)
 """What stage 1 tries where the user names no rates: multiples of each method's default."""
@@ -37,6 +39,7 @@ def suite_study(
     lrs: Sequence[float] = (),
     search: str = "",
     trials: int = 16,
+    tune: bool = True,
     seeds: int | Sequence[int] = 3,
     method_args: Mapping[str, Mapping[str, Any]] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -54,6 +57,7 @@ def suite_study(
             instead, between the lowest and highest of `lrs`, else a tenth and ten times each
             method's default.
         trials: of a search, for each method and task.
+        tune: False runs every method at its default settings; nothing is chosen.
         seeds: how many (0, 1, ...), or which.
         method_args: arguments by method name.
         settings: further training settings for every run; they win over SUITE_SETTINGS.
@@ -70,15 +74,23 @@ def suite_study(
     arguments = dict(method_args or {})
     usual = {"epochs": DEFAULT_EPOCHS} | SUITE_SETTINGS.get(suite, {})
     suite_epochs = usual.pop("epochs")
+    if not tune and (search or lrs):
+        raise VituneError("--defaults: got --search or --lrs beside it, expected neither.")
     if search:
         values["search"] = _search(search, trials, lrs)
-    else:
-        values["grid"] = grid_of(lr=list(lrs)) if lrs else grid_of(lr_factor=list(LR_FACTORS))
+    elif lrs:
+        values["grid"] = grid_of(lr=list(lrs))
+    grid_from_defaults = tune and not search and not lrs
     return Study.make(
         {
-            "name": suite,
+            "name": suite if suite in SUITES else spec_name(suite),
             "variants": [
-                Variant(label=name, method=name, method_args=dict(arguments.get(name, {})))
+                Variant(
+                    label=name,
+                    method=name,
+                    method_args=dict(arguments.get(name, {})),
+                    grid=_usual_rates(name, values) if grid_from_defaults else None,
+                )
                 for name in methods
             ],
             "tasks": found.tasks,
@@ -134,6 +146,13 @@ def preset_study(
         missing=missing,
         **values,
     )
+
+
+def _usual_rates(method: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """LR_FACTORS times the method's default, in figures: a study stays when defaults change."""
+    backbone = values.get("backbone", Study.model_fields["backbone"].default)
+    default = get_method(method).default_lr(backbone)
+    return grid_of(lr=[float(f"{factor * default:.3g}") for factor in LR_FACTORS])
 
 
 def _search(name: str, trials: int, lrs: Sequence[float]) -> dict[str, Any]:

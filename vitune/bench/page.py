@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitune.bench.formats import as_grid, difference_text, figure_text, label_of
+from vitune.bench.formats import as_grid, figure_text, label_of
 from vitune.bench.protocol import Choice
+from vitune.bench.study import Study
 from vitune.bench.table import Table, TableRow
 from vitune.report.formatting import count, duration
 from vitune.report.rendering import write_page
@@ -46,11 +47,32 @@ def write_study_page(
         "figure_text": figure_text,
         "inflation": inflation(table),
         "scatters": _scatters(table, several),
-        "differences": [difference_text(found) for found in table.differences],
-        "choices": choices,
+        "differences": table.differences,
+        "choices": _by_label(choices),
         "sources": list(dict.fromkeys([*sources, *_sources(table)])),
     }
     return write_page(Path(out), "study.html", context, folder=TEMPLATES)
+
+
+def note_on(study: Study) -> str:
+    """What a study's page says below its heading."""
+    several = len(study.seeds) > 1
+    epochs = "1 epoch" if study.epochs == 1 else f"{study.epochs} epochs"
+    how = {
+        "honest": "settings chosen on validation, test images opened once after the last epoch",
+        "as-published": "the official recipe, test images seen every epoch, beside the honest one",
+    }
+    return (
+        f"{study.backbone}, {epochs}, {len(study.seeds)} seed{'s' * several}; protocol "
+        f"{study.protocol}: {how[study.protocol]}."
+    )
+
+
+def _by_label(choices: Sequence[Choice]) -> dict[str, dict[str, Choice]]:
+    found: dict[str, dict[str, Choice]] = {}
+    for choice in choices:
+        found.setdefault(choice.label, {})[choice.task] = choice
+    return found
 
 
 def inflation(table: Table) -> list[tuple[str, float, float]]:

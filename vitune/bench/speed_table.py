@@ -58,15 +58,18 @@ def exponents(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line a method and precision: p in step time ∝ batch^p; 1 is linear."""
     lines = []
     for method, precision in dict.fromkeys((row["method"], row["precision"]) for row in rows):
-        points = [
-            (math.log(row["batch"]), math.log(statistics.median(row["step_ms"])))
-            for row in rows
-            if (row["method"], row["precision"]) == (method, precision)
-        ]
-        if len({x for x, _ in points}) > 1:
-            slope = statistics.linear_regression(*zip(*points, strict=True)).slope
-            lines.append(f"{method} {precision}: step time grows with batch^{slope:.2f}.")
+        own = [row for row in rows if (row["method"], row["precision"]) == (method, precision)]
+        sizes = [row["batch"] for row in own]
+        if len(set(sizes)) > 1:
+            power = exponent(sizes, [statistics.median(row["step_ms"]) for row in own])
+            lines.append(f"{method} {precision}: step time grows with batch^{power:.2f}.")
     return lines
+
+
+def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
+    """p of time = c · size^p, by least squares on logarithms; 1 is linear."""
+    points = ([math.log(value) for value in values] for values in (sizes, times))
+    return statistics.linear_regression(*points).slope
 
 
 def compare_with(previous: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
@@ -95,9 +98,7 @@ def compare_with(previous: Mapping[str, Any], current: Mapping[str, Any]) -> lis
     return lines
 
 
-def _relative_step(
-    row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
-) -> float | None:
+def _relative_step(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float | None:
     reference = reference_row(rows, row)
     return None if reference is None or reference is row else step_ratio(row, reference)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from vitune.bench.lists import fewshot_names, fewshot_table, fgvc_table
 from vitune.bench.study import Task
+from vitune.data import is_source, spec_name
 from vitune.errors import DataError, VituneError, nearest
 from vitune.training import read_yaml
 
@@ -129,7 +130,8 @@ def suite_tasks(
     """The tasks of a suite found under a data root.
 
     Args:
-        suite: one of SUITES, or a YAML file with a list `tasks` (name, data, group).
+        suite: one of SUITES, a YAML file with a list `tasks` (name, data, group), or a data source
+            (`vtab:ROOT/TASK`, a folder, ...), which is a suite of one task.
         root: data root; the demo suite needs none.
         lists: folder into which split tables of suites without a source of their own are written.
         only: names to keep; none keeps all.
@@ -142,9 +144,11 @@ def suite_tasks(
     if suite.endswith((".yaml", ".yml")):
         found = _custom(suite)
         return SuiteTasks(tuple(task for task in found if task.name in _chosen(only, found)))
+    if suite not in SUITES and is_source(suite):
+        return SuiteTasks((Task(name=spec_name(suite), data=suite),))
     if suite not in SUITES:
         raise VituneError(
-            f"--suite: got {suite!r}, expected a known one or a .yaml file. "
+            f"--suite: got {suite!r}, expected a known one, a .yaml file or a data source. "
             f"{nearest(suite, SUITES)}"
         )
     if suite == "demo":

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from vitune.bench.protocol import Choice, Watcher
-from vitune.cli._progress import Counting, console, count, percent
+from vitune.cli._progress import Counting, console, percent
 
 if TYPE_CHECKING:
     from vitune.bench.cells import Cell, CellResult
     from vitune.bench.execution import Executor
-    from vitune.bench.table import Table, TableRow
+    from vitune.bench.formats import Grid
+    from vitune.bench.table import Table
+
+WIDEST = 16
+"""Characters of a table's column; longer names are broken."""
 
 
 class StudyProgress(Watcher):
@@ -67,36 +71,43 @@ def new_executor(jobs: int, ray: str | None = None, gpus_per_run: float = 0.0) -
 
 
 def print_table(table: Table) -> None:
-    """Accuracy a task with its spread, parameters, seconds, peak memory; then what to know."""
+    """The table and what to know of it; on its side, tasks downwards, where it is too wide."""
     from rich.table import Table as Drawn
 
-    several = len(table.tasks) > 1
-    drawn = Drawn(box=None, pad_edge=False)
-    drawn.add_column("method", overflow="fold")
-    if not several:
-        drawn.add_column("accuracy", justify="right")
-    else:
-        for task in (*table.tasks, "mean"):
-            drawn.add_column(task, justify="right", overflow="fold")
-    for title in ("parameters", "seconds", "peak MiB"):
-        drawn.add_column(title, justify="right")
-    for row in table.rows:
-        drawn.add_row(*_cells(row, table, several))
-    console.print(drawn)
-    for note in table.notes:
+    from vitune.bench.formats import as_grid
+
+    grid = as_grid(table)
+    parts: list[list[tuple[str, ...]]] = [[grid.headings, *grid.lines]]
+    if sum(map(_width, zip(*parts[0], strict=True))) > console.width:
+        parts = [
+            list(zip(grid.headings, *lines, strict=True)) for lines in _blocks(grid, console.width)
+        ]
+    for headings, *lines in parts:
+        drawn = Drawn(box=None, pad_edge=False)
+        for number, heading in enumerate(headings):
+            justify: Literal["right", "left"] = "right" if number else "left"
+            drawn.add_column(heading.strip(), justify=justify, max_width=WIDEST)
+        for line in lines:
+            drawn.add_row(*line)
+        console.print(drawn)
+    for note in grid.notes:
         console.print(note, style="dim")
 
 
-def _cells(row: TableRow, table: Table, several: bool) -> list[str]:
-    from vitune.bench.formats import figure_text
+def _blocks(grid: Grid, width: int) -> Iterator[list[tuple[str, ...]]]:
+    """As many lines as fit beside the headings when both run downwards, until all are through."""
+    block: list[tuple[str, ...]] = []
+    for line in grid.lines:
+        if block and sum(map(_width, [grid.headings, *block, line])) > width:
+            yield block
+            block = []
+        block.append(line)
+    yield block
 
-    cells = [row.label, *(figure_text(row.figures.get(task)) for task in table.tasks)]
-    if several:
-        cells.append(percent(row.mean_tasks))
-    cells.append("-" if row.num_parameters is None else count(row.num_parameters))
-    cells.append("-" if row.seconds is None else f"{row.seconds:.0f}")
-    cells.append("-" if row.peak_mib is None else f"{row.peak_mib:,.0f}")
-    return cells
+
+def _width(cells: Sequence[str]) -> int:
+    """Characters of a column, with the gap to the next."""
+    return min(WIDEST, max(map(len, cells))) + 2
 
 
 def _settings(setting: object) -> str:

@@ -26,7 +26,9 @@ def add_to(app: typer.Typer) -> None:
 
 @bench.command("run")
 def run(
-    suite: str = typer.Option(None, "--suite", help="demo, vtab1k, fgvc, fewshot or a YAML list"),
+    suite: str = typer.Option(
+        None, "--suite", help="demo, vtab1k, fgvc, fewshot, FILE.yaml or one data set"
+    ),
     preset: str = typer.Option(None, "--preset", help="a published recipe: vitune bench presets"),
     methods: str = typer.Option("", "--methods", help="with --suite: names separated by ,"),
     data_root: str = typer.Option(None, "--data-root", help="where the suite's folders lie"),
@@ -34,9 +36,11 @@ def run(
     backbone: str = typer.Option(None, "--backbone"),
     checkpoint: str = typer.Option(None, "--checkpoint", help="local weights for the backbone"),
     epochs: int = typer.Option(None, "--epochs"),
+    batch_size: int = typer.Option(None, "--batch-size", help="images a step"),
     lrs: str = typer.Option("", "--lrs", help="learning rates to choose from on validation"),
     search: str = typer.Option("", "--search", help="tpe or asha (Optuna), instead of a grid"),
     trials: int = typer.Option(16, "--trials", help="with --search: of each method and task"),
+    untuned: bool = typer.Option(False, "--defaults", help="choose nothing, use the defaults"),
     seeds: int = typer.Option(3, "--seeds", help="runs of each method and task"),
     tasks: str = typer.Option("", "--tasks", help="only these, separated by ,"),
     allow_missing: bool = typer.Option(False, "--allow-missing", help="go on without some tasks"),
@@ -63,9 +67,11 @@ def run(
 
     if (suite is None) == (preset is None):
         raise VituneError("bench run: got --suite and --preset or neither, expected one of them.")
-    if preset is not None and search:
-        raise VituneError("--search: got one with --preset, whose recipe has its own settings.")
+    for option, given in (("--search", search), ("--defaults", untuned)):
+        if preset is not None and given:
+            raise VituneError(f"{option}: got it with --preset, a recipe has its own settings.")
     names = words(methods)
+    given_settings = {} if batch_size is None else {"batch_size": batch_size}
     common: dict[str, Any] = {
         "root": data_root,
         "only": words(tasks),
@@ -80,31 +86,44 @@ def run(
         from vitune.bench.launching import preset_study, suite_study
 
         if preset is not None:
-            return preset_study(preset, out, protocol=which, **common)  # type: ignore[arg-type]
+            return preset_study(
+                preset,
+                out,
+                protocol=which,  # type: ignore[arg-type]
+                overrides=given_settings,
+                **common,
+            )
         rates = numbers(lrs, "--lrs")
         return suite_study(
-            suite, names, out, lrs=rates, search=search, trials=trials, protocol=which, **common
+            suite,
+            names,
+            out,
+            lrs=rates,
+            search=search,
+            trials=trials,
+            tune=not untuned,
+            settings=given_settings,
+            protocol=which,
+            **common,
         )
 
+    study = planned(protocol)
     if dry_run:
-        _print_estimate(planned(protocol), jobs)
+        _print_estimate(study, jobs)
         return
     watcher = StudyProgress()
     executor = new_executor(jobs, ray, gpus_per_run)
     try:
         if protocol == "as-published":
-            both = run_both(
-                planned("honest"), planned(protocol), out, executor=executor, watcher=watcher
-            )
+            both = run_both(planned("honest"), study, out, executor=executor, watcher=watcher)
             table, num_failures, choices = both.table, 0, both.honest.choices
         else:
-            study = planned(protocol)
             outcome = run_study(study, out, executor=executor, watcher=watcher)
             table = make_table(outcome.results, missing=study.missing)
             num_failures, choices = len(outcome.failures), outcome.choices
     finally:
         watcher.close()
-    _finish(table, out, suite or preset or "", table_format, num_failures, choices)
+    _finish(table, out, study, table_format, num_failures, choices)
 
 
 @bench.command("study")
@@ -131,7 +150,7 @@ def study(
     finally:
         watcher.close()
     table = make_table(outcome.results)
-    _finish(table, out, asked.name, table_format, len(outcome.failures), outcome.choices)
+    _finish(table, out, asked, table_format, len(outcome.failures), outcome.choices)
 
 
 @bench.command("table")
@@ -159,7 +178,9 @@ def table(
 def defaults(
     folders: list[str] = typer.Argument(..., help="study folders with a grid"),
     out: str = typer.Option(None, "--out", help="JSON to record them in; other backbones stay"),
-    against: str = typer.Option(None, "--against", help="a study at the defaults, to compare"),
+    against: list[str] = typer.Option(
+        None, "--against", help="a study at the defaults ('bench run --defaults'); repeatable"
+    ),
 ) -> None:
     """Choose one setting a method over all tasks of studies, on validation alone.
 
@@ -167,7 +188,6 @@ def defaults(
     per-task choices.
     """
     import shlex
-    import sys
 
     from vitune.bench.defaults import (
         choices_table,
@@ -180,11 +200,15 @@ def defaults(
 
     found, studies = defaults_of(folders)
     typer.echo(choices_table(found))
-    if against is not None:
-        tuned = [result for folder in folders for result in read_results(folder)]
-        typer.echo(markdown_of(default_against_tuned(read_results(against), tuned)))
+    if against:
+        default, tuned = (
+            [result for folder in side for result in read_results(folder)]
+            for side in (against, folders)
+        )
+        typer.echo(markdown_of(default_against_tuned(default, tuned)))
     if out is not None:
-        record(found, studies, out, command=shlex.join(["vitune", *sys.argv[1:]]))
+        command = shlex.join(["vitune", "bench", "defaults", *folders, "--out", out])
+        record(found, studies, out, command=command)
 
 
 @bench.command("presets")
@@ -241,20 +265,26 @@ def speed(
 
 
 def _finish(
-    table: Table, out: str, name: str, table_format: str, num_failures: int, choices: Any
+    table: Table, out: str, study: Study, table_format: str, num_failures: int, choices: Any
 ) -> None:
     """The table on the terminal and as a page in the study's folder."""
     from pathlib import Path
 
     from vitune.bench.formats import formatted
-    from vitune.bench.page import write_study_page
+    from vitune.bench.page import note_on, write_study_page
     from vitune.cli._progress import console
     from vitune.cli._study import print_table
 
     print_table(table)
     if table_format:
         typer.echo(formatted(table, table_format))
-    page = write_study_page(table, Path(out) / "results.html", heading=name, choices=choices)
+    page = write_study_page(
+        table,
+        Path(out) / "results.html",
+        heading=study.name,
+        note=note_on(study),
+        choices=choices,
+    )
     console.print(f"page: {page}", soft_wrap=True)
     if num_failures:
         console.print(f"[yellow]{num_failures} runs failed; run again to retry them[/]")

@@ -50,6 +50,16 @@ def open_source(spec: str | Path) -> ImageList:
     raise DataError(f"data: got {text!r}, expected one of: {forms}. {_nearest_spec(text)}")
 
 
+def is_source(spec: str) -> bool:
+    """Whether `spec` has the form of a data source; nothing is opened."""
+    return any(source.claims(spec) for source in SOURCES.values())
+
+
+def spec_name(spec: str) -> str:
+    """The last part of a spec without its options: what tables call the data."""
+    return spec.partition("?")[0].rstrip("/").replace(":", "/").rpartition("/")[2] or spec
+
+
 def _is_table(spec: str) -> bool:
     path = Path(spec)
     return path.suffix.lower() in TABLE_SUFFIXES and not path.expanduser().is_dir()

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("default_settings.json")
-"""By backbone: the command that chose, its tasks and studies, and the settings by method."""
+"""By backbone, records of a command that chose, its tasks and studies, and settings by method."""
 
 
 def recorded(backbone: str, method: str, name: str, otherwise: Any) -> Any:
     """The recorded value of a training setting of `method` on `backbone`, else `otherwise`."""
-    return _by_backbone().get(backbone, {}).get("settings", {}).get(method, {}).get(name, otherwise)
+    for record in reversed(_by_backbone().get(backbone, [])):
+        if method in record["settings"]:
+            return record["settings"][method].get(name, otherwise)
+    return otherwise
 
 
 @cache
-def _by_backbone() -> dict[str, dict[str, Any]]:
+def _by_backbone() -> dict[str, list[dict[str, Any]]]:
     return dict(json.loads(FILE.read_text(encoding="utf-8")))

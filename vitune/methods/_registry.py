@@ -113,8 +113,7 @@ def peft_methods() -> dict[str, Method]:
 
 
 def keeps_tokens_apart(model: nn.Module) -> bool:
-    """Whether every adapter on `model` treats a token without looking at another, linear by linear.
-    """
+    """Whether no adapter on `model` looks from one token at another within a linear layer."""
     configs = getattr(model, "peft_config", {}).values()
     names = {str(getattr(c.peft_type, "value", c.peft_type)).lower() for c in configs}
     return not names & MIXING_TOKENS

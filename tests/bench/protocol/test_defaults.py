@@ -27,6 +27,7 @@ def test_the_command_records_what_validation_chose(
     variants = [
         {"label": "linear", "method": "linear"},
         {"label": "two heads are better", "method": "linear"},
+        {"label": "lora", "method": "lora", "method_args": {"r": 2}},
     ]
     grid = [{"lr_factor": 0.1}, {"lr_factor": 10.0}]
     study = tiny_study(variants=variants, grid=grid)
@@ -38,21 +39,27 @@ def test_the_command_records_what_validation_chose(
     printed = capsys.readouterr().out
     assert "| linear | lr_factor " in printed and "+0.0 |" in printed
     kept = json.loads(out.read_text())
-    (entry,) = kept.values()
+    ((entry,),) = kept.values()
     chosen = outcome.choices[0].setting["lr_factor"]
     chosen *= get_method("linear").default_lr(study.backbone)
     assert list(kept) == [study.backbone]
     assert entry["settings"] == {"linear": {"lr": pytest.approx(chosen)}}
     assert entry["tasks"] == ["count"] and entry["studies"][0]["epochs"] == 1
-    out.write_text(json.dumps({"another": {"settings": {}}}))
-    assert run(words) == 0 and set(json.loads(out.read_text())) == {study.backbone, "another"}
+    old = {"command": "", "settings": {"linear": {"lr": 1.0}, "ssf": {"lr": 2.0}}}
+    out.write_text(json.dumps({"another": [], study.backbone: [old]}))
+    assert run(words) == 0
+    written = json.loads(out.read_text())
+    assert set(written) == {study.backbone, "another"}
+    settings = [record["settings"] for record in written[study.backbone]]
+    assert settings == [{"ssf": {"lr": 2.0}}, entry["settings"]]
     out.write_text("{")
     assert run(words) == 2
     assert run(["bench", "defaults", str(tmp_path)]) == 2
 
 
 def test_recorded_settings_are_what_training_uses() -> None:
-    for backbone, entry in json.loads(FILE.read_text()).items():
+    records = json.loads(FILE.read_text())
+    for backbone, entry in [(name, entry) for name, found in records.items() for entry in found]:
         assert entry["command"].startswith("vitune bench defaults")
         assert set(entry["settings"]) <= set(METHODS) and len(entry["tasks"]) >= 2
         for name, settings in entry["settings"].items():

@@ -74,9 +74,7 @@ def test_cooldown_follows_the_whole_cosine(tiny_study: Make, bench: Workbench) -
     assert max(rates) == pytest.approx(0.5, rel=0.15)
 
 
-def test_cooldown_lengthens_the_as_published_run_alone(
-    tiny_study: Make, bench: Workbench
-) -> None:
+def test_cooldown_lengthens_the_as_published_run_alone(tiny_study: Make, bench: Workbench) -> None:
     variants = [{"label": "a", "method": "linear", "recipe": {"cooldown_epochs": 10}}]
     for protocol, epochs in (("as-published", 13), ("honest", 3)):
         study = tiny_study(variants=variants, protocol=protocol, epochs=3)
@@ -124,6 +122,8 @@ def test_element_dropout_rises_over_the_blocks() -> None:
     [
         ({"element_drop": 0.1}, "got 'element_drop'.*Did you mean element_dropout"),
         ({"element_dropout": 1.0}, "element_dropout: got 1.0"),
+        ({"skip_epochs": True}, "skip_epochs: got True.*0 or more"),
+        ({"restart_factor": 0}, "restart_factor: got 0.*1 or more"),
     ],
 )
 def test_odd_recipes(recipe: dict[str, Any], match: str) -> None:
@@ -246,9 +246,7 @@ def test_ray_runs_the_same_cells_and_survives_a_worker(
     thread = threading.Thread(target=kill_one, daemon=True)
     thread.start()
     try:
-        outcome = run_study(
-            study, tmp_path, executor=OnRay("local", num_workers=2, bench=bench)
-        )
+        outcome = run_study(study, tmp_path, executor=OnRay("local", num_workers=2, bench=bench))
     finally:
         del os.environ["TEST_OF"]
         thread.join()

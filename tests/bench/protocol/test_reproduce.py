@@ -12,12 +12,13 @@ import vitune.bench.workbench as workbench_module
 import vitune.training.fitting as fitting_module
 from vitune.backbones import load_backbone
 from vitune.bench.fake import write_fake
-from vitune.bench.launching import preset_study, seed_list, suite_study
+from vitune.bench.launching import LR_FACTORS, preset_study, seed_list, suite_study
 from vitune.bench.presets import load_preset, preset_names
 from vitune.bench.protocol import Planner, run_study
 from vitune.bench.study import Task
 from vitune.bench.workbench import Workbench
 from vitune.errors import VituneError
+from vitune.methods import get_method
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "reproduce.md"
 
@@ -81,12 +82,21 @@ def test_a_real_vit_base_takes_one_step(
 
 def test_methods_on_a_suite(roots: dict[str, Path], tmp_path: Path) -> None:
     study = suite_study("vtab1k", ["linear", "rlrr"], tmp_path, root=roots["vtab1k"], seeds=[4, 5])
-    assert (study.epochs, study.seeds, len(study.grid)) == (100, (4, 5), 3)
+    assert (study.epochs, study.seeds) == (100, (4, 5))
+    rates = [setting["lr"] for setting in study.grid_of(study.variants[1])]
+    usual = get_method("rlrr").default_lr(study.backbone)
+    assert rates == pytest.approx([factor * usual for factor in LR_FACTORS])
     demo = suite_study("demo", ["linear"], tmp_path, lrs=[0.1], only=["digits"])
     assert (demo.epochs, demo.grid, len(demo.tasks)) == (3, ({"lr": 0.1},), 1)
     assert demo.settings == {"batch_size": 16}
     own = suite_study("demo", ["linear"], tmp_path, epochs=5, settings={"batch_size": 4})
     assert (own.epochs, own.settings) == (5, {"batch_size": 4})
+    data = f"vtab:{roots['vtab1k']}/cifar"
+    untuned = suite_study(data, ["rlrr"], tmp_path, tune=False)
+    assert (untuned.name, untuned.tasks) == ("cifar", (Task(name="cifar", data=data),))
+    assert untuned.grid_of(untuned.variants[0]) == ({},)
+    with pytest.raises(VituneError, match="--defaults: got --search or --lrs"):
+        suite_study(data, ["rlrr"], tmp_path, tune=False, lrs=[0.1])
     with pytest.raises(VituneError, match="--methods: got none"):
         suite_study("demo", [], tmp_path)
     with pytest.raises(VituneError, match="--seeds: got 0"):

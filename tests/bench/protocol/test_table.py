@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+import vitune.cli._study as module
 from vitune.bench.beside_honest import run_both
 from vitune.bench.cells import CellResult
 from vitune.bench.defaults import choose_defaults, default_against_tuned, markdown_of
@@ -227,6 +229,24 @@ def test_formats_are_well_formed(result: Make) -> None:
     assert {row["task"] for row in rows} >= {*VTAB, "mean:tasks", "mean:groups", "mean:natural"}
     with pytest.raises(VituneError, match=r"--format: got 'latx'.*Did you mean latex"):
         formatted(table, "latx")
+
+
+def test_a_wide_table_is_turned_to_fit_the_terminal(
+    result: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = ["rlrr", "a method of a very long name", *(f"other {n}" for n in range(5))]
+    results = [one for n, name in enumerate(labels) for one in vtab_results(result, name, n / 100)]
+    table = make_table(results)
+    grid = as_grid(table)
+    cells = [cell.strip() for line in (grid.headings, *grid.lines) for cell in line[1:]]
+    for width, blocks in ((80, 2), (300, 0)):
+        paper = io.StringIO()
+        monkeypatch.setattr(module, "console", Console(width=width, file=paper))
+        module.print_table(table)
+        lines = paper.getvalue().splitlines()
+        assert max(map(len, lines)) <= width and "…" not in paper.getvalue()
+        assert all(cell in paper.getvalue() for cell in cells)
+        assert len([line for line in lines if line.startswith("cifar ")]) == blocks
 
 
 def test_the_page_of_a_study(result: Make, tmp_path: Any) -> None:
