@@ -36,6 +36,7 @@ from vitune.data import (
 from vitune.errors import TrainingError
 from vitune.methods import MethodLayer, method_penalty, noise_plan
 from vitune.objectives import Objective, Step, new_objective
+from vitune.ops import first_token_only
 from vitune.preprocessing import Preprocessing
 from vitune.training.averaging import Averager
 from vitune.training.checkpoint import (
@@ -49,7 +50,8 @@ from vitune.training.lean import class_tail, lean_training
 from vitune.training.observer import Observer
 from vitune.training.optimiser import new_optimiser, new_schedule
 
-EVAL_BATCH = 256
+EVAL_BATCH = 128
+"""Images validated at a time: enough for a GPU, and activations that a CPU's caches still hold."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Loop:
         indices = np.arange(rank, len(split), world)
         images = CachedImages(split)
         totals = torch.zeros(3, dtype=torch.float64)
-        with inference_weights(self.model):
+        with inference_weights(self.model), first_token_only(*self.tail):
             for start in range(0, len(indices), EVAL_BATCH):
                 batch = images.__getitems__(indices[start : start + EVAL_BATCH].tolist())
                 logits = self._logits(self.model, self._inputs(batch["images"])).float()
