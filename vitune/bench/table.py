@@ -111,7 +111,7 @@ class Table:
 
     Args:
         tasks: names, in order.
-        groups: task names by group, in order; empty where tasks have none.
+        groups: task names by group, in order; empty where tasks have none or there is one alone.
         suite: the published table's name where every task stands in it.
         missing: tasks that the suite has and the data root lacked.
         notes: sentences a reader must know: single seeds, absent tasks, what is not comparable.
@@ -305,6 +305,8 @@ def _groups(results: Sequence[CellResult]) -> dict[str, tuple[str, ...]]:
     for result in results:
         if result.group is not None:
             groups[result.group][result.task] = None
+    if len({result.task for result in results}) < 2:
+        return {}
     return {name: tuple(tasks) for name, tasks in groups.items()}
 
 

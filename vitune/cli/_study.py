@@ -25,8 +25,8 @@ class StudyProgress(Watcher):
         self.bar, self.total, self.done = Counting("runs"), 0, 0
 
     def planned(self, num_cells: int) -> None:
-        self.total = num_cells
-        self.bar(0, num_cells)
+        self.total = self.done + num_cells  # a second study goes on counting
+        self.bar(self.done, self.total)
 
     def started(self, cells: Sequence[Cell]) -> None:
         self.bar(self.done, self.total)
@@ -72,6 +72,7 @@ def new_executor(jobs: int, ray: str | None = None, gpus_per_run: float = 0.0) -
 
 def print_table(table: Table) -> None:
     """The table and what to know of it; on its side, tasks downwards, where it is too wide."""
+    from rich.markup import escape
     from rich.table import Table as Drawn
 
     from vitune.bench.formats import as_grid
@@ -86,9 +87,9 @@ def print_table(table: Table) -> None:
         drawn = Drawn(box=None, pad_edge=False)
         for number, heading in enumerate(headings):
             justify: Literal["right", "left"] = "right" if number else "left"
-            drawn.add_column(heading.strip(), justify=justify, max_width=WIDEST)
+            drawn.add_column(escape(heading.strip()), justify=justify, max_width=WIDEST)
         for line in lines:
-            drawn.add_row(*line)
+            drawn.add_row(*map(escape, line))
         console.print(drawn)
     for note in grid.notes:
         console.print(note, style="dim")

@@ -144,13 +144,19 @@ def test_nothing_finished_is_an_error(result: Make) -> None:
         make_table([result(stage="select")])
 
 
-def test_as_published_gives_two_rows_and_the_inflation(result: Make, tmp_path: Any) -> None:
+def test_as_published_gives_two_rows_and_the_inflation(
+    result: Make, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = {"test_max": 0.6, "test_last": 0.5, "best_epoch": 3, "test_by_epoch": [0.6, 0.5]}
     table = make_table(
         [result(), result(protocol="as-published", published=seen)], split_columns=True
     )
     labels = [label_of(row) for row in table.rows]
     assert labels == ["a", "a [as-published: best test epoch]", "a [as-published: last epoch]"]
+    paper = io.StringIO()
+    monkeypatch.setattr(module, "console", Console(width=100, file=paper))
+    module.print_table(table)
+    assert "[as-published:" in paper.getvalue() and "mean" not in as_grid(table).headings
     ((label, best, last),) = inflation(table)
     assert (label, best, last) == ("a", 0.6, 0.5)
     page = write_study_page(table, tmp_path / "page.html", heading="Inflation")
