@@ -36,7 +36,7 @@ class Canvas(Area):
     """A picture in [0, 1] whose corners are (0, 0) top left and (1, 1) bottom right.
 
     Light shapes on dark ground, as in dSprites and small NORB. With shapes and ground of any colour
-    800 images are too few: a network learns the pictures by heart and stays at chance on others.
+    800 images are too few: a network learns them by heart and is near chance on others.
 
     Args:
         height: pixels.
