@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitune.bench.execution import Executor
+from vitune.bench.formats import split_text
 from vitune.bench.launching import seed_list
 from vitune.bench.protocol import Outcome, Watcher, run_study
 from vitune.bench.study import Study, grid_of
@@ -121,11 +122,6 @@ def _entry(row: TableRow) -> dict[str, Any]:
 def _note(study: Study, table: Table) -> str:
     """Data, backbone and split in a sentence or two, and what the table warns of."""
     task = study.tasks[0]
-    split = table.rows[0].scored_on
-    which = (
-        "test images, opened once a run after the last epoch"
-        if split == "test"
-        else "validation images, because the data has no test split"
-    )
-    parts = [f"{task.data} on {study.backbone}, {study.epochs} epochs. Accuracy on {which}."]
+    what = f"{task.data} on {study.backbone}, {study.epochs} epochs."
+    parts = [f"{what} Accuracy on {split_text(table)}."]
     return " ".join([*parts, *table.notes])

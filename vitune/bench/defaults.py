@@ -132,10 +132,7 @@ def record(
     if len(backbones) > 1:
         raise VituneError(f"defaults: got studies on {' and '.join(backbones)}, expected one.")
     file = Path(path)
-    try:
-        kept = dict(json.loads(file.read_text())) if file.is_file() else {}
-    except ValueError:
-        raise VituneError(f"--out: got {str(path)!r}, expected a file of defaults.") from None
+    kept = _kept(file)
     chosen = {d.label: _resolved(d, backbones[0]) for d in defaults}
     records = [_without(chosen, record) for record in kept.get(backbones[0], [])]
     newest = {
@@ -186,6 +183,21 @@ def _plain_methods(study: Study) -> set[str]:
     plain = {name: Variant(label=name, method=name) for name in METHODS}
     own = [v.model_copy(update={"grid": None}) for v in study.variants]
     return {variant.label for variant in own if variant == plain.get(variant.label)}
+
+
+def _kept(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """What a file of defaults says so far; nothing where there is none."""
+    try:
+        kept: Any = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError:
+        kept = None
+    is_right = isinstance(kept, dict) and all(
+        isinstance(records, list) and all(isinstance(r, dict) and "settings" in r for r in records)
+        for records in kept.values()
+    )
+    if not is_right:
+        raise VituneError(f"--out: got {str(file)!r}, expected a file of defaults.")
+    return dict(kept)
 
 
 def _without(names: Collection[str], record: Mapping[str, Any]) -> dict[str, Any]:

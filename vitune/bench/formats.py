@@ -66,6 +66,13 @@ def label_of(row: TableRow, with_backbone: bool = False) -> str:
     return " ".join(parts)
 
 
+def split_text(table: Table) -> str:
+    """Which images an honest table's accuracies are of."""
+    if table.rows[0].scored_on == "test":
+        return "test images, opened once a run after the last epoch"
+    return "validation images, because the data has no test split"
+
+
 def figure_text(figure: Figure | None) -> str:
     """Percent: "72.3 ± 0.5", or "72.3 (1 seed)"."""
     if figure is None:

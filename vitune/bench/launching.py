@@ -95,7 +95,7 @@ def suite_study(
             ],
             "tasks": found.tasks,
             "missing": found.missing,
-            "epochs": epochs or suite_epochs,
+            "epochs": suite_epochs if epochs is None else epochs,
             "settings": usual | dict(settings or {}),
             "seeds": seed_list(seeds),
             "retention": retention,

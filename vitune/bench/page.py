@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitune.bench.formats import as_grid, figure_text, label_of
+from vitune.bench.formats import as_grid, figure_text, label_of, split_text
 from vitune.bench.protocol import Choice
+from vitune.bench.searching import needs_selection
 from vitune.bench.study import Study
 from vitune.bench.table import Table, TableRow
 from vitune.report.formatting import count, duration
@@ -54,18 +55,17 @@ def write_study_page(
     return write_page(Path(out), "study.html", context, folder=TEMPLATES)
 
 
-def note_on(study: Study) -> str:
-    """What a study's page says below its heading."""
-    several = len(study.seeds) > 1
+def note_on(study: Study, table: Table) -> str:
+    """What a study's page says below its heading: backbone, runs, protocol, whose accuracy."""
     epochs = "1 epoch" if study.epochs == 1 else f"{study.epochs} epochs"
-    how = {
-        "honest": "settings chosen on validation, test images opened once after the last epoch",
-        "as-published": "the official recipe, test images seen every epoch, beside the honest one",
-    }
-    return (
-        f"{study.backbone}, {epochs}, {len(study.seeds)} seed{'s' * several}; protocol "
-        f"{study.protocol}: {how[study.protocol]}."
-    )
+    seeds = "1 seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
+    parts = [f"{study.backbone}, {epochs}, {seeds}; protocol {study.protocol}."]
+    if study.protocol == "as-published":
+        parts.append("The official recipe, which sees the test images every epoch, beside honest.")
+        return " ".join(parts)
+    if any(needs_selection(study, variant) for variant in study.variants):
+        parts.append("Settings chosen on validation images.")
+    return " ".join([*parts, f"Accuracy on {split_text(table)}."])
 
 
 def _by_label(choices: Sequence[Choice]) -> dict[str, dict[str, Choice]]:

@@ -282,7 +282,7 @@ def _finish(
         table,
         Path(out) / "results.html",
         heading=study.name,
-        note=note_on(study),
+        note=note_on(study, table),
         choices=choices,
     )
     console.print(f"page: {page}", soft_wrap=True)

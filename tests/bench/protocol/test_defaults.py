@@ -52,8 +52,9 @@ def test_the_command_records_what_validation_chose(
     assert set(written) == {study.backbone, "another"}
     settings = [record["settings"] for record in written[study.backbone]]
     assert settings == [{"ssf": {"lr": 2.0}}, entry["settings"]]
-    out.write_text("{")
-    assert run(words) == 2
+    for odd in ("{", "[1]", json.dumps({study.backbone: {"settings": {}}})):
+        out.write_text(odd)
+        assert run(words) == 2 and out.read_text() == odd
     assert run(["bench", "defaults", str(tmp_path)]) == 2
 
 

@@ -97,6 +97,8 @@ def test_methods_on_a_suite(roots: dict[str, Path], tmp_path: Path) -> None:
     assert untuned.grid_of(untuned.variants[0]) == ({},)
     with pytest.raises(VituneError, match="--defaults: got --search or --lrs"):
         suite_study(data, ["rlrr"], tmp_path, tune=False, lrs=[0.1])
+    with pytest.raises(VituneError, match="epochs: got 0"):
+        suite_study("demo", ["linear"], tmp_path, epochs=0)
     with pytest.raises(VituneError, match="--methods: got none"):
         suite_study("demo", [], tmp_path)
     with pytest.raises(VituneError, match="--seeds: got 0"):
