@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -101,10 +102,19 @@ _BENCH: Workbench | None = None
 
 
 def begin_worker(num_threads: int) -> None:
-    """Give a worker process its share of the cores."""
+    """Give a worker process its share of the cores, and an end: when the study ends, it does."""
     import torch
 
     torch.set_num_threads(num_threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A study that was killed must not leave runs behind that nobody waits for."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def complete_in_worker(cell: Cell, store: Store) -> Finished:

@@ -274,8 +274,8 @@ def _set_floors(measured: Sequence[Measured], gflops: dict[str, float]) -> None:
 def _matmul_gflops(device: torch.device, precision: str) -> float:
     """Floating-point operations a second of a large matrix product, in units of 1e9."""
     n, i, o = RATE_SIZES
-    x = torch.ones(n, i, dtype=DTYPES[precision], device=device)
-    weight = torch.ones(i, o, dtype=DTYPES[precision], device=device)
+    x = torch.randn(n, i, device=device).to(DTYPES[precision])  # zeros and ones can be faster
+    weight = torch.randn(i, o, device=device).to(DTYPES[precision])
     repeats = 3 if device.type == "cpu" else 50
     durations = []
     for _ in _synchronised(device, range(repeats)):

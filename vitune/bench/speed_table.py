@@ -4,35 +4,68 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 REFERENCE = "rlrr-textbook"
 SLOWER_FROM = 1.05
 
-HEADS = (
-    "method", "batch", "precision", "step ms", "±", "forward", "backward", "optimiser",
-    "/ reference", "/ floor", "peak MiB", "resident MiB", "adapter KB", "merged / plain",
-    "un-merged / plain",
-)  # fmt: skip
+KEYS = ("method", "batch", "precision")
+TIMES = ("step ms", "±", "forward", "backward", "optimiser", "/ reference", "/ floor")
+SIZES = ("peak MiB", "resident MiB", "adapter KB", "merged / plain", "un-merged / plain")
+HEADS = (*KEYS, *TIMES, *SIZES)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Figures of all methods at one batch and precision, for a page of limited width.
+
+    Args:
+        title: batch and precision.
+        heads: of the columns; one that is empty for every method is left out.
+        rows: a line of cells a method.
+    """
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 def format_table(result: Mapping[str, Any]) -> str:
     """The figures as a Markdown table; ratios are medians of the ratios within each round."""
     lines = [_line(HEADS), _line(["---"] * len(HEADS))]
     rows: Sequence[Mapping[str, Any]] = result["rows"]
-    for row in rows:
-        lines.append(_line(_cells(row, reference_row(rows, row))))
+    lines += [_line(list(_cells(row, reference_row(rows, row)).values())) for row in rows]
+    return "\n".join([*lines, "", *remarks(result)])
+
+
+def sections(result: Mapping[str, Any]) -> Iterator[Section]:
+    """Times, then sizes, of every batch and precision."""
+    rows: Sequence[Mapping[str, Any]] = result["rows"]
+    for batch, precision in dict.fromkeys((row["batch"], row["precision"]) for row in rows):
+        own = [
+            _cells(row, reference_row(rows, row))
+            for row in rows
+            if (row["batch"], row["precision"]) == (batch, precision)
+        ]
+        for heads in (TIMES, SIZES):
+            filled = ("method", *(head for head in heads if any(cells[head] for cells in own)))
+            if len(filled) > 1:
+                table = tuple(tuple(cells[head] for head in filled) for cells in own)
+                yield Section(f"batch {batch}, {precision}", filled, table)
+
+
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """What is to be known of the machine, and how times grow with the batch."""
     rates = ", ".join(f"{n} {rate:.0f}" for n, rate in result["matmul_gflops"].items())
     machine = result["machine"]
-    lines += [
-        "",
+    return [
         f"{machine['device']}, {machine['num_threads']} threads, torch "
         f"{machine['versions'].get('torch', '?')}; matrix products {rates} GFLOP/s; load before "
         f"and after {_text(result['load'][0], 1)}, {_text(result['load'][1], 1)}.",
-        *exponents(rows),
+        *exponents(result["rows"]),
     ]
-    return "\n".join(lines)
 
 
 def step_ratio(row: Mapping[str, Any], other: Mapping[str, Any]) -> float:
@@ -107,16 +140,17 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["method"], row["batch"], row["precision"]
 
 
-def _cells(row: Mapping[str, Any], reference: Mapping[str, Any] | None) -> list[str]:
+def _cells(row: Mapping[str, Any], reference: Mapping[str, Any] | None) -> dict[str, str]:
+    """The figures of one row by the heads of their columns."""
     step = statistics.median(row["step_ms"])
     plain = row["plain_inference_ms"]
-    return [
+    cells = [
         row["method"],
         str(row["batch"]),
         row["precision"],
         f"{step:.0f}",
         f"{spread(row['step_ms']):.0f}",
-        *(f"{statistics.median(row[f'{part}_ms']):.0f}" for part in HEADS[5:8]),
+        *(f"{statistics.median(row[f'{part}_ms']):.0f}" for part in TIMES[2:5]),
         "" if reference is None else f"{step_ratio(row, reference):.2f}",
         "" if not row["floor_ms"] else f"{step / row['floor_ms']:.2f}",
         _text(row["peak_mib"]),
@@ -125,6 +159,7 @@ def _cells(row: Mapping[str, Any], reference: Mapping[str, Any] | None) -> list[
         _ratio(row["merged_ms"], plain),
         _ratio(row["unmerged_ms"], plain),
     ]
+    return dict(zip(HEADS, cells, strict=True))
 
 
 def spread(values: Sequence[float]) -> float:

@@ -67,9 +67,14 @@ def run(
 
     if (suite is None) == (preset is None):
         raise VituneError("bench run: got --suite and --preset or neither, expected one of them.")
-    for option, given in (("--search", search), ("--defaults", untuned)):
+    settings_of_suites = {
+        "--methods": methods, "--lrs": lrs, "--search": search, "--defaults": untuned,
+    }  # fmt: skip
+    for option, given in settings_of_suites.items():
         if preset is not None and given:
-            raise VituneError(f"{option}: got it with --preset, a recipe has its own settings.")
+            raise VituneError(
+                f"{option}: got it with --preset, a recipe has its own methods and settings."
+            )
     names = words(methods)
     given_settings = {} if batch_size is None else {"batch_size": batch_size}
     common: dict[str, Any] = {
@@ -199,12 +204,12 @@ def defaults(
     from vitune.bench.protocol import read_results
 
     found, studies = defaults_of(folders)
+    default, tuned = (
+        [result for folder in side for result in read_results(folder)]
+        for side in (against or (), folders)
+    )
     typer.echo(choices_table(found))
     if against:
-        default, tuned = (
-            [result for folder in side for result in read_results(folder)]
-            for side in (against, folders)
-        )
         typer.echo(markdown_of(default_against_tuned(default, tuned)))
     if out is not None:
         command = shlex.join(["vitune", "bench", "defaults", *folders, "--out", out])
@@ -244,6 +249,7 @@ def speed(
     from vitune.bench.speed import ALL_METHODS, SpeedPlan, bench_speed
     from vitune.bench.speed_table import compare_with, format_table
     from vitune.cli._progress import console
+    from vitune.cli._speed import print_speed
     from vitune.cli._words import numbers, words
 
     plan = SpeedPlan(
@@ -258,7 +264,10 @@ def speed(
         inference=inference,
     )
     result = bench_speed(plan, out=out, say=lambda text: console.print(text, style="dim"))
-    typer.echo(format_table(result))
+    if console.is_terminal:
+        print_speed(result)
+    else:
+        typer.echo(format_table(result))
     if result.get("previous"):
         for line in compare_with(result["previous"], result):
             console.print(line, markup=False)

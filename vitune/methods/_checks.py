@@ -28,6 +28,16 @@ def check_rate(name: str, rate: Any) -> None:
         raise VituneError(f"{name}: got {rate!r}, expected a rate in [0, 1).")
 
 
+def check_share(name: str, share: Any) -> None:
+    """Refuse a share outside (0, 1].
+
+    Raises:
+        VituneError: the share is out of range.
+    """
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
+        raise VituneError(f"{name}: got {share!r}, expected a share in (0, 1].")
+
+
 def check_choice(name: str, value: Any, valid: Sequence[str]) -> None:
     """Refuse a word that is none of `valid`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vitune.errors import VituneError
-from vitune.methods._checks import check_choice, check_rank
+from vitune.methods._checks import check_choice, check_rank, check_share
 from vitune.methods._rlrr_init import INITS
 from vitune.methods._roles import NORM_ROLES, QKV_PARTS, expand_roles
 
@@ -22,6 +22,7 @@ def check_values(config: RLRRConfig) -> None:
         VituneError: there is one.
     """
     check_rank(config.rank)
+    check_share("token_share", config.token_share)
     check_choice("sides", config.sides, ("both", "out", "in"))
     check_choice("init", config.init, INITS)
     if config.norms is not None:
@@ -54,6 +55,11 @@ def check_variant(config: RLRRConfig) -> None:
         raise VituneError(
             f"init: got 'constant' with rank {config.rank}, expected rank 1: equal components get "
             "equal gradients and stay one. Use init='normal' or 'uniform'."
+        )
+    if config.token_share < 1 and not (config.fast and config.hadamard):
+        raise VituneError(
+            f"token_share: got {config.token_share!r} beside fast=False or hadamard=False, "
+            "expected 1: only the fast W ⊙ (1 + S_out S_in) sums over tokens by itself."
         )
     is_stationary = config.sides == "both" or not config.residual
     if config.init == "zero" and is_stationary and not config.allow_stationary:

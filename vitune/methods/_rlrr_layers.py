@@ -63,6 +63,7 @@ class RescaledLinear(LinearLayer):
             shift,
             residual=config.residual,
             exact=config.exact,
+            token_share=config.token_share,
         )
 
     def _changed(self, matrix: Tensor, adapter: str) -> Tensor:

@@ -66,6 +66,8 @@ class RLRRConfig(MethodConfig):
         fast: False computes the reference of `vitune.ops` instead of the memory-lean version.
         exact: every product of the fast version in the input's own number format; else the one
             that only the scales' gradient needs is in bfloat16 where that is faster.
+        token_share: below 1, linears estimate the scales' gradient from so many of the tokens,
+            drawn by importance (`vitune.ops.sample_tokens`): faster, unbiased, noisier.
 
     Raises:
         VituneError: a value outside those named here, or two that contradict each other.
@@ -87,6 +89,7 @@ class RLRRConfig(MethodConfig):
     allow_stationary: bool = field(default=False)
     fast: bool = field(default=True)
     exact: bool = field(default=False)
+    token_share: float = field(default=1.0)
 
     method = "rlrr"
     title = "RLRR"

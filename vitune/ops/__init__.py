@@ -13,3 +13,4 @@ from vitune.ops.rescaled_linear import (
     rescaled_linear_reference as rescaled_linear_reference,
 )
 from vitune.ops.rescaled_linear import rescaled_weight as rescaled_weight
+from vitune.ops.token_sampling import sample_tokens as sample_tokens

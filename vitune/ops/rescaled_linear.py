@@ -15,9 +15,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from vitune.ops.hardware import cpu_multiplies_bf16, in_autocast_dtype, without_autocast
+from vitune.ops.token_sampling import sample_tokens
 
-BUILD_TILE = 1 << 20
-"""Elements of W that are rescaled at a time: the factor stays in a core's cache."""
+BUILD_TILE = 1 << 19
+"""Elements of W that are rescaled at a time: their float32 product stays in a core's cache."""
 
 REDUCTION_TILE = 1 << 21
 """Elements of dyᵀx that exist at a time; smaller tiles make the product itself slower."""
@@ -65,6 +66,7 @@ def rescaled_linear(
     *,
     residual: bool = True,
     exact: bool = False,
+    token_share: float = 1.0,
 ) -> Tensor:
     """y = x W'ᵀ + b + f with W' = W ⊙ (1 + S_out S_in), saving only x for the backward pass.
 
@@ -80,6 +82,8 @@ def rescaled_linear(
         scale_in (p, r, i); returns (..., o).
     Args:
         exact: take every product in x's own dtype, whatever the machine could do faster.
+        token_share: below 1, dyᵀx is estimated from so many of the tokens (`sample_tokens`): the
+            scales' gradients are unbiased and noisier; y, dx and the shift's gradient are exact.
     Source: RLRR (CVPR 2024) eq. 5 and 6; the recomputation is vitune's.
     """
     x = in_autocast_dtype(x)
@@ -90,7 +94,7 @@ def rescaled_linear(
         changed = _tiled_weight(weight, scale_out, scale_in, residual, x.dtype)
         return F.linear(x, changed, _sum_bias(bias, shift, x.dtype))
     result: Tensor = _RescaledLinear.apply(
-        x, weight, bias, scale_out, scale_in, shift, residual, exact
+        x, weight, bias, scale_out, scale_in, shift, residual, exact, token_share
     )
     return result
 
@@ -107,9 +111,10 @@ class _RescaledLinear(torch.autograd.Function):
         shift: Tensor | None,
         residual: bool,
         exact: bool,
+        token_share: float,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, scale_out, scale_in)
-        ctx.residual, ctx.exact = residual, exact
+        ctx.residual, ctx.exact, ctx.token_share = residual, exact, token_share
         ctx.shift_dtype = None if shift is None else shift.dtype
         with without_autocast(x.device.type):
             changed = _tiled_weight(weight, scale_out, scale_in, residual, x.dtype)
@@ -119,7 +124,7 @@ class _RescaledLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale_out, scale_in = ctx.saved_tensors
-        needs_x, _, _, needs_out, needs_in, needs_shift, _, _ = ctx.needs_input_grad
+        needs_x, _, _, needs_out, needs_in, needs_shift, *_ = ctx.needs_input_grad
         grad = grad.reshape(-1, grad.shape[-1]).to(x.dtype)  # (n, o)
         grad_x = grad_out = grad_in = grad_shift = None
         with without_autocast(x.device.type):
@@ -131,6 +136,8 @@ class _RescaledLinear(torch.autograd.Function):
                 grad_shift = (grad.T @ grad.new_ones(len(grad))).to(ctx.shift_dtype)  # (o,)
             if needs_out or needs_in:
                 x = x.reshape(-1, x.shape[-1])  # (n, i)
+                if ctx.token_share < 1:
+                    grad, x = sample_tokens(grad, x, ctx.token_share)
                 if not ctx.exact and _reduces_in_bf16(x, weight):
                     x, grad = x.bfloat16(), grad.bfloat16()
                 grad_out, grad_in = _scale_gradients(grad, x, weight, scale_out, scale_in)
@@ -141,6 +148,7 @@ class _RescaledLinear(torch.autograd.Function):
             grad_out if needs_out else None,
             grad_in if needs_in else None,
             grad_shift,
+            None,
             None,
             None,
         )
@@ -174,17 +182,24 @@ def _tiled_weight(
 ) -> Tensor:
     """W' in `dtype`, computed tile by tile in the scales' dtype and rounded once."""
     changed = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    for outs, parts in _tiles(weight, scale_in.shape[0], BUILD_TILE):
+    tiles = _tiles(weight, scale_in.shape[0], BUILD_TILE)
+    largest = max(outs.stop - outs.start for outs, _ in tiles)
+    wide = torch.promote_types(weight.dtype, scale_out.dtype)
+    buffer = torch.empty(largest, weight.shape[1], dtype=wide, device=weight.device)
+    for outs, parts in tiles:
         old, by_in = _by_part(weight[outs], parts), scale_in[parts]  # (k, t, i), (k, r, i)
         by_out = _by_part(scale_out[outs], parts)  # (k, t, r)
+        tile = buffer[: outs.stop - outs.start]
+        new = _by_part(tile, parts)
         if by_in.shape[1] > 1:
-            factor = by_out @ by_in
-            new = (factor.add_(1) if residual else factor).mul_(old)
+            new.copy_(by_out @ by_in)
+            (new.add_(1) if residual else new).mul_(old)
         elif residual:
-            new = torch.addcmul(old, old * by_in, by_out)
+            torch.mul(old, by_in, out=new)
+            torch.addcmul(old, new, by_out, out=new)
         else:
-            new = (old * by_in).mul_(by_out)
-        changed[outs] = new.flatten(0, 1)
+            torch.mul(old, by_in, out=new).mul_(by_out)
+        changed[outs] = tile
     return changed
 
 

@@ -56,6 +56,9 @@ def test_the_command_records_what_validation_chose(
         out.write_text(odd)
         assert run(words) == 2 and out.read_text() == odd
     assert run(["bench", "defaults", str(tmp_path)]) == 2
+    capsys.readouterr()
+    assert run([*words, "--against", str(tmp_path / "nowhere")]) == 2
+    assert not capsys.readouterr().out  # refused before anything is said
 
 
 def test_recorded_settings_are_what_training_uses() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -271,3 +273,36 @@ def test_ray_that_is_not_installed(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(VituneError, match=r"pip install 'vitune\[ray\]'"):
         run_study(tiny_study(), tmp_path, executor=OnRay("local", bench=bench))
+
+
+ORPHAN = """
+import multiprocessing, os, time
+from vitune.bench.execution import begin_worker
+
+def work():
+    begin_worker(1)
+    print(os.getpid(), flush=True)
+    time.sleep(300)
+
+if __name__ == "__main__":
+    worker = multiprocessing.get_context("spawn").Process(target=work)
+    worker.start()
+    worker.join()
+"""
+
+
+def test_a_worker_ends_with_a_study_that_was_killed(tmp_path: Path) -> None:
+    import psutil
+
+    script = tmp_path / "orphan.py"
+    script.write_text(ORPHAN)
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as study:
+        assert study.stdout is not None
+        worker = psutil.Process(int(study.stdout.readline()))
+        assert worker.is_running()
+        study.kill()
+    deadline = time.monotonic() + 60
+    while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -17,6 +17,7 @@ from vitune.bench.presets import load_preset, preset_names
 from vitune.bench.protocol import Planner, run_study
 from vitune.bench.study import Task
 from vitune.bench.workbench import Workbench
+from vitune.cli import run
 from vitune.errors import VituneError
 from vitune.methods import get_method
 
@@ -44,6 +45,17 @@ def test_every_preset_the_page_names_exists_and_starts(
             cells = Planner(study, Workbench()).num_cells()
             settings = len(study.grid_of(study.variants[0])) if protocol == "honest" else 0
             assert cells == len(study.tasks) * (settings + 3)
+
+
+@pytest.mark.parametrize(
+    "words", [["--methods", "lora"], ["--lrs", "0.1"], ["--search", "tpe"], ["--defaults"]]
+)
+def test_a_recipe_has_its_own_methods_and_settings(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["bench", "run", "--preset", "rlrr-vtab1k", "--out", str(tmp_path), *words]
+    assert run(command) == 2
+    assert f"{words[0]}: got it with --preset" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_counts_of_runs_on_the_page_are_right(roots: dict[str, Path], tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -16,8 +18,15 @@ from vitune.adapters import inject
 from vitune.bench.speed import SpeedPlan, bench_speed, read_result
 from vitune.bench.speed_memory import ProductCounter, Question, ask, live_peak_bytes
 from vitune.bench.speed_subject import Contestant, Subject
-from vitune.bench.speed_table import compare_with, format_table, reference_row, step_ratio
+from vitune.bench.speed_table import (
+    compare_with,
+    format_table,
+    reference_row,
+    sections,
+    step_ratio,
+)
 from vitune.bench.speed_textbook import TextbookLinear, TextbookScaleShift, textbook
+from vitune.cli._speed import print_speed
 from vitune.errors import BackboneError, VituneError
 from vitune.methods import get_method
 
@@ -96,6 +105,33 @@ def test_the_table_has_a_line_a_row_and_the_ratios(result: dict[str, Any]) -> No
     assert "| 1.00 |" in textbook_line
     assert any("step time grows with batch^" in line for line in lines)
     assert "GFLOP/s" in format_table(result)
+
+
+def test_a_terminal_of_80_columns_shows_every_figure(
+    result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tables a batch and precision; a column that nothing fills is not drawn."""
+    found = list(sections(result))
+    assert [section.title for section in found] == ["batch 8, fp32"] * 2 + ["batch 16, fp32"] * 2
+    times, sizes = found[:2]
+    assert times.heads[:2] == ("method", "step ms") and "/ floor" not in times.heads
+    assert sizes.heads == ("method", "adapter KB", "merged / plain", "un-merged / plain")
+    assert [row[0] for row in times.rows] == ["rlrr", "lora", "rlrr-textbook"]
+
+    shown = Console(file=io.StringIO(), width=80, highlight=False)
+    monkeypatch.setattr("vitune.cli._speed.console", shown)
+    full = copy.deepcopy(result)
+    for row in full["rows"]:
+        row |= {"floor_ms": 12345.0, "peak_mib": 12345.0, "resident_mib": 12345.0}
+        row["method"] = row["method"].replace("rlrr", "rlrr+token_share=0.25")
+        row["step_ms"] = [12345.0] * 3
+    print_speed(full)
+    assert isinstance(shown.file, io.StringIO)
+    text = shown.file.getvalue()
+    for word in ("batch 16, fp32", "12345", "optim.", "/ floor", "resident MiB", "GFLOP/s"):
+        assert word in text
+    assert text.count("rlrr+token_share=0.25  ") == 2 * 2  # nothing is broken over lines
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_what_got_slower_is_named(result: dict[str, Any]) -> None:
