@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -199,9 +200,8 @@ def _timed_steps(
             rate = _matmul_gflops(plan.torch_device, precision)
             if number:
                 rates[precision].append(rate)
-        # Each round begins with another method: what comes first finds the caches cold.
-        turn = number % len(rows)
-        for (label, precision), row in [*rows.items()][turn:] + [*rows.items()][:turn]:
+        # Another order each round: what a step finds in caches and heap is what the last one left.
+        for (label, precision), row in random.Random(number).sample([*rows.items()], len(rows)):
             taken = subjects[label].step(images, labels, precision)
             if number:
                 row.forward_ms.append(taken.forward_ms)
