@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import vitune.ops  # noqa: F401  (so that the module below is there)
 from vitune.adapters import attach
 from vitune.backbones import load_backbone, logits_of
 from vitune.data import EpochSampler, Split, batches, load_splits, normalise
@@ -41,10 +40,12 @@ def sketched(grad: Tensor, x: Tensor, share: float) -> tuple[Tensor, Tensor]:
     num_buckets = math.ceil(share * len(x))
     signs = torch.randint(0, 2, (len(x), 1)) * 2.0 - 1
     bucket = torch.arange(len(x)) % num_buckets
-    pair = (
-        t.new_zeros(num_buckets, t.shape[1]).index_add_(0, bucket, t * signs) for t in (grad, x)
-    )
-    return next(pair), next(pair)
+
+    def summed(rows: Tensor) -> Tensor:
+        sums = rows.new_zeros(num_buckets, rows.shape[1])
+        return sums.index_add_(0, bucket, rows * signs)
+
+    return summed(grad), summed(x)
 
 
 def uniform(grad: Tensor, x: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -72,9 +73,9 @@ class Watch:
 
     def __call__(self, grad: Tensor, x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         exact: tuple[Tensor, Tensor] = self.exactly(grad, x, *rest)
-        for name, way in {"exact": None, **self.ways}.items():
-            found = exact if way is None else self.exactly(*way(grad, x), *rest)
-            self.now.setdefault(name, []).append(torch.cat([part.flatten() for part in found]))
+        found = {name: self.exactly(*way(grad, x), *rest) for name, way in self.ways.items()}
+        for name, parts in {"exact": exact, **found}.items():
+            self.now.setdefault(name, []).append(torch.cat([part.flatten() for part in parts]))
         return exact
 
     def take(self) -> dict[str, Tensor]:

@@ -86,8 +86,7 @@ def test_few_tokens_are_all_used():
     few = MODULE.MIN_TOKENS
     for count, share in ((few, 0.1), (few + 30, 0.99), (TOKENS, 1.0)):
         kept_grad, kept_x = sample_tokens(grad[:count], x[:count], share)
-        expected = max(few, min(count, TOKENS))
-        assert len(kept_grad) == expected
+        assert len(kept_grad) == count
         torch.testing.assert_close(kept_grad.T @ kept_x, grad[:count].T @ x[:count])
     assert len(sample_tokens(grad, x, 0.01)[0]) == few
 
@@ -103,6 +102,15 @@ def test_number_formats(dtype):
     grad, x = rows(1.0, dtype)
     kept_grad, kept_x = sample_tokens(grad, x, 0.25)
     assert kept_grad.dtype == kept_x.dtype == dtype and len(kept_x) == TOKENS // 4
+
+
+def test_a_row_longer_than_the_largest_float16():
+    """Losses are scaled up in float16: elements of 5,000 fit, 300 of them are too long."""
+    grad, x = torch.full((TOKENS, 300), 5e3).half(), torch.ones(TOKENS, 5).half()
+    kept_grad, kept_x = sample_tokens(grad, x, 0.25)
+    assert kept_grad.dtype == torch.float16
+    total = kept_grad.double().T @ kept_x.double()
+    torch.testing.assert_close(total, grad.double().T @ x.double(), rtol=1e-3, atol=0)
 
 
 def linear_gradients(share: float) -> list[Tensor]:

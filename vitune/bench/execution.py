@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from typing import Protocol
 
 from vitune.bench.cells import Cell, CellResult
@@ -106,15 +107,15 @@ def begin_worker(num_threads: int) -> None:
     import torch
 
     torch.set_num_threads(num_threads)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A study that was killed must not leave runs behind that nobody waits for."""
     parent = multiprocessing.parent_process()
     if parent is not None:
-        parent.join()
-        os._exit(1)
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    """A study that was killed must not leave runs behind that nobody waits for."""
+    parent.join()
+    os._exit(1)
 
 
 def complete_in_worker(cell: Cell, store: Store) -> Finished:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from vitune.bench.protocol import Choice, Watcher
 from vitune.cli._progress import Counting, console, percent
+from vitune.cli._tables import print_columns
 
 if TYPE_CHECKING:
     from vitune.bench.cells import Cell, CellResult
@@ -72,9 +73,6 @@ def new_executor(jobs: int, ray: str | None = None, gpus_per_run: float = 0.0) -
 
 def print_table(table: Table) -> None:
     """The table and what to know of it; on its side, tasks downwards, where it is too wide."""
-    from rich.markup import escape
-    from rich.table import Table as Drawn
-
     from vitune.bench.formats import as_grid
 
     grid = as_grid(table)
@@ -84,13 +82,7 @@ def print_table(table: Table) -> None:
             list(zip(grid.headings, *lines, strict=True)) for lines in _blocks(grid, console.width)
         ]
     for headings, *lines in parts:
-        drawn = Drawn(box=None, pad_edge=False)
-        for number, heading in enumerate(headings):
-            justify: Literal["right", "left"] = "right" if number else "left"
-            drawn.add_column(escape(heading.strip()), justify=justify, max_width=WIDEST)
-        for line in lines:
-            drawn.add_row(*map(escape, line))
-        console.print(drawn)
+        print_columns(headings, lines, widest=WIDEST, to=console)
     for note in grid.notes:
         console.print(note, style="dim")
 

@@ -300,17 +300,13 @@ def _finish(
 
 
 def _print_estimate(study: Study, jobs: int) -> None:
-    from rich.table import Table as Drawn
-
     from vitune.bench.planning import estimate, total_hours
     from vitune.cli._progress import console
+    from vitune.cli._tables import print_columns
 
     estimates = estimate(study)
-    drawn = Drawn(box=None, pad_edge=False)
-    for title in ("method", "task", "runs", "step ms", "hours", "peak MiB"):
-        drawn.add_column(title, justify="left" if title in ("method", "task") else "right")
-    for row in estimates:
-        drawn.add_row(
+    lines = [
+        (
             row.label,
             row.task,
             str(row.num_cells),
@@ -318,5 +314,8 @@ def _print_estimate(study: Study, jobs: int) -> None:
             f"{row.hours:.2f}",
             f"{row.peak_mib:,.0f}",
         )
-    console.print(drawn)
+        for row in estimates
+    ]
+    headings = ("method", "task", "runs", "step ms", "hours", "peak MiB")
+    print_columns(headings, lines, num_names=2)
     console.print(f"about {total_hours(estimates, jobs):.1f} hours on this machine")

@@ -180,7 +180,7 @@ def _reduces_in_bf16(x: Tensor, weight: Tensor) -> bool:
 def _tiled_weight(
     weight: Tensor, scale_out: Tensor, scale_in: Tensor, residual: bool, dtype: torch.dtype
 ) -> Tensor:
-    """W' in `dtype`, computed tile by tile in the scales' dtype and rounded once."""
+    """W' in `dtype`, computed tile by tile in the wider dtype of W and scales, rounded once."""
     changed = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     tiles = _tiles(weight, scale_in.shape[0], BUILD_TILE)
     largest = max(outs.stop - outs.start for outs, _ in tiles)

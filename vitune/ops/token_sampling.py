@@ -47,9 +47,15 @@ def _chances(grad: Tensor, x: Tensor, num_kept: int) -> Tensor:
     c rises with every token that is taken for certain as long as that is right, and falls from
     there on: the right c is the largest.
     """
-    sizes = grad.norm(dim=1).double() * x.norm(dim=1).double()
+    sizes = _lengths(grad) * _lengths(x)
     sizes = sizes + (sizes.mean() * NEGLIGIBLE + torch.finfo(sizes.dtype).tiny)
     from_largest = sizes.sort(descending=True).values
     rest = from_largest.flip(0).cumsum(0).flip(0)[:num_kept]  # of the j-th largest and all after
     wanted = num_kept - torch.arange(num_kept, device=x.device)
     return ((wanted / rest).max() * sizes).clamp(max=1)
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    """|row| in double precision; float16 holds no length above 65,504."""
+    dtype = torch.float32 if rows.dtype == torch.float16 else None
+    return torch.linalg.vector_norm(rows, dim=1, dtype=dtype).double()
