@@ -13,7 +13,7 @@ from vitune.backbones.bundled import load_bundled
 from vitune.backbones.checkpoint import check_file
 from vitune.errors import BackboneError
 
-_HF_PREFIX = "hf:"
+HF_PREFIX = "hf:"
 _TORCHVISION_PREFIX = "torchvision:"
 
 
@@ -47,7 +47,7 @@ def load_backbone(
         BackboneError: the name is unknown (with the nearest ones), the weights cannot be fetched
             or do not fit, or an option is out of range or not supported by the architecture.
     """
-    name, file = _split(name, checkpoint)
+    name, file = file_of(name, checkpoint)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     request = Request(num_classes, size, pretrained, drop_path)
     backbone = _load(name, request, file)
@@ -59,7 +59,7 @@ def load_backbone(
 def _load(name: str, request: Request, file: Path | None) -> Backbone:
     if name.startswith(BUNDLED_PREFIX):
         return load_bundled(name, request, file)
-    if name.startswith(_HF_PREFIX):
+    if name.startswith(HF_PREFIX):
         if file is not None:
             raise BackboneError(
                 f"checkpoint: got {str(file)!r} with {name!r}, expected none: transformers models "
@@ -77,9 +77,13 @@ def _load(name: str, request: Request, file: Path | None) -> Backbone:
     return load_timm(name, request, file)
 
 
-def _split(name: str, checkpoint: str | Path | None) -> tuple[str, Path | None]:
-    """The architecture, and the checked file that `name@FILE` or `checkpoint` gives."""
-    if "@" in name and not name.startswith(_HF_PREFIX):
+def file_of(name: str, checkpoint: str | Path | None) -> tuple[str, Path | None]:
+    """The architecture, and the checked file that `name@FILE` or `checkpoint` gives.
+
+    Raises:
+        BackboneError: both are given, or the file cannot be used.
+    """
+    if "@" in name and not name.startswith(HF_PREFIX):
         name, _, written = name.partition("@")
         if checkpoint is not None:
             raise BackboneError(

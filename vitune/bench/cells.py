@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from vitune.bench.addressing import address_of, deciding
+from vitune.bench.study import Keepable
 from vitune.errors import VituneError
 from vitune.training import TrainConfig
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+"""Formats that tables can show; 1 is of addresses that knew neither stage nor every file."""
 
 Stage = Literal["select", "final"]
 Status = Literal["done", "diverged", "failed"]
-
-WITHOUT_EFFECT = (
-    "data",
-    "checkpoint",
-    "device",
-    "memory_budget_mib",
-    "checkpoint_every_epochs",
-    "skip_bad_images",
-    "val_fraction",
-)
-"""Fields of TrainConfig that decide no result where splits and weights are known by hash."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +30,18 @@ class Cell:
         config: of the run.
         setting: what the grid contributed to it.
         scored_on: "val" or "test".
-        split_hashes: content hashes of the splits that are trained on and scored; of a test split
-            a hash over its listing, which needs no image to be opened.
-        fingerprint: of the backbone's weights.
+        split_hashes: by split that is trained on or scored, a hash of its files and labels in
+            order; that of the test split is taken without opening an image.
+        fingerprint: of the backbone's weights, as adapters record it.
+        identity: of every weight of the backbone, its preprocessing and configuration.
+        source: hash of all files of the data source; no part of the address.
         split_seed: decides the hold-out.
         val: validation accuracy with which stage 1 chose the setting; None where nothing was.
         retention: whether to measure what was kept of the base.
         recipe: deviations of the as-published protocol; empty under the honest one.
+        allow_overlap: score a split that shares images with training, with and without them.
+        keep: what else to keep of the run; no part of the address.
+        fresh: whether to run again what other versions or another device ran.
     """
 
     stage: Stage
@@ -56,10 +53,15 @@ class Cell:
     scored_on: Literal["val", "test"]
     split_hashes: Mapping[str, str]
     fingerprint: str
+    identity: str
+    source: str = ""
     split_seed: int = 0
     val: float | None = None
     retention: bool = False
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    allow_overlap: bool = False
+    keep: tuple[Keepable, ...] = ()
+    fresh: bool = False
 
     @property
     def protocol(self) -> str:
@@ -68,19 +70,16 @@ class Cell:
 
     @property
     def address(self) -> str:
-        """32 hex digits of sha256 over all that decides the result."""
-        config = self.config.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
-        identity = {
-            "format": FORMAT,
-            "config": config,
-            "scored_on": self.scored_on,
-            "splits": dict(self.split_hashes),
-            "fingerprint": self.fingerprint,
-            "retention": self.retention,
-            "recipe": dict(self.recipe),
-        }
-        text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        """32 hex digits over all that decides the result; `vitune.bench.addressing` says what."""
+        return address_of(
+            stage=self.stage,
+            config=deciding(self.config.model_dump(mode="json")),
+            scored_on=self.scored_on,
+            splits=dict(self.split_hashes),
+            identity=self.identity,
+            retention=self.retention,
+            recipe=dict(self.recipe),
+        )
 
     def __str__(self) -> str:
         setting = " ".join(f"{key}={_short(value)}" for key, value in self.setting.items())
@@ -125,6 +124,7 @@ class CellResult:
         counts: parameters: trainable, without_head, head, total.
         retention: mean and last block's CKA with the base, on the reported images.
         published: what the as-published protocol saw on the test split, epoch by epoch.
+        unshared: scores without the images that training holds too; None where there are none.
         notes: what was done otherwise than asked, a sentence each.
     """
 
@@ -150,16 +150,25 @@ class CellResult:
     sizes: dict[str, int] = field(default_factory=dict)
     retention: dict[str, Any] | None = None
     published: dict[str, Any] | None = None
+    unshared: Scores | None = None
+    identity: str = ""
+    source: str = ""
     device: str | None = None
     precision: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     finished: str | None = None
+    format: int = FORMAT
 
     @property
     def is_settled(self) -> bool:
         """Whether running the cell again would bring nothing new."""
         return self.status in ("done", "diverged")
+
+    @property
+    def device_kind(self) -> str | None:
+        """The device without the number of threads; None where nothing ran."""
+        return None if self.device is None else self.device.partition(" (")[0]
 
     def for_cell(self, cell: Cell) -> CellResult:
         """The same result under the names that the present study gives it."""
@@ -176,7 +185,7 @@ class CellResult:
 
     def to_json(self) -> str:
         """The result as JSON text."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+        return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> CellResult:
@@ -187,12 +196,14 @@ class CellResult:
         """
         try:
             values = json.loads(text)
-            given = values.pop("format")
-            if given != FORMAT:
-                raise VituneError(f"cell: got format {given!r}, expected {FORMAT}.")
-            scores = values.pop("scores")
-            notes = tuple(values.pop("notes"))
-            return cls(**values, scores=Scores(**scores) if scores else None, notes=notes)
+            if values["format"] not in READABLE:
+                raise VituneError(
+                    f"cell: got format {values['format']!r}, expected one of {READABLE}."
+                )
+            for name in ("scores", "unshared"):
+                given = values.get(name)
+                values[name] = Scores(**given) if given else None
+            return cls(**values | {"notes": tuple(values["notes"])})
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise VituneError(f"cell: got a damaged file ({error}), expected a result.") from error
 
@@ -212,6 +223,8 @@ def blank_result(cell: Cell, status: Status, **values: Any) -> CellResult:
         scored_on=cell.scored_on,
         split_hashes=dict(cell.split_hashes),
         fingerprint=cell.fingerprint,
+        identity=cell.identity,
+        source=cell.source,
         status=status,
         **{"val": cell.val, **values},
     )

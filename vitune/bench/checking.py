@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vitune.bench.lists import fewshot_names, fewshot_table, fgvc_table
 from vitune.bench.suites import FGVC, SOURCES, SUITES, VTAB1K, Entry, folder_of
-from vitune.data import ImageList, Record, check_splits, open_source
+from vitune.data import ImageList, Record, check_splits, open_source, present
 from vitune.errors import DataError, VituneError, nearest
 
 VTAB_SIZES = {"train": 800, "val": 200, "trainval": 1000}
@@ -143,19 +143,15 @@ def _odd_files(images: ImageList) -> list[str]:
     """Missing files, and images of a sample that cannot be read or are far too small."""
     found = []
     for split, records in images.splits.items():
-        absent = [record for record in records if not _exists(record)]
+        absent = [record for record in records if not record.exists]
         if absent:
             found.append(f"{split}: {len(absent)} files missing, the first {absent[0].name!r}")
         step = max(1, len(records) // SAMPLED_IMAGES)
         bad = Counter(
-            fault for record in records[::step] if _exists(record) and (fault := _fault(record))
+            fault for record in records[::step] if record.exists and (fault := _fault(record))
         )
         found += [f"{split}: {count} of a sample {fault}" for fault, count in bad.items()]
     return found
-
-
-def _exists(record: Record) -> bool:
-    return not isinstance(record.image, Path) or record.image.is_file()
 
 
 def _fault(record: Record) -> str | None:
@@ -173,17 +169,8 @@ def _fault(record: Record) -> str | None:
 
 def _shared_images(images: ImageList) -> list[str]:
     """Images that two splits share, by content."""
-    present = ImageList(
-        images.spec,
-        {
-            name: tuple(record for record in records if _exists(record))
-            for name, records in images.splits.items()
-        },
-        images.classes,
-        fixed_lists=True,
-    )
     try:
-        findings = check_splits(present, allow_overlap=True)
+        findings = check_splits(replace(present(images), fixed_lists=True), allow_overlap=True)
     except DataError as error:
         return [str(error)]
     if not findings.num_overlapping:

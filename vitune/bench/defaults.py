@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vitune.bench.cells import CellResult
-from vitune.bench.protocol import STUDY, Choice, read_choices
+from vitune.bench.journal import read_choices, read_study
+from vitune.bench.searching import Choice
 from vitune.bench.study import Study, Variant
 from vitune.bench.table import make_table
 from vitune.errors import VituneError
@@ -154,7 +155,7 @@ def defaults_of(folders: Sequence[str | Path]) -> tuple[list[Default], list[Stud
     Raises:
         VituneError: a folder without a study, or nothing to choose from.
     """
-    studies = [Study.read(Path(folder) / STUDY) for folder in folders]
+    studies = [read_study(folder) for folder in folders]
     choices = [
         choice
         for folder, study in zip(folders, studies, strict=True)

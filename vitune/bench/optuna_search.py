@@ -1,8 +1,10 @@
 """Stage 1 by Optuna: TPE proposes settings, ASHA decides which are worth more epochs.
 
 Each rung of a trial is a cell of its own, trained from its start with that rung's epochs. So every
-cell stays a function of its configuration alone: it runs on any executor, is found again by its
-address, and a killed search loses the trials in flight and no cell that finished.
+cell stays a function of its configuration alone: it runs on any executor and is found again by its
+address. A search keeps no state but its cells. It always runs from its first trial: the sampler is
+seeded, and results that are there answer at once, so that a search that was killed proposes the
+same trials, in the same order, as one that never was, and ends with the same setting.
 """
 
 from __future__ import annotations
@@ -16,18 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from vitune.bench.cells import Cell, CellResult
 from vitune.bench.searching import Choice, best_of
-from vitune.bench.study import Range, Search, Task, Variant
+from vitune.bench.study import Range, Search, Task, Variant, is_whole
 from vitune.errors import VituneError
 
 if TYPE_CHECKING:
-    from vitune.bench.protocol import Planner
+    from vitune.bench.cell_planner import Planner
 
 STORAGE = "search.db"
-"""SQLite file in the study's folder; `optuna-dashboard sqlite:///OUT/search.db` shows it."""
-
-RAN = "ran"
-"""Attribute of a trial that came to an end, as one that a killed driver left has not."""
-
+"""SQLite file in the study's folder; `optuna-dashboard sqlite:///OUT/search.db` shows it. It is
+written for people: no search reads it."""
 
 @dataclass(frozen=True)
 class _Live:
@@ -41,7 +40,7 @@ class OptunaSearch:
     """The search of one variant on one task; see `Searcher`.
 
     Args:
-        folder: of the study; its `search.db` keeps all trials.
+        folder: of the study; trials that ended are copied into its `search.db`.
 
     Raises:
         VituneError: Optuna is not installed.
@@ -53,13 +52,15 @@ class OptunaSearch:
         self.spec: Search = planner.study.search
         self.rungs = self.spec.rungs(planner.study.epochs)
         self.live: list[_Live] = []
+        self.ended: list[Any] = []
         self.optuna = _optuna()
-        self.trials = self._open(folder)
+        self.trials = self._new_study()
+        self.folder = folder
 
     def ask(self) -> list[Cell]:
         """The next rung of the trials on their way, or new trials when none is left."""
         if not self.live:
-            left = self.spec.num_trials - sum(RAN in t.user_attrs for t in self.trials.trials)
+            left = self.spec.num_trials - len(self.ended)
             space = self._distributions()
             self.live = [
                 _Live(self.trials.ask(space)) for _ in range(min(self.spec.num_parallel, left))
@@ -87,13 +88,13 @@ class OptunaSearch:
             else:
                 climbing.append(_Live(live.trial, live.rung + 1))
         self.live = climbing
+        self._copy()
 
     def choice(self) -> Choice | None:
         """The best trial that went all the way."""
         tried = [
             (dict(trial.params), trial.value if trial.state.name == "COMPLETE" else None)
-            for trial in self.trials.trials
-            if RAN in trial.user_attrs
+            for trial in sorted(self.ended, key=lambda trial: trial.number)
         ]
         return best_of(self.planner.study, self.variant, self.task, tried)
 
@@ -103,41 +104,42 @@ class OptunaSearch:
         return live.trial.params | ({} if is_last else {"epochs": self.rungs[live.rung]})
 
     def _end(self, live: _Live, **outcome: Any) -> None:
-        live.trial.set_user_attr(RAN, True)
-        self.trials.tell(live.trial, **outcome)
+        self.ended.append(self.trials.tell(live.trial, **outcome))
 
     def _distributions(self) -> dict[str, Any]:
         known = self.optuna.distributions
         return {
-            name: known.FloatDistribution(given.low, given.high, log=given.log)
-            if isinstance(given, Range)
-            else known.CategoricalDistribution(list(given))
+            name: known.CategoricalDistribution(list(given))
+            if not isinstance(given, Range)
+            else known.IntDistribution(int(given.low), int(given.high), log=given.log)
+            if is_whole(name)
+            else known.FloatDistribution(given.low, given.high, log=given.log)
             for name, given in self.spec.space.items()
         }
 
-    def _open(self, folder: Path) -> Any:
-        """This search's trials; those that a killed driver left on their way are proposed again."""
+    def _new_study(self) -> Any:
+        """Optuna's study, in memory; nothing in it hangs on time or on an earlier process."""
         optuna = self.optuna
-        folder.mkdir(parents=True, exist_ok=True)
-        storage = f"sqlite:///{(folder / STORAGE).resolve()}"
-        trials = optuna.create_study(
-            study_name=self._name(), storage=storage, direction="maximize", load_if_exists=True
-        )
-        seed = self.spec.seed + len(trials.trials)
         samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
-        trials.sampler = samplers[self.spec.sampler](seed=seed)
-        trials.pruner = (
+        pruner = (
             optuna.pruners.SuccessiveHalvingPruner(
                 min_resource=self.rungs[0], reduction_factor=self.spec.eta
             )
             if self.spec.pruner == "asha"
             else optuna.pruners.NopPruner()
         )
-        states = optuna.trial.TrialState
-        for trial in trials.get_trials(states=(states.RUNNING,)):
-            trials.tell(trial.number, state=states.FAIL)
-            trials.enqueue_trial(trial.params)
-        return trials
+        sampler = samplers[self.spec.sampler](seed=self.spec.seed)
+        return optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
+
+    def _copy(self) -> None:
+        """Add to `search.db` what it lacks of the trials that ended."""
+        optuna = self.optuna
+        self.folder.mkdir(parents=True, exist_ok=True)
+        storage = f"sqlite:///{(self.folder / STORAGE).resolve()}"
+        copy = optuna.create_study(
+            study_name=self._name(), storage=storage, direction="maximize", load_if_exists=True
+        )
+        copy.add_trials(self.ended[len(copy.trials) :])
 
     def _name(self) -> str:
         """Variant and task for people, and a hash of all that decides what a trial is worth."""

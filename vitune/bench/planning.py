@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from vitune.bench.protocol import Planner
-from vitune.bench.running import scored
+from vitune.bench.cell_planner import Planner
+from vitune.bench.running import image_logits
 from vitune.bench.searching import num_selection_cells
 from vitune.bench.study import Study, Task, Variant
 from vitune.bench.workbench import Workbench
@@ -106,9 +106,8 @@ def _measure(planner: Planner, variant: Variant, task: Task) -> _Measured:
         observer=watch,
     )
     few = data.selection.train.subset(range(min(SCORED_IMAGES, len(data.selection.train))))
-    cell = planner.first_cell(variant, task)
     started = time.perf_counter()
-    scored(trained, cell, few)
+    image_logits(trained, few)
     per_image = (time.perf_counter() - started) / len(few)
     return _Measured(
         step_ms=watch.step_ms,

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,11 +17,13 @@ from vitune.adapters import AdapterCard, installed_versions
 from vitune.analysis import measure_retention
 from vitune.bench.as_published import PublishedRecipe
 from vitune.bench.cells import Cell, CellResult, Scores, blank_result
-from vitune.bench.scores import score
+from vitune.bench.kept import adapter_of, keep_adapter, write_logits
+from vitune.bench.scores import score, unshared_with
 from vitune.bench.store import Store
+from vitune.bench.verifying import planned_data, planned_test, require_planned_weights
 from vitune.bench.workbench import Workbench
 from vitune.data import Split, Splits, normalise
-from vitune.errors import TrainingError, VituneError
+from vitune.errors import DataError, TrainingError, VituneError
 from vitune.inference import LoadedRun
 from vitune.training import Observer, TrainConfig
 from vitune.training.fitting import Trained, fit
@@ -44,9 +47,9 @@ def complete(
         with store.claimed(cell.address):
             damaged = store.file(cell.address).exists()
             found = store.read(cell.address)
-            if found is not None and found.is_settled:
+            if found is not None and serves(found, cell, store):
                 return found.for_cell(cell), True
-            result = run_cell(cell, bench, train=train)
+            result = run_cell(cell, bench, out=store.path, train=train)
             if damaged and found is None:
                 note = "An earlier result file of this cell was damaged and is replaced."
                 result = replace(result, notes=(*result.notes, note))
@@ -56,10 +59,31 @@ def complete(
         return blank_result(cell, "failed", error=f"{store.path}: {error}"), False
 
 
-def run_cell(cell: Cell, bench: Workbench, *, train: Train = fit) -> CellResult:
-    """Train and score one cell; what goes wrong becomes part of the result."""
+def serves(found: CellResult, cell: Cell, store: Store) -> bool:
+    """Whether a stored result is all that the cell asks for."""
+    if not found.is_settled or (cell.fresh and is_outdated(found)):
+        return False
+    wants_adapter = "adapters" in cell.keep and found.status == "done"
+    return not wants_adapter or adapter_of(store.path, cell.address).is_dir()
+
+
+def is_outdated(found: CellResult) -> bool:
+    """Whether other versions or another kind of device than this process has made it."""
+    on_gpu = torch.cuda.is_available() and found.config.get("device") != "cpu"
+    device = torch.cuda.get_device_name() if on_gpu else "cpu"
+    return found.versions != installed_versions() or found.device_kind not in (None, device)
+
+
+def run_cell(
+    cell: Cell, bench: Workbench, *, out: Path | None = None, train: Train = fit
+) -> CellResult:
+    """Train and score one cell; what goes wrong becomes part of the result.
+
+    Args:
+        out: the study's folder, for logits and adapters; None keeps neither.
+    """
     try:
-        return _run(cell, bench, train)
+        return _run(cell, bench, out, train)
     except TrainingError as error:
         return _ended(cell, "diverged", error)
     except (VituneError, OSError, MemoryError, RuntimeError) as error:
@@ -73,32 +97,23 @@ def _ended(cell: Cell, status: Any, error: BaseException) -> CellResult:
     )
 
 
-def _run(cell: Cell, bench: Workbench, train: Train) -> CellResult:
-    data = bench.task(cell.config, cell.split_seed)
-    splits = data.refit if cell.config.refit else data.selection
+def _run(cell: Cell, bench: Workbench, out: Path | None, train: Train) -> CellResult:
+    data = planned_data(cell, bench)
+    splits = data.divided(refit=cell.config.refit)
     observer: Observer = Observer()
     if cell.recipe:
-        observer = PublishedRecipe.make(
-            cell.recipe, bench.open_test(cell.config, splits.classes)
-        )
+        observer = PublishedRecipe.make(cell.recipe, planned_test(cell, bench, splits))
     trained, notes = train_within_memory(cell.config, splits, observer, train=train)
     summary = trained.summary
-    scores, kept = None, None
+    require_planned_weights(cell, bench)
+    found: dict[str, Any] = {}
     if cell.stage == "final":
-        if cell.scored_on == "test":
-            split = bench.open_test(cell.config, splits.classes)
-        else:
-            assert splits.val is not None
-            split = splits.val
-        scores = scored(trained, cell, split)
-        kept = _retention(trained, split) if cell.retention else None
+        found = _reported(cell, bench, trained, splits, out)
     reported = summary["reported"]["val_accuracy"]
     return blank_result(
         cell,
         "done",
         val=reported if cell.stage == "select" else cell.val,
-        scores=scores,
-        retention=kept,
         published=observer.outcome() if isinstance(observer, PublishedRecipe) else None,
         seconds=summary["seconds"],
         peak_mib=summary["peak_mib"],
@@ -118,7 +133,46 @@ def _run(cell: Cell, bench: Workbench, train: Train) -> CellResult:
         versions=summary["versions"],
         notes=notes,
         finished=_now(),
+        **found,
     )
+
+
+def _reported(
+    cell: Cell, bench: Workbench, trained: Trained, splits: Splits, out: Path | None
+) -> dict[str, Any]:
+    """Scores on the reported split and what else a final run leaves, by field of the result."""
+    if cell.scored_on == "test":
+        split = planned_test(cell, bench, splits)
+    else:
+        assert splits.val is not None
+        split = splits.val
+    logits = image_logits(trained, split)
+    alone = np.ones(len(split), bool)
+    if cell.allow_overlap:
+        alone = unshared_with(split, [s for s in (splits.train, splits.val) if s is not split])
+    if out is not None:
+        write_logits(out, cell.address, logits, split)
+        if "adapters" in cell.keep:
+            with inference_weights(trained.model):
+                keep_adapter(out, cell.address, trained, cell.config)
+    return {
+        "scores": score(logits, split),
+        "unshared": _scores_of_part(logits, split, alone),
+        "retention": _retention(trained, split) if cell.retention else None,
+    }
+
+
+def _scores_of_part(logits: Tensor, split: Split, chosen: np.ndarray) -> Scores | None:
+    """Scores of the chosen images; None where that is all of them."""
+    if chosen.all():
+        return None
+    if not chosen.any():
+        raise DataError(
+            f"split {split.name!r}: got no image that training does not hold too, expected at "
+            "least one. Give the task a test split of its own."
+        )
+    kept = np.flatnonzero(chosen)
+    return score(logits[torch.from_numpy(kept)], split.subset(kept))
 
 
 def train_within_memory(
@@ -172,19 +226,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return "out of memory" in text or "can't allocate memory" in text
 
 
-def scored(trained: Trained, cell: Cell, split: Split) -> Scores:
-    """Scores of the trained model on `split`."""
+def image_logits(trained: Trained, split: Split) -> Tensor:
+    """Logits of every image of `split` in order, with the weights that a run reports.
+
+    Shapes: returns (b, c) float32 on the CPU.
+    """
     card = AdapterCard(
-        method=cell.config.method,
-        method_args=cell.config.method_args,
+        method="",
+        method_args={},
         backbone=trained.backbone.name,
         backbone_args={},
         preprocessing=trained.backbone.preprocessing,
         classes=trained.classes,
-        fingerprint=cell.fingerprint,
     )
     with inference_weights(trained.model):
-        return score(LoadedRun(Path(), card, trained.model, None), split)
+        return torch.cat(list(LoadedRun(Path(), card, trained.model, None).logits(split)))
 
 
 def _retention(trained: Trained, split: Split) -> dict[str, Any]:

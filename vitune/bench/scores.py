@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from vitune.bench.cells import Scores
 from vitune.data import Split
-from vitune.inference import LoadedRun
 
 NUM_BINS = 15
 
 
-def score(run: LoadedRun, split: Split) -> Scores:
-    """Top-1, NLL and ECE on `split`, and which of its images were right."""
-    logits = torch.cat(list(run.logits(split)))  # (b, c)
+def score(logits: Tensor, split: Split) -> Scores:
+    """Top-1, NLL and ECE on `split`, and which of its images were right.
+
+    Shapes:
+        logits: (b, c), in the split's order.
+    """
     labels = torch.from_numpy(split.labels.copy())
     correct = (logits.argmax(-1) == labels).numpy()
     ece = multiclass_calibration_error(
@@ -30,6 +35,18 @@ def score(run: LoadedRun, split: Split) -> Scores:
         ece=ece.item(),
         correct=packed(correct),
     )
+
+
+def unshared_with(split: Split, training: Sequence[Split | None]) -> np.ndarray:
+    """(b,) true for an image of `split` whose file no split of `training` holds."""
+    known = {
+        digest.tobytes()
+        for other in training
+        if other is not None and other.digests is not None
+        for digest in other.digests
+    }
+    assert split.digests is not None
+    return np.array([digest.tobytes() not in known for digest in split.digests], bool)
 
 
 def packed(correct: np.ndarray) -> str:

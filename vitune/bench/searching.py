@@ -11,7 +11,7 @@ from vitune.bench.cells import Cell, CellResult
 from vitune.bench.study import Setting, Study, Task, Variant
 
 if TYPE_CHECKING:
-    from vitune.bench.protocol import Planner
+    from vitune.bench.cell_planner import Planner
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Choice:
 
 
 class Searcher(Protocol):
-    """One variant's search on one task, as a conversation that others may go on beside.
+    """One variant's search on one task: an ask/tell interface, so that several can interleave.
 
     `ask` gives the cells to run next and nothing when the search is over; `tell` takes their
     results in the same order; `choice` is the setting found, None where none finished.

@@ -15,6 +15,8 @@ from vitune.training import TrainConfig, read_yaml
 
 Setting = Mapping[str, Any]
 
+Keepable = Literal["adapters"]
+
 SET_BY_STUDY = frozenset(
     ("data", "backbone", "checkpoint", "image_size", "method", "seed", "refit", "select",
      "patience", "val_fraction")
@@ -110,6 +112,12 @@ class Range(Frozen):
         return self
 
 
+def is_whole(name: str) -> bool:
+    """Whether a setting is a whole number: what a range gives of it is one, too."""
+    field = TrainConfig.model_fields.get(name)
+    return field is not None and field.annotation in (int, int | None)
+
+
 class Search(Frozen):
     """Stage 1 by Optuna instead of a grid.
 
@@ -123,7 +131,8 @@ class Search(Frozen):
             the study and not of the machine.
         eta: reduction factor of "asha".
         seed: of the sampler.
-        space: by setting a Range, or a list of choices.
+        space: by setting a Range (of whole numbers for a setting that is one), or a list of
+            choices.
     """
 
     sampler: Literal["tpe", "random"] = "tpe"
@@ -149,7 +158,10 @@ class Search(Frozen):
             {n: r.low if isinstance(r, Range) else r[0] for n, r in self.space.items()},
             {n: r.high if isinstance(r, Range) else r[-1] for n, r in self.space.items()},
         ]
-        return tuple(ends)
+        return tuple(
+            {n: int(v) if is_whole(n) and isinstance(v, float) else v for n, v in end.items()}
+            for end in ends
+        )
 
 
 class Study(Frozen):
@@ -176,6 +188,9 @@ class Study(Frozen):
         report_on: "test" refits on training and validation and opens the test split once a final
             run; "val" reports the validation split; "auto" is "test" where the source has one.
         retention: measure what the adapted network kept of the base, on the reported images.
+        keep: what to keep of every final run beside its scores and logits: "adapters".
+        allow_overlap: score a split that shares images with training, with and without them,
+            instead of refusing the task.
         protocol: "honest", or "as-published", which looks at the test split every epoch.
         missing: tasks of the suite that the data root lacks, to be named in every table.
     """
@@ -196,6 +211,8 @@ class Study(Frozen):
     val_fraction: float = Field(0.2, gt=0, lt=1)
     report_on: Literal["auto", "test", "val"] = "auto"
     retention: bool = False
+    keep: tuple[Keepable, ...] = ()
+    allow_overlap: bool = False
     protocol: Literal["honest", "as-published"] = "honest"
     missing: tuple[str, ...] = ()
 
@@ -307,6 +324,10 @@ def _require_searchable(study: Study) -> None:
     for name, choices in study.search.space.items():
         if not isinstance(choices, Range) and not choices:
             raise VituneError(f"space: got no choices of {name!r}, expected 1 or more.")
+        if isinstance(choices, Range) and is_whole(name):
+            for end in (choices.low, choices.high):
+                if not end.is_integer():
+                    raise VituneError(f"space: got {end!r} for {name!r}, expected whole numbers.")
 
 
 def _require_unique(what: str, names: Iterable[str]) -> None:

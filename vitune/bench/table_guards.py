@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitune.bench.cells import WITHOUT_EFFECT, CellResult
+from vitune.bench.addressing import deciding
+from vitune.bench.cells import CellResult
 from vitune.errors import VituneError
 
 
@@ -23,6 +24,7 @@ def require_one_config(results: Sequence[CellResult]) -> None:
             ("settings", _comparable(result), _comparable(other)),
             ("images", result.split_hashes, other.split_hashes),
             ("backbone weights", result.fingerprint, other.fingerprint),
+            ("backbones", result.identity, other.identity),
         ):
             if ours != theirs:
                 raise VituneError(
@@ -33,8 +35,8 @@ def require_one_config(results: Sequence[CellResult]) -> None:
 
 
 def _comparable(result: CellResult) -> dict[str, object]:
-    """The configuration without the seed and what decides no result."""
-    return {k: v for k, v in result.config.items() if k not in (*WITHOUT_EFFECT, "seed")}
+    """What of the configuration decides a result, without the seed."""
+    return {name: value for name, value in deciding(result.config).items() if name != "seed"}
 
 
 def _first_difference(ours: object, theirs: object) -> str:

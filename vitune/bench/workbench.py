@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from vitune.backbones import find_sites, fingerprint, load_backbone
-from vitune.data import Record, Split, Splits, augmentation, load_labelled, load_splits, open_source
+import numpy as np
+import numpy.typing as npt
+
+from vitune.backbones import find_sites, fingerprint, identity, load_backbone, local_files
+from vitune.data import (
+    Decoding,
+    ImageList,
+    Record,
+    Split,
+    Splits,
+    augmentation,
+    check_splits,
+    content_hashes,
+    load_labelled,
+    load_splits,
+    open_source,
+    present,
+    record_digests,
+    require_readable,
+)
 from vitune.preprocessing import Preprocessing
 from vitune.training import TrainConfig
 
@@ -24,39 +44,69 @@ class BackboneFacts:
     """What is known of a backbone before any run.
 
     Args:
-        fingerprint: of all frozen weights but the head's.
+        fingerprint: of all frozen weights but the head's, as adapters record it.
+        identity: of every tensor, the preprocessing and the configuration, bit by bit.
         preprocessing: how its images are prepared.
+        files: content hash by path of the local files it was read from.
     """
 
     fingerprint: str
+    identity: str
     preprocessing: Preprocessing
+    files: Mapping[Path, str]
 
 
-@dataclass(frozen=True, eq=False)
 class TaskData:
-    """The images of a task that training may see, and what is known of the test split unopened.
+    """The images of a task that training may see, each division decoded when first asked for.
 
     Args:
-        selection: train and val.
-        refit: training and validation together as `train`.
-        test_listing: hash over the test split's file names, sizes and labels; None without one.
+        load: decodes the splits of the names given.
+        test: hash of the test split's files, unopened; None without one.
+        source: hash over all files and labels of the source, in order, decodable or not.
+        num_shared: images that two splits share; above 0 only where that is allowed.
     """
 
-    selection: Splits
-    refit: Splits
-    test_listing: str | None
+    def __init__(
+        self,
+        load: Callable[[Sequence[str]], Splits],
+        *,
+        test: str | None,
+        source: str,
+        num_shared: int,
+    ) -> None:
+        self._load, self.test, self.source, self.num_shared = load, test, source, num_shared
+
+    @cached_property
+    def selection(self) -> Splits:
+        """Train and val."""
+        return self._load(("train", "val"))
+
+    @cached_property
+    def refit(self) -> Splits:
+        """Training and validation together as `train`."""
+        splits = self._load(("trainval",))
+        return replace(splits, train=splits.trainval, val=None, trainval=None)
+
+    def divided(self, *, refit: bool) -> Splits:
+        """What a run trains on and watches."""
+        return self.refit if refit else self.selection
 
     def hashes(self, *, refit: bool, scored_on: str) -> dict[str, str]:
         """Hashes of the splits that decide the result of a run."""
-        splits = self.refit if refit else self.selection
-        assert splits.train is not None
-        found = {"train": splits.train.content_hash}
+        found = dict(self._of_refit if refit else self._of_selection)
         if scored_on == "test":
-            assert self.test_listing is not None
-            found["test"] = self.test_listing
-        elif splits.val is not None:
-            found["val"] = splits.val.content_hash
+            found.pop("val", None)
+            assert self.test is not None
+            found["test"] = self.test
         return found
+
+    @cached_property
+    def _of_refit(self) -> dict[str, str]:
+        return _hashes_of(self.refit)
+
+    @cached_property
+    def _of_selection(self) -> dict[str, str]:
+        return _hashes_of(self.selection)
 
 
 class Workbench:
@@ -68,46 +118,81 @@ class Workbench:
         self._tasks: OrderedDict[tuple[str, ...], TaskData] = OrderedDict()
         self._tests: OrderedDict[tuple[str, ...], Split] = OrderedDict()
 
+    def forget(self) -> None:
+        """Read everything anew when it is next asked for."""
+        self._facts.clear()
+        self._tasks.clear()
+        self._tests.clear()
+
     def facts(self, config: TrainConfig) -> BackboneFacts:
-        """Fingerprint and preprocessing of the backbone of `config`."""
+        """Identity and preprocessing of the backbone of `config`."""
         key = (config.backbone, config.checkpoint, config.image_size)
         if key not in self._facts:
+            files = hashes_of_files(config)
             backbone = load_backbone(
                 config.backbone, checkpoint=config.checkpoint, image_size=config.image_size
             )
             sites = find_sites(backbone.model)
             names = [site.name for site in sites if site.role not in ("block", "head")]
             self._facts[key] = BackboneFacts(
-                fingerprint(backbone.model, names), backbone.preprocessing
+                fingerprint(backbone.model, names),
+                identity(backbone),
+                backbone.preprocessing,
+                files,
             )
         return self._facts[key]
 
-    def task(self, config: TrainConfig, split_seed: int) -> TaskData:
+    def check(self, config: TrainConfig, *, allow_overlap: bool = False) -> ImageList:
+        """See that the task's source can be used, before anything is trained on it.
+
+        Splits must not share images, and every file of the test split must be whole: each is
+        decoded once and its pixels are thrown away at once.
+
+        Raises:
+            DataError: what `check_splits` and `require_readable` refuse.
+        """
+        listed = open_source(config.data)
+        test = listed.splits.get("test", ())
+        require_readable(test, Decoding(self.facts(config).preprocessing))
+        check_splits(present(listed), allow_overlap=allow_overlap)
+        return listed
+
+    def task(
+        self, config: TrainConfig, split_seed: int, *, allow_overlap: bool = False
+    ) -> TaskData:
         """The task's training and validation images; its test images stay closed."""
         prepared = self.facts(config).preprocessing
         train_size = augmentation(config.augment, prepared.image_size).train_size(
             prepared.image_size
         )
-        key = (*_data_key(config, prepared), str(split_seed), str(train_size))
+        key = (
+            *_data_key(config, prepared), str(split_seed), str(train_size), str(allow_overlap)
+        )  # fmt: skip
 
         def load() -> TaskData:
             listed = open_source(config.data)
-            splits = load_splits(
-                listed,
-                prepared,
-                seed=split_seed,
-                val_fraction=config.val_fraction,
-                include=("train", "val", "trainval"),
-                train_size=train_size,
-                skip_bad_images=config.skip_bad_images,
-                memory_budget_mib=config.memory_budget_mib,
-                cache_dir=self.cache_dir,
-            )
-            test = listed.splits.get("test")
+
+            def divided(include: Sequence[str]) -> Splits:
+                return load_splits(
+                    listed,
+                    prepared,
+                    seed=split_seed,
+                    val_fraction=config.val_fraction,
+                    include=include,
+                    train_size=train_size,
+                    skip_bad_images=config.skip_bad_images,
+                    allow_overlap=allow_overlap,
+                    memory_budget_mib=config.memory_budget_mib,
+                    cache_dir=self.cache_dir,
+                )
+
+            by_split = hashes_of_source(listed)
+            shared = check_splits(present(listed), allow_overlap=allow_overlap).num_overlapping
             return TaskData(
-                selection=replace(splits, trainval=None),
-                refit=replace(splits, train=splits.trainval, val=None, trainval=None),
-                test_listing=None if test is None else _listing_hash(test, listed.classes),
+                divided,
+                test=by_split.get("test"),
+                source=combined(by_split),
+                num_shared=shared,
             )
 
         return _kept(self._tasks, key, load)
@@ -120,6 +205,58 @@ class Workbench:
             return load_labelled(config.data, prepared, classes=classes, split="test")[0]
 
         return _kept(self._tests, _data_key(config, prepared), load)
+
+
+def hashes_of_files(config: TrainConfig) -> dict[Path, str]:
+    """Content hash by path of the local files that the backbone of `config` is read from."""
+    files = local_files(config.backbone, config.checkpoint)
+    return dict(zip(files, content_hashes(files), strict=True))
+
+
+def hashes_of_source(listed: ImageList) -> dict[str, str]:
+    """`ordered_hash` of every split of a source; files are hashed, no pixel is decoded.
+
+    A file that is missing counts as missing.
+    """
+    return {
+        name: ordered_hash(_digests(records), [record.label for record in records], listed.classes)
+        for name, records in listed.splits.items()
+    }
+
+
+def combined(by_split: Mapping[str, str]) -> str:
+    """One hash for all splits of a source."""
+    lines = [f"{name} {value}" for name, value in sorted(by_split.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def ordered_hash(
+    digests: Iterable[str], labels: Iterable[int] | npt.NDArray[np.int64], classes: Sequence[str]
+) -> str:
+    """sha256 over the classes and every picture's digest and label, in order.
+
+    The order counts: it decides which images make up a batch, and scores are stored by place.
+    """
+    pictures = (f"{digest} {label}" for digest, label in zip(digests, labels, strict=True))
+    return hashlib.sha256(os.fsencode("\n".join([*classes, *pictures]))).hexdigest()
+
+
+def hash_of(split: Split) -> str:
+    """`ordered_hash` of a decoded split: of the very bytes its pixels came from."""
+    assert split.digests is not None
+    digests = [digest.tobytes().hex() for digest in split.digests]
+    return ordered_hash(digests, split.labels.tolist(), split.classes)
+
+
+def _hashes_of(splits: Splits) -> dict[str, str]:
+    present = {"train": splits.train, "val": splits.val}
+    return {name: hash_of(split) for name, split in present.items() if split is not None}
+
+
+def _digests(records: Sequence[Record]) -> list[str]:
+    there = [record for record in records if record.exists]
+    found = iter(record_digests(there))
+    return [next(found) if record.exists else "missing" for record in records]
 
 
 def _data_key(config: TrainConfig, prepared: Preprocessing) -> tuple[str, ...]:
@@ -136,17 +273,3 @@ def _kept(cache: OrderedDict[tuple[str, ...], T], key: tuple[str, ...], load: Ca
     return cache[key]
 
 
-def _listing_hash(records: Sequence[Record], classes: tuple[str, ...]) -> str:
-    """sha256 over (name, size, class) of every record, or a drawing's content for its size."""
-    lines = []
-    for record in records:
-        if isinstance(record.image, Path):
-            what = f"{'/'.join(record.image.parts[-2:])} {_size(record.image)}"
-        else:
-            what = hashlib.sha256(record.image.content).hexdigest()
-        lines.append(f"{what} {classes[record.label]}")
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else -1

@@ -6,6 +6,7 @@ from vitune.data.augment import augmentation as augmentation
 from vitune.data.cache import CacheSettings as CacheSettings
 from vitune.data.checks import Findings as Findings
 from vitune.data.checks import check_splits as check_splits
+from vitune.data.checks import present as present
 from vitune.data.content import content_hash as content_hash
 from vitune.data.content import content_hashes as content_hashes
 from vitune.data.content import default_cache_dir as default_cache_dir
@@ -22,6 +23,8 @@ from vitune.data.loader import as_is as as_is
 from vitune.data.loader import batches as batches
 from vitune.data.loader import normalise as normalise
 from vitune.data.loader import seeded_generator as seeded_generator
+from vitune.data.readable import record_digests as record_digests
+from vitune.data.readable import require_readable as require_readable
 from vitune.data.records import ImageList as ImageList
 from vitune.data.records import Record as Record
 from vitune.data.scoring import load_labelled as load_labelled

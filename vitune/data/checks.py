@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from vitune.data.content import content_hash
 from vitune.data.records import Drawing, ImageList, Record
 from vitune.errors import DataError
 
@@ -75,8 +75,7 @@ def without_missing(images: ImageList, *, skip: bool) -> tuple[ImageList, tuple[
     missing: dict[str, list[str]] = {}
     kept: dict[str, tuple[Record, ...]] = {}
     for split, records in images.splits.items():
-        present = [_exists(record.image) for record in records]
-        absent = [record.name for record, here in zip(records, present, strict=True) if not here]
+        absent = [record.name for record in records if not record.exists]
         if absent and (not skip or len(absent) == len(records)):
             raise DataError(
                 f"split {split!r} of {images.spec}: got {len(absent)} of {len(records)} files "
@@ -84,9 +83,18 @@ def without_missing(images: ImageList, *, skip: bool) -> tuple[ImageList, tuple[
                 "--skip-bad-images."
             )
         missing[split] = absent
-        kept[split] = tuple(r for r, here in zip(records, present, strict=True) if here)
+        kept[split] = tuple(record for record in records if record.exists)
     lost = tuple(name for absent in missing.values() for name in absent)
     return (replace(images, splits=kept) if lost else images), lost
+
+
+def present(images: ImageList) -> ImageList:
+    """The list without the files that do not exist, for checks that go on without them."""
+    kept = {
+        name: tuple(record for record in records if record.exists)
+        for name, records in images.splits.items()
+    }
+    return replace(images, splits=kept)
 
 
 def require_two_each(labels: npt.NDArray[np.int64], classes: Sequence[str], spec: str) -> None:
@@ -143,9 +151,8 @@ def _digest(image: Path | Drawing) -> bytes:
     if not isinstance(image, Path):
         return hashlib.sha256(image.content).digest()
     try:
-        with image.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError:  # unreadable is for the decoder to report, and only if it is asked to read it
+        return bytes.fromhex(content_hash(image))
+    except DataError:  # unreadable is for the decoder to report, and only if it is asked to read it
         return os.fsencode(image)
 
 
@@ -167,12 +174,3 @@ def _overlap_error(
         f"(first: {names[1]!r} is {names[0]!r}), expected splits that share no image. Remove "
         "them from one of the two."
     )
-
-
-def _exists(image: Path | Drawing) -> bool:
-    if not isinstance(image, Path):
-        return True
-    try:
-        return stat.S_ISREG(image.stat().st_mode)
-    except OSError:
-        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,6 +57,11 @@ class Record:
     def name(self) -> str:
         """The file's path, or the drawing's name."""
         return str(self.image) if isinstance(self.image, Path) else self.image.name
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is such a file; a drawing always exists."""
+        return not isinstance(self.image, Path) or os.path.isfile(self.image)
 
 
 @dataclass(frozen=True)

@@ -79,12 +79,15 @@ def test_another_grid_reuses_what_it_shares(
     first = tiny_study(grid=[{"lr": 1e-3}, {"lr": 1e-2}])
     run_study(first, tmp_path, executor=InProcess(bench))
     wider = tiny_study(
-        variants=[{"label": "another name", "method": "linear"}],
+        variants=[
+            {"label": "linear", "method": "linear"},
+            {"label": "another name", "method": "linear"},
+        ],
         grid=[{"lr": 1e-3}, {"lr": 1e-2}, {"lr": 1e-1}],
     )
     outcome = run_study(wider, tmp_path, executor=InProcess(bench))
     assert outcome.num_reused >= 2
-    assert {result.label for result in outcome.results} == {"another name"}
+    assert {result.label for result in outcome.results} == {"linear", "another name"}
 
 
 def test_ties_go_to_the_lower_rate(tiny_study: Make, result: Any) -> None:
@@ -109,7 +112,8 @@ def test_without_a_test_split_validation_is_reported(
     assert result.scored_on == "val" and result.sizes["train"] == 16
     assert result.scores is not None and result.scores.num_images == 8
     with pytest.raises(DataError, match=r"without a test split"):
-        run_study(tiny_study(tasks=[task], report_on="test"), tmp_path, executor=InProcess(bench))
+        asked = tiny_study(tasks=[task], report_on="test")
+        run_study(asked, tmp_path / "test", executor=InProcess(bench))
 
 
 def test_shuffled_test_labels_choose_the_same_setting(
@@ -173,7 +177,9 @@ def test_the_address_knows_what_decides_a_result(tiny_study: Make, bench: Workbe
         {"config": cell.config.model_copy(update={"seed": 5})},
         {"config": cell.config.model_copy(update={"lr": 0.5})},
         {"split_hashes": {**cell.split_hashes, "test": "other"}},
-        {"fingerprint": "v1-1"},
+        {"identity": "other"},
+        {"stage": "select"},
+        {"scored_on": "val"},
         {"recipe": {"schedule_lag": True}},
         {"retention": True},
     ):
@@ -382,10 +388,7 @@ def test_jobs_must_be_positive() -> None:
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(VituneError, match=r"without study.json"):
-        read_results(tmp_path)
-    (tmp_path / "study.json").write_text("{}")
-    with pytest.raises(VituneError, match=r"damaged file"):
+    with pytest.raises(VituneError, match=r"without study.yaml"):
         read_results(tmp_path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vitune.bench.cells import CellResult
+from vitune.bench.cells import CellResult, blank_result
 from vitune.bench.execution import InProcess
 from vitune.bench.launching import suite_study
 from vitune.bench.protocol import Watcher, run_study
@@ -36,6 +37,22 @@ class Judged(InProcess):
             yield replace(result, val=1 - result.config["lr"]), reused
 
 
+class Invented(InProcess):
+    """No training: the store's cells hold an accuracy that peaks at a rate of 0.01."""
+
+    def run(self, cells: Any, store: Any) -> Any:
+        for cell in cells:
+            found = store.read(cell.address)
+            if found is not None:
+                yield found.for_cell(cell), True
+                continue
+            log = math.log10(cell.config.lr)
+            val = 0.9 - 0.1 * (log + 2) ** 2 - 0.05 / cell.config.epochs
+            made = blank_result(cell, "done", val=val)
+            store.write(made)
+            yield made, False
+
+
 def trials_of(folder: Path) -> list[Any]:
     storage = f"sqlite:///{folder / 'search.db'}"
     (name,) = optuna.get_all_study_names(storage)
@@ -56,7 +73,7 @@ def test_tpe_proposes_and_the_best_is_refitted(
     }
     assert len(outcome.results) == 2
     again = run_study(study, tmp_path, executor=InProcess(bench))
-    assert again.choices == outcome.choices and again.num_reused == 2  # only final cells are asked
+    assert again.choices == outcome.choices and again.num_reused == 5 + 2
 
 
 def test_asha_gives_few_trials_all_epochs(
@@ -78,26 +95,39 @@ def test_asha_gives_few_trials_all_epochs(
     assert all(result.config["epochs"] == 4 for result in outcome.results)
 
 
-def test_a_killed_search_goes_on_where_it_was(
-    tiny_study: Make, bench: Workbench, tmp_path: Path
+class Bomb(Watcher):
+    """Ends the driver after so many cells, as a kill would."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def finished(self, result: CellResult, reused: bool) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KilledError
+
+
+@pytest.mark.parametrize("pruner", ["none", "asha"])
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_search_that_was_killed_ends_as_one_that_was_not(
+    tiny_study: Make, bench: Workbench, tmp_path: Path, sampler: str, pruner: str
 ) -> None:
-    class Bomb(Watcher):
-        seen = 0
-
-        def finished(self, result: CellResult, reused: bool) -> None:
-            self.seen += 1
-            if self.seen == 3:
-                raise KilledError
-
-    study = tiny_study(search={"num_trials": 4, "num_parallel": 4, "space": SPACE})
-    with pytest.raises(KilledError):
-        run_study(study, tmp_path, executor=InProcess(bench), watcher=Bomb())
-    left = [trial.params for trial in trials_of(tmp_path)]
-    outcome = run_study(study, tmp_path, executor=InProcess(bench))
-    (choice,) = outcome.choices
-    assert [setting for setting, _ in choice.tried] == left  # the same four, asked again
-    assert outcome.num_reused == 3
-    assert [t.state.name for t in trials_of(tmp_path)].count("COMPLETE") == 4
+    spec = {"num_trials": 14, "num_parallel": 3, "eta": 2, "sampler": sampler, "pruner": pruner}
+    study = tiny_study(search={**spec, "space": SPACE}, epochs=4)
+    whole = run_study(study, tmp_path / "whole", executor=Invented(bench))
+    told = len(whole.selection)
+    assert told >= 14 and len({str(s) for s, _ in whole.choices[0].tried}) == 14
+    killed = tmp_path / "killed"
+    for after in (0, 1, 5, told // 2, told - 1):
+        with pytest.raises(KilledError):
+            run_study(study, killed, executor=Invented(bench), watcher=Bomb(after))
+    resumed = run_study(study, killed, executor=Invented(bench))
+    assert resumed.choices == whole.choices
+    assert [r.address for r in resumed.selection] == [r.address for r in whole.selection]
+    ends = [[(t.params, t.state, t.value) for t in trials_of(out)]
+            for out in (tmp_path / "whole", killed)]  # fmt: skip
+    assert ends[0] == ends[1]
+    assert resumed.num_reused >= told - 1
 
 
 def test_more_trials_go_on_from_those_there_are(
@@ -123,8 +153,26 @@ def test_a_trial_that_fails_is_no_choice(
                 yield replace(result, status="failed", val=None, error="no memory"), reused
 
     outcome = run_study(study, tmp_path, executor=Broken(bench))
-    assert outcome.choices == () and outcome.results == ()
+    assert outcome.choices == ()
+    (result,) = outcome.results  # the method keeps its place
+    assert result.status == "failed" and str(result.error).endswith("finished: no memory")
     assert [t.state.name for t in trials_of(tmp_path)] == ["FAIL", "FAIL"]
+
+
+def test_ranges_of_whole_numbers_give_whole_numbers(
+    tiny_study: Make, bench: Workbench, tmp_path: Path
+) -> None:
+    space = {"accumulation_steps": {"low": 1, "high": 6}, "batch_size": {"low": 2, "high": 8}}
+    study = tiny_study(search={"num_trials": 6, "num_parallel": 6, "space": space})
+    outcome = run_study(study, tmp_path, executor=Invented(bench))
+    tried = [setting for setting, _ in outcome.choices[0].tried]
+    assert all(isinstance(value, int) for setting in tried for value in setting.values())
+    assert len({setting["accumulation_steps"] for setting in tried}) > 1
+    log = tiny_study(
+        search={"num_trials": 6, "space": {"batch_size": {"low": 1, "high": 16, "log": True}}}
+    )
+    outcome = run_study(log, tmp_path / "log", executor=Invented(bench))
+    assert all(1 <= setting["batch_size"] <= 16 for setting, _ in outcome.choices[0].tried)
 
 
 def test_rungs() -> None:
@@ -142,6 +190,7 @@ def test_rungs() -> None:
         ({"search": {"space": {"lrr": {"low": 1e-4, "high": 1e-2}}}}, "lrr"),
         ({"search": {"space": {"lr": {"low": 1e-2, "high": 1e-4}}}}, "expected low < high"),
         ({"search": {"space": {"lr": {"low": 0, "high": 1e-4, "log": True}}}}, "low > 0"),
+        ({"search": {"space": {"batch_size": {"low": 4, "high": 8.5}}}}, "expected whole numbers"),
         ({"search": {"space": {"epochs": [1, 2]}}}, "rungs and refits decide"),
         ({"search": {"space": {"lr": []}}}, "no choices of 'lr'"),
         ({"search": {"space": {"data": ["x"]}}}, "that the protocol decides"),

@@ -1,0 +1,89 @@
+"""What decides a run's result, and what is only written down beside it.
+
+A cell's address is a hash of everything that the result is a function of: the stage, the images of
+every split by content and order, every weight of the backbone, its preprocessing and
+configuration, all settings, the recipe of a protocol. Change one of them, and the cell is another
+one: it is run, and the old result is no longer shown. A file may move, be renamed as a whole or be
+saved in another format without any cell being run again.
+
+Versions of vitune and of the libraries, the device and the number format that `precision: auto`
+became there are in no address. Accuracy hardly depends on them, and an update must not throw a
+week of results away. They stand in every result instead; a table says where its runs differ in
+them, and `--rerun-changed` runs such cells again. A release of vitune that does change what a
+setting means raises REVISION, and then every cell is another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from vitune.backbones import local_folder
+
+REVISION = 1
+"""Raise it with any change of vitune after which equal settings train another network."""
+
+WITHOUT_EFFECT = (
+    "data",
+    "checkpoint",
+    "device",
+    "memory_budget_mib",
+    "checkpoint_every_epochs",
+    "skip_bad_images",
+    "val_fraction",
+)
+"""Fields of TrainConfig that decide no result where splits and weights are known by hash."""
+
+ALWAYS = ("backbone", "method", "epochs", "seed", "lr", "weight_decay", "refit")
+"""Fields that stand in every address."""
+
+AS_IF_ABSENT: dict[str, Any] = {
+    "image_size": None,
+    "method_args": {},
+    "batch_size": 32,
+    "warmup_epochs": None,
+    "min_lr": 1e-8,
+    "accumulation_steps": 1,
+    "clip_grad": None,
+    "label_smoothing": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "drop_path": 0.0,
+    "augment": "none",
+    "ema": None,
+    "objective": "cross_entropy",
+    "objective_args": {},
+    "select": "last",
+    "patience": None,
+    "precision": "auto",
+    "checkpointing": False,
+    "lean": True,
+}
+"""A field with this value stands in no address, so that a field may be added to TrainConfig
+without making every cell another one. A new field belongs here with the value that leaves a run as
+it was before the field existed; a default that changes later leaves its entry alone."""
+
+
+def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration that decide a result, where they say anything."""
+    return {
+        name: _without_place(value) if name == "backbone" else value
+        for name, value in config.items()
+        if name not in WITHOUT_EFFECT
+        and (name not in AS_IF_ABSENT or value != AS_IF_ABSENT[name])
+    }
+
+
+def address_of(**parts: Any) -> str:
+    """32 hex digits of sha256 over the parts and REVISION."""
+    text = json.dumps({"revision": REVISION, **parts}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _without_place(backbone: str) -> str:
+    """A backbone's name without the place of its file or folder, whose content is hashed."""
+    if local_folder(backbone) is not None:
+        return "hf:"
+    return backbone if backbone.startswith("hf:") else backbone.partition("@")[0]

@@ -1,0 +1,81 @@
+"""Whether every image of a list can be decoded, found out before anything depends on it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import PIL
+
+from vitune.data.content import content_hashes, default_cache_dir
+from vitune.data.decode import Decoding, decode_image, quiet_pillow
+from vitune.data.records import Record
+from vitune.errors import DataError
+from vitune.files import write_atomic
+
+FOLDER = "readable"
+CHUNK = 256
+
+
+def record_digests(records: Sequence[Record]) -> list[str]:
+    """sha256 of every picture as hex digits: of the file's bytes, or of a drawing's content.
+
+    Raises:
+        DataError: a file that cannot be read.
+    """
+    files = [record.image for record in records if isinstance(record.image, Path)]
+    of_files = iter(content_hashes(files))
+    return [
+        next(of_files)
+        if isinstance(record.image, Path)
+        else hashlib.sha256(record.image.content).hexdigest()
+        for record in records
+    ]
+
+
+def require_readable(
+    records: Sequence[Record], decoding: Decoding, *, num_workers: int = 8
+) -> None:
+    """Decode every file of a test split once and throw the pixels away; drawings are whole.
+
+    A list that passed is remembered in the cache folder by its content, so that the next call
+    only compares hashes.
+
+    Raises:
+        DataError: the first file that is missing or cannot be decoded; the message names it.
+    """
+    try:
+        _decode_all(records, decoding, num_workers)
+    except DataError as error:
+        found = str(error).partition(", expected")[0]
+        raise DataError(
+            f"{found}, expected a whole image file: every image of a test split is scored, so "
+            "--skip-bad-images does not skip it. Repair it, or take it out of the split."
+        ) from None
+
+
+def _decode_all(records: Sequence[Record], decoding: Decoding, num_workers: int) -> None:
+    files = [record for record in records if isinstance(record.image, Path)]
+    if not files:
+        return
+    passed = default_cache_dir() / FOLDER / _key(files, decoding)
+    if passed.exists():
+        return
+    with quiet_pillow(), ThreadPoolExecutor(num_workers) as pool:
+        for start in range(0, len(files), CHUNK):
+            part = files[start : start + CHUNK]
+            for _ in pool.map(lambda record: decode_image(record.image, decoding)[1], part):
+                pass
+    with suppress(OSError):  # a cache that cannot be written is done without
+        write_atomic(passed, "")
+
+
+def _key(files: Sequence[Record], decoding: Decoding) -> str:
+    settings = [PIL.__version__, asdict(decoding.preprocessing), decoding.max_megapixels]
+    parts = [json.dumps(settings), *sorted(set(record_digests(files)))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
