@@ -4,6 +4,7 @@
 `write_spectrum` puts both into files and plots.
 """
 
+from vitune.analysis.intruders import AUTHORS, IntruderRule
 from vitune.analysis.pairs import WeightPair, WeightPairs, weight_pairs
 from vitune.analysis.retention import BlockRetention, Retention, measure_retention
 from vitune.analysis.similarity import linear_cka
@@ -12,8 +13,10 @@ from vitune.analysis.spectrum_report import ChangedWeight, RoleSummary, Spectrum
 from vitune.analysis.weight_change import WeightChange, compare_weights
 
 __all__ = [
+    "AUTHORS",
     "BlockRetention",
     "ChangedWeight",
+    "IntruderRule",
     "Retention",
     "RoleSummary",
     "SpectrumReport",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,26 @@ class Decomposition:
         longest = max(self.left.shape[0], self.right.shape[0])
         smallest = self.values[0] * longest * torch.finfo(self.values.dtype).eps
         return int((self.values > smallest).sum())
+
+    @property
+    def errors(self) -> Tensor:
+        """How far the vectors of each triplet may be off, radians: asin(residual / gap), else π/2.
+
+        The gap is the distance of σ_j to its neighbours less what those may be off themselves; the
+        last triplet's next value is not known. Zeros where the decomposition is exact.
+
+        Shapes: result (r,).
+
+        Source: Wedin 1972.
+        """
+        if self.exact:
+            return torch.zeros_like(self.values)
+        values, residuals = self.values, self.residuals
+        apart = (values[:-1] - residuals[:-1]) - (values[1:] + residuals[1:])  # (r - 1,)
+        endless, none = values.new_tensor([math.inf]), values.new_zeros(1)
+        gaps = torch.minimum(torch.cat([endless, apart]), torch.cat([apart, none]))
+        shares = torch.where(gaps > residuals, residuals / gaps, torch.ones_like(values))
+        return shares.clamp(0, 1).asin()
 
     def energy_rank(self, energy: float) -> int | None:
         """Smallest k with σ_1² + … + σ_k² ≥ energy · ‖A‖_F²; None where too few are known."""

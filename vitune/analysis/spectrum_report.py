@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from vitune.analysis.geometry import relative_deviation
+from vitune.analysis.intruders import IntruderRule, Side
 from vitune.analysis.pairs import WeightPair, weight_pairs
 from vitune.analysis.tabulation import csv_text, rounded, weight_records
 from vitune.analysis.weight_change import EXACT_LIMIT, WeightChange, compare_weights
@@ -54,7 +55,7 @@ class RoleSummary:
         subspace_degrees: mean principal angle, left and right, of the top-8 subspaces.
         left_share, right_share: part of ‖ΔW‖_F² in the top-8 left and right subspaces.
         left_loss, right_loss: `BasisLoss`.
-        num_intruders: left and right ones together, the sum over the matrices, not a mean.
+        num_intruders: of the sides that the rule asks for, the sum over the matrices, not a mean.
     """
 
     role: str
@@ -80,12 +81,14 @@ class SpectrumReport:
         num_unchanged: matrices outside the head that did not change.
         num_unmergeable: adapted modules that do more than change a weight and are left out.
         note: what is left out, in sentences.
+        intruder_rule: what was counted as an intruder dimension.
     """
 
     weights: tuple[ChangedWeight, ...]
     num_unchanged: int
     num_unmergeable: int
     note: str
+    intruder_rule: IntruderRule = field(default_factory=IntruderRule)
 
     @property
     def matrices(self) -> tuple[ChangedWeight, ...]:
@@ -99,14 +102,15 @@ class SpectrumReport:
 
     @property
     def summary(self) -> tuple[RoleSummary, ...]:
-        """One entry a role."""
+        """One entry per role."""
         by_role = {role: [w for w in self.weights if w.role == role] for role in self.roles}
-        return tuple(summarise(role, weights) for role, weights in by_role.items())
+        side = self.intruder_rule.side
+        return tuple(summarise(role, weights, side) for role, weights in by_role.items())
 
     @property
     def overall(self) -> RoleSummary:
         """All changed matrices together, under the name "all"."""
-        return summarise("all", self.matrices)
+        return summarise("all", self.matrices, self.intruder_rule.side)
 
     @property
     def subspace_drift_degrees(self) -> float | None:
@@ -126,6 +130,7 @@ class SpectrumReport:
         """Plain JSON values, numbers to seven significant digits."""
         record = {
             "note": self.note,
+            "intruder_rule": asdict(self.intruder_rule),
             "num_unchanged": self.num_unchanged,
             "num_unmergeable": self.num_unmergeable,
             "subspace_drift_degrees": self.subspace_drift_degrees,
@@ -153,6 +158,7 @@ def spectrum(
     energy: float = 0.9,
     exact_limit: int = EXACT_LIMIT,
     seed: int = 0,
+    intruders: IntruderRule | None = None,
     on_progress: Progress | None = None,
 ) -> SpectrumReport:
     """The SVD view of an adaptation: `compare_weights` for every weight that it changed.
@@ -162,15 +168,16 @@ def spectrum(
     `torch.get_num_threads()`.
 
     Args:
-        top, energy, exact_limit, seed: as in `compare_weights`.
+        top, energy, exact_limit, seed, intruders: as in `compare_weights`.
         on_progress: called as (done, total, name) after every weight.
 
     Raises:
         AdapterError: two networks with different weights.
         VituneError: a weight that is not finite (the text names it), or an option out of range.
     """
-    pairs = weight_pairs(model, tuned)
-    options = {"top": top, "energy": energy, "exact_limit": exact_limit, "seed": seed}
+    pairs, rule = weight_pairs(model, tuned), intruders or IntruderRule()
+    options: dict[str, Any] = {"top": top, "energy": energy, "exact_limit": exact_limit}
+    options |= {"seed": seed, "intruders": rule}
     weights = []
     with _one_thread_each() as pool:
         changed = pool.map(lambda pair: _changed_weight(pair, options), pairs)
@@ -178,7 +185,8 @@ def spectrum(
             weights.append(weight)
             if on_progress is not None:
                 on_progress(done, len(pairs), weight.name)
-    return SpectrumReport(tuple(weights), pairs.num_unchanged, pairs.num_unmergeable, pairs.note)
+    left_out = (pairs.num_unchanged, pairs.num_unmergeable, pairs.note)
+    return SpectrumReport(tuple(weights), *left_out, rule)
 
 
 def drift_degrees(weight: ChangedWeight) -> float | None:
@@ -187,13 +195,14 @@ def drift_degrees(weight: ChangedWeight) -> float | None:
     return None if part is None else part.mean_degrees
 
 
-def summarise(role: str, weights: Sequence[ChangedWeight]) -> RoleSummary:
+def summarise(
+    role: str, weights: Sequence[ChangedWeight], side: Side = "both"
+) -> RoleSummary:
     """Means over the matrices among `weights`, or over all of them where there is none."""
     changes = [weight.change for weight in weights if weight.change is not None]
     chosen = [weight for weight in weights if weight.change is not None] or list(weights)
     parts = [part for change in changes if (part := change.subspace(DRIFT_K)) is not None]
     losses = [change.basis_loss for change in changes if change.basis_loss is not None]
-    intruders = [change.intruders for change in changes if change.intruders is not None]
     return RoleSummary(
         role=role,
         num_weights=len(chosen),
@@ -206,7 +215,7 @@ def summarise(role: str, weights: Sequence[ChangedWeight]) -> RoleSummary:
         right_share=_mean(part.right_share for part in parts),
         left_loss=_mean(loss.left for loss in losses),
         right_loss=_mean(loss.right for loss in losses),
-        num_intruders=sum(i.left + i.right for i in intruders) if intruders else None,
+        num_intruders=sum(c.intruders.on(side) for c in changes) if changes else None,
     )
 
 

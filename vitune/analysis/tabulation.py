@@ -67,9 +67,8 @@ def _figures(change: WeightChange) -> dict[str, Any]:
     }
     if change.basis_loss is not None:
         figures |= {"left_loss": change.basis_loss.left, "right_loss": change.basis_loss.right}
-    if change.intruders is not None:
-        figures["left_intruders"] = change.intruders.left
-        figures["right_intruders"] = change.intruders.right
+    figures["left_intruders"] = change.intruders.left
+    figures["right_intruders"] = change.intruders.right
     for part in change.subspaces:
         label = f"top_{part.k}" if part.energy is None else f"energy_{part.energy:g}"
         figures |= {

@@ -26,10 +26,9 @@ from vitune.analysis.geometry import (
     relative_deviation,
     stable_rank,
 )
+from vitune.analysis.intruders import IntruderRule, Intruders, count_intruders
 from vitune.errors import VituneError
 
-INTRUDER_COSINE = 0.6
-INTRUDER_VECTORS = 10
 EXACT_LIMIT = 1024
 
 
@@ -93,30 +92,14 @@ class BasisLoss:
 
 
 @dataclass(frozen=True)
-class Intruders:
-    """New leading singular vectors that resemble no old one: max_j |cos(u'_i, u_j)| < 0.6.
-
-    Args:
-        left: how many of u'_1 … u'_n, n = `num_checked`, are such; `right` the same for v'.
-        num_checked: min(10, rank of W'). Only leading vectors are asked, since the order and the
-            direction of those with nearly equal σ mean little.
-
-    Source: "LoRA vs Full Fine-tuning: An Illusion of Equivalence" (2024), algorithm 1.
-    """
-
-    left: int
-    right: int
-    num_checked: int
-
-
-@dataclass(frozen=True)
 class WeightChange:
     """Every figure of `compare_weights`; None where a figure needs what was not computed.
 
     Args:
         shape: (out, in).
         exact: full SVDs in float64; otherwise the figures come from the leading triplets of a
-            randomised SVD, and those that need the whole spectrum are None.
+            randomised SVD, and those that need the whole spectrum are None. Intruders are counted
+            rightly in either case.
         relative_deviation: ‖ΔW‖_F / ‖W‖_F; None where W is zero and W' is not.
         values_before: σ, falling; the leading ones where not exact.
         values_after: σ'.
@@ -140,7 +123,7 @@ class WeightChange:
     stable_rank: float
     subspaces: tuple[SubspaceChange, ...]
     basis_loss: BasisLoss | None
-    intruders: Intruders | None
+    intruders: Intruders
     values_error: float | None
 
     def subspace(self, k: int) -> SubspaceChange | None:
@@ -156,6 +139,7 @@ def compare_weights(
     energy: float = 0.9,
     exact_limit: int = EXACT_LIMIT,
     seed: int = 0,
+    intruders: IntruderRule | None = None,
 ) -> WeightChange:
     """The change from W to W' through their singular value decompositions.
 
@@ -167,6 +151,7 @@ def compare_weights(
         exact_limit: matrices with min(o, i) up to this are decomposed exactly, in float64; larger
             ones by a randomised SVD of the leading max(top) triplets.
         seed: of the randomised SVD.
+        intruders: what counts as an intruder dimension; None is `IntruderRule()`.
 
     Raises:
         VituneError: shapes that differ or are no matrices, values that are not finite, or `top`
@@ -174,13 +159,13 @@ def compare_weights(
     """
     _check(before, after, top, energy)
     old, new = before.detach().double(), after.detach().double()
-    exact = min(old.shape) <= exact_limit
+    exact, rule = min(old.shape) <= exact_limit, intruders or IntruderRule()
     if exact:
         svd_old, svd_new = decompose(old), decompose(new)
     else:
-        most = max(top)
-        svd_old = decompose_top(old, most + 1, seed=seed)
-        svd_new = decompose_top(new, most + 1, seed=seed + 1)
+        most = max(*top, rule.num_vectors) + 1
+        svd_old = decompose_top(old, most, seed=seed)
+        svd_new = decompose_top(new, most, seed=seed + 1)
     delta = new - old
     delta_values = singular_values(delta) if exact else decompose_top(delta, 1, seed=seed).values
     wanted: list[tuple[int, float | None]] = [(k, None) for k in top]
@@ -200,7 +185,7 @@ def compare_weights(
         stable_rank=stable_rank(float(delta.square().sum()), float(delta_values[0])),
         subspaces=subspaces,
         basis_loss=None if energy_rank is None else _basis_loss(svd_old, new, energy_rank),
-        intruders=_intruders(svd_old, svd_new) if exact else None,
+        intruders=count_intruders(old, new, svd_old, svd_new, rule),
         values_error=None if exact else _values_error(svd_old, svd_new),
     )
 
@@ -250,21 +235,6 @@ def _basis_loss(old: Decomposition, new: Tensor, k: int) -> BasisLoss:
         left=basis_loss(new @ old.right[:, :k]),
         right=basis_loss(new.T @ old.left[:, :k]),
         num_vectors=k,
-    )
-
-
-def _intruders(old: Decomposition, new: Decomposition) -> Intruders:
-    checked = min(INTRUDER_VECTORS, new.rank)
-
-    def count(old_vectors: Tensor, new_vectors: Tensor) -> int:
-        cosines = (old_vectors.T @ new_vectors[:, :checked]).abs()  # (r, checked)
-        return int((cosines.amax(0) < INTRUDER_COSINE).sum()) if len(cosines) else checked
-
-    known = old.rank
-    return Intruders(
-        left=count(old.left[:, :known], new.left),
-        right=count(old.right[:, :known], new.right),
-        num_checked=checked,
     )
 
 

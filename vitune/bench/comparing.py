@@ -12,6 +12,7 @@ from vitune.bench.formats import split_text
 from vitune.bench.launching import seed_list
 from vitune.bench.protocol import Outcome, Watcher, run_study
 from vitune.bench.study import Study, grid_of
+from vitune.bench.sureness import verdict
 from vitune.bench.table import Table, TableRow, make_table
 from vitune.data import spec_name
 from vitune.errors import VituneError
@@ -124,4 +125,4 @@ def _note(study: Study, table: Table) -> str:
     task = study.tasks[0]
     what = f"{task.data} on {study.backbone}, {study.epochs} epochs."
     parts = [f"{what} Accuracy on {split_text(table)}."]
-    return " ".join([*parts, *table.notes])
+    return " ".join(filter(None, [*parts, verdict(table), *table.notes]))

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vitune.bench.statistics import Difference
+from vitune.bench.sureness import difference_text, ranking_text, verdict
 from vitune.bench.table import Figure, Table, TableRow
 from vitune.errors import VituneError, nearest
 
@@ -82,17 +82,6 @@ def figure_text(figure: Figure | None) -> str:
     return f"{100 * figure.mean:.1f} ± {100 * figure.std:.1f}"
 
 
-def difference_text(found: Difference) -> str:
-    """One sentence: who leads by how much, how sure that is, and over what."""
-    text = (
-        f"{found.first} - {found.second}: {100 * found.mean:+.2f} points, 95 % interval "
-        f"{100 * found.low:+.2f} to {100 * found.high:+.2f} (bootstrap over {found.resampled})"
-    )
-    if found.p_value is None:
-        return f"{text}; too few tasks ({found.num_tasks}) for a signed-rank test"
-    return f"{text}; Wilcoxon p = {found.p_value:.3g} over {found.num_tasks} tasks"
-
-
 def markdown(table: Table) -> str:
     """The table, its notes and the tests between methods as Markdown."""
     grid = as_grid(table)
@@ -101,8 +90,10 @@ def markdown(table: Table) -> str:
     if grid.notes:
         lines += ["", *(f"- {note}" for note in grid.notes)]
     if table.differences:
-        lines += ["", "Paired differences:", ""]
+        lines += ["", verdict(table), "", "Differences between methods:", ""]
         lines += [f"- {difference_text(found)}" for found in table.differences]
+    if table.ranking is not None:
+        lines += ["", ranking_text(table.ranking)]
     return "\n".join(lines) + "\n"
 
 

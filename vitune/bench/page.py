@@ -8,8 +8,10 @@ from typing import Any
 
 from vitune.bench.formats import as_grid, figure_text, label_of, split_text
 from vitune.bench.protocol import Choice
+from vitune.bench.rank_diagram import rank_diagram
 from vitune.bench.searching import needs_selection
 from vitune.bench.study import Study
+from vitune.bench.sureness import explanation, interval_text, p_text, verdict
 from vitune.bench.table import Table, TableRow
 from vitune.report.formatting import count, duration
 from vitune.report.rendering import write_page
@@ -49,6 +51,15 @@ def write_study_page(
         "inflation": inflation(table),
         "scatters": _scatters(table, several),
         "differences": table.differences,
+        "these_tasks": "this task" if len(table.tasks) == 1 else "these tasks",
+        "wide": any(found.on_others is not None for found in table.differences),
+        "verdict": verdict(table),
+        "explanation": explanation(table.differences),
+        "interval_text": interval_text,
+        "p_text": p_text,
+        "ranking": table.ranking,
+        "no_ranking": table.no_ranking,
+        "diagram": None if table.ranking is None else rank_diagram(table.ranking),
         "choices": _by_label(choices),
         "sources": list(dict.fromkeys([*sources, *_sources(table)])),
     }
@@ -109,11 +120,11 @@ def _scatters(table: Table, several: bool) -> list[ScatterChart]:
         ),
     ]
     charts = []
-    best = max(row.mean for row in table.rows)
+    best = max(row.exact for row in table.rows)
     for title, x_title, cost_of, tell in kinds:
         measured = [
             Measured(label_of(row, several), cost, row.mean, row.spread, tell(cost),
-                     row.mean == best and len(table.rows) > 1)
+                     row.exact == best and len(table.rows) > 1)
             for row in table.rows
             if (cost := cost_of(row)) is not None
         ]  # fmt: skip

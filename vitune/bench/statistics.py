@@ -1,21 +1,80 @@
-"""How sure a difference between two methods is: paired bootstrap and Wilcoxon's signed ranks."""
+"""How sure a difference between two methods is: a mixed model over tasks, seeds and images.
+
+A score varies with the seed of its run, with the test images that happen to be in the set, and
+from task to task. Two questions are answered apart:
+
+- **On these tasks**: how would the mean over exactly these tasks come out with other seeds and
+  other test images? Tasks are fixed; seeds and images are random.
+- **On tasks like these**: how would it come out on other tasks of the same kind? Tasks are random
+  as well. It is the wider claim, and it needs several tasks.
+"""
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
 from vitune.errors import VituneError
 
-NUM_RESAMPLES = 10_000
-MIN_PAIRS = 6
+MIN_WILCOXON_TASKS = 6
 """Below 6 pairs the two-sided signed-rank test cannot reach p < 0.05 whatever the data."""
+MIN_SAMPLED_TASKS = 3
+"""Fewer tasks are no sample: two give an interval some 13 standard errors to either side."""
+LEVEL = 0.95
 
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """One method's scores on one task.
+
+    Shapes: correct (k, n).
+
+    Args:
+        accuracies: one per seed, k of them, in [0, 1].
+        num_images: n, how many images each was counted on; None where that is not known.
+        correct: whether each run was right on each image, in the split's order; None where it was
+            not kept, or where `accuracies` are not those of the last epoch.
+        images: what tells one set of images from another (a content hash). Two methods are
+            compared image by image where both have the same.
+    """
+
+    accuracies: tuple[float, ...]
+    num_images: int | None = None
+    correct: Bools | None = None
+    images: str = ""
+
+    @property
+    def total(self) -> Fraction:
+        """Mean accuracy as an exact fraction, so that equal counts are equal."""
+        exact = [exact_accuracy(value, self.num_images) for value in self.accuracies]
+        return sum(exact, Fraction()) / len(exact)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % interval with its two-sided test against 0.
+
+    Args:
+        low, high: in accuracy (0.01 is a percentage point).
+        p_value: of the t statistic that the interval comes from.
+        degrees_of_freedom: of its t distribution.
+        over: what is taken as random: "seeds", "images", "tasks".
+    """
+
+    low: float
+    high: float
+    p_value: float
+    degrees_of_freedom: float
+    over: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -23,69 +82,111 @@ class Difference:
     """Method `first` minus method `second`, in accuracy (0.01 is a percentage point).
 
     Args:
-        mean: over tasks.
-        low, high: paired bootstrap 95 % interval of the mean.
-        resampled: what was drawn again: "tasks" or "images".
-        p_value: of Wilcoxon's signed-rank test over tasks, two-sided; None below MIN_PAIRS tasks.
-        num_tasks: that both have.
+        mean: over the tasks that both have.
+        num_tasks: how many those are.
+        on_these: the interval for exactly these tasks; None where neither seeds nor images can
+            be taken into account.
+        on_others: the interval for tasks like these; None below MIN_SAMPLED_TASKS.
+        wilcoxon_p: of Wilcoxon's signed-rank test over tasks, two-sided, the test that goes with
+            `on_others`; None below MIN_WILCOXON_TASKS.
+        holm_p, wilcoxon_holm_p: `on_these.p_value` and `wilcoxon_p` after Holm's correction over
+            all comparisons of a table; None until `corrected` has seen them all.
     """
 
     first: str
     second: str
     mean: float
-    low: float
-    high: float
-    resampled: str
-    p_value: float | None
     num_tasks: int
+    on_these: Interval | None
+    on_others: Interval | None
+    wilcoxon_p: float | None
+    holm_p: float | None = None
+    wilcoxon_holm_p: float | None = None
 
 
-def difference(
-    first: str,
-    second: str,
-    by_task: Sequence[tuple[float, float]],
-    by_image: Sequence[Floats] = (),
-    *,
-    seed: int = 0,
-) -> Difference:
-    """The mean difference over tasks with its interval and test.
+def exact_accuracy(accuracy: float, num_images: int | None) -> Fraction:
+    """The accuracy as correct / images; a fraction near it where it is no such count."""
+    if num_images:
+        num_correct = round(accuracy * num_images)
+        if abs(accuracy * num_images - num_correct) < 1e-3:
+            return Fraction(num_correct, num_images)
+    return Fraction(accuracy).limit_denominator(10**6)
 
-    With MIN_PAIRS tasks or more, tasks are drawn again (how would it be on other tasks?); with
-    fewer, images within each task are (how would it be on other images of these tasks?).
+
+def difference(first: str, second: str, tasks: Sequence[tuple[Runs, Runs]]) -> Difference:
+    """The mean difference over tasks with its intervals and test.
 
     Args:
-        by_task: accuracies of both on each task.
-        by_image: per task, (num_images,) difference in correctness, mean over seeds.
-        seed: of the draws.
+        tasks: what each method scored, one pair per task.
 
     Raises:
-        VituneError: no task in common.
+        VituneError: no task in common, or a task without a run.
     """
-    if not by_task:
+    if not tasks:
         raise VituneError(f"methods: got {first!r} and {second!r} without a task in common.")
-    gaps = np.array([a - b for a, b in by_task], np.float64)
-    rng = np.random.default_rng(seed)
-    over_tasks = len(gaps) >= MIN_PAIRS or not by_image
-    if over_tasks:
-        draws = _bootstrap(gaps, rng)
-    else:
-        draws = np.mean([_bootstrap(np.asarray(task), rng) for task in by_image], axis=0)
-    low, high = np.quantile(draws, [0.025, 0.975])
+    if not all(runs.accuracies for pair in tasks for runs in pair):
+        raise VituneError(
+            f"methods: got a task without a run of {first!r} or {second!r}, expected one each."
+        )
+    gaps = np.array([float(a.total - b.total) for a, b in tasks], np.float64)  # (tasks,)
     return Difference(
         first=first,
         second=second,
-        mean=float(gaps.mean()),
-        low=float(low),
-        high=float(high),
-        resampled="tasks" if over_tasks else "images",
-        p_value=wilcoxon(gaps),
+        mean=math.fsum(gaps) / len(gaps),
         num_tasks=len(gaps),
+        on_these=interval_on_these(tasks),
+        on_others=interval_on_others(gaps),
+        wilcoxon_p=wilcoxon(gaps),
     )
+
+
+def interval_on_these(tasks: Sequence[tuple[Runs, Runs]]) -> Interval | None:
+    """The 95 % interval of the mean difference over exactly these tasks.
+
+    With d the mean over T tasks of the differences, its variance is
+    (1/T²) Σ_t [I_t + Σ_m (S_tm - E_tm)]: I_t of the images, S_tm = s²/k of the k seeds of method m,
+    and E_tm of what seeds and images share, which both I and S hold. That is the random-effects
+    analysis of variance of seeds crossed with images; seeds of two methods are independent, images
+    are the same for both. Variances are not pooled over methods or tasks, because they differ by
+    two orders of magnitude between them; Satterthwaite's degrees of freedom account for how few
+    seeds each comes from.
+
+    Where correctness by image was not kept, I_t is p(1 - p)/n of each method, which is too large
+    rather than too small, and E is left out. With a single seed of any method the interval
+    accounts for images alone, with unknown image counts for seeds alone.
+
+    Source: Satterthwaite 1946; Searle, Casella, McCulloch, "Variance Components", 1992, chapter 4.
+    """
+    over = _random_parts(tasks)
+    if not over:
+        return None
+    parts = [_parts(first, second, over) for first, second in tasks]
+    of_images = math.fsum(part.images for part in parts)
+    of_seeds = math.fsum(part.seeds - part.shared for part in parts)
+    variance = of_images + max(of_seeds, 0.0)
+    mean = math.fsum(float(a.total - b.total) for a, b in tasks) / len(tasks)
+    spread = math.fsum(part.uncertainty for part in parts)
+    freedom = variance**2 / spread if spread else math.inf
+    return _interval(mean, math.sqrt(variance) / len(tasks), max(freedom, 1.0), over)
+
+
+def interval_on_others(gaps: Floats) -> Interval | None:
+    """The 95 % t interval of the mean over tasks that these are a sample of.
+
+    The differences scatter over tasks by all three causes, so that their standard deviation holds
+    seeds and images as well.
+
+    Shapes: gaps (tasks,).
+    """
+    if len(gaps) < MIN_SAMPLED_TASKS:
+        return None
+    error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
+    return _interval(float(gaps.mean()), error, len(gaps) - 1, ("tasks", "seeds", "images"))
 
 
 def wilcoxon(gaps: Floats) -> float | None:
     """Two-sided p of the signed-rank test that the differences are symmetric about 0."""
-    if len(gaps) < MIN_PAIRS:
+    if len(gaps) < MIN_WILCOXON_TASKS:
         return None
     if not np.any(gaps):
         return 1.0
@@ -96,22 +197,93 @@ def wilcoxon(gaps: Floats) -> float | None:
         return float(signed_rank(gaps).pvalue)
 
 
-def average_ranks(by_method: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Mean rank over tasks, 1 the best, ties sharing the mean of their places."""
-    from scipy.stats import rankdata
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p values: max over those no larger of (m - place) p, at most 1.
 
-    if not by_method:
-        return {}
-    table = np.array(list(by_method.values()), np.float64)  # (methods, tasks)
-    ranks = rankdata(-table, axis=0)
-    return dict(zip(by_method, ranks.mean(axis=1).tolist(), strict=True))
+    A comparison is significant at level α, with the chance of any false one at most α, where its
+    adjusted value is below α.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, (len(p_values) - place) * p_values[index])
+        adjusted[index] = min(1.0, largest)
+    return adjusted
 
 
-def _bootstrap(values: Floats, rng: np.random.Generator) -> Floats:
-    """(NUM_RESAMPLES,) means of values drawn with replacement, in bounded memory."""
-    if len(values) > 200:  # a mean of many: counts of each distinct value are drawn instead
-        levels, counts = np.unique(values, return_counts=True)
-        drawn = rng.multinomial(len(values), counts / len(values), NUM_RESAMPLES)
-        return np.asarray(drawn @ levels / len(values), np.float64)
-    chosen = rng.integers(len(values), size=(NUM_RESAMPLES, len(values)))
-    return np.asarray(values[chosen].mean(axis=1), np.float64)
+@dataclass(frozen=True)
+class _Parts:
+    """Variances of one task's difference.
+
+    Args:
+        images: of the test images.
+        seeds: of the seeds, both methods together.
+        shared: what `images` and `seeds` both hold.
+        uncertainty: Σ (variance component)² / its degrees of freedom.
+    """
+
+    images: float
+    seeds: float
+    shared: float
+    uncertainty: float
+
+
+def _random_parts(tasks: Sequence[tuple[Runs, Runs]]) -> tuple[str, ...]:
+    every = [runs for pair in tasks for runs in pair]
+    seeds = all(len(runs.accuracies) > 1 for runs in every)
+    images = all((runs.num_images or 0) > 1 for runs in every)
+    return (("seeds",) if seeds else ()) + (("images",) if images else ())
+
+
+def _parts(first: Runs, second: Runs, over: tuple[str, ...]) -> _Parts:
+    images = seeds = shared = uncertainty = 0.0
+    if "images" in over:
+        images, freedom = _image_variance(first, second)
+        uncertainty += images**2 / freedom
+    if "seeds" in over:
+        for runs in (first, second):
+            num_seeds = len(runs.accuracies)
+            own = float(np.var(runs.accuracies, ddof=1)) / num_seeds
+            seeds += own
+            shared += _shared_variance(runs) if "images" in over else 0.0
+            uncertainty += own**2 / (num_seeds - 1)
+    return _Parts(images, seeds, shared, uncertainty)
+
+
+def _image_variance(first: Runs, second: Runs) -> tuple[float, float]:
+    """Variance of a task's difference over its images, and the degrees of freedom behind it."""
+    a, b = first.correct, second.correct
+    if a is None or b is None:
+        return sum(map(_binomial, (first, second))), math.inf
+    if first.images == second.images and a.shape[1] == b.shape[1]:
+        gaps = a.mean(0) - b.mean(0)  # (n,)
+        return float(gaps.var(ddof=1)) / len(gaps), len(gaps) - 1
+    own = [float(c.mean(0).var(ddof=1)) / c.shape[1] for c in (a, b)]
+    return sum(own), min(a.shape[1], b.shape[1]) - 1
+
+
+def _binomial(runs: Runs) -> float:
+    """p(1 - p)/n, which the variance of a mean over images does not exceed."""
+    share = float(runs.total)
+    return share * (1 - share) / (runs.num_images or 1)
+
+
+def _shared_variance(runs: Runs) -> float:
+    """Variance of the mean that is neither the seeds' own nor the images': the residual's."""
+    if runs.correct is None:
+        return 0.0
+    right = runs.correct.astype(np.float64)  # (k, n)
+    num_seeds, num_images = right.shape
+    rest = right - right.mean(0) - right.mean(1, keepdims=True) + right.mean()
+    freedom = (num_seeds - 1) * (num_images - 1)
+    return float(np.square(rest).sum()) / freedom / (num_seeds * num_images)
+
+
+def _interval(mean: float, error: float, freedom: float, over: tuple[str, ...]) -> Interval:
+    from scipy.stats import norm, t
+
+    student = norm() if math.isinf(freedom) else t(freedom)
+    half = float(student.ppf((1 + LEVEL) / 2)) * error
+    distance = abs(mean) / error if error else math.inf if mean else 0.0
+    return Interval(mean - half, mean + half, 2 * float(student.sf(distance)), freedom, over)

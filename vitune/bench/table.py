@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
-
-import numpy as np
+from fractions import Fraction
 
 from vitune.bench.cells import CellResult
 from vitune.bench.published import PublishedRow, pretraining_of, published_row, suite_of
-from vitune.bench.scores import unpacked
-from vitune.bench.statistics import Difference, average_ranks, difference
+from vitune.bench.ranking import Ranking, average_ranks
+from vitune.bench.statistics import Difference, exact_accuracy
+from vitune.bench.table_differences import differences_of, ranking_of
 from vitune.bench.table_guards import require_one_config, require_pure
 from vitune.errors import VituneError
 from vitune.report.intervals import mean_and_std
@@ -26,18 +25,23 @@ class Figure:
     """One method on one task.
 
     Args:
-        mean: accuracy over seeds, in [0, 1].
+        exact: mean accuracy over seeds as a fraction of counts, in [0, 1]; ties are decided by it.
         std: sample standard deviation over seeds; None for a single seed.
-        values: one a seed, in the order of the seeds.
+        values: one per seed, in the order of the seeds.
         seeds: which.
         val: validation accuracy with which the setting was chosen; None where none was.
     """
 
-    mean: float
+    exact: Fraction
     std: float | None
     values: tuple[float, ...]
     seeds: tuple[int, ...]
     val: float | None = None
+
+    @property
+    def mean(self) -> float:
+        """`exact` as a number."""
+        return float(self.exact)
 
     @property
     def num_seeds(self) -> int:
@@ -88,7 +92,12 @@ class TableRow:
     @property
     def mean(self) -> float:
         """Over the tasks that are there."""
-        return sum(figure.mean for figure in self.figures.values()) / len(self.figures)
+        return float(self.exact)
+
+    @property
+    def exact(self) -> Fraction:
+        """The same as a fraction, so that ties are ties."""
+        return sum((f.exact for f in self.figures.values()), Fraction()) / len(self.figures)
 
     @property
     def spread(self) -> float | None:
@@ -114,6 +123,8 @@ class Table:
         groups: task names by group, in order; empty where tasks have none or there is one alone.
         suite: the published table's name where every task stands in it.
         missing: tasks that the suite has and the data root lacked.
+        ranking: of the honest rows over tasks; None where it does not apply.
+        no_ranking: why not; "" where nobody would ask.
         notes: sentences a reader must know: single seeds, absent tasks, what is not comparable.
     """
 
@@ -124,6 +135,8 @@ class Table:
     suite: str | None
     missing: tuple[str, ...]
     notes: tuple[str, ...]
+    ranking: Ranking | None = None
+    no_ranking: str = ""
 
 
 def make_table(
@@ -159,14 +172,17 @@ def make_table(
         for key, members in _by_row(done).items()
     )
     rows = _ranked(rows, tasks)
+    ranking, no_ranking = ranking_of(rows, tasks)
     return Table(
         tasks=tasks,
         groups=groups,
         rows=rows,
-        differences=_differences(done, rows, tasks),
+        differences=differences_of(done, rows, tasks),
         suite=suite,
         missing=tuple(missing),
         notes=_notes(rows, tasks, missing, [r for r in finals if r.status != "done"]),
+        ranking=ranking,
+        no_ranking=no_ranking,
     )
 
 
@@ -239,7 +255,12 @@ def _figure(members: Sequence[tuple[CellResult, float]]) -> Figure | None:
         return None
     ordered = sorted(members, key=lambda member: member[0].seed)
     values = tuple(accuracy for _, accuracy in ordered)
-    mean, std = mean_and_std(values)
+    exact = [
+        exact_accuracy(accuracy, result.scores.num_images if result.scores else None)
+        for result, accuracy in ordered
+    ]
+    mean = sum(exact, Fraction()) / len(exact)
+    std = mean_and_std(values)[1]
     return Figure(mean, std, values, tuple(r.seed for r, _ in ordered), ordered[0][0].val)
 
 
@@ -249,55 +270,9 @@ def _ranked(rows: tuple[TableRow, ...], tasks: Sequence[str]) -> tuple[TableRow,
     if len(rows) < 2 or not shared:
         return rows
     ranks = average_ranks(
-        {str(place): [row.figures[t].mean for t in shared] for place, row in enumerate(rows)}
+        {str(place): [row.figures[t].exact for t in shared] for place, row in enumerate(rows)}
     )
     return tuple(replace(row, rank=ranks[str(place)]) for place, row in enumerate(rows))
-
-
-def _differences(
-    results: Sequence[CellResult], rows: Sequence[TableRow], tasks: Sequence[str]
-) -> tuple[Difference, ...]:
-    """Every pair of honest rows on the same backbone and split."""
-    found = []
-    honest = [row for row in rows if row.protocol == "honest"]
-    for first, second in combinations(honest, 2):
-        shared = [task for task in tasks if task in first.figures and task in second.figures]
-        if not shared or (first.backbone, first.scored_on) != (second.backbone, second.scored_on):
-            continue
-        by_image = [_image_gaps(results, first, second, task) for task in shared]
-        found.append(
-            difference(
-                first.label,
-                second.label,
-                [(first.figures[t].mean, second.figures[t].mean) for t in shared],
-                [gaps for gaps in by_image if gaps is not None]
-                if all(gaps is not None for gaps in by_image)
-                else (),
-            )
-        )
-    return tuple(found)
-
-
-def _image_gaps(
-    results: Sequence[CellResult], first: TableRow, second: TableRow, task: str
-) -> np.ndarray | None:
-    """Per image, mean correctness over seeds of one minus the other; None where not stored."""
-    means = []
-    for row in (first, second):
-        stored = [
-            unpacked(r.scores.correct, r.scores.num_images)
-            for r in results
-            if r.scores is not None
-            and r.scores.correct
-            and (r.label, r.protocol, r.task) == (row.label, row.protocol, task)
-            and r.config["backbone"] == row.backbone
-        ]
-        if not stored:
-            return None
-        means.append(np.mean(stored, axis=0))
-    if means[0].shape != means[1].shape:
-        return None
-    return np.asarray(means[0] - means[1])
 
 
 def _groups(results: Sequence[CellResult]) -> dict[str, tuple[str, ...]]:

@@ -74,6 +74,7 @@ def new_executor(jobs: int, ray: str | None = None, gpus_per_run: float = 0.0) -
 def print_table(table: Table) -> None:
     """The table and what to know of it; on its side, tasks downwards, where it is too wide."""
     from vitune.bench.formats import as_grid
+    from vitune.bench.sureness import verdict
 
     grid = as_grid(table)
     parts: list[list[tuple[str, ...]]] = [[grid.headings, *grid.lines]]
@@ -83,8 +84,9 @@ def print_table(table: Table) -> None:
         ]
     for headings, *lines in parts:
         print_columns(headings, lines, widest=WIDEST, to=console)
-    for note in grid.notes:
-        console.print(note, style="dim")
+    for note in (verdict(table), *grid.notes):
+        if note:
+            console.print(note, style="dim")
 
 
 def _blocks(grid: Grid, width: int) -> Iterator[list[tuple[str, ...]]]:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitune.adapters import AdapterCard
-    from vitune.analysis import Retention, SpectrumReport
+    from vitune.analysis import IntruderRule, Retention, SpectrumReport
 
 BATCH = 64
 
@@ -26,6 +26,12 @@ def analyze(
     out: str = typer.Option(None, "--out", help="folder; default for one run: RUN/analysis"),
     images: str = typer.Option(None, "--images", help="images to measure features on"),
     num_images: int = typer.Option(512, help="at most so many images; 0 leaves features out"),
+    intruder_cosine: float = typer.Option(
+        0.6, "--intruder-cosine", help="below it a singular vector is an intruder; its authors: 0.5"
+    ),
+    intruder_side: str = typer.Option(
+        "both", "--intruder-side", help="left, right or both; its authors: left"
+    ),
 ) -> None:
     """Measure what training did to the weights and features of one or several runs.
 
@@ -35,7 +41,7 @@ def analyze(
     """
     from pathlib import Path
 
-    from vitune.analysis import write_spectrum
+    from vitune.analysis import IntruderRule, write_spectrum
     from vitune.cli._progress import console
     from vitune.errors import VituneError
     from vitune.report import write_report
@@ -43,12 +49,13 @@ def analyze(
 
     if out is None and (len(runs) > 1 or not RunFolder(Path(runs[0])).config.is_file()):
         raise VituneError("--out: got nothing, expected a folder (only one run has its own).")
+    rule = IntruderRule(intruder_cosine, intruder_side)  # type: ignore[arg-type]
     names = _short_names(runs)
     reports: dict[str, SpectrumReport] = {}
     retentions: dict[str, Retention] = {}
     accuracies: dict[str, float] = {}
     for run, name in zip(runs, names, strict=True):
-        reports[name], retention = _measured(run, name, images, num_images)
+        reports[name], retention = _measured(run, name, images, num_images, rule)
         if retention is not None:
             retentions[name] = retention
         accuracy = _accuracy(RunFolder(Path(run)))
@@ -64,7 +71,7 @@ def analyze(
 
 
 def _measured(
-    run: str, name: str, images: str | None, num_images: int
+    run: str, name: str, images: str | None, num_images: int, rule: IntruderRule
 ) -> tuple[SpectrumReport, Retention | None]:
     """Weights and, where there are images, features of one run."""
     from peft import PeftModel
@@ -82,7 +89,9 @@ def _measured(
         base = load_backbone(loaded.card.backbone, num_classes=len(loaded.classes), **arguments)
         networks = {"model": base.model, "tuned": loaded.model}
     try:
-        report = spectrum(**networks, on_progress=lambda done, total, _: bar(done, total))
+        report = spectrum(
+            **networks, intruders=rule, on_progress=lambda done, total, _: bar(done, total)
+        )
         batches = _images(run, loaded.card, images, num_images)
         if batches is None:
             return report, None

@@ -15,11 +15,12 @@ import vitune.cli._study as module
 from vitune.bench.beside_honest import run_both
 from vitune.bench.cells import CellResult
 from vitune.bench.defaults import choose_defaults, default_against_tuned, markdown_of
-from vitune.bench.formats import as_grid, difference_text, formatted, label_of
+from vitune.bench.formats import as_grid, formatted, label_of
 from vitune.bench.page import inflation, write_study_page
 from vitune.bench.protocol import Choice
 from vitune.bench.published import pretraining_of, published_row, published_rows, suite_of
-from vitune.bench.statistics import average_ranks, difference, wilcoxon
+from vitune.bench.rank_diagram import rank_diagram
+from vitune.bench.sureness import difference_text, explanation, p_text, ranking_text, verdict
 from vitune.bench.table import make_table
 from vitune.errors import VituneError
 
@@ -58,8 +59,10 @@ def test_means_over_seeds_tasks_and_groups(result: Make) -> None:
     assert (first.rank, second.rank) == (1.0, 2.0)
     assert (first.num_parameters, first.seconds, first.peak_mib) == (6, 2.0, 10.0)
     (found,) = table.differences
-    assert found.mean == pytest.approx(0.1) and found.resampled == "tasks"
-    assert found.p_value == pytest.approx(2 / 2**8)
+    assert found.mean == pytest.approx(0.1) and found.num_tasks == 8
+    assert found.wilcoxon_p == found.wilcoxon_holm_p == pytest.approx(2 / 2**8)
+    assert found.on_others is not None
+    assert (found.on_others.low, found.on_others.high) == pytest.approx((0.1, 0.1))
 
 
 def test_published_figures_stand_beside(result: Make) -> None:
@@ -164,34 +167,109 @@ def test_as_published_gives_two_rows_and_the_inflation(
     assert "10.00 points come of the choice alone" in text and "best test epoch" in text
 
 
-def test_few_tasks_are_compared_by_image(result: Make) -> None:
+def seeded(result: Make, name: str, share: float, rng: np.random.Generator, task: str = "t",
+           num_seeds: int = 3) -> list[CellResult]:  # fmt: skip
+    """Runs whose accuracy is that of their bits."""
+    bits = [(rng.random(500) < share).tolist() for _ in range(num_seeds)]
+    return [
+        result(name, task, float(np.mean(right)), seed, correct=right)
+        for seed, right in enumerate(bits)
+    ]
+
+
+def test_one_task_is_compared_over_seeds_and_images(result: Make) -> None:
     rng = np.random.default_rng(0)
-    right = {"a": (rng.random(500) < 0.8).tolist(), "b": (rng.random(500) < 0.6).tolist()}
-    table = make_table(
-        [result(name, top1=float(np.mean(bits)), correct=bits) for name, bits in right.items()]
-    )
+    table = make_table(seeded(result, "a", 0.8, rng) + seeded(result, "b", 0.6, rng))
     (found,) = table.differences
-    assert found.resampled == "images" and found.p_value is None
-    assert 0 < found.low < found.mean < found.high
-    width = 1.96 * np.std(np.subtract(right["a"], right["b"], dtype=float)) / np.sqrt(500)
-    assert found.high - found.mean == pytest.approx(width, rel=0.15)
-    assert "too few tasks (1)" in difference_text(found)
+    assert found.on_these is not None and found.on_these.over == ("seeds", "images")
+    assert found.on_others is None and found.wilcoxon_p is None
+    assert 0 < found.on_these.low < found.mean < found.on_these.high
+    text = difference_text(found)
+    assert "points on this task, 95 % interval" in text and "over seeds and images" in text
+    assert "tasks like these" not in text
+    assert verdict(table).startswith("Told apart (on this task, 95 %, over seeds and images")
+    assert "a above b." in verdict(table) and verdict(table) in formatted(table, "markdown")
+    assert table.ranking is None and table.no_ranking == ""
 
 
-def test_the_bootstrap_covers_and_ranks_share_ties() -> None:
+def test_one_seed_is_compared_over_images_and_says_so(result: Make) -> None:
     rng = np.random.default_rng(1)
-    hits = 0
-    for trial in range(60):
-        gaps = rng.normal(0.02, 0.03, 12)
-        found = difference("a", "b", [(gap, 0.0) for gap in gaps], seed=trial)
-        hits += found.low <= 0.02 <= found.high
-    assert hits >= 48
-    ranks = average_ranks({"a": [1, 1], "b": [1, 0], "c": [0, 0]})
-    assert ranks == {"a": 1.25, "b": 2.0, "c": 2.75}
-    assert average_ranks({}) == {}
-    assert wilcoxon(np.zeros(8)) == 1.0 and wilcoxon(np.ones(5)) is None
-    with pytest.raises(VituneError, match=r"without a task in common"):
-        difference("a", "b", [])
+    results = seeded(result, "a", 0.7, rng, num_seeds=1) + seeded(result, "b", 0.7, rng)
+    table = make_table(results)
+    (found,) = table.differences
+    assert found.on_these is not None and found.on_these.over == ("images",)
+    assert any("one seed" in sentence for sentence in explanation(table.differences))
+    assert "No two methods are told apart" in verdict(table)
+    mixed = make_table([*results, *seeded(result, "c", 0.1, rng)])
+    assert "over images, and seeds where there are several" in verdict(mixed)
+    assert "2 of 3 pairs are told apart" in verdict(mixed)
+    assert verdict(mixed).endswith("not these: a and b.")
+
+
+def test_many_methods_are_ranked_and_corrected_for(result: Make) -> None:
+    rng = np.random.default_rng(2)
+    shares = {"good": 0.9, "fair": 0.6, "same": 0.6, "poor": 0.3}
+    results = [
+        one
+        for name, share in shares.items()
+        for task in VTAB
+        for one in seeded(result, name, share, rng, task)
+    ]
+    table = make_table(results)
+    assert len(table.differences) == 6 and table.ranking is not None
+    names = list(table.ranking.ranks)
+    assert (names[0], names[-1]) == ("good", "poor")
+    assert {row.label: row.rank for row in table.rows} == pytest.approx(dict(table.ranking.ranks))
+    assert all(
+        found.holm_p is not None and found.on_these and found.holm_p >= found.on_these.p_value
+        for found in table.differences
+    )
+    text = formatted(table, "markdown")
+    assert ranking_text(table.ranking) in text and "after Holm's correction" in text
+    assert "on tasks like these" in text and "critical difference 1.66" in text
+    few = make_table([one for one in results if one.task in VTAB[:4]])
+    assert few.ranking is None and "4 tasks that all methods have are too few" in few.no_ranking
+
+
+def test_ranks_of_several_backbones_are_not_mixed(result: Make) -> None:
+    results = [
+        result(name, task, config={"method": name, "backbone": backbone, "seed": 0})
+        for name in ("a", "b", "c")
+        for task in VTAB
+        for backbone in ("tiny", "large")
+    ]
+    table = make_table(results, split_columns=True)
+    assert table.ranking is None and "several backbones" in table.no_ranking
+
+
+def test_equal_counts_share_a_rank(result: Make) -> None:
+    """1 of 3 and 2 of 3 sum to what 0 of 3 and 3 of 3 do; as floats they need not."""
+    bits = {0: [False] * 10, 1: [True] + [False] * 9, 2: [True] * 2 + [False] * 8,
+            3: [True] * 3 + [False] * 7}  # fmt: skip
+    counts = {"a": (0, 0, 3), "b": (0, 1, 2)}
+    results = [
+        result(name, top1=count / 10, seed=seed, correct=bits[count])
+        for name, own in counts.items()
+        for seed, count in enumerate(own)
+    ]
+    table = make_table(results)
+    assert [row.rank for row in table.rows] == [1.5, 1.5]
+    assert table.differences[0].mean == 0.0 and table.rows[0].exact == table.rows[1].exact
+
+
+def test_a_correction_that_leaves_nothing_is_told(result: Make) -> None:
+    rng = np.random.default_rng(3)
+    results = [
+        one
+        for name in "abcdefg"
+        for task in VTAB[:6]
+        for one in seeded(result, name, 0.5, rng, task, num_seeds=2)
+    ]
+    table = make_table(results)
+    (warning,) = [s for s in explanation(table.differences) if "whatever the results" in s]
+    assert "21 pairs" in warning and "0.66" in warning
+    assert "no order" in ranking_text(table.ranking).lower()  # type: ignore[arg-type]
+    assert p_text(None) == "–" and p_text(1e-9) == "< 0.0001" and p_text(0.04) == "0.04"
 
 
 def test_published_tables_are_whole() -> None:
@@ -267,6 +345,31 @@ def test_the_page_of_a_study(result: Make, tmp_path: Any) -> None:
     for title in ("parameters", "training time", "drift"):
         assert f"Accuracy against {title}" in text or f"against trainable {title}" in text
     assert "lr=0.001" in text and "HTA (NeurIPS 2024)" in text
+    assert "tasks like these" in text and "Holm" in text and "class=\"chart ranks\"" not in text
+
+
+def test_the_page_draws_the_critical_difference(result: Make, tmp_path: Any) -> None:
+    rng = np.random.default_rng(4)
+    shares = {"good": 0.9, "a method of a very long name": 0.6, "same": 0.6, "poor": 0.3}
+    results = [
+        one
+        for name, share in shares.items()
+        for task in VTAB
+        for one in seeded(result, name, share, rng, task)
+    ]
+    table = make_table(results)
+    text = write_study_page(table, tmp_path / "page.html", heading="Ranks").read_text()
+    assert "class=\"chart ranks\"" in text and "critical difference 1.66" in text
+    assert verdict(table) in text.replace("&#39;", "'")
+    assert text.count('<line class="group"') == len(table.ranking.groups)  # type: ignore[union-attr]
+    diagram = rank_diagram(table.ranking)  # type: ignore[arg-type]
+    assert [place.y for place in diagram.places] == sorted(place.y for place in diagram.places)
+    assert all(diagram.left < place.x < diagram.right for place in diagram.places)
+    assert all(len(place.name) <= 18 for place in diagram.places)
+    assert all(bar.x < diagram.width for bar in diagram.bars)
+    few = make_table([one for one in results if one.task in VTAB[:3]])
+    text = write_study_page(few, tmp_path / "few.html", heading="Few").read_text()
+    assert "class=\"chart ranks\"" not in text and "No critical-difference diagram" in text
 
 
 def test_defaults_are_chosen_over_all_tasks(result: Make) -> None:
