@@ -28,8 +28,12 @@ def run_both(
     *,
     executor: Executor | None = None,
     watcher: Watcher | None = None,
+    fresh: bool = False,
 ) -> BothProtocols:
     """Run both studies, each in a folder of `out` that bears its protocol's name.
+
+    Args:
+        fresh: run again what other versions or another device ran.
 
     Raises:
         VituneError: studies whose protocols are not these two, or what `run_study` refuses.
@@ -40,7 +44,9 @@ def run_both(
                 f"study {study.name!r}: got protocol {study.protocol!r}, expected {expected!r}."
             )
     outcomes = [
-        run_study(study, Path(out) / study.protocol, executor=executor, watcher=watcher)
+        run_study(
+            study, Path(out) / study.protocol, executor=executor, watcher=watcher, fresh=fresh
+        )
         for study in (honest, published)
     ]
     results = [result for outcome in outcomes for result in outcome.results]

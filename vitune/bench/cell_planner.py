@@ -87,7 +87,7 @@ class Planner:
             scored_on = "val" if study.report_on == "val" else "test"
         setting = self._example(variant)
         configs = [
-            study.config(variant, task, setting, seed=seed, refit=scored_on == "test")
+            study.config(variant, task, setting, seed=seed, refit=False)
             for seed in study.seeds
         ]
         return [
@@ -124,9 +124,11 @@ class Planner:
         scored_on: Any,
         val: float | None = None,
     ) -> Cell:
-        study, refit = self.study, scored_on == "test"
-        config = study.config(variant, task, setting, seed=seed, refit=refit)
+        study = self.study
+        config = study.config(variant, task, setting, seed=seed, refit=False)
         data = self.bench.task(config, study.split_seed, allow_overlap=study.allow_overlap)
+        # Validation images that are cut from training always come back to it.
+        refit = scored_on == "test" and (task.refit or not data.has_val)
         facts = self.bench.facts(config)
         recipe = study.recipe_of(variant, task) if stage == "final" else {}
         epochs = config.epochs + recipe.get("cooldown_epochs", 0)
@@ -135,7 +137,7 @@ class Planner:
             label=variant.label,
             task=task.name,
             group=task.group,
-            config=config.model_copy(update={"epochs": epochs}),
+            config=config.model_copy(update={"epochs": epochs, "refit": refit}),
             setting=dict(setting),
             scored_on=scored_on,
             split_hashes=data.hashes(refit=refit, scored_on=scored_on),

@@ -124,6 +124,7 @@ class CellResult:
         counts: parameters: trainable, without_head, head, total.
         retention: mean and last block's CKA with the base, on the reported images.
         published: what the as-published protocol saw on the test split, epoch by epoch.
+        weight_files: content hash by name of the local files that the backbone was read from.
         unshared: scores without the images that training holds too; None where there are none.
         notes: what was done otherwise than asked, a sentence each.
     """
@@ -152,6 +153,7 @@ class CellResult:
     published: dict[str, Any] | None = None
     unshared: Scores | None = None
     identity: str = ""
+    weight_files: dict[str, str] = field(default_factory=dict)
     source: str = ""
     device: str | None = None
     precision: str | None = None

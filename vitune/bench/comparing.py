@@ -41,6 +41,8 @@ def comparison_study(
     seeds: int | Sequence[int] = 3,
     method_args: Mapping[str, Mapping[str, Any]] | None = None,
     settings: Mapping[str, Any] | None = None,
+    keep: Sequence[str] = (),
+    allow_overlap: bool = False,
 ) -> Study:
     """The study that `vitune compare` runs.
 
@@ -50,6 +52,7 @@ def comparison_study(
         seeds: how many (0, 1, ...), or which.
         method_args: arguments by method name.
         settings: further training settings for every method.
+        keep, allow_overlap: as `Study` takes them.
 
     Raises:
         VituneError: no method, a method twice, arguments for a method that is not compared, or
@@ -79,6 +82,8 @@ def comparison_study(
             "settings": dict(settings or {}),
             "grid": grid_of(lr=list(lrs)) if lrs else ({},),
             "seeds": seed_list(seeds),
+            "keep": tuple(keep),
+            "allow_overlap": allow_overlap,
         }
     )
 
@@ -89,16 +94,20 @@ def compare(
     *,
     executor: Executor | None = None,
     watcher: Watcher | None = None,
+    fresh: bool = False,
 ) -> Comparison:
     """Run the study and write `compare.html` into its folder.
+
+    Args:
+        fresh: run again what other versions or another device ran.
 
     Raises:
         VituneError: what `run_study` refuses, or no method finished.
     """
-    outcome = run_study(study, out, executor=executor, watcher=watcher)
-    failures = outcome.failures
-    if len(failures) == len((*outcome.results, *outcome.selection)) and failures:
-        raise VituneError(f"compare: got no finished run. The first error: {failures[0].error}")
+    outcome = run_study(study, out, executor=executor, watcher=watcher, fresh=fresh)
+    if all(result.status != "done" for result in outcome.results):
+        error = outcome.results[0].error
+        raise VituneError(f"compare: got no finished run. The first error: {error}")
     table = make_table(outcome.results)
     page = write_comparison(
         [_entry(row) for row in table.rows],
@@ -113,7 +122,13 @@ def _entry(row: TableRow) -> dict[str, Any]:
     return {
         "method": row.method,
         "title": get_method(row.method).title if row.label == row.method else row.label,
-        "top1": [value for figure in row.figures.values() for value in figure.values],
+        "top1": [
+            value
+            for figures in (row.figures, row.survivors)
+            for figure in figures.values()
+            for value in figure.values
+        ],
+        "num_lost": sum(lost.num_ended for lost in row.lost.values()),
         "num_trainable_without_head": row.num_parameters,
         "seconds": row.seconds,
         "peak_mib": row.peak_mib,

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from vitune.bench.lost_runs import Lost
 from vitune.bench.sureness import difference_text, ranking_text, verdict
 from vitune.bench.table import Figure, Table, TableRow
 from vitune.errors import VituneError, nearest
@@ -17,7 +18,7 @@ ONE_SEED = " (1 seed)"
 CSV_COLUMNS = (
     "label", "method", "protocol", "backbone", "split", "task", "mean", "std", "num_seeds", "seeds",
     "values", "val", "published", "difference", "num_parameters_without_head", "seconds",
-    "peak_mib", "rank",
+    "peak_mib", "rank", "num_diverged", "num_failed", "num_pending",
 )  # fmt: skip
 
 
@@ -73,6 +74,19 @@ def split_text(table: Table) -> str:
     return "validation images, because the data has no test split"
 
 
+def cell_text(row: TableRow, task: str) -> str:
+    """A row's cell for a task: its figure, with how many runs it is of where some have none."""
+    figure = row.figures.get(task) or row.survivors.get(task)
+    lost = row.lost.get(task)
+    if lost is None:
+        return figure_text(figure)
+    if figure is None:
+        return str(lost)
+    spread = "" if figure.std is None else f" ± {100 * figure.std:.1f}"
+    number = figure.num_seeds + lost.num_ended + lost.num_pending
+    return f"{100 * figure.mean:.1f}{spread} ({figure.num_seeds} of {number})"
+
+
 def figure_text(figure: Figure | None) -> str:
     """Percent: "72.3 ± 0.5", or "72.3 (1 seed)"."""
     if figure is None:
@@ -105,19 +119,33 @@ def csv_text(table: Table) -> str:
     for row in table.rows:
         start = [row.label, row.method, row.protocol, row.backbone, row.scored_on]
         end = [row.num_parameters, row.seconds, row.peak_mib, row.rank]
-        for task, figure in row.figures.items():
-            paper = row.published.accuracies.get(task) if row.published else None
-            gap = None if paper is None else figure.mean - paper
-            spread = [figure.mean, figure.std, figure.num_seeds]
-            seeds = ["/".join(map(str, figure.seeds)), "/".join(map(str, figure.values))]
-            writer.writerow([*start, task, *spread, *seeds, figure.val, paper, gap, *end])
+        for task in table.tasks:
+            cells = [*start, task, *_task_values(row, task), *end, *_lost_values(row, task)]
+            if task in row.standings:
+                writer.writerow(cells)
         means = {f"mean:{name}": value for name, value in row.group_means.items()}
         means |= {"mean:tasks": row.mean_tasks, "mean:groups": row.mean_groups}
         for name, mean in means.items():
             if mean is not None and len(table.tasks) > 1:
                 blank = [None, row.num_seeds, None, None, None, None, None]
-                writer.writerow([*start, name, mean, *blank, *end])
+                writer.writerow([*start, name, mean, *blank, *end, None, None, None])
     return buffer.getvalue()
+
+
+def _task_values(row: TableRow, task: str) -> list[object]:
+    """From "mean" to "difference"; of the survivors where some runs have no accuracy."""
+    figure = row.figures.get(task) or row.survivors.get(task)
+    paper = row.published.accuracies.get(task) if row.published else None
+    if figure is None:
+        return [None, None, 0, None, None, None, paper, None]
+    gap = None if paper is None or task not in row.figures else figure.mean - paper
+    seeds = ["/".join(map(str, figure.seeds)), "/".join(map(str, figure.values))]
+    return [figure.mean, figure.std, figure.num_seeds, *seeds, figure.val, paper, gap]
+
+
+def _lost_values(row: TableRow, task: str) -> list[int]:
+    lost = row.lost.get(task, Lost())
+    return [lost.num_diverged, lost.num_failed, lost.num_pending]
 
 
 def latex(table: Table) -> str:
@@ -161,7 +189,7 @@ def formatted(table: Table, name: str) -> str:
 
 def _measured(row: TableRow, table: Table, several: bool, label: str) -> tuple[str, ...]:
     cells = [label, ABSENT if row.num_parameters is None else f"{row.num_parameters:,}"]
-    cells += [figure_text(row.figures.get(task)) for task in table.tasks]
+    cells += [cell_text(row, task) for task in table.tasks]
     cells += [_percent(row.group_means[group]) for group in table.groups]
     cells += [_percent(row.mean_tasks)] if several else []
     cells += [_percent(row.mean_groups)] if table.groups else []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from vitune.bench.presets import load_preset
+from vitune.bench.shots import with_shots
 from vitune.bench.study import Study, Task, Variant, grid_of
-from vitune.bench.suites import SUITES, suite_tasks
+from vitune.bench.suites import SUITES, SuiteTasks, suite_tasks
 from vitune.data import spec_name
 from vitune.errors import VituneError
 from vitune.methods import get_method
@@ -22,6 +24,7 @@ SUITE_SETTINGS: dict[str, dict[str, Any]] = {"demo": {"epochs": 3, "batch_size":
 hour on two cores. Small batches, since at three epochs the number of steps is what is short."""
 
 LISTS = "lists"
+FEWSHOT_DEFAULT = 16
 
 Protocol = Literal["honest", "as-published"]
 
@@ -34,7 +37,7 @@ def suite_study(
     root: str | Path | None = None,
     only: Sequence[str] = (),
     allow_missing: bool = False,
-    shots: int = 16,
+    shots: Sequence[int] = (),
     epochs: int | None = None,
     lrs: Sequence[float] = (),
     search: str = "",
@@ -49,7 +52,9 @@ def suite_study(
     """The honest study of several methods on a suite: `vitune bench run --suite S --methods A,B`.
 
     Args:
-        suite, root, only, allow_missing, shots: as `suite_tasks` takes them.
+        suite, root, only, allow_missing: as `suite_tasks` takes them.
+        shots: training images per class, several for a curve; none takes every training image,
+            and 16 of the few-shot suite, whose lists are its own.
         out: the study's folder; split tables are written below it.
         epochs: None is what SUITE_SETTINGS says of the suite, else DEFAULT_EPOCHS.
         lrs: learning rates for stage 1; none takes LR_FACTORS times each method's default.
@@ -68,9 +73,7 @@ def suite_study(
     """
     if not methods:
         raise VituneError("--methods: got none, expected at least one name.")
-    found = suite_tasks(
-        suite, root, lists=Path(out) / LISTS, only=only, allow_missing=allow_missing, shots=shots
-    )
+    found = _tasks(suite, root, Path(out) / LISTS, only, allow_missing, tuple(shots))
     arguments = dict(method_args or {})
     usual = {"epochs": DEFAULT_EPOCHS} | SUITE_SETTINGS.get(suite, {})
     suite_epochs = usual.pop("epochs")
@@ -101,6 +104,32 @@ def suite_study(
             "retention": retention,
             **values,
         }
+    )
+
+
+def _tasks(
+    suite: str,
+    root: str | Path | None,
+    lists: Path,
+    only: Sequence[str],
+    allow_missing: bool,
+    shots: tuple[int, ...],
+) -> SuiteTasks:
+    """The suite's tasks, each once per number of shots."""
+    if suite != "fewshot":
+        found = suite_tasks(suite, root, lists=lists, only=only, allow_missing=allow_missing)
+        return replace(found, tasks=with_shots(found.tasks, shots, lists)) if shots else found
+    parts = [
+        suite_tasks(suite, root, lists=lists, only=only, shots=number).tasks
+        for number in shots or (FEWSHOT_DEFAULT,)
+    ]
+    several = len(parts) > 1 and len(parts[0]) > 1
+    return SuiteTasks(
+        tuple(
+            task.model_copy(update={"group": f"{task.shots}-shot" if several else None})
+            for tasks in parts
+            for task in tasks
+        )
     )
 
 

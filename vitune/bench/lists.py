@@ -31,7 +31,7 @@ def fgvc_table(folder: Path, image_folder: str, out: Path) -> Path:
     for read in (_vpt_json, _bird_files, _dog_files, _class_folders):
         lines = read(folder, image_folder)
         if lines:
-            return _write(lines, out)
+            return write_table(lines, out)
     raise DataError(
         f"FGVC data set: got {str(folder)!r} without splits, expected train.json and test.json "
         "(VPT), images.txt (CUB, NABirds), train_list.mat (Dogs), or train/ and test/ folders."
@@ -66,7 +66,7 @@ def fewshot_table(folder: Path, shots: int, seed: int, out: Path) -> Path:
             raise DataError(f"few-shot data set: got {str(folder)!r} without {name}.")
         base = folder / "images" / ("test" if split == "test" else "train")
         lines += [(str(base / image), label, split) for image, label in _list_lines(path)]
-    return _write(lines, out)
+    return write_table(lines, out)
 
 
 def _vpt_json(folder: Path, image_folder: str) -> list[Line]:
@@ -177,7 +177,8 @@ def _list_lines(path: Path) -> Iterator[tuple[str, str]]:
             yield parts[0], parts[1]
 
 
-def _write(lines: Iterable[Line], out: Path) -> Path:
+def write_table(lines: Iterable[Line], out: Path) -> Path:
+    """Write (path, label, split) lines as a table that `open_source` reads; return its path."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(("path", "label", "split"))

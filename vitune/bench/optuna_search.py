@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from vitune.errors import VituneError
 
 if TYPE_CHECKING:
     from vitune.bench.cell_planner import Planner
+
+LOG = logging.getLogger(__name__)
 
 STORAGE = "search.db"
 """SQLite file in the study's folder; `optuna-dashboard sqlite:///OUT/search.db` shows it. It is
@@ -56,6 +59,8 @@ class OptunaSearch:
         self.optuna = _optuna()
         self.trials = self._new_study()
         self.folder = folder
+        self.copied: Any = None
+        self.num_copied = 0
 
     def ask(self) -> list[Cell]:
         """The next rung of the trials on their way, or new trials when none is left."""
@@ -133,13 +138,21 @@ class OptunaSearch:
 
     def _copy(self) -> None:
         """Add to `search.db` what it lacks of the trials that ended."""
-        optuna = self.optuna
-        self.folder.mkdir(parents=True, exist_ok=True)
-        storage = f"sqlite:///{(self.folder / STORAGE).resolve()}"
-        copy = optuna.create_study(
-            study_name=self._name(), storage=storage, direction="maximize", load_if_exists=True
-        )
-        copy.add_trials(self.ended[len(copy.trials) :])
+        try:
+            if self.copied is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                storage = f"sqlite:///{(self.folder / STORAGE).resolve()}"
+                self.copied = self.optuna.create_study(
+                    study_name=self._name(),
+                    storage=storage,
+                    direction="maximize",
+                    load_if_exists=True,
+                )
+                self.num_copied = len(self.copied.trials)
+            self.copied.add_trials(self.ended[self.num_copied :])
+            self.num_copied = max(self.num_copied, len(self.ended))
+        except (OSError, self.optuna.exceptions.OptunaError) as error:
+            LOG.warning("%s: %s The search goes on without it.", self.folder / STORAGE, error)
 
     def _name(self) -> str:
         """Variant and task for people, and a hash of all that decides what a trial is worth."""

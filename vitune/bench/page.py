@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitune.bench.formats import as_grid, figure_text, label_of, split_text
+from vitune.bench.formats import as_grid, label_of, split_text
 from vitune.bench.protocol import Choice
 from vitune.bench.rank_diagram import rank_diagram
 from vitune.bench.searching import needs_selection
+from vitune.bench.shots_chart import shots_chart
 from vitune.bench.study import Study
 from vitune.bench.sureness import explanation, interval_text, p_text, verdict
 from vitune.bench.table import Table, TableRow
@@ -28,6 +29,7 @@ def write_study_page(
     note: str = "",
     choices: Sequence[Choice] = (),
     sources: Sequence[str] = (),
+    shots: Mapping[str, int] | None = None,
 ) -> Path:
     """Write one self-contained HTML file about a study and return its path.
 
@@ -36,6 +38,7 @@ def write_study_page(
         note: a sentence or two below it: data, backbone, protocol.
         choices: what stage 1 chose, to be shown.
         sources: where published figures come from.
+        shots: training images per class, by task; two numbers or more give a curve.
 
     Raises:
         VituneError: `out` is a folder.
@@ -47,8 +50,8 @@ def write_study_page(
         "table": table,
         "grid": as_grid(table),
         "labels": [label_of(row, several) for row in table.rows],
-        "figure_text": figure_text,
         "inflation": inflation(table),
+        "shots": shots_chart(table, shots or {}),
         "scatters": _scatters(table, several),
         "differences": table.differences,
         "these_tasks": "this task" if len(table.tasks) == 1 else "these tasks",
@@ -91,7 +94,7 @@ def inflation(table: Table) -> list[tuple[str, float, float]]:
     by_kind = {(row.label, row.backbone, row.protocol): row for row in table.rows}
     found = []
     for (label, backbone, protocol), row in by_kind.items():
-        if protocol == "as-published: best test epoch":
+        if protocol == "as-published: best test epoch" and row.figures:
             last = by_kind[label, backbone, "as-published: last epoch"]
             found.append((label, row.mean, last.mean))
     return found
@@ -120,12 +123,13 @@ def _scatters(table: Table, several: bool) -> list[ScatterChart]:
         ),
     ]
     charts = []
-    best = max(row.exact for row in table.rows)
+    whole = [row for row in table.rows if row.is_whole]
+    best = max((row.exact for row in whole), default=None)
     for title, x_title, cost_of, tell in kinds:
         measured = [
             Measured(label_of(row, several), cost, row.mean, row.spread, tell(cost),
-                     row.exact == best and len(table.rows) > 1)
-            for row in table.rows
+                     row.exact == best and len(whole) > 1)
+            for row in whole
             if (cost := cost_of(row)) is not None
         ]  # fmt: skip
         charts.append(scatter_chart(title, x_title, measured))

@@ -102,6 +102,7 @@ def run_study(
             a cell that fails: both are among the failures, and the next run tries them again.
     """
     executor, watcher = executor or InProcess(), watcher or Watcher()
+    executor.bench.forget_changed()
     planner = Planner(study, executor.bench, fresh=fresh)
     journal = Journal.begin(Path(out), study)
     return _Run(study, planner, executor, watcher, Store(out), journal).outcome()

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parent / "published"
 
 TABLES = {"vtab1k": "vtab1k_vit_b16.csv", "fgvc": "fgvc_vit_b16.csv"}
+
+PRETRAINING_OF_NAME = {
+    "vit_base_patch16_224.orig_in21k": "in21k",
+    "hf:google/vit-base-patch16-224-in21k": "in21k",
+    "vit_base_patch16_224.augreg_in21k": "in21k_augreg",
+    "vit_base_patch16_224_in21k": "in21k_augreg",
+}
+
+PRETRAINING_OF_FILE = (
+    (r"ViT-B_16\.npz", "in21k"),
+    (r"B_16-i21k-300ep-lr_0\.001-aug_medium1-wd_0\.1-do_0\.0-sd_0\.0\.npz", "in21k_augreg"),
+)
+"""Names under which Google publishes the two sets of weights."""
 
 NOT_TASKS = frozenset(
     ("method", "pretraining", "mean", "mean_19_tasks", "params_million_with_head", "source")
@@ -61,14 +76,25 @@ def suite_of(tasks: Collection[str]) -> str | None:
     return None
 
 
-def pretraining_of(backbone: str) -> str | None:
-    """Which published column a backbone's name belongs to; None for any other backbone."""
-    name = backbone.lower()
-    if "vit_base_patch16_224" not in name and "vit-b_16" not in name:
+def pretraining_of(config: Mapping[str, Any]) -> str | None:
+    """Which published column a run's backbone belongs to; None for any other backbone.
+
+    The published rows are of ViT-B/16 at 224 pixels. With a local file its name decides, since
+    the architecture's name says nothing of the weights in it.
+
+    Args:
+        config: of a run: backbone, checkpoint, image_size.
+    """
+    if config.get("image_size") not in (None, 224):
         return None
-    if "vit-b_16.npz" in name or "orig_in21k" in name:
-        return "in21k"
-    return "in21k_augreg" if "in21k" in name and "in1k" not in name else None
+    name, _, written = str(config["backbone"]).partition("@")
+    file = written or config.get("checkpoint")
+    if file is None:
+        return PRETRAINING_OF_NAME.get(name)
+    if not name.startswith("vit_base_patch16_224"):
+        return None
+    stem = Path(str(file)).name
+    return next((column for form, column in PRETRAINING_OF_FILE if re.fullmatch(form, stem)), None)
 
 
 def _row(line: dict[str, str]) -> PublishedRow:

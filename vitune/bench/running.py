@@ -131,6 +131,9 @@ def _run(cell: Cell, bench: Workbench, out: Path | None, train: Train) -> CellRe
         device=summary["device"],
         precision=summary["precision"],
         versions=summary["versions"],
+        weight_files={
+            path.name: value for path, value in bench.facts(cell.config).files.items()
+        },
         notes=notes,
         finished=_now(),
         **found,

@@ -63,11 +63,15 @@ class Task(Frozen):
         data: what `open_source` takes.
         group: tasks of one group are averaged together; None stands alone.
         settings: training settings of this task for every variant.
+        shots: training images per class, where it is one of several sizes of a data set.
+        refit: whether final runs are trained on the source's own validation images too.
     """
 
     name: str
     data: str
     group: str | None = None
+    shots: int | None = Field(None, ge=1)
+    refit: bool = True
     settings: dict[str, Any] = Field(default_factory=dict)
 
 

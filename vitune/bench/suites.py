@@ -208,6 +208,8 @@ def _fewshot(
                         root / name, shots, list_seed, lists / f"{name}-{shots}-{list_seed}.csv"
                     )
                 ),
+                shots=shots,
+                refit=False,
             )
             for name in names
             if name in chosen

@@ -6,112 +6,22 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import TypeVar
 
 from vitune.bench.cells import CellResult
+from vitune.bench.lost_runs import Unfinished, count_lost
 from vitune.bench.published import PublishedRow, pretraining_of, published_row, suite_of
 from vitune.bench.ranking import Ranking, average_ranks
 from vitune.bench.statistics import Difference, exact_accuracy
 from vitune.bench.table_differences import differences_of, ranking_of
-from vitune.bench.table_guards import require_one_config, require_pure
-from vitune.errors import VituneError
+from vitune.bench.table_guards import require_one_config, require_pure, require_same_images
+from vitune.bench.table_notes import notes_on_rows, notes_on_runs, nothing_finished
+from vitune.bench.table_row import BEST_EPOCH, LAST_EPOCH
+from vitune.bench.table_row import Figure as Figure
+from vitune.bench.table_row import TableRow as TableRow
 from vitune.report.intervals import mean_and_std
 
-BEST_EPOCH = "best test epoch"
-LAST_EPOCH = "last epoch"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One method on one task.
-
-    Args:
-        exact: mean accuracy over seeds as a fraction of counts, in [0, 1]; ties are decided by it.
-        std: sample standard deviation over seeds; None for a single seed.
-        values: one per seed, in the order of the seeds.
-        seeds: which.
-        val: validation accuracy with which the setting was chosen; None where none was.
-    """
-
-    exact: Fraction
-    std: float | None
-    values: tuple[float, ...]
-    seeds: tuple[int, ...]
-    val: float | None = None
-
-    @property
-    def mean(self) -> float:
-        """`exact` as a number."""
-        return float(self.exact)
-
-    @property
-    def num_seeds(self) -> int:
-        """How many runs the mean is over."""
-        return len(self.values)
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """One method under one protocol.
-
-    Args:
-        protocol: "honest", or "as-published: best test epoch" / "as-published: last epoch".
-        scored_on: "test" or "val".
-        figures: by task; tasks without a finished run are absent.
-        group_means: by group, of its tasks; None where one is absent.
-        mean_tasks: over all tasks; None where one is absent.
-        mean_groups: mean of the group means; None without groups or where one is absent.
-        rank: mean rank over tasks that every method of the table has; None for one method alone.
-        num_parameters: trained, without the head.
-        seconds: of training a run, mean over tasks and seeds.
-        peak_mib: the largest of any run.
-        nll, ece: means over tasks and seeds.
-        drift: 1 - CKA of the last block's features with the base's, mean; None if not measured.
-        published: the paper's row, None if there is none.
-        gap: mean over the tasks of measured minus published.
-    """
-
-    label: str
-    method: str
-    protocol: str
-    backbone: str
-    scored_on: str
-    figures: Mapping[str, Figure]
-    group_means: Mapping[str, float | None]
-    mean_tasks: float | None
-    mean_groups: float | None
-    rank: float | None = None
-    num_parameters: int | None = None
-    seconds: float | None = None
-    peak_mib: float | None = None
-    nll: float | None = None
-    ece: float | None = None
-    drift: float | None = None
-    published: PublishedRow | None = None
-    gap: float | None = None
-
-    @property
-    def mean(self) -> float:
-        """Over the tasks that are there."""
-        return float(self.exact)
-
-    @property
-    def exact(self) -> Fraction:
-        """The same as a fraction, so that ties are ties."""
-        return sum((f.exact for f in self.figures.values()), Fraction()) / len(self.figures)
-
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation over seeds of that mean; None for one seed or uneven ones."""
-        seeds = {figure.seeds for figure in self.figures.values()}
-        if len(seeds) != 1:
-            return None
-        by_seed = zip(*(figure.values for figure in self.figures.values()), strict=True)
-        return mean_and_std([sum(values) / len(values) for values in by_seed])[1]
-
-    @property
-    def num_seeds(self) -> int:
-        """The fewest seeds of any task."""
-        return min((figure.num_seeds for figure in self.figures.values()), default=0)
+AS_PUBLISHED = "as-published"
 
 
 @dataclass(frozen=True)
@@ -144,14 +54,17 @@ def make_table(
     *,
     split_columns: bool = False,
     missing: Sequence[str] = (),
+    unfinished: Unfinished = (),
     pretraining: str | None = None,
 ) -> Table:
     """The table of final results.
 
     Args:
-        results: of one or more studies; those of stage 1 and those that failed are passed over.
+        results: of one or more studies; those of stage 1 are passed over. A method keeps its row
+            where runs diverged or failed, however many.
         split_columns: give every protocol and backbone its own row instead of refusing a mixture.
         missing: tasks that a data root lacked, to be named.
+        unfinished: runs that are still to come, to be named.
         pretraining: which published column to compare with; None tells it from the backbone.
 
     Raises:
@@ -161,15 +74,18 @@ def make_table(
     finals = [r for r in results if r.stage == "final"]
     done = [r for r in finals if r.status == "done" and r.scores is not None]
     if not done:
-        raise VituneError("table: got no finished result, expected at least one.")
+        raise nothing_finished(finals, unfinished)
     require_one_config(done)
     require_pure(done, split_columns)
-    tasks = tuple(dict.fromkeys(result.task for result in done))
-    groups = _groups(done)
+    if not split_columns:
+        require_same_images(done)
+    tasks = tuple(dict.fromkeys(result.task for result in finals))
+    groups = _groups(finals)
     suite = suite_of(tasks)
+    lost = _lost_by_row([r for r in finals if r.status != "done"], _by_row(done))
     rows = tuple(
-        _row(key, members, tasks, groups, suite, pretraining)
-        for key, members in _by_row(done).items()
+        _row(key, members, lost.get(key, []), unfinished, tasks, groups, suite, pretraining)
+        for key, members in _in_order(finals, {**dict.fromkeys(lost, ()), **_by_row(done)})
     )
     rows = _ranked(rows, tasks)
     ranking, no_ranking = ranking_of(rows, tasks)
@@ -180,13 +96,17 @@ def make_table(
         differences=differences_of(done, rows, tasks),
         suite=suite,
         missing=tuple(missing),
-        notes=_notes(rows, tasks, missing, [r for r in finals if r.status != "done"]),
+        notes=(
+            *notes_on_rows(rows, tasks, missing),
+            *notes_on_runs(finals, unfinished),
+        ),
         ranking=ranking,
         no_ranking=no_ranking,
     )
 
 
 RowKey = tuple[str, str, str, str]
+T = TypeVar("T")
 
 
 def _by_row(results: Sequence[CellResult]) -> dict[RowKey, list[tuple[CellResult, float]]]:
@@ -210,43 +130,72 @@ def _by_row(results: Sequence[CellResult]) -> dict[RowKey, list[tuple[CellResult
     return found
 
 
+def _lost_by_row(
+    lost: Sequence[CellResult], known: Iterable[RowKey]
+) -> dict[RowKey, list[CellResult]]:
+    """Runs without an accuracy, by the row that they are missing from."""
+    found: dict[RowKey, list[CellResult]] = defaultdict(list)
+    for result in lost:
+        kinds = (f"{AS_PUBLISHED}: {BEST_EPOCH}", f"{AS_PUBLISHED}: {LAST_EPOCH}")
+        for protocol in kinds if result.protocol == AS_PUBLISHED else (result.protocol,):
+            own = (result.label, protocol, str(result.config["backbone"]))
+            # A run that could not even be planned does not know which split it would be scored on.
+            there = [key for key in known if key[:3] == own and not result.split_hashes]
+            found[there[0] if there else (*own, result.scored_on)].append(result)
+    return found
+
+
+def _in_order(results: Sequence[CellResult], rows: Mapping[RowKey, T]) -> list[tuple[RowKey, T]]:
+    """Rows in the order in which their labels come among the results."""
+    order = {label: place for place, label in enumerate(dict.fromkeys(r.label for r in results))}
+    return sorted(rows.items(), key=lambda row: order[row[0][0]])
+
+
 def _row(
     key: RowKey,
-    members: list[tuple[CellResult, float]],
+    members: Sequence[tuple[CellResult, float]],
+    lost_runs: Sequence[CellResult],
+    unfinished: Unfinished,
     tasks: Sequence[str],
     groups: Mapping[str, tuple[str, ...]],
     suite: str | None,
     pretraining: str | None,
 ) -> TableRow:
-    first = members[0][0]
+    first = members[0][0] if members else lost_runs[0]
+    lost = count_lost(key[0], lost_runs, unfinished)
+    ended = {task for task, runs in lost.items() if runs.num_ended}
     figures = {task: _figure([m for m in members if m[0].task == task]) for task in tasks}
     present = {task: figure for task, figure in figures.items() if figure is not None}
+    whole = {task: figure for task, figure in present.items() if task not in ended}
     group_means = {
-        name: _mean_of([present[t].mean for t in inside if t in present], len(inside))
+        name: _mean_of([whole[t].mean for t in inside if t in whole], len(inside))
         for name, inside in groups.items()
     }
     known = [mean for mean in group_means.values() if mean is not None]
-    column = pretraining or pretraining_of(key[2])
+    column = pretraining or pretraining_of(first.config)
     paper = published_row(suite, first.config["method"], column) if suite else None
     results = [result for result, _ in members]
+    last = [] if key[1].endswith(BEST_EPOCH) else results
     return TableRow(
         label=first.label,
         method=str(first.config["method"]),
         protocol=key[1],
         backbone=key[2],
-        scored_on=first.scored_on,
-        figures=present,
+        scored_on=key[3],
+        figures=whole,
         group_means=group_means,
-        mean_tasks=_mean_of([figure.mean for figure in present.values()], len(tasks)),
+        mean_tasks=_mean_of([figure.mean for figure in whole.values()], len(tasks)),
         mean_groups=_mean_of(known, len(groups)) if groups else None,
         num_parameters=max((r.counts.get("without_head", 0) for r in results), default=None),
         seconds=_average([r.seconds for r in results]),
         peak_mib=max((r.peak_mib for r in results if r.peak_mib is not None), default=None),
-        nll=_average([r.scores.nll if r.scores else None for r in results]),
-        ece=_average([r.scores.ece if r.scores else None for r in results]),
-        drift=_average([_drift(result) for result in results]),
+        nll=_average([r.scores.nll if r.scores else None for r in last]),
+        ece=_average([r.scores.ece if r.scores else None for r in last]),
+        drift=_average([_drift(result) for result in last]),
         published=paper,
-        gap=_gap(present, paper),
+        gap=_gap(whole, paper),
+        survivors={task: figure for task, figure in present.items() if task in ended},
+        lost=lost,
     )
 
 
@@ -266,11 +215,12 @@ def _figure(members: Sequence[tuple[CellResult, float]]) -> Figure | None:
 
 def _ranked(rows: tuple[TableRow, ...], tasks: Sequence[str]) -> tuple[TableRow, ...]:
     """The rows with their average rank over the tasks that all of them have."""
-    shared = [task for task in tasks if all(task in row.figures for row in rows)]
+    standings = [row.standings for row in rows]
+    shared = [task for task in tasks if all(task in own for own in standings)]
     if len(rows) < 2 or not shared:
         return rows
     ranks = average_ranks(
-        {str(place): [row.figures[t].exact for t in shared] for place, row in enumerate(rows)}
+        {str(place): [own[task] for task in shared] for place, own in enumerate(standings)}
     )
     return tuple(replace(row, rank=ranks[str(place)]) for place, row in enumerate(rows))
 
@@ -304,41 +254,3 @@ def _mean_of(values: Sequence[float], needed: int) -> float | None:
 def _average(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _notes(
-    rows: Sequence[TableRow],
-    tasks: Sequence[str],
-    missing: Sequence[str],
-    unfinished: Sequence[CellResult],
-) -> tuple[str, ...]:
-    notes = []
-    single = [row.label for row in rows if row.num_seeds == 1]
-    if single:
-        notes.append(
-            f"One seed only: {', '.join(dict.fromkeys(single))}. A single seed tells no spread; a "
-            "small lead may be chance."
-        )
-    if any(row.scored_on == "val" for row in rows):
-        notes.append(
-            "Validation accuracy, not test: where there was a grid it also chose the setting."
-        )
-    if missing:
-        notes.append(
-            f"The data lacks {len(missing)} tasks, which no mean includes: {', '.join(missing)}."
-        )
-    if any(BEST_EPOCH in row.protocol for row in rows):
-        notes.append(
-            "As published means: the best of all test epochs is the figure. It is shown to measure "
-            "the inflation, not as a result."
-        )
-    for row in rows:
-        gone = [task for task in tasks if task not in row.figures]
-        if gone:
-            notes.append(f"{row.label} has no result on {', '.join(gone)}: no mean over tasks.")
-    if unfinished:
-        notes.append(
-            f"{len(unfinished)} runs did not finish, the first {unfinished[0].label} on "
-            f"{unfinished[0].task}, seed {unfinished[0].seed}: {unfinished[0].error}"
-        )
-    return tuple(notes)

@@ -42,6 +42,8 @@ class Row(Protocol):
     def scored_on(self) -> str: ...
     @property
     def figures(self) -> Mapping[str, Scored]: ...
+    @property
+    def standings(self) -> Mapping[str, Fraction]: ...
 
 
 def differences_of(
@@ -85,7 +87,7 @@ def ranking_of(rows: Sequence[Row], tasks: Sequence[str]) -> tuple[Ranking | Non
         The ranking and "", or None and a sentence; an empty one where nobody would ask.
     """
     honest = _honest(rows)
-    shared = [task for task in tasks if all(task in row.figures for row in honest)]
+    shared = [task for task in tasks if all(task in row.standings for row in honest)]
     if len(honest) < MIN_METHODS or len(tasks) < 2:
         return None, ""
     if len({_kind(row) for row in honest}) > 1:
@@ -95,7 +97,7 @@ def ranking_of(rows: Sequence[Row], tasks: Sequence[str]) -> tuple[Ranking | Non
             f"No critical-difference diagram: it ranks methods over tasks, and {len(shared)} tasks "
             f"that all methods have are too few for that ({MIN_TASKS} are needed)."
         )
-    return ranking({row.label: [row.figures[t].exact for t in shared] for row in honest}), ""
+    return ranking({row.label: [row.standings[t] for t in shared] for row in honest}), ""
 
 
 def _runs(results: Iterable[CellResult]) -> RunsOf:

@@ -34,6 +34,25 @@ def require_one_config(results: Sequence[CellResult]) -> None:
                 )
 
 
+def require_same_images(results: Sequence[CellResult]) -> None:
+    """See that all methods saw the same images of a task, whatever they are called.
+
+    Raises:
+        VituneError: a split of a task whose files or labels differ between two results.
+    """
+    seen: dict[tuple[str, str], tuple[str, CellResult]] = {}
+    for result in results:
+        for split, found in result.split_hashes.items():
+            known, other = seen.setdefault((result.task, split), (found, result))
+            if found != known and result.format == other.format:
+                raise VituneError(
+                    f"table: got two sets of {split} images of task {result.task!r} (of "
+                    f"{other.label!r} and of {result.label!r}), expected one: figures on different "
+                    "images do not compare. Run the study again, or ask for a row each with "
+                    "--split."
+                )
+
+
 def _comparable(result: CellResult) -> dict[str, object]:
     """What of the configuration decides a result, without the seed."""
     return {name: value for name, value in deciding(result.config).items() if name != "seed"}

@@ -31,6 +31,7 @@ from vitune.data import (
     record_digests,
     require_readable,
 )
+from vitune.errors import DataError, VituneError
 from vitune.preprocessing import Preprocessing
 from vitune.training import TrainConfig
 
@@ -62,8 +63,8 @@ class TaskData:
     Args:
         load: decodes the splits of the names given.
         test: hash of the test split's files, unopened; None without one.
+        has_val: whether the source has a validation split of its own.
         source: hash over all files and labels of the source, in order, decodable or not.
-        num_shared: images that two splits share; above 0 only where that is allowed.
     """
 
     def __init__(
@@ -71,10 +72,10 @@ class TaskData:
         load: Callable[[Sequence[str]], Splits],
         *,
         test: str | None,
+        has_val: bool,
         source: str,
-        num_shared: int,
     ) -> None:
-        self._load, self.test, self.source, self.num_shared = load, test, source, num_shared
+        self._load, self.test, self.has_val, self.source = load, test, has_val, source
 
     @cached_property
     def selection(self) -> Splits:
@@ -124,11 +125,28 @@ class Workbench:
         self._tasks.clear()
         self._tests.clear()
 
+    def forget_changed(self) -> None:
+        """Read anew, when it is next asked for, whatever changed on disk since it was read."""
+        listed = {key[0]: _listing(key[0]) for key in (*self._tasks, *self._tests)}
+        for key, data in list(self._tasks.items()):
+            if combined(listed[key[0]]) != data.source:
+                del self._tasks[key]
+        for key, split in list(self._tests.items()):
+            if listed[key[0]].get("test") != hash_of(split):
+                del self._tests[key]
+        for name, facts in list(self._facts.items()):
+            try:
+                unchanged = hashes_of_files(*name[:2]) == facts.files
+            except (VituneError, OSError):
+                unchanged = False
+            if not unchanged:
+                del self._facts[name]
+
     def facts(self, config: TrainConfig) -> BackboneFacts:
         """Identity and preprocessing of the backbone of `config`."""
         key = (config.backbone, config.checkpoint, config.image_size)
         if key not in self._facts:
-            files = hashes_of_files(config)
+            files = hashes_of_files(config.backbone, config.checkpoint)
             backbone = load_backbone(
                 config.backbone, checkpoint=config.checkpoint, image_size=config.image_size
             )
@@ -187,12 +205,11 @@ class Workbench:
                 )
 
             by_split = hashes_of_source(listed)
-            shared = check_splits(present(listed), allow_overlap=allow_overlap).num_overlapping
             return TaskData(
                 divided,
                 test=by_split.get("test"),
+                has_val="val" in by_split,
                 source=combined(by_split),
-                num_shared=shared,
             )
 
         return _kept(self._tasks, key, load)
@@ -207,9 +224,9 @@ class Workbench:
         return _kept(self._tests, _data_key(config, prepared), load)
 
 
-def hashes_of_files(config: TrainConfig) -> dict[Path, str]:
-    """Content hash by path of the local files that the backbone of `config` is read from."""
-    files = local_files(config.backbone, config.checkpoint)
+def hashes_of_files(backbone: str, checkpoint: str | None) -> dict[Path, str]:
+    """Content hash by path of the local files that a backbone is read from."""
+    files = local_files(backbone, checkpoint)
     return dict(zip(files, content_hashes(files), strict=True))
 
 
@@ -222,6 +239,14 @@ def hashes_of_source(listed: ImageList) -> dict[str, str]:
         name: ordered_hash(_digests(records), [record.label for record in records], listed.classes)
         for name, records in listed.splits.items()
     }
+
+
+def _listing(spec: str) -> dict[str, str]:
+    """The hashes of a source that may be gone by now."""
+    try:
+        return hashes_of_source(open_source(spec))
+    except (DataError, OSError):
+        return {}
 
 
 def combined(by_split: Mapping[str, str]) -> str:

@@ -56,7 +56,11 @@ for _verb in VERBS:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 2 a user's mistake, 1 a defect, 130 interrupted."""
+    """Run one command and exit.
+
+    0 done, 1 some runs of a study have no accuracy (or a defect), 2 a user's mistake, 130
+    interrupted.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))

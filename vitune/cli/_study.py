@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from vitune.bench.protocol import Choice, Watcher
+import typer
+
+from vitune.bench.protocol import Choice, Outcome, Watcher
 from vitune.cli._progress import Counting, console, percent
 from vitune.cli._tables import print_columns
 
@@ -13,7 +15,9 @@ if TYPE_CHECKING:
     from vitune.bench.cells import Cell, CellResult
     from vitune.bench.execution import Executor
     from vitune.bench.formats import Grid
+    from vitune.bench.study import Task
     from vitune.bench.table import Table
+    from vitune.errors import DataError
 
 WIDEST = 16
 """Characters of a table's column; longer names are broken."""
@@ -28,6 +32,10 @@ class StudyProgress(Watcher):
     def planned(self, num_cells: int) -> None:
         self.total = self.done + num_cells  # a second study goes on counting
         self.bar(self.done, self.total)
+
+    def refused(self, task: Task, error: DataError) -> None:
+        console.print(f"[yellow]left out:[/] {task.name}", soft_wrap=True)
+        console.print(str(error), markup=False, soft_wrap=True)
 
     def started(self, cells: Sequence[Cell]) -> None:
         self.bar(self.done, self.total)
@@ -69,6 +77,22 @@ def new_executor(jobs: int, ray: str | None = None, gpus_per_run: float = 0.0) -
 
         return OnRay(ray, gpus_per_cell=gpus_per_run)
     return InProcess() if jobs == 1 else Processes(jobs)
+
+
+def end_with(outcomes: Sequence[Outcome]) -> None:
+    """Say how many runs have no accuracy, and exit with 1 if there are any.
+
+    Raises:
+        typer.Exit: some runs failed, or diverged in the final stage.
+    """
+    failed = sum(len(outcome.failures) for outcome in outcomes)
+    diverged = sum(len(outcome.diverged) for outcome in outcomes)
+    if failed:
+        console.print(f"[yellow]{failed} runs failed; run again to retry them[/]")
+    if diverged:
+        console.print(f"[yellow]{diverged} runs diverged: no accuracy; they are not retried[/]")
+    if failed or diverged:
+        raise typer.Exit(1)
 
 
 def print_table(table: Table) -> None:

@@ -20,3 +20,15 @@ def numbers(text: str, option: str) -> list[float]:
         return [float(word) for word in words(text)]
     except ValueError:
         raise VituneError(f"{option}: got {text!r}, expected numbers, e.g. 1e-3,3e-3.") from None
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """[1, 2, 4] from '1,2,4'.
+
+    Raises:
+        VituneError: something else than whole numbers.
+    """
+    try:
+        return [int(word) for word in words(text)]
+    except ValueError:
+        raise VituneError(f"{option}: got {text!r}, expected whole numbers, e.g. 1,2,4.") from None

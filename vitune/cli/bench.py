@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vitune.cli._study_options import KEEP, METHOD_ARG, OVERLAP, RERUN, method_arguments
+
 if TYPE_CHECKING:
+    from vitune.bench.protocol import Outcome
     from vitune.bench.study import Study
     from vitune.bench.table import Table
 
@@ -42,10 +46,17 @@ def run(
     trials: int = typer.Option(16, "--trials", help="with --search: of each method and task"),
     untuned: bool = typer.Option(False, "--defaults", help="choose nothing, use the defaults"),
     seeds: int = typer.Option(3, "--seeds", help="runs of each method and task"),
+    shots: str = typer.Option(
+        "", "--shots", help="training images of each class, e.g. 1,2,4,8,16: a curve on the page"
+    ),
+    method_arg: list[str] = METHOD_ARG,
     tasks: str = typer.Option("", "--tasks", help="only these, separated by ,"),
     allow_missing: bool = typer.Option(False, "--allow-missing", help="go on without some tasks"),
     protocol: str = typer.Option("honest", "--protocol", help="honest or as-published"),
     dry_run: bool = typer.Option(False, "--dry-run", help="print runs, hours and memory only"),
+    keep: str = KEEP,
+    allow_overlap: bool = OVERLAP,
+    rerun_changed: bool = RERUN,
     jobs: int = JOBS,
     ray: str = RAY,
     gpus_per_run: float = GPUS,
@@ -56,19 +67,20 @@ def run(
     Settings are chosen on validation images, every method is refitted on training and validation
     images for each seed, and the test images are opened once after the last epoch. The protocol
     'as-published' looks at the test images every epoch, as the official scripts do, and prints
-    the honest figure beside it.
+    the honest figure beside it. Exit code 1 means that some runs failed or diverged.
     """
     from vitune.bench.beside_honest import run_both
     from vitune.bench.protocol import run_study
     from vitune.bench.table import make_table
     from vitune.cli._study import StudyProgress, new_executor
-    from vitune.cli._words import numbers, words
+    from vitune.cli._words import numbers, whole_numbers, words
     from vitune.errors import VituneError
 
     if (suite is None) == (preset is None):
         raise VituneError("bench run: got --suite and --preset or neither, expected one of them.")
     settings_of_suites = {
         "--methods": methods, "--lrs": lrs, "--search": search, "--defaults": untuned,
+        "--shots": shots, "--method-arg": method_arg,
     }  # fmt: skip
     for option, given in settings_of_suites.items():
         if preset is not None and given:
@@ -83,6 +95,8 @@ def run(
         "allow_missing": allow_missing,
         "epochs": epochs,
         "seeds": seeds,
+        "keep": tuple(words(keep)),
+        "allow_overlap": allow_overlap,
     }
     fields = {"backbone": backbone, "checkpoint": checkpoint}
     common |= {name: value for name, value in fields.items() if value is not None}
@@ -107,6 +121,8 @@ def run(
             search=search,
             trials=trials,
             tune=not untuned,
+            shots=whole_numbers(shots, "--shots"),
+            method_args=method_arguments(method_arg or [], names),
             settings=given_settings,
             protocol=which,
             **common,
@@ -120,15 +136,19 @@ def run(
     executor = new_executor(jobs, ray, gpus_per_run)
     try:
         if protocol == "as-published":
-            both = run_both(planned("honest"), study, out, executor=executor, watcher=watcher)
-            table, num_failures, choices = both.table, 0, both.honest.choices
+            both = run_both(
+                planned("honest"), study, out, executor=executor, watcher=watcher,
+                fresh=rerun_changed,
+            )  # fmt: skip
+            table, outcomes = both.table, [both.honest, both.published]
         else:
-            outcome = run_study(study, out, executor=executor, watcher=watcher)
-            table = make_table(outcome.results, missing=study.missing)
-            num_failures, choices = len(outcome.failures), outcome.choices
+            outcomes = [
+                run_study(study, out, executor=executor, watcher=watcher, fresh=rerun_changed)
+            ]
+            table = make_table(outcomes[0].results, missing=study.missing)
     finally:
         watcher.close()
-    _finish(table, out, study, table_format, num_failures, choices)
+    _finish(table, out, study, table_format, outcomes)
 
 
 @bench.command("study")
@@ -138,41 +158,76 @@ def study(
     jobs: int = JOBS,
     ray: str = RAY,
     gpus_per_run: float = GPUS,
+    keep: str = KEEP,
+    allow_overlap: bool = OVERLAP,
+    rerun_changed: bool = RERUN,
     table_format: str = FORMAT,
 ) -> None:
-    """Run a study from a file: search on validation, refit, open the test split once."""
+    """Run a study from a file: search on validation, refit, open the test split once.
+
+    Exit code 1 means that some runs failed or diverged.
+    """
     from vitune.bench.protocol import run_study
     from vitune.bench.study import Study
     from vitune.bench.table import make_table
     from vitune.cli._study import StudyProgress, new_executor
+    from vitune.cli._words import words
 
-    watcher = StudyProgress()
     asked = Study.read(file)
+    given: dict[str, Any] = {}
+    if keep:
+        given["keep"] = tuple(words(keep))
+    if allow_overlap:
+        given["allow_overlap"] = True
+    if given:
+        asked = Study.make({**asked.model_dump(), **given})
+    watcher = StudyProgress()
+    executor = new_executor(jobs, ray, gpus_per_run)
     try:
-        outcome = run_study(
-            asked, out, executor=new_executor(jobs, ray, gpus_per_run), watcher=watcher
-        )
+        outcome = run_study(asked, out, executor=executor, watcher=watcher, fresh=rerun_changed)
     finally:
         watcher.close()
-    table = make_table(outcome.results)
-    _finish(table, out, asked, table_format, len(outcome.failures), outcome.choices)
+    table = make_table(outcome.results, missing=asked.missing)
+    _finish(table, out, asked, table_format, [outcome])
 
 
 @bench.command("table")
 def table(
     folders: list[str] = typer.Argument(..., help="study folders"),
-    split: bool = typer.Option(False, "--split", help="backbones and protocols in own columns"),
+    split: bool = typer.Option(False, "--split", help="backbones and protocols in own rows"),
+    check: bool = typer.Option(
+        True, "--check/--no-check", help="say which files have changed since the runs"
+    ),
     table_format: str = FORMAT,
 ) -> None:
-    """Print the table of one or several studies, as far as they have come."""
+    """Print the table of one or several studies, as far as they have come.
+
+    Runs that are still to come are named, and so is every task or backbone whose files are no
+    longer those that its runs saw.
+    """
+    from dataclasses import replace
+
+    from vitune.bench.current import changed_since
     from vitune.bench.formats import formatted
-    from vitune.bench.protocol import read_missing, read_results
+    from vitune.bench.journal import read_study
+    from vitune.bench.protocol import read_missing, read_results, read_unfinished
     from vitune.bench.table import make_table
     from vitune.cli._study import print_table
 
-    results = [result for folder in folders for result in read_results(folder)]
-    missing = tuple(task for folder in folders for task in read_missing(folder))
-    made = make_table(results, split_columns=split, missing=missing)
+    by_folder = {folder: read_results(folder) for folder in folders}
+    made = make_table(
+        [result for found in by_folder.values() for result in found],
+        split_columns=split,
+        missing=[task for folder in folders for task in read_missing(folder)],
+        unfinished=[run for folder in folders for run in read_unfinished(folder)],
+    )
+    if check:
+        changes = [
+            note
+            for folder, found in by_folder.items()
+            for note in changed_since(read_study(folder), found)
+        ]
+        made = replace(made, notes=(*dict.fromkeys(changes), *made.notes))
     if table_format:
         typer.echo(formatted(made, table_format))
     else:
@@ -274,15 +329,15 @@ def speed(
 
 
 def _finish(
-    table: Table, out: str, study: Study, table_format: str, num_failures: int, choices: Any
+    table: Table, out: str, study: Study, table_format: str, outcomes: Sequence[Outcome]
 ) -> None:
-    """The table on the terminal and as a page in the study's folder."""
+    """The table on the terminal and as a page in the study's folder; exit 1 for lost runs."""
     from pathlib import Path
 
     from vitune.bench.formats import formatted
     from vitune.bench.page import note_on, write_study_page
     from vitune.cli._progress import console
-    from vitune.cli._study import print_table
+    from vitune.cli._study import end_with, print_table
 
     print_table(table)
     if table_format:
@@ -292,11 +347,11 @@ def _finish(
         Path(out) / "results.html",
         heading=study.name,
         note=note_on(study, table),
-        choices=choices,
+        choices=outcomes[0].choices,
+        shots={task.name: task.shots for task in study.tasks if task.shots is not None},
     )
     console.print(f"page: {page}", soft_wrap=True)
-    if num_failures:
-        console.print(f"[yellow]{num_failures} runs failed; run again to retry them[/]")
+    end_with(outcomes)
 
 
 def _print_estimate(study: Study, jobs: int) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import typer
 
+from vitune.cli._study_options import KEEP, METHOD_ARG, OVERLAP, RERUN, method_arguments
 from vitune.training.config import TrainConfig
 
 
@@ -25,24 +24,26 @@ def compare(
     lrs: str = typer.Option(
         "", "--lrs", help="learning rates to choose from on validation, e.g. 1e-3,3e-3,1e-2"
     ),
-    seeds: int = typer.Option(3, "--seeds", help="runs a method"),
-    method_arg: list[str] = typer.Option(
-        None, "--method-arg", metavar="[METHOD:]NAME=VALUE", help="e.g. lora:r=16"
-    ),
+    seeds: int = typer.Option(3, "--seeds", help="runs of each method"),
+    method_arg: list[str] = METHOD_ARG,
     batch_size: int = typer.Option(32, "--batch-size"),
     jobs: int = typer.Option(1, "--jobs", help="processes on this machine"),
     config: str = typer.Option(None, "--config", help="YAML of further training settings"),
+    keep: str = KEEP,
+    allow_overlap: bool = OVERLAP,
+    rerun_changed: bool = RERUN,
 ) -> None:
     """Train several methods under one honest protocol and print one table.
 
     Learning rates are chosen on the validation images; then each method is trained on training
     and validation images for every seed, and the test images are opened once after the last
-    epoch. Where there is no test split, validation accuracy is shown and says so.
+    epoch. Where there is no test split, validation accuracy is shown and says so. Exit code 1
+    means that some runs failed or diverged.
     """
     from vitune.bench.comparing import compare as run_comparison
     from vitune.bench.comparing import comparison_study
     from vitune.cli._progress import console
-    from vitune.cli._study import StudyProgress, new_executor, print_table
+    from vitune.cli._study import StudyProgress, end_with, new_executor, print_table
     from vitune.cli._words import numbers, words
     from vitune.training.config import read_yaml
 
@@ -56,41 +57,18 @@ def compare(
         epochs=epochs,
         lrs=numbers(lrs, "--lrs"),
         seeds=seeds,
-        method_args=_by_method(method_arg or [], names),
+        method_args=method_arguments(method_arg or [], names),
         settings={"batch_size": batch_size, **(read_yaml(config) if config else {})},
+        keep=words(keep),
+        allow_overlap=allow_overlap,
     )
     watcher = StudyProgress()
     try:
-        comparison = run_comparison(study, out, executor=new_executor(jobs), watcher=watcher)
+        comparison = run_comparison(
+            study, out, executor=new_executor(jobs), watcher=watcher, fresh=rerun_changed
+        )
     finally:
         watcher.close()
     print_table(comparison.table)
     console.print(f"page: {comparison.page}", soft_wrap=True)
-
-
-def _by_method(words: list[str], methods: list[str]) -> dict[str, dict[str, Any]]:
-    """{'lora': {'r': '16'}} from 'lora:r=16'; without 'lora:' it goes to all that take an r."""
-    from vitune.cli._settings import pairs
-    from vitune.errors import VituneError, nearest
-    from vitune.methods import get_method
-
-    found: dict[str, dict[str, Any]] = {}
-    for word in words:
-        method, colon, pair = word.partition(":")
-        if not colon or "=" in method:
-            method, pair = "", word
-        elif method not in methods:
-            raise VituneError(
-                f"--method-arg: got {word!r} for {method!r}, expected one of --methods. "
-                f"{nearest(method, methods)}"
-            )
-        given = pairs([pair], "--method-arg")
-        (name,) = given
-        takers = (
-            [method] if method else [m for m in methods if name in get_method(m).argument_names()]
-        )
-        if not takers:
-            raise VituneError(f"--method-arg: got {name!r}, expected an argument of {methods}.")
-        for taker in takers:
-            found.setdefault(taker, {}).update(given)
-    return found
+    end_with([comparison.outcome])

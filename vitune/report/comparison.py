@@ -18,13 +18,20 @@ from vitune.report.scatter import Measured, ScatterChart, scatter_chart
 
 @dataclass(frozen=True)
 class Compared:
-    """One method of a comparison; `spread` is the standard deviation, None for a single seed."""
+    """One method of a comparison.
+
+    Args:
+        mean: None where no run has an accuracy.
+        spread: the standard deviation, None for a single seed.
+        num_lost: runs without an accuracy.
+    """
 
     method: str
     title: str
     top1: tuple[float, ...]
-    mean: float
+    mean: float | None
     spread: float | None
+    num_lost: int
     num_parameters: int | None
     seconds: float | None
     peak_mib: float | None
@@ -43,7 +50,8 @@ def write_comparison(
 
     Args:
         entries: a mapping a method with the keys method, top1 (a list of accuracies in [0, 1], one
-            a seed) and, where known, title, num_trainable_without_head, seconds, peak_mib, step_ms.
+            a seed) and, where known, title, num_trainable_without_head, seconds, peak_mib, step_ms,
+            num_lost (runs without an accuracy; top1 may then be empty).
         out: the file to write.
         heading: what was compared, in a few words.
         note: a sentence below the heading: data, backbone, which split.
@@ -61,33 +69,39 @@ def write_comparison(
         "compared": compared,
         "strip": _strip(compared),
         "scatters": _scatters(compared),
-        "single": [entry for entry in compared if entry.spread is None],
+        "single": [entry for entry in compared if len(entry.top1) + entry.num_lost == 1],
     }
     return write_page(Path(out), "comparison.html", context)
 
 
 def _compared(records: Sequence[Record]) -> list[Compared]:
     seeds = [_accuracies(record) for record in records]
-    means = [mean_and_std(values) for values in seeds]
-    best = max(mean for mean, _ in means)
-    return [
+    means = [mean_and_std(values) if values else (None, None) for values in seeds]
+    lost = [record.whole("num_lost") or 0 for record in records]
+    whole = [mean for (mean, _), gone in zip(means, lost, strict=True) if not gone]
+    best = max((mean for mean in whole if mean is not None), default=None)
+    compared = [
         Compared(
             method=str(record.needed("method")),
             title=record.text("title") or str(record.needed("method")),
             top1=values,
             mean=mean,
             spread=spread,
+            num_lost=gone,
             num_parameters=record.whole("num_trainable_without_head"),
             seconds=record.number("seconds"),
             peak_mib=record.number("peak_mib"),
             step_ms=record.number("step_ms"),
-            best=mean == best and len(records) > 1,
+            best=mean is not None and mean == best and not gone and len(records) > 1,
         )
-        for record, values, (mean, spread) in zip(records, seeds, means, strict=True)
+        for record, values, (mean, spread), gone in zip(records, seeds, means, lost, strict=True)
     ]
+    return sorted(compared, key=lambda entry: entry.num_lost > 0)  # stable: the order given
 
 
 def _accuracies(record: Record) -> tuple[float, ...]:
+    if record.whole("num_lost") and not record.listing("top1"):
+        return ()
     record.needed("top1")
     given = [Record({"top1": value}, record.where) for value in record.listing("top1")]
     found = tuple(value for entry in given if (value := entry.share("top1")) is not None)
@@ -100,7 +114,8 @@ def _accuracies(record: Record) -> tuple[float, ...]:
 
 def _strip(compared: Sequence[Compared]) -> Scale:
     """The scale on which every method's seeds are drawn, in percent of the strip's width."""
-    scale, _ = nice_scale([value for entry in compared for value in entry.top1], 3, 97, top=1.0)
+    values = [value for entry in compared for value in entry.top1] or [0.0, 1.0]
+    scale, _ = nice_scale(values, 3, 97, top=1.0)
     return scale
 
 
@@ -126,7 +141,7 @@ def _scatters(compared: Sequence[Compared]) -> list[ScatterChart]:
         measured = [
             Measured(entry.title, cost, entry.mean, entry.spread, tell(cost), entry.best)
             for entry, cost in costs
-            if cost is not None
+            if cost is not None and entry.mean is not None and not entry.num_lost
         ]
         charts.append(scatter_chart(title, x_title, measured))
     return [chart for chart in charts if chart is not None]

@@ -102,7 +102,7 @@ def test_missing_tasks_and_failures_are_named(result: Make) -> None:
     failed = result("a", "u", status="failed", scores=None, error="OSError: full")
     table = make_table([result(), failed], missing=["svhn", "dtd"])
     assert any("lacks 2 tasks" in note and "svhn, dtd" in note for note in table.notes)
-    assert any("1 runs did not finish" in note and "OSError: full" in note for note in table.notes)
+    assert any("1 run failed" in note and "OSError: full" in note for note in table.notes)
 
 
 def test_validation_figures_are_labelled(result: Make) -> None:
@@ -286,19 +286,34 @@ def test_published_tables_are_whole() -> None:
     assert suite_of(["cub"]) == "fgvc" and suite_of(["digits"]) is None and suite_of([]) is None
 
 
+AUGREG_FILE = "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"
+
+
 @pytest.mark.parametrize(
-    ("backbone", "column"),
+    ("backbone", "checkpoint", "image_size", "column"),
     [
-        ("vit_base_patch16_224.orig_in21k", "in21k"),
-        ("vit_base_patch16_224@weights/ViT-B_16.npz", "in21k"),
-        ("vit_base_patch16_224.augreg_in21k", "in21k_augreg"),
-        ("vit_base_patch16_224.augreg_in21k_ft_in1k", None),
-        ("vit_large_patch16_224.augreg_in21k", None),
-        ("vitune/vit_micro_patch4_32", None),
+        ("vit_base_patch16_224.orig_in21k", None, None, "in21k"),
+        ("vit_base_patch16_224.orig_in21k", None, 224, "in21k"),
+        ("vit_base_patch16_224.orig_in21k", None, 384, None),
+        ("vit_base_patch16_224@weights/ViT-B_16.npz", None, None, "in21k"),
+        ("vit_base_patch16_224", "weights/ViT-B_16.npz", None, "in21k"),
+        ("vit_base_patch16_224", f"{AUGREG_FILE}.npz", None, "in21k_augreg"),
+        ("vit_base_patch16_224", f"{AUGREG_FILE}--imagenet2012-steps_20k-lr_0.01.npz", None, None),
+        ("vit_base_patch16_224.augreg_in21k", None, None, "in21k_augreg"),
+        ("vit_base_patch16_224.augreg_in21k", "my own.pth", None, None),
+        ("vit_base_patch16_224.augreg_in21k_ft_in1k", None, None, None),
+        ("vit_base_patch16_224_miil.in21k", None, None, None),
+        ("vit_base_patch16_224.mae", None, None, None),
+        ("vit_large_patch16_224.augreg_in21k", None, None, None),
+        ("vit_large_patch16_224", "ViT-B_16.npz", None, None),
+        ("vitune/vit_micro_patch4_32", None, None, None),
     ],
 )
-def test_only_the_papers_own_backbones_have_a_column(backbone: str, column: str | None) -> None:
-    assert pretraining_of(backbone) == column
+def test_only_the_papers_own_backbones_have_a_column(
+    backbone: str, checkpoint: str | None, image_size: int | None, column: str | None
+) -> None:
+    config = {"backbone": backbone, "checkpoint": checkpoint, "image_size": image_size}
+    assert pretraining_of(config) == column
 
 
 def test_formats_are_well_formed(result: Make) -> None:
