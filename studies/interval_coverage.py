@@ -6,7 +6,9 @@ Two methods are simulated image by image. A run is right on an image where
 task + method x task + difficulty of the image + method x image + seed + seed x image > 0, all
 normal, so that the expected accuracy is known in closed form. "spread" is the standard deviation
 over seeds of the accuracy that a table prints; "gap" that of the methods' true difference over
-tasks. Prints one Markdown table per question, in per cent of the trials:
+tasks. A seed acts on both methods alike in part: over 14 seeds of RLRR, SSF and LoRA on `count`
+the correlations were 0.69, 0.42 and 0.42. Prints one Markdown table per question, in per cent of
+the trials:
 
 - on these tasks: the truth is the mean difference over exactly the tasks that were drawn
 - on tasks like these: the truth is the mean difference over all tasks that could be drawn
@@ -51,6 +53,7 @@ class World:
         spread: over seeds, of the first method.
         gap: over tasks, of the methods' true difference.
         ratio: the second method's spread over the first's.
+        together: correlation over seeds of the two methods; None where each has seeds of its own.
         keeps_images: whether correctness by image is given to the interval.
         shape: of the seeds: "normal", or "found" where a seed finds the trick or does not (two
             values, as far apart as the spread wants).
@@ -62,6 +65,7 @@ class World:
     spread: float
     gap: float = 0.02
     ratio: float = 1.0
+    together: float | None = 0.5
     keeps_images: bool = True
     shape: str = "normal"
     skewed: bool = False
@@ -89,11 +93,12 @@ def simulate(world: World, rng: np.random.Generator) -> Trial:
         level = rng.normal(TASK_MEAN, TASK_SPREAD)
         half = float(_gaps(world, rng, 1)[0]) / PEAK / 2
         difficulty = rng.standard_normal(NUM_IMAGES)
+        common = rng.standard_normal(world.num_seeds)
         pair = []
         truth = 0.0
         for sign, factor in ((1, 1.0), (-1, world.ratio)):
             spread = world.spread * factor
-            runs, expected = _runs(level + sign * half, spread, difficulty, world, rng)
+            runs, expected = _runs(level + sign * half, spread, difficulty, common, world, rng)
             pair.append(runs)
             truth += sign * expected
         tasks.append((pair[0], pair[1]))
@@ -112,6 +117,7 @@ def _runs(
     level: float,
     spread: float,
     difficulty: Floats,
+    common: Floats,
     world: World,
     rng: np.random.Generator,
 ) -> tuple[Runs, float]:
@@ -122,14 +128,18 @@ def _runs(
         seeds = own * rng.choice([-1.0, 1.0], world.num_seeds)
         expected = float(norm.cdf(level + np.array([-own, own])).mean())
     else:
-        seeds = rng.normal(0, own, world.num_seeds)
+        share = world.together or 0.0
+        alone = rng.standard_normal(world.num_seeds)
+        seeds = own * (math.sqrt(share) * common + math.sqrt(1 - share) * alone)
         expected = float(norm.cdf(level / math.sqrt(1 + own**2)))
     shared = math.sqrt(1 - METHOD_X_IMAGE**2 - noise**2)
     image = shared * difficulty + METHOD_X_IMAGE * rng.standard_normal(NUM_IMAGES)
     single = noise * rng.standard_normal((world.num_seeds, NUM_IMAGES))
     right = level + seeds[:, None] + image + single > 0  # (k, n)
-    accuracies = tuple(float(share) for share in right.mean(1))
-    return Runs(accuracies, NUM_IMAGES, right if world.keeps_images else None, "test"), expected
+    accuracies = tuple(float(mean) for mean in right.mean(1))
+    kept = right if world.keeps_images else None
+    numbers = () if world.together is None else tuple(range(world.num_seeds))
+    return Runs(accuracies, NUM_IMAGES, kept, "test", numbers), expected
 
 
 def coverage(world: World, num_trials: int, seed: int = 0, with_before: bool = True) -> Coverage:
@@ -223,6 +233,9 @@ def worlds() -> Iterator[tuple[str, World]]:
     base = World(1, 3, 0.01)
     for tasks in (1, 6):
         few = replace(base, num_tasks=tasks)
+        yield "methods' seeds independent", replace(few, together=0.0)
+        yield "methods' seeds move as one", replace(few, together=0.95)
+        yield "each method its own seeds", replace(few, together=None)
         yield "second method's spread a fifth", replace(few, ratio=0.2)
         yield "correctness by image not kept", replace(few, keeps_images=False)
         yield "seeds find the trick or do not", replace(few, spread=0.05, shape="found")

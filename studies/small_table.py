@@ -9,7 +9,7 @@ import sys
 
 from vitune.bench.protocol import read_choices, read_results
 from vitune.bench.speed import read_result
-from vitune.bench.speed_table import step_ratio
+from vitune.bench.speed_ratios import step_ratio
 from vitune.bench.table import TableRow, make_table
 
 BASE = "linear"

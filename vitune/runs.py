@@ -21,6 +21,7 @@ class RunFolder:
     metrics.jsonl   one line an epoch
     adapter/        PEFT's files and vitune.json
     checkpoint/     what --resume continues from
+    snapshots/      epoch-000/, epoch-005/, ...: adapters along training, where asked for
     summary.json    what came out
     evaluation/     one file per evaluated data set
     report.html     all of it for a reader
@@ -43,6 +44,16 @@ class RunFolder:
     @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint"
+
+    def snapshot(self, epoch: int) -> Path:
+        """Where the adapter after so many epochs is kept; 0 is before the first step."""
+        return self.path / "snapshots" / f"epoch-{epoch:03d}"
+
+    def snapshots(self) -> dict[int, Path]:
+        """The kept adapters by epoch, rising; empty where none were asked for."""
+        found = (self.path / "snapshots").glob("epoch-*")
+        epochs = {path.name.removeprefix("epoch-"): path for path in found}
+        return {int(n): epochs[n] for n in sorted(filter(str.isdigit, epochs), key=int)}
 
     @property
     def summary(self) -> Path:

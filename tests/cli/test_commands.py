@@ -43,7 +43,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "photos"
-    assert run([*TRAIN, "--data", str(photos), "--out", str(out), "--epochs", "3"]) == 0
+    words = ["--data", str(photos), "--out", str(out), "--epochs", "3"]
+    assert run([*TRAIN, *words, "--snapshot-every-epochs", "2"]) == 0
     return out
 
 
@@ -78,6 +79,11 @@ def test_a_run_holds_what_it_should(trained: Path) -> None:
         "adapter/vitune.json",
         "checkpoint/state.json",
         "checkpoint/tensors.safetensors",
+        *(
+            f"snapshots/epoch-00{epoch}/{file}"
+            for epoch in (0, 2, 3)
+            for file in ("adapter_config.json", "adapter_model.safetensors", "vitune.json")
+        ),
     } == names
     card = json.loads((trained / "adapter" / "vitune.json").read_text())
     assert tuple(card["classes"]) == CLASSES
@@ -141,7 +147,31 @@ def test_analyze_joins_the_report(trained: Path, capsys: pytest.CaptureFixture[s
     out = capsys.readouterr().out
     assert "attn_out" in out and "fc1" in out
     assert (trained / "analysis" / "spectrum.csv").is_file()
-    assert "spectr" in (trained / "report.html").read_text().lower()
+    page = (trained / "report.html").read_text()
+    assert "spectr" in page.lower() and "Left basis, spectrum, right basis" in page
+    assert "rlrr, epoch 0" in out and "rlrr, epoch 3" in out
+    rows = read_rows(trained / "analysis" / "maps.csv")
+    assert [row["epoch"] for row in rows] == ["0", "2", "3", ""]
+    assert {row["method"] for row in rows} == {"rlrr"}
+    figures = [{k: v for k, v in row.items() if k != "epoch"} for row in rows]
+    assert figures[2] == figures[3], "the last epoch's weights are those kept"
+    assert figures[0] != figures[1] != figures[2]
+    assert float(rows[0]["relative_deviation"]) > 0.01, "RLRR does not start at the base"
+    assert (trained / "analysis" / "along-training.png").is_file()
+    assert run(["analyze", str(trained), "--num-images", "0", "--along", "0"]) == 0
+    assert [row["epoch"] for row in read_rows(trained / "analysis" / "maps.csv")] == [""]
+
+
+def test_analyze_takes_the_rule_for_intruders(trained: Path, refused: Refused) -> None:
+    assert "--intruder-cosine: got 2.0" in refused("analyze", trained, "--intruder-cosine", 2)
+    assert "--intruder-side: got 'up'" in refused("analyze", trained, "--intruder-side", "up")
+    assert run(
+        ["analyze", str(trained), "--num-images", "0", "--along", "0",
+         "--intruder-cosine", "0.5", "--intruder-side", "left"]
+    ) == 0  # fmt: skip
+    record = json.loads((trained / "analysis" / "spectrum.json").read_text())
+    (found,) = record["runs"].values()
+    assert found["intruder_rule"] == {"cosine": 0.5, "side": "left", "num_vectors": 10}
 
 
 def test_wrong_words_are_named_on_one_line(refused: Refused, tmp_path: Path) -> None:

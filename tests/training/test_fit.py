@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from vitune.errors import AdapterError, DataError, TrainingError, VituneError
+from vitune.runs import RunFolder
 from vitune.training import Observer, TrainConfig, fit
 from vitune.training.checkpoint import has_checkpoint
 
@@ -42,6 +43,38 @@ class StopsAfter(Observer):
 
 def adapter_tensors(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+def test_snapshots_hold_the_weights_that_would_be_reported(tmp_path: Path) -> None:
+    """With averaged weights too: the last epoch's snapshot is the adapter that is kept."""
+    fit(
+        TrainConfig.make({**QUICK, "ema": 0.9, "snapshot_every_epochs": 2}), out=tmp_path / "run"
+    )
+    snapshots = RunFolder(tmp_path / "run").snapshots()
+    assert list(snapshots) == [0, 2, 3]
+    stored = {
+        epoch: load_file(folder / "adapter_model.safetensors")
+        for epoch, folder in snapshots.items()
+    }
+    kept = adapter_tensors(tmp_path / "run")
+    assert all(torch.equal(stored[3][name], value) for name, value in kept.items())
+    assert not all(torch.equal(stored[2][name], value) for name, value in kept.items())
+    assert (snapshots[0] / "vitune.json").read_text() == (
+        tmp_path / "run" / "adapter" / "vitune.json"
+    ).read_text()
+
+
+def test_a_resumed_run_has_all_its_snapshots(tmp_path: Path) -> None:
+    config = TrainConfig.make({**QUICK, "snapshot_every_epochs": 1})
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, out=tmp_path / "cut", observer=StopsAfter(1))
+    assert list(RunFolder(tmp_path / "cut").snapshots()) == [0, 1]
+    fit(out=tmp_path / "cut", resume=True)
+    assert list(RunFolder(tmp_path / "cut").snapshots()) == [0, 1, 2, 3]
+    fit(TrainConfig.make(QUICK), out=tmp_path / "plain")
+    assert RunFolder(tmp_path / "plain").snapshots() == {}
+    whole, cut = adapter_tensors(tmp_path / "plain"), adapter_tensors(tmp_path / "cut")
+    assert all(torch.equal(whole[name], value) for name, value in cut.items())
 
 
 @pytest.mark.parametrize("extra", [{}, EVERYTHING], ids=["plain", "everything"])

@@ -1,10 +1,12 @@
 """The SVD view of an adaptation, and what it kept of the base; for any method.
 
 `spectrum(model)` measures the weights, `measure_retention(model, images)` the features, and
-`write_spectrum` puts both into files and plots.
+`write_spectrum` puts both into files and plots. `map_effects` sums up by method what was done to
+left basis, spectrum and right basis, along training where a run kept snapshots.
 """
 
 from vitune.analysis.intruders import AUTHORS, IntruderRule
+from vitune.analysis.map_effects import MapEffect, effect_cells, map_effects
 from vitune.analysis.pairs import WeightPair, WeightPairs, weight_pairs
 from vitune.analysis.retention import BlockRetention, Retention, measure_retention
 from vitune.analysis.similarity import linear_cka
@@ -17,6 +19,7 @@ __all__ = [
     "BlockRetention",
     "ChangedWeight",
     "IntruderRule",
+    "MapEffect",
     "Retention",
     "RoleSummary",
     "SpectrumReport",
@@ -24,7 +27,9 @@ __all__ = [
     "WeightPair",
     "WeightPairs",
     "compare_weights",
+    "effect_cells",
     "linear_cka",
+    "map_effects",
     "measure_retention",
     "spectrum",
     "weight_pairs",

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitune.analysis.map_effects import MapEffect, along_training_plot, effect_records
 from vitune.analysis.retention import Retention
 from vitune.analysis.run_plots import cka_plot, tradeoff_plot
-from vitune.analysis.spectrum_report import DRIFT_K, SpectrumReport, drift_degrees
+from vitune.analysis.spectrum_report import (
+    DRIFT_K,
+    SpectrumReport,
+    drift_degrees,
+    without_map_figures,
+)
 from vitune.analysis.tabulation import csv_text, rounded, weight_records
 from vitune.analysis.weight_plots import deviation_percent, heat_maps, spectra_plot
 from vitune.errors import VituneError
@@ -26,6 +31,7 @@ def write_spectrum(
     reports: Mapping[str, SpectrumReport],
     accuracies: Mapping[str, float] | None = None,
     retentions: Mapping[str, Retention] | None = None,
+    effects: Sequence[MapEffect] = (),
 ) -> tuple[Path, ...]:
     """Write what is known of the runs into `out_dir`, every file whole or not at all.
 
@@ -33,13 +39,16 @@ def write_spectrum(
     a report prints: by role where there is one run, by run where there are several. spectrum.csv
     has one line a run and weight. spectra-RUN.png and heatmap-RUN.png are drawn for runs with
     changed matrices, the heat maps on one colour scale; cka.png where there is a retention;
-    accuracy-drift.png where a run has an accuracy and a drift. captions.json says under each
+    accuracy-drift.png where a run has an accuracy and a drift. With `effects` spectrum.json holds
+    `maps`, what each method did to left basis, spectrum and right basis, maps.csv the same, and
+    along-training.png draws it over epochs where there are several. captions.json says under each
     plot's name how to read it.
 
     Args:
         reports: by run name.
         accuracies: in [0, 1], by run name.
         retentions: by run name.
+        effects: rows of `map_effects`.
 
     Returns:
         The files written.
@@ -50,8 +59,11 @@ def write_spectrum(
     accuracies, retentions = dict(accuracies or {}), dict(retentions or {})
     _check(reports, accuracies, retentions)
     plots = _plots(reports, accuracies, retentions)
+    if len({effect.epoch for effect in effects} - {None}) > 1:
+        plots["along-training.png"] = (along_training_plot(effects), _ALONG)
+    maps = rounded(effect_records(effects))
     files: dict[str, str | bytes] = {
-        "spectrum.json": _json(_record(reports, accuracies, retentions)),
+        "spectrum.json": _json({**_record(reports, accuracies, retentions), "maps": maps}),
         "spectrum.csv": csv_text(
             [
                 {"run": name, **record}
@@ -59,6 +71,7 @@ def write_spectrum(
                 for record in weight_records(report.weights)
             ]
         ),
+        **({"maps.csv": csv_text(maps)} if maps else {}),
         "captions.json": _json({name: caption for name, (_, caption) in plots.items()}),
         **{name: content for name, (content, _) in plots.items()},
     }
@@ -105,7 +118,7 @@ def _record(
                 "accuracy": accuracies.get(name),
                 "subspace_drift_degrees": report.subspace_drift_degrees,
                 "decisions_kept": retentions[name].decisions_kept if name in retentions else None,
-                **{key: value for key, value in asdict(report.overall).items() if key != "role"},
+                **without_map_figures(report.overall),
             }
             for name, report in reports.items()
         }
@@ -170,6 +183,11 @@ _HEAT = (
 _SPECTRA = (
     "Singular values of every adapted weight, largest first, coloured by depth over the base in "
     "grey; below, their change, mean over neighbouring values."
+)
+_ALONG = (
+    "What each method's map does to the parts of W = U diag(σ) Vᵀ, along training. Lost "
+    "orthogonality of a basis: 0 where its vectors stay orthogonal under the change. On the "
+    "diagonal of the core UᵀΔWV lies what changes singular values and turns no vector."
 )
 _CKA = (
     "Linear CKA between the features of the base and of the adapted network after every block: 1 "

@@ -52,9 +52,11 @@ class RoleSummary:
 
     Args:
         num_weights: how many weights the means are over.
-        subspace_degrees: mean principal angle, left and right, of the top-8 subspaces.
+        subspace_degrees: mean principal angle, left and right, of the top-8 subspaces;
+            left_degrees, right_degrees each alone.
         left_share, right_share: part of ‖ΔW‖_F² in the top-8 left and right subspaces.
         left_loss, right_loss: `BasisLoss`.
+        core_diagonal, core_off_diagonal, core_outside, core_leading: `Core`'s shares.
         num_intruders: of the sides that the rule asks for, the sum over the matrices, not a mean.
     """
 
@@ -65,10 +67,16 @@ class RoleSummary:
     effective_rank: float | None
     stable_rank: float | None
     subspace_degrees: float | None
+    left_degrees: float | None
+    right_degrees: float | None
     left_share: float | None
     right_share: float | None
     left_loss: float | None
     right_loss: float | None
+    core_diagonal: float | None
+    core_off_diagonal: float | None
+    core_outside: float | None
+    core_leading: float | None
     num_intruders: int | None
 
 
@@ -135,7 +143,7 @@ class SpectrumReport:
             "num_unmergeable": self.num_unmergeable,
             "subspace_drift_degrees": self.subspace_drift_degrees,
             "overall": asdict(self.overall),
-            "summary": {part.role: _without_role(part) for part in self.summary},
+            "summary": {part.role: without_map_figures(part) for part in self.summary},
             "weights": [asdict(weight) for weight in self.weights],
         }
         values: dict[str, Any] = rounded(record)
@@ -202,6 +210,7 @@ def summarise(
     changes = [weight.change for weight in weights if weight.change is not None]
     chosen = [weight for weight in weights if weight.change is not None] or list(weights)
     parts = [part for change in changes if (part := change.subspace(DRIFT_K)) is not None]
+    cores = [change.core for change in changes if change.core is not None]
     losses = [change.basis_loss for change in changes if change.basis_loss is not None]
     return RoleSummary(
         role=role,
@@ -211,10 +220,16 @@ def summarise(
         effective_rank=_mean(change.effective_rank for change in changes),
         stable_rank=_mean(change.stable_rank for change in changes),
         subspace_degrees=_mean(part.mean_degrees for part in parts),
+        left_degrees=_mean(part.mean_left_degrees for part in parts),
+        right_degrees=_mean(part.mean_right_degrees for part in parts),
         left_share=_mean(part.left_share for part in parts),
         right_share=_mean(part.right_share for part in parts),
         left_loss=_mean(loss.left for loss in losses),
         right_loss=_mean(loss.right for loss in losses),
+        core_diagonal=_mean(core.diagonal for core in cores),
+        core_off_diagonal=_mean(core.off_diagonal for core in cores),
+        core_outside=_mean(core.outside for core in cores),
+        core_leading=_mean(core.leading for core in cores),
         num_intruders=sum(c.intruders.on(side) for c in changes) if changes else None,
     )
 
@@ -247,8 +262,14 @@ def _changed_weight(pair: WeightPair, options: dict[str, Any]) -> ChangedWeight:
     return ChangedWeight(pair.name, pair.role, pair.block, pair.part, deviation, change)
 
 
-def _without_role(part: RoleSummary) -> dict[str, Any]:
-    return {key: value for key, value in asdict(part).items() if key != "role"}
+def without_map_figures(part: RoleSummary) -> dict[str, Any]:
+    """The figures of a summary's table; those of either side and of the core have their own."""
+    left_out = ("role", "left_degrees", "right_degrees")
+    return {
+        key: value
+        for key, value in asdict(part).items()
+        if key not in left_out and not key.startswith("core_")
+    }
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

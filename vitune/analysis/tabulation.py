@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from vitune.analysis.weight_change import WeightChange
@@ -69,6 +70,8 @@ def _figures(change: WeightChange) -> dict[str, Any]:
         figures |= {"left_loss": change.basis_loss.left, "right_loss": change.basis_loss.right}
     figures["left_intruders"] = change.intruders.left
     figures["right_intruders"] = change.intruders.right
+    if change.core is not None:
+        figures |= {f"core_{name}": value for name, value in asdict(change.core).items()}
     for part in change.subspaces:
         label = f"top_{part.k}" if part.energy is None else f"energy_{part.energy:g}"
         figures |= {

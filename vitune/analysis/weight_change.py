@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vitune.analysis.core import Core, core_of
 from vitune.analysis.decomposition import (
     Decomposition,
     decompose,
@@ -62,7 +63,17 @@ class SubspaceChange:
     @property
     def mean_degrees(self) -> float:
         """Mean of all 2 k principal angles, degrees."""
-        return math.fsum(self.left_degrees + self.right_degrees) / (2 * self.k)
+        return (self.mean_left_degrees + self.mean_right_degrees) / 2
+
+    @property
+    def mean_left_degrees(self) -> float:
+        """Mean of the k angles between the left subspaces, degrees."""
+        return math.fsum(self.left_degrees) / self.k
+
+    @property
+    def mean_right_degrees(self) -> float:
+        """Mean of the k angles between the right subspaces, degrees."""
+        return math.fsum(self.right_degrees) / self.k
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,7 @@ class WeightChange:
             are left out, since their subspaces would be arbitrary.
         values_error: largest residual of a randomised triplet over σ_1: every value given is that
             near to a true one, in units of σ_1; None where exact.
+        core: the change in the bases of W; None where nothing changed or not exact.
     """
 
     shape: tuple[int, int]
@@ -125,6 +137,7 @@ class WeightChange:
     basis_loss: BasisLoss | None
     intruders: Intruders
     values_error: float | None
+    core: Core | None
 
     def subspace(self, k: int) -> SubspaceChange | None:
         """The entry for a k that was asked for, None where the matrix has no such subspace."""
@@ -187,6 +200,7 @@ def compare_weights(
         basis_loss=None if energy_rank is None else _basis_loss(svd_old, new, energy_rank),
         intruders=count_intruders(old, new, svd_old, svd_new, rule),
         values_error=None if exact else _values_error(svd_old, svd_new),
+        core=core_of(svd_old, delta),
     )
 
 

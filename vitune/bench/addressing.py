@@ -31,6 +31,7 @@ WITHOUT_EFFECT = (
     "device",
     "memory_budget_mib",
     "checkpoint_every_epochs",
+    "snapshot_every_epochs",
     "skip_bad_images",
     "val_fraction",
 )

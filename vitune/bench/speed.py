@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -23,12 +24,16 @@ import torch
 
 from vitune.adapters import installed_versions
 from vitune.bench.speed_memory import Question, ask
+from vitune.bench.speed_products import count_products, formats_text
+from vitune.bench.speed_references import TEXTBOOKS
 from vitune.bench.speed_subject import DTYPES, Contestant, Subject
 from vitune.errors import VituneError
 from vitune.files import write_atomic
 
 FORMAT = 1
-ALL_METHODS = ("rlrr", "lora", "lora+plain", "hira", "ssf", "bitfit", "full", "rlrr-textbook")
+ALL_METHODS = (
+    "rlrr", "rlrr+exact=true", "lora", "lora+plain", "hira", "ssf", "bitfit", "full", *TEXTBOOKS
+)  # fmt: skip
 RATE_SIZES = (2048, 768, 3072)
 
 
@@ -85,7 +90,10 @@ class SpeedPlan:
 
 @dataclass
 class Measured:
-    """The figures of one method at one batch size and precision; lists hold one value a round."""
+    """The figures of one method at one batch size and precision; lists of times hold a round each.
+
+    `gets` names what the step has that another's may lack: lean step, attention, number formats.
+    """
 
     method: str
     batch: int
@@ -103,6 +111,7 @@ class Measured:
     resident_mib: float | None = None
     above_model_mib: float | None = None
     products: dict[str, float] = field(default_factory=dict)
+    gets: list[str] = field(default_factory=list)
     floor_ms: float | None = None
 
 
@@ -208,6 +217,10 @@ def _timed_steps(
                 row.backward_ms.append(taken.backward_ms)
                 row.optimiser_ms.append(taken.optimiser_ms)
                 row.step_ms.append(taken.step_ms)
+    for (label, precision), row in rows.items():
+        subject = subjects[label]
+        row.products = count_products(partial(subject.step, images, labels, precision))
+        row.gets = [*subject.contestant.gets, formats_text(row.products)]
     return list(rows.values())
 
 
@@ -258,7 +271,7 @@ def _take_memory(plan: SpeedPlan, measured: Sequence[Measured], say: Say) -> Non
             )
         )
         row.peak_mib, row.resident_mib = found.peak_mib, found.resident_mib
-        row.above_model_mib, row.products = found.above_model_mib, found.products
+        row.above_model_mib = found.above_model_mib
 
 
 def _set_floors(measured: Sequence[Measured], gflops: dict[str, float]) -> None:

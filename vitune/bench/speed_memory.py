@@ -1,4 +1,4 @@
-"""What a training step needs in a fresh process: peak memory, and the matrix products it does.
+"""What a training step needs in a fresh process: peak memory.
 
 Run as `python -m vitune.bench.speed_memory JSON`; the last line it prints is the answer as JSON.
 """
@@ -9,16 +9,13 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from vitune.bench.speed_subject import Contestant, Subject
 from vitune.errors import VituneError
@@ -49,13 +46,11 @@ class Footprint:
             model and inputs; the CUDA allocator's on a GPU.
         resident_mib: peak resident size of the process (CPU only), the model included.
         above_model_mib: the same, above what was resident when model and inputs were there.
-        products: floating-point operations of matrix products in one step, by number format.
     """
 
     peak_mib: float
     resident_mib: float | None
     above_model_mib: float | None
-    products: dict[str, float] = field(default_factory=dict)
 
 
 def ask(question: Question) -> Footprint:
@@ -96,7 +91,7 @@ def examine(question: Question) -> Footprint:
             subject.step(images, labels, question.precision)
 
     if device.type == "cuda":
-        return Footprint(_cuda_peak_mib(two_steps, device), None, None, _counted(two_steps))
+        return Footprint(_cuda_peak_mib(two_steps, device), None, None)
     before = _resident_mib("VmRSS")
     if CLEAR_REFS.exists():
         CLEAR_REFS.write_text("5")
@@ -104,7 +99,7 @@ def examine(question: Question) -> Footprint:
     resident = _resident_mib("VmHWM")
     above = None if resident is None or before is None else resident - before
     subject.optimiser.state.clear()
-    return Footprint(live_peak_bytes(two_steps) / 2**20, resident, above, _counted(two_steps))
+    return Footprint(live_peak_bytes(two_steps) / 2**20, resident, above)
 
 
 def live_peak_bytes(work: Callable[[], Any]) -> int:
@@ -122,30 +117,6 @@ def live_peak_bytes(work: Callable[[], Any]) -> int:
         live += event.nbytes()
         peak = max(peak, live)
     return peak
-
-
-class ProductCounter(TorchDispatchMode):
-    """Adds up the floating-point operations of matrix products by number format."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            dtype = str(args[0].dtype).removeprefix("torch.")
-            self.operations[dtype] += formula(*args, **(kwargs or {}), out_val=result)
-        return result
-
-
-def _counted(two_steps: Callable[[], None]) -> dict[str, float]:
-    with ProductCounter() as counter:
-        two_steps()
-    return {dtype: operations / 2 for dtype, operations in counter.operations.items()}
 
 
 def _cuda_peak_mib(work: Callable[[], Any], device: torch.device) -> float:

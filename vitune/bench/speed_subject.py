@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -28,6 +28,8 @@ from vitune.training.optimiser import new_optimiser
 NUM_CLASSES = 100
 USUAL_ARGUMENTS: Mapping[str, Mapping[str, Any]] = {"lora": {"r": 8}, "hira": {"r": 1}}
 FLAGS = ("plain", "checkpointing", "compile")
+TEXTBOOK_FLAGS = ("fused", "lean")
+"""What every other method has unless it is `plain`; the textbook has neither unless it is named."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -42,6 +44,7 @@ class Contestant:
         plain: the step of an ordinary training loop, without vitune's lean step.
         checkpointing: activations are recomputed block by block.
         compiled: the model goes through `torch.compile`.
+        fused: attention goes through PyTorch's kernel or a faster one, not through plain products.
     """
 
     label: str
@@ -50,6 +53,7 @@ class Contestant:
     plain: bool = False
     checkpointing: bool = False
     compiled: bool = False
+    fused: bool = True
 
     @classmethod
     def parse(cls, label: str) -> Contestant:
@@ -68,20 +72,30 @@ class Contestant:
         given = (option.partition("=") for option in options if "=" in option)
         arguments.update({name: value for name, _, value in given})
         flags = [option for option in options if "=" not in option]
+        is_textbook = method == TEXTBOOK
+        allowed = (*FLAGS, *TEXTBOOK_FLAGS) if is_textbook else FLAGS
         for flag in flags:
-            if flag not in FLAGS:
+            if flag not in allowed:
                 raise VituneError(
-                    f"--methods: got {label!r} with {flag!r}, expected {', '.join(FLAGS)} or "
-                    f"NAME=VALUE after '+'. {nearest(flag, FLAGS)}"
+                    f"--methods: got {label!r} with {flag!r}, expected {', '.join(allowed)} or "
+                    f"NAME=VALUE after '+'. {nearest(flag, allowed)}"
                 )
         return cls(
             label=label.strip(),
             method=method,
             arguments=arguments,
-            plain="plain" in flags or method == TEXTBOOK,
+            plain="plain" in flags or (is_textbook and "lean" not in flags),
             checkpointing="checkpointing" in flags,
             compiled="compile" in flags,
+            fused=not is_textbook or "fused" in flags,
         )
+
+    @property
+    def gets(self) -> tuple[str, ...]:
+        """What its step has and another's may lack, in words."""
+        step = "torch.compile" if self.compiled else "plain step" if self.plain else "lean step"
+        attention = "fused attention" if self.fused else "attention by products"
+        return (step, attention, *(("checkpointing",) if self.checkpointing else ()))
 
 
 @dataclass(frozen=True)
@@ -120,11 +134,14 @@ class Subject:
         if contestant.checkpointing:
             _checkpoint(loaded.model, contestant.label)
         if contestant.method == TEXTBOOK:
-            self.model: nn.Module = textbook(loaded.model)
+            tail = _names_of(loaded.model, class_tail(loaded.model))
+            self.model: nn.Module = textbook(loaded.model, fused=contestant.fused)
         else:
             self.model = attach(loaded, contestant.method, contestant.arguments)
+            tail = _names_of(self.model, class_tail(self.model))
         self.model = self.model.to(device).train()
-        self.tail = () if contestant.plain else class_tail(self.model)
+        modules = [self.model.get_submodule(name) for name in tail]
+        self.tail = () if contestant.plain else tuple(modules)
         self.network = self.model
         if contestant.compiled:
             self.network = cast(nn.Module, torch.compile(self.model))
@@ -201,6 +218,11 @@ class Subject:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def _names_of(model: nn.Module, modules: Sequence[nn.Module]) -> list[str]:
+    """Where modules stand in a network, so that what replaces them is found again."""
+    return [name for name, module in model.named_modules() if module in modules]
 
 
 def _autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-REFERENCE = "rlrr-textbook"
+from vitune.bench.speed_ratios import step_ratio
+from vitune.bench.speed_references import HEADS as REFERENCE_HEADS
+from vitune.bench.speed_references import TEXTBOOK, references
+
 SLOWER_FROM = 1.05
 
 KEYS = ("method", "batch", "precision")
@@ -37,6 +40,9 @@ def format_table(result: Mapping[str, Any]) -> str:
     lines = [_line(HEADS), _line(["---"] * len(HEADS))]
     rows: Sequence[Mapping[str, Any]] = result["rows"]
     lines += [_line(list(_cells(row, reference_row(rows, row)).values())) for row in rows]
+    for section in against(result):
+        lines += ["", f"{section.title}:", "", _line(section.heads)]
+        lines += [_line(["---"] * len(section.heads)), *map(_line, section.rows)]
     return "\n".join([*lines, "", *remarks(result)])
 
 
@@ -56,6 +62,16 @@ def sections(result: Mapping[str, Any]) -> Iterator[Section]:
                 yield Section(f"batch {batch}, {precision}", filled, table)
 
 
+def against(result: Mapping[str, Any]) -> Iterator[Section]:
+    """RLRR / textbook for every reference that was measured, a table per batch and precision."""
+    rows: Sequence[Mapping[str, Any]] = result["rows"]
+    for batch, precision in dict.fromkeys((row["batch"], row["precision"]) for row in rows):
+        cells = [found.cells for found in references(rows, batch, precision)]
+        if cells:
+            title = f"RLRR / textbook, batch {batch}, {precision}"
+            yield Section(title, REFERENCE_HEADS, tuple(cells))
+
+
 def remarks(result: Mapping[str, Any]) -> list[str]:
     """What is to be known of the machine, and how times grow with the batch."""
     rates = ", ".join(f"{n} {rate:.0f}" for n, rate in result["matmul_gflops"].items())
@@ -68,12 +84,6 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def step_ratio(row: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """Median over rounds of step time of `row` / step time of `other` in the same round."""
-    pairs = zip(row["step_ms"], other["step_ms"], strict=False)
-    return statistics.median(mine / theirs for mine, theirs in pairs)
-
-
 def reference_row(
     rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
@@ -83,7 +93,7 @@ def reference_row(
         for other in rows
         if (other["batch"], other["precision"]) == (row["batch"], row["precision"])
     ]
-    named = [other for other in alike if other["method"] == REFERENCE]
+    named = [other for other in alike if other["method"] == TEXTBOOK]
     return next(iter(named or alike), None)
 
 
@@ -181,5 +191,5 @@ def _text(value: float | None, digits: int = 0) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _line(cells: Sequence[str]) -> str:
+def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"

@@ -3,6 +3,9 @@
 W' = W + s_out ⊙ W ⊙ s_in is built by elementwise products that autograd keeps, q, k and v are
 linears of their own, the softmax of all scores is kept, and every activation too.
 
+With `fused`, attention goes through `F.scaled_dot_product_attention` as timm's own does, so that a
+comparison does not measure what any user has for nothing.
+
 Source: RLRR (CVPR 2024) eq. 5 and its description of where the vectors act.
 """
 
@@ -41,11 +44,11 @@ class TextbookLinear(nn.Module):
 
 
 class TextbookAttention(nn.Module):
-    """softmax(q kᵀ / √d) v with the scores in the graph, its four linears rescaled."""
+    """softmax(q kᵀ / √d) v, its four linears rescaled; the scores in the graph unless `fused`."""
 
-    def __init__(self, base: Attention) -> None:
+    def __init__(self, base: Attention, fused: bool = False) -> None:
         super().__init__()
-        self.num_heads = base.num_heads
+        self.num_heads, self.fused = base.num_heads, fused
         weights, biases = base.qkv.weight.chunk(3), base.qkv.bias.chunk(3)
         self.q, self.k, self.v = map(TextbookLinear, weights, biases)
         self.proj = TextbookLinear(base.proj.weight, base.proj.bias)
@@ -55,8 +58,12 @@ class TextbookAttention(nn.Module):
             linear(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (b, h, n, d/h)
             for linear in (self.q, self.k, self.v)
         )
-        scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (b, h, n, n)
-        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))  # (b, n, d)
+        if self.fused:
+            mixed = F.scaled_dot_product_attention(q, k, v)  # (b, h, n, d/h)
+        else:
+            scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (b, h, n, n)
+            mixed = scores.softmax(-1) @ v
+        return self.proj(mixed.transpose(1, 2).flatten(2))  # (b, n, d)
 
 
 class TextbookScaleShift(nn.Module):
@@ -73,8 +80,11 @@ class TextbookScaleShift(nn.Module):
         return y * self.scale + self.shift
 
 
-def textbook(model: nn.Module) -> nn.Module:
+def textbook(model: nn.Module, *, fused: bool = False) -> nn.Module:
     """`model` changed in place: RLRR as published, head trainable and the rest frozen.
+
+    Args:
+        fused: PyTorch's attention kernel instead of products and a softmax.
 
     Raises:
         BackboneError: not a plain timm ViT with a fused, biased qkv.
@@ -89,7 +99,7 @@ def textbook(model: nn.Module) -> nn.Module:
     model.patch_embed = TextbookScaleShift(model.patch_embed, width)
     model.norm = TextbookScaleShift(model.norm, width)
     for block in model.blocks:
-        block.attn = TextbookAttention(block.attn)
+        block.attn = TextbookAttention(block.attn, fused)
         block.norm1 = TextbookScaleShift(block.norm1, width)
         block.norm2 = TextbookScaleShift(block.norm2, width)
         block.mlp.fc1 = TextbookLinear(block.mlp.fc1.weight, block.mlp.fc1.bias)

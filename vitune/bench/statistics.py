@@ -45,12 +45,15 @@ class Runs:
             not kept, or where `accuracies` are not those of the last epoch.
         images: what tells one set of images from another (a content hash). Two methods are
             compared image by image where both have the same.
+        seeds: of the runs. Two methods are compared seed by seed where both have the same, because
+            a seed gives both the same order of images and the same head to begin with.
     """
 
     accuracies: tuple[float, ...]
     num_images: int | None = None
     correct: Bools | None = None
     images: str = ""
+    seeds: tuple[int, ...] = ()
 
     @property
     def total(self) -> Fraction:
@@ -144,12 +147,12 @@ def interval_on_these(tasks: Sequence[tuple[Runs, Runs]]) -> Interval | None:
     """The 95 % interval of the mean difference over exactly these tasks.
 
     With d the mean over T tasks of the differences, its variance is
-    (1/T²) Σ_t [I_t + Σ_m (S_tm - E_tm)]: I_t of the images, S_tm = s²/k of the k seeds of method m,
-    and E_tm of what seeds and images share, which both I and S hold. That is the random-effects
-    analysis of variance of seeds crossed with images; seeds of two methods are independent, images
-    are the same for both. Variances are not pooled over methods or tasks, because they differ by
-    two orders of magnitude between them; Satterthwaite's degrees of freedom account for how few
-    seeds each comes from.
+    (1/T²) Σ_t (S_t + I_t - E_t): S_t = s²/k of the k seeds' differences, I_t of the images'
+    differences, and E_t of what seeds and images share, which both S and I hold. That is the
+    random-effects analysis of variance of seeds crossed with images, of paired differences. Where
+    the methods ran other seeds, S_t and E_t are sums over the two, which are then independent.
+    Variances are not pooled over methods or tasks, because they differ by two orders of magnitude
+    between them; Satterthwaite's degrees of freedom account for how few seeds each comes from.
 
     Where correctness by image was not kept, I_t is p(1 - p)/n of each method, which is too large
     rather than too small, and E is left out. With a single seed of any method the interval
@@ -242,13 +245,30 @@ def _parts(first: Runs, second: Runs, over: tuple[str, ...]) -> _Parts:
         images, freedom = _image_variance(first, second)
         uncertainty += images**2 / freedom
     if "seeds" in over:
-        for runs in (first, second):
-            num_seeds = len(runs.accuracies)
-            own = float(np.var(runs.accuracies, ddof=1)) / num_seeds
+        for accuracies, right in _seed_sides(first, second):
+            own = float(np.var(accuracies, ddof=1)) / len(accuracies)
             seeds += own
-            shared += _shared_variance(runs) if "images" in over else 0.0
-            uncertainty += own**2 / (num_seeds - 1)
+            shared += _rest_variance(right) if right is not None and "images" in over else 0.0
+            uncertainty += own**2 / (len(accuracies) - 1)
     return _Parts(images, seeds, shared, uncertainty)
+
+
+def _seed_sides(first: Runs, second: Runs) -> list[tuple[Floats, Floats | None]]:
+    """What varies over seeds, by seed and by seed and image: differences, else either side."""
+    accuracies = [np.array(runs.accuracies) for runs in (first, second)]
+    right = [None if runs.correct is None else runs.correct.astype(float)
+             for runs in (first, second)]  # fmt: skip
+    if not first.seeds or first.seeds != second.seeds:
+        return list(zip(accuracies, right, strict=True))
+    a, b = right
+    gaps = a - b if a is not None and b is not None and _same_images(first, second) else None
+    return [(accuracies[0] - accuracies[1], gaps)]
+
+
+def _same_images(first: Runs, second: Runs) -> bool:
+    a, b = first.correct, second.correct
+    same = first.images == second.images
+    return same and a is not None and b is not None and a.shape[1] == b.shape[1]
 
 
 def _image_variance(first: Runs, second: Runs) -> tuple[float, float]:
@@ -256,7 +276,7 @@ def _image_variance(first: Runs, second: Runs) -> tuple[float, float]:
     a, b = first.correct, second.correct
     if a is None or b is None:
         return sum(map(_binomial, (first, second))), math.inf
-    if first.images == second.images and a.shape[1] == b.shape[1]:
+    if _same_images(first, second):
         gaps = a.mean(0) - b.mean(0)  # (n,)
         return float(gaps.var(ddof=1)) / len(gaps), len(gaps) - 1
     own = [float(c.mean(0).var(ddof=1)) / c.shape[1] for c in (a, b)]
@@ -269,11 +289,11 @@ def _binomial(runs: Runs) -> float:
     return share * (1 - share) / (runs.num_images or 1)
 
 
-def _shared_variance(runs: Runs) -> float:
-    """Variance of the mean that is neither the seeds' own nor the images': the residual's."""
-    if runs.correct is None:
-        return 0.0
-    right = runs.correct.astype(np.float64)  # (k, n)
+def _rest_variance(right: Floats) -> float:
+    """Variance of the mean that is neither the seeds' own nor the images': the residual's.
+
+    Shapes: right (k, n).
+    """
     num_seeds, num_images = right.shape
     rest = right - right.mean(0) - right.mean(1, keepdims=True) + right.mean()
     freedom = (num_seeds - 1) * (num_images - 1)

@@ -124,6 +124,7 @@ def _runs_of(results: Sequence[CellResult]) -> Runs:
             else None
         ),
         images=results[0].split_hashes.get(results[0].scored_on, ""),
+        seeds=tuple(result.seed for result in results),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitune.adapters import AdapterCard
-    from vitune.analysis import IntruderRule, Retention, SpectrumReport
+    from vitune.analysis import IntruderRule, MapEffect, Retention, RoleSummary, SpectrumReport
 
 BATCH = 64
 
@@ -26,6 +26,9 @@ def analyze(
     out: str = typer.Option(None, "--out", help="folder; default for one run: RUN/analysis"),
     images: str = typer.Option(None, "--images", help="images to measure features on"),
     num_images: int = typer.Option(512, help="at most so many images; 0 leaves features out"),
+    along: int = typer.Option(
+        6, "--along", help="at most so many snapshots of each run, from training with snapshots"
+    ),
     intruder_cosine: float = typer.Option(
         0.6, "--intruder-cosine", help="below it a singular vector is an intruder; its authors: 0.5"
     ),
@@ -36,12 +39,14 @@ def analyze(
     """Measure what training did to the weights and features of one or several runs.
 
     Singular values before and after, relative deviation, subspace angles, effective rank and
-    intruder dimensions of every adapted weight; CKA of every block's features. Writes
-    spectrum.json, spectrum.csv and plots, which join report.html.
+    intruder dimensions of every adapted weight; CKA of every block's features; and by method what
+    its map does to left basis, spectrum and right basis, along training where a run kept
+    snapshots ('vitune train --snapshot-every-epochs'). Writes spectrum.json, CSV files and plots,
+    which join report.html.
     """
     from pathlib import Path
 
-    from vitune.analysis import IntruderRule, write_spectrum
+    from vitune.analysis import IntruderRule, map_effects, write_spectrum
     from vitune.cli._progress import console
     from vitune.errors import VituneError
     from vitune.report import write_report
@@ -54,16 +59,21 @@ def analyze(
     reports: dict[str, SpectrumReport] = {}
     retentions: dict[str, Retention] = {}
     accuracies: dict[str, float] = {}
+    measured: list[tuple[str, int | None, RoleSummary]] = []
     for run, name in zip(runs, names, strict=True):
         reports[name], retention = _measured(run, name, images, num_images, rule)
+        measured += _along(run, name, along, rule)
+        measured.append((_method_of(run), None, reports[name].overall))
         if retention is not None:
             retentions[name] = retention
         accuracy = _accuracy(RunFolder(Path(run)))
         if accuracy is not None:
             accuracies[name] = accuracy
     folder = Path(out) if out is not None else RunFolder(Path(runs[0])).path / "analysis"
-    write_spectrum(folder, reports, accuracies, retentions)
+    effects = map_effects(measured)
+    write_spectrum(folder, reports, accuracies, retentions, effects)
     _print_summary(reports, retentions)
+    _print_effects(effects)
     if out is None:
         console.print(f"report: {write_report(runs[0])}", soft_wrap=True)
     else:
@@ -100,6 +110,44 @@ def _measured(
         )
     finally:
         bar.close()
+
+
+def _along(
+    run: str, name: str, most: int, rule: IntruderRule
+) -> list[tuple[str, int | None, RoleSummary]]:
+    """The figures of a run's snapshots, at most so many of them, evenly from first to last."""
+    from pathlib import Path
+
+    from vitune.analysis import spectrum
+    from vitune.cli._progress import Counting
+    from vitune.inference import load_run
+    from vitune.runs import RunFolder
+
+    snapshots = list(RunFolder(Path(run)).snapshots().items())
+    if most < 2 or not snapshots:
+        return []
+    last = len(snapshots) - 1
+    places = sorted({round(step * last / (most - 1)) for step in range(most)})
+    bar = Counting(f"snapshots of {name}")
+    found: list[tuple[str, int | None, RoleSummary]] = []
+    try:
+        for done, (epoch, folder) in enumerate((snapshots[place] for place in places), start=1):
+            model = load_run(folder, merge=False, device="cpu").model
+            report = spectrum(model, intruders=rule)
+            found.append((_method_of(run), epoch, report.overall))
+            bar(done, len(places))
+    finally:
+        bar.close()
+    return found
+
+
+def _method_of(run: str) -> str:
+    """The method with its arguments: runs of the same name are taken together."""
+    from vitune.adapters import AdapterCard, adapter_folder
+
+    card = AdapterCard.read(adapter_folder(run))
+    given = " ".join(f"{name}={value}" for name, value in sorted(card.method_args.items()))
+    return f"{card.method} {given}".strip()
 
 
 def _images(
@@ -198,3 +246,24 @@ def _print_summary(reports: dict[str, SpectrumReport], retentions: dict[str, Ret
     for name, kept in retentions.items():
         if alone:
             console.print(f"{name}: CKA after the last block {kept.blocks[-1].cka:.3f}")
+
+
+def _print_effects(effects: Sequence[MapEffect]) -> None:
+    """The table of left basis, spectrum and right basis, in two parts that fit a terminal."""
+    from vitune.analysis import effect_cells
+    from vitune.cli._progress import console
+    from vitune.cli._tables import print_columns
+
+    heads, lines = effect_cells(effects)
+    if not any(cell != "–" for line in lines for cell in line[1:]):
+        return
+    console.print()
+    for first, last in ((1, 4), (4, 7), (7, len(heads))):
+        kept = (0, *range(first, last))
+        print_columns(
+            [heads[place] for place in kept],
+            [[line[place] for place in kept] for line in lines],
+            widest=22,
+            to=console,
+        )
+        console.print()

@@ -16,7 +16,7 @@ from vitune.report.heat_map import HeatMap, heat_map
 from vitune.report.parameters import parameter_picture, trained_parts
 from vitune.report.rendering import data_uri, write_page
 from vitune.report.results import RunResults, read_run
-from vitune.report.spectrum import figure_table
+from vitune.report.spectrum import figure_table, map_table
 
 MOST_MISTAKES = 48
 
@@ -62,6 +62,7 @@ def _context(results: RunResults) -> dict[str, Any]:
         "model_parts": trained_parts(summary) if summary else [],
         "views": [_view(f"e{index}", found) for index, found in enumerate(results.evaluations)],
         "figures": figure_table(results.spectrum),
+        "maps": map_table(results.spectrum),
         "plots": [(plot, data_uri(plot.png)) for plot in results.plots],
         "commands": _commands(results),
     }

@@ -38,6 +38,24 @@ def figure_table(spectrum: dict[str, Any]) -> FigureTable | None:
     )
 
 
+def map_table(spectrum: dict[str, Any]) -> FigureTable | None:
+    """What each method did to left basis, spectrum and right basis: spectrum.json's `maps`.
+
+    None where there are none.
+    """
+    maps = spectrum.get("maps")
+    if not isinstance(maps, list) or not all(isinstance(row, dict) for row in maps) or not maps:
+        return None
+    left_out = ("method", "epoch", "num_runs")
+    keys = [key for key in maps[0] if key not in left_out and not key.endswith("_std")]
+    lines = []
+    for row in maps:
+        epoch = "the weights kept" if row.get("epoch") is None else f"epoch {row['epoch']}"
+        cells = (_cell(row.get(key)) for key in keys)
+        lines.append((str(row.get("method", "")), epoch, *cells))
+    return FigureTable(("method", "when", *map(_words, keys)), tuple(lines))
+
+
 def _flat(value: Any, before: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {before or "value": value}

@@ -59,6 +59,9 @@ class TrainConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = Field(0, ge=0)
     checkpoint_every_epochs: int = Field(1, ge=1)
+    snapshot_every_epochs: int = Field(
+        0, ge=0, description="keep the adapter of every so many epochs for 'vitune analyze'; 0: no"
+    )
 
     @field_validator("data", "backbone", "method")
     @classmethod

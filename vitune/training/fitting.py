@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from accelerate.state import AcceleratorState
 from peft import PeftModel
 
 from vitune.adapters import (
+    AdapterCard,
     attach,
     card_of,
     installed_versions,
@@ -205,6 +207,10 @@ def _fit(
         observer,
         metrics_path=None if folder is None else folder.metrics,
         checkpoint_path=None if folder is None else folder.checkpoint,
+        keep=(
+            None if folder is None
+            else partial(_snapshot, model, backbone, config, folder, splits.classes)
+        ),
     )
     _reset_peak(accelerator)
     loop.run()
@@ -221,20 +227,34 @@ def _fit(
 
 def _write(trained: Trained, folder: RunFolder, config: TrainConfig) -> None:
     """The adapter, the summary and the report, in this order: a summary means a whole run."""
-    card = card_of(
-        trained.model,
-        trained.backbone,
-        method=config.method,
-        method_args=config.method_args,
-        backbone_args=backbone_arguments(config),
-        classes=trained.classes,
-    )
+    card = _card(trained.model, trained.backbone, config, trained.classes)
     save_adapter(trained.model, folder.adapter, card)
     size = sum(file.stat().st_size for file in folder.adapter.glob("*.safetensors"))
     trained.summary["adapter_bytes"] = size
     trained.summary["fingerprint"] = card.fingerprint
     write_atomic(folder.summary, json.dumps(trained.summary, indent=2) + "\n")
     write_report(folder.path)
+
+
+def _snapshot(
+    model: PeftModel, backbone: Backbone, config: TrainConfig, folder: RunFolder,
+    classes: tuple[str, ...], epoch: int,
+) -> None:  # fmt: skip
+    """Keep the adapter as it is after so many epochs."""
+    save_adapter(model, folder.snapshot(epoch), _card(model, backbone, config, classes))
+
+
+def _card(
+    model: PeftModel, backbone: Backbone, config: TrainConfig, classes: tuple[str, ...]
+) -> AdapterCard:
+    return card_of(
+        model,
+        backbone,
+        method=config.method,
+        method_args=config.method_args,
+        backbone_args=backbone_arguments(config),
+        classes=classes,
+    )
 
 
 def backbone_arguments(config: TrainConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -72,6 +72,8 @@ class Loop:
 
     Args:
         folder: where metrics.jsonl and checkpoint/ are written; None writes nothing.
+        keep: is told the number of epochs done wherever a snapshot is due, while the model has the
+            weights that would be reported then.
     """
 
     def __init__(
@@ -86,7 +88,9 @@ class Loop:
         observer: Observer,
         metrics_path: Path | None = None,
         checkpoint_path: Path | None = None,
+        keep: Callable[[int], None] | None = None,
     ) -> None:
+        self.keep = keep
         self.config, self.recipe, self.observer = config, recipe, observer
         self.val, self.preprocessing, self.accelerator = val, preprocessing, accelerator
         self.metrics_path, self.checkpoint_path = metrics_path, checkpoint_path
@@ -119,6 +123,8 @@ class Loop:
             TrainingError: the loss is no longer finite; the last checkpoint is untouched.
         """
         self._resume()
+        if self.progress.epoch == 0:
+            self._keep(0)
         self.observer.started(self)
         while self.progress.epoch < self.config.epochs and not self._is_stale():
             row = self._epoch(self.progress.epoch)
@@ -177,6 +183,7 @@ class Loop:
                 self._keep_best(val_accuracy)
         self.progress.val_accuracy = val_accuracy
         self.progress.seconds += time.perf_counter() - started
+        self._keep(epoch + 1)
         self._save(epoch + 1)
         return {
             "epoch": epoch + 1,
@@ -333,6 +340,16 @@ class Loop:
         save_checkpoint(
             self.checkpoint_path, self.progress, self.parameters, self.raw_optimiser, extra
         )
+
+    def _keep(self, epoch: int) -> None:
+        """Hand the model to `keep` where a snapshot is due: every so many epochs, and the last."""
+        every = self.config.snapshot_every_epochs
+        is_last = epoch == self.config.epochs or self._is_stale()
+        if self.keep is None or not every or (epoch % every and not is_last):
+            return
+        if self.accelerator.is_main_process:
+            with self.averager.applied() if self.averager else nullcontext():
+                self.keep(epoch)
 
     def _resume(self) -> None:
         if self.checkpoint_path is None or not has_checkpoint(self.checkpoint_path):

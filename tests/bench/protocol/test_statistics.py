@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,37 @@ def test_without_images_one_task_is_welchs_t_interval() -> None:
     assert (found.on_these.low, found.on_these.high) == pytest.approx((low, high))
     assert found.on_these.p_value == pytest.approx(welch.pvalue)
     assert found.on_these.degrees_of_freedom == pytest.approx(welch.df)
+
+
+def test_the_same_seeds_are_compared_seed_by_seed() -> None:
+    first, second = (0.71, 0.74, 0.69, 0.70), (0.66, 0.70, 0.63, 0.66)
+    sides = [Runs(own, seeds=(0, 1, 2, 5)) for own in (first, second)]
+    found = difference("a", "b", [(sides[0], sides[1])]).on_these
+    low, high = stats.ttest_rel(first, second).confidence_interval(0.95)
+    assert found is not None and (found.low, found.high) == pytest.approx((low, high))
+    apart = difference("a", "b", [(sides[0], Runs(second, seeds=(0, 1, 2, 4)))]).on_these
+    low, high = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    assert apart is not None and (apart.low, apart.high) == pytest.approx((low, high))
+
+
+def test_paired_variances_are_those_of_a_crossed_analysis_of_variance() -> None:
+    """By hand: (MS seeds + MS images - MS rest) / (k n)."""
+    rng = np.random.default_rng(8)
+    pair = [replace(runs(rng, 4, 150, share), seeds=(3, 4, 5, 6)) for share in (0.6, 0.5)]
+    found = difference("a", "b", [(pair[0], pair[1])]).on_these
+    gaps = np.subtract(pair[0].correct, pair[1].correct, dtype=float)
+    k, n = gaps.shape
+    of_seeds = n * gaps.mean(1).var(ddof=1)
+    of_images = k * gaps.mean(0).var(ddof=1)
+    rest = (np.square(gaps - gaps.mean()).sum() - (k - 1) * of_seeds - (n - 1) * of_images) / (
+        (k - 1) * (n - 1)
+    )
+    variance = (max(of_seeds - rest, 0) + of_images) / (k * n)
+    freedom = variance**2 / (
+        (of_seeds / (k * n)) ** 2 / (k - 1) + (of_images / (k * n)) ** 2 / (n - 1)
+    )
+    half = stats.t(freedom).ppf(0.975) * math.sqrt(variance)
+    assert found is not None and (found.high - found.low) / 2 == pytest.approx(half)
 
 
 def test_one_seed_is_the_paired_t_interval_over_images() -> None:

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 
 from vitune.adapters import inject
 from vitune.bench.speed import SpeedPlan, bench_speed, read_result
-from vitune.bench.speed_memory import ProductCounter, Question, ask, live_peak_bytes
+from vitune.bench.speed_memory import Question, ask, live_peak_bytes
+from vitune.bench.speed_products import ProductCounter, count_products, formats_text
+from vitune.bench.speed_ratios import step_ratio
+from vitune.bench.speed_references import PAIRS, references
 from vitune.bench.speed_subject import Contestant, Subject
 from vitune.bench.speed_table import (
     compare_with,
     format_table,
     reference_row,
     sections,
-    step_ratio,
 )
 from vitune.bench.speed_textbook import TextbookLinear, TextbookScaleShift, textbook
 from vitune.cli._speed import print_speed
@@ -100,7 +102,8 @@ def test_the_file_holds_the_result_and_the_next_run_sees_it(result: dict[str, An
 
 def test_the_table_has_a_line_a_row_and_the_ratios(result: dict[str, Any]) -> None:
     lines = format_table(result).splitlines()
-    assert len([line for line in lines if line.startswith("|")]) == 2 + 6
+    assert len([line for line in lines if line.startswith("|")]) == 2 + 6 + 2 * (2 + 1)
+    assert "RLRR / textbook, batch 16, fp32:" in lines
     textbook_line = next(line for line in lines if line.startswith("| rlrr-textbook"))
     assert "| 1.00 |" in textbook_line
     assert any("step time grows with batch^" in line for line in lines)
@@ -114,7 +117,7 @@ def test_a_terminal_of_80_columns_shows_every_figure(
     found = list(sections(result))
     assert [section.title for section in found] == ["batch 8, fp32"] * 2 + ["batch 16, fp32"] * 2
     times, sizes = found[:2]
-    assert times.heads[:2] == ("method", "step ms") and "/ floor" not in times.heads
+    assert times.heads[:2] == ("method", "step ms") and "/ floor" in times.heads
     assert sizes.heads == ("method", "adapter KB", "merged / plain", "un-merged / plain")
     assert [row[0] for row in times.rows] == ["rlrr", "lora", "rlrr-textbook"]
 
@@ -213,13 +216,89 @@ def test_the_textbook_refuses_other_backbones(model: nn.Module) -> None:
         textbook(model)
 
 
+@pytest.fixture(scope="module")
+def against_four() -> dict[str, Any]:
+    """RLRR and all four references at a tiny shape; memory taken in this process."""
+    labels = dict.fromkeys(label for _, *pair in PAIRS for label in pair)
+    plan = SpeedPlan(
+        BACKBONE, tuple(labels), (2,), ("fp32",), "cpu", rounds=2, memory=False, inference=False
+    )
+    found = bench_speed(plan)
+    for row in found["rows"]:
+        row["peak_mib"] = peak_of(row["method"]) / 2**20
+    return found
+
+
+def test_four_references_name_what_each_side_gets(against_four: dict[str, Any]) -> None:
+    found = {one.title: one for one in references(against_four["rows"], 2, "fp32")}
+    assert list(found) == [
+        "as published", "+ fused attention", "+ lean step", "+ every product exact"
+    ]  # fmt: skip
+    published, fused, lean, exact = found.values()
+    assert published.their_means[:2] == ("plain step", "attention by products")
+    assert fused.their_means[:2] == ("plain step", "fused attention")
+    assert lean.their_means[:2] == exact.our_means[:2] == ("lean step", "fused attention")
+    assert exact.ours == "rlrr+exact=true"
+    assert exact.our_means[2] == exact.their_means[2] == "products all float32"
+    rows = {row["method"]: row for row in against_four["rows"]}
+    for one in found.values():
+        assert one.step == step_ratio(rows[one.ours], rows[one.theirs])
+        assert one.peak == rows[one.ours]["peak_mib"] / rows[one.theirs]["peak_mib"]
+    assert published.peak is not None and fused.peak is not None and lean.peak is not None
+    assert published.peak < fused.peak < lean.peak
+    text = format_table(against_four)
+    assert "RLRR / textbook, batch 2, fp32:" in text and f"| {lean.peak:.2f} |" in text
+    assert "attention by products" in text
+
+
+def test_a_terminal_of_80_columns_shows_the_references(
+    against_four: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = Console(file=io.StringIO(), width=80, highlight=False)
+    monkeypatch.setattr("vitune.cli._speed.console", shown)
+    print_speed(against_four)
+    assert isinstance(shown.file, io.StringIO)
+    text = shown.file.getvalue()
+    assert "+ every product exact" in text and "textbook plain step" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_without_a_side_there_is_no_reference(result: dict[str, Any]) -> None:
+    assert [one.title for one in references(result["rows"], 8, "fp32")] == ["as published"]
+    assert next(references(result["rows"], 8, "fp32")).peak is None
+    assert not list(references(result["rows"], 8, "bf16"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("label", [f"{TEXTBOOK}+fused", f"{TEXTBOOK}+fused+lean"])
+def test_the_references_compute_what_the_textbook_does(label: str, precision: str) -> None:
+    found = []
+    for each in (TEXTBOOK, label):
+        torch.manual_seed(0)
+        subject = Subject(Contestant.parse(each), BACKBONE, CPU)
+        assert bool(subject.tail) == ("lean" in each)
+        images, labels = subject.images(2)
+        subject.optimiser.step = subject.optimiser.zero_grad = lambda *a, **k: None
+        subject.step(images, labels, precision)
+        grads = [p.grad for p in subject.model.parameters() if p.requires_grad]
+        assert all(grad is not None for grad in grads)
+        found.append(torch.cat([grad.flatten() for grad in grads if grad is not None]))
+    tolerance = 1e-4 if precision == "fp32" else 0.05
+    assert (found[1] - found[0]).norm() / found[0].norm() < tolerance
+
+
 def test_a_label_says_how_a_method_is_run() -> None:
     contestant = Contestant.parse("lora+r=16+plain+checkpointing")
     assert contestant.method == "lora" and contestant.arguments == {"r": "16"}
     assert contestant.plain and contestant.checkpointing and not contestant.compiled
     assert Contestant.parse("lora").arguments == {"r": 8}
     assert Contestant.parse("hira").arguments == {"r": 1}
-    assert Contestant.parse("rlrr-textbook").plain
+    textbook_alone = Contestant.parse("rlrr-textbook")
+    assert textbook_alone.plain and not textbook_alone.fused
+    lean = Contestant.parse("rlrr-textbook+lean+fused")
+    assert not lean.plain and lean.fused and lean.gets == ("lean step", "fused attention")
+    assert Contestant.parse("lora+plain+checkpointing").gets[::2] == ("plain step", "checkpointing")
+    assert Contestant.parse("lora+compile").gets[0] == "torch.compile"
 
 
 @pytest.mark.parametrize(
@@ -227,6 +306,8 @@ def test_a_label_says_how_a_method_is_run() -> None:
     [
         ("rlr", "got 'rlr', expected known methods. Did you mean rlrr"),
         ("rlrr+plane", "with 'plane', expected plain, checkpointing, compile"),
+        ("lora+lean", "got 'lora\\+lean' with 'lean', expected plain, checkpointing, compile or"),
+        ("rlrr-textbook+fuse", "with 'fuse', expected plain, checkpointing, compile, fused, lean"),
     ],
 )
 def test_an_unknown_label_is_refused(label: str, words: str) -> None:
@@ -313,13 +394,21 @@ def test_products_are_counted_by_format() -> None:
     assert counter.operations == {"float32": 2 * 4 * 5 * 6, "bfloat16": 2 * 4 * 5 * 6}
 
 
-def test_a_fresh_process_tells_memory_and_products() -> None:
+def test_a_step_s_products_are_those_of_its_linears() -> None:
+    subject = Subject(Contestant.parse("rlrr+exact=true"), BACKBONE, CPU)
+    images, labels = subject.images(2)
+    products = count_products(lambda: subject.step(images, labels, "fp32"))
+    tokens, width, blocks = 2 * 65, 128, 6
+    of_linears = 3 * 2 * tokens * 12 * width**2 * blocks  # y, dx and dW' of six linears
+    assert 0.9 * of_linears < sum(products.values()) < 1.3 * of_linears
+    assert formats_text(products) == "products all float32"
+    assert formats_text({"float32": 1.0, "bfloat16": 3.0}) == "products 75 % bfloat16, 25 % float32"
+
+
+def test_a_fresh_process_tells_memory() -> None:
     found = ask(Question(BACKBONE, "rlrr", 2, "fp32", "cpu"))
     assert found.peak_mib > 1
     assert found.resident_mib is None or found.resident_mib > found.peak_mib
-    tokens, width, blocks = 2 * 65, 128, 6
-    of_linears = 3 * 2 * tokens * 12 * width**2 * blocks  # y, dx and dW' of six linears
-    assert 0.9 * of_linears < sum(found.products.values()) < 1.3 * of_linears
 
 
 def test_a_failed_process_is_told_in_one_line() -> None:
