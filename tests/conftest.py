@@ -19,6 +19,12 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Content hashes and decoded images of tests stay out of the user's cache folder."""
+    os.environ["VITUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The developers' data folder beside the checkout; a user's clone has none."""

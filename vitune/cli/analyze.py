@@ -22,7 +22,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def analyze(
-    runs: list[str] = typer.Argument(..., help="run folders, adapters or merged models"),
+    runs: list[str] = typer.Argument(..., help="run folders, adapters, merged models, or a study"),
     out: str = typer.Option(None, "--out", help="folder; default for one run: RUN/analysis"),
     images: str = typer.Option(None, "--images", help="images to measure features on"),
     num_images: int = typer.Option(512, help="at most so many images; 0 leaves features out"),
@@ -43,25 +43,33 @@ def analyze(
     its map does to left basis, spectrum and right basis, along training where a run kept
     snapshots ('vitune train --snapshot-every-epochs'). Writes spectrum.json, CSV files and plots,
     which join report.html.
+
+    A study that was run with --keep adapters is analysed as a whole: a line per method, mean and
+    standard deviation over seeds.
     """
     from pathlib import Path
 
     from vitune.analysis import IntruderRule, map_effects, write_spectrum
+    from vitune.bench.study_analysis import is_study
     from vitune.cli._progress import console
+    from vitune.cli._study_analysis import analyze_study
     from vitune.errors import VituneError
     from vitune.report import write_report
     from vitune.runs import RunFolder
 
+    rule = IntruderRule(intruder_cosine, intruder_side)  # type: ignore[arg-type]
+    if len(runs) == 1 and is_study(runs[0]):
+        analyze_study(runs[0], out, images, num_images, rule)
+        return
     if out is None and (len(runs) > 1 or not RunFolder(Path(runs[0])).config.is_file()):
         raise VituneError("--out: got nothing, expected a folder (only one run has its own).")
-    rule = IntruderRule(intruder_cosine, intruder_side)  # type: ignore[arg-type]
     names = _short_names(runs)
     reports: dict[str, SpectrumReport] = {}
     retentions: dict[str, Retention] = {}
     accuracies: dict[str, float] = {}
     measured: list[tuple[str, int | None, RoleSummary]] = []
     for run, name in zip(runs, names, strict=True):
-        reports[name], retention = _measured(run, name, images, num_images, rule)
+        reports[name], retention = measured_run(run, name, images, num_images, rule)
         measured += _along(run, name, along, rule)
         measured.append((_method_of(run), None, reports[name].overall))
         if retention is not None:
@@ -73,14 +81,14 @@ def analyze(
     effects = map_effects(measured)
     write_spectrum(folder, reports, accuracies, retentions, effects)
     _print_summary(reports, retentions)
-    _print_effects(effects)
+    print_effects(effects)
     if out is None:
         console.print(f"report: {write_report(runs[0])}", soft_wrap=True)
     else:
         console.print(f"written: {folder}/spectrum.json, spectrum.csv and plots", soft_wrap=True)
 
 
-def _measured(
+def measured_run(
     run: str, name: str, images: str | None, num_images: int, rule: IntruderRule
 ) -> tuple[SpectrumReport, Retention | None]:
     """Weights and, where there are images, features of one run."""
@@ -248,7 +256,7 @@ def _print_summary(reports: dict[str, SpectrumReport], retentions: dict[str, Ret
             console.print(f"{name}: CKA after the last block {kept.blocks[-1].cka:.3f}")
 
 
-def _print_effects(effects: Sequence[MapEffect]) -> None:
+def print_effects(effects: Sequence[MapEffect]) -> None:
     """The table of left basis, spectrum and right basis, in two parts that fit a terminal."""
     from vitune.analysis import effect_cells
     from vitune.cli._progress import console

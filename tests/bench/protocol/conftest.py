@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+from study_parts import paint
 
 from vitune.bench.cells import CellResult, Scores
 from vitune.bench.scores import packed
@@ -71,5 +74,26 @@ def result() -> Callable[..., CellResult]:
             "counts": {"trainable": 10, "without_head": 6, "head": 4, "total": 100},
         }
         return CellResult(**{**values, **changes})
+
+    return make
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Callable[..., Path]:
+    """Class folders of small BMP files, which all have the same number of bytes."""
+
+    def make(
+        name: str = "photos",
+        splits: Mapping[str, int] | None = None,
+        classes: tuple[str, ...] = ("ant", "bee"),
+    ) -> Path:
+        sizes = {"train": 4, "val": 2, "test": 4} if splits is None else splits
+        seed = zlib.crc32(name.encode())
+        for split, each in sizes.items():
+            for label in classes:
+                for number in range(each):
+                    seed += 1
+                    paint(tmp_path / name / split / label / f"{number}.bmp", seed)
+        return tmp_path / name
 
     return make

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import builtins
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from study_parts import Bomb, Invented, KilledError
 
-from vitune.bench.cells import CellResult, blank_result
 from vitune.bench.execution import InProcess
 from vitune.bench.launching import suite_study
-from vitune.bench.protocol import Watcher, run_study
+from vitune.bench.protocol import run_study
 from vitune.bench.study import Range, Search, Study
 from vitune.bench.workbench import Workbench
 from vitune.errors import VituneError
@@ -25,32 +24,12 @@ Make = Callable[..., Study]
 SPACE = {"lr": {"low": 1e-4, "high": 1e-1, "log": True}, "weight_decay": [0.0, 0.1]}
 
 
-class KilledError(Exception):
-    """Stands in for a driver's end."""
-
-
 class Judged(InProcess):
     """Validation accuracies as if low rates were better, so that pruning has something to go by."""
 
     def run(self, cells: Any, store: Any) -> Any:
         for result, reused in super().run(cells, store):
             yield replace(result, val=1 - result.config["lr"]), reused
-
-
-class Invented(InProcess):
-    """No training: the store's cells hold an accuracy that peaks at a rate of 0.01."""
-
-    def run(self, cells: Any, store: Any) -> Any:
-        for cell in cells:
-            found = store.read(cell.address)
-            if found is not None:
-                yield found.for_cell(cell), True
-                continue
-            log = math.log10(cell.config.lr)
-            val = 0.9 - 0.1 * (log + 2) ** 2 - 0.05 / cell.config.epochs
-            made = blank_result(cell, "done", val=val)
-            store.write(made)
-            yield made, False
 
 
 def trials_of(folder: Path) -> list[Any]:
@@ -93,18 +72,6 @@ def test_asha_gives_few_trials_all_epochs(
     assert "epochs" not in choice.setting
     assert sum(value is not None for _, value in choice.tried) == epochs.count(4)
     assert all(result.config["epochs"] == 4 for result in outcome.results)
-
-
-class Bomb(Watcher):
-    """Ends the driver after so many cells, as a kill would."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def finished(self, result: CellResult, reused: bool) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise KilledError
 
 
 @pytest.mark.parametrize("pruner", ["none", "asha"])
