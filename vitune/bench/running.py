@@ -156,8 +156,7 @@ def _reported(
     if out is not None:
         write_logits(out, cell.address, logits, split)
         if "adapters" in cell.keep:
-            with inference_weights(trained.model):
-                keep_adapter(out, cell.address, trained, cell.config)
+            keep_adapter(out, cell.address, trained, cell.config)
     return {
         "scores": score(logits, split),
         "unshared": _scores_of_part(logits, split, alone),

@@ -11,6 +11,7 @@ from vitune.bench.table_row import BEST_EPOCH, TableRow
 from vitune.errors import VituneError
 
 MOST_NAMED = 6
+MOST_ERRORS = 3
 
 
 def notes_on_runs(results: Sequence[CellResult], unfinished: Unfinished) -> list[str]:
@@ -74,8 +75,8 @@ def _lost_notes(results: Sequence[CellResult]) -> list[str]:
         if own:
             counts = Counter(f"{result.label} on {result.task}" for result in own)
             named = [f"{where} ({number})" for where, number in counts.items()]
-            runs = "run" if len(own) == 1 else "runs"
-            notes.append(f"{len(own)} {runs} {what}. {_listed(named)}. First: {own[0].error}")
+            errors = list(dict.fromkeys(str(result.error) for result in own))[:MOST_ERRORS]
+            notes.append(f"{_runs(len(own))} {what}. {_listed(named)}. {' '.join(errors)}")
     return notes
 
 
@@ -86,10 +87,10 @@ def _unfinished_notes(unfinished: Unfinished) -> list[str]:
     for label, task, seed in unfinished:
         seeds[label, task].append(str(seed))
     named = [f"{label} on {task}, seed {' '.join(own)}" for (label, task), own in seeds.items()]
-    runs = "run is" if len(unfinished) == 1 else "runs are"
+    verb = "is" if len(unfinished) == 1 else "are"
     return [
-        f"{len(unfinished)} {runs} still to come; the same command with the same --out goes on. "
-        f"{_listed(named, '; ')}."
+        f"{_runs(len(unfinished))} {verb} still to come; the same command with the same --out goes "
+        f"on. {_listed(named, '; ')}."
     ]
 
 
@@ -124,8 +125,8 @@ def _environment_notes(done: Sequence[CellResult]) -> list[str]:
     old = [result for result in done if result.format < FORMAT]
     if old:
         notes.append(
-            f"{len(old)} runs are of an older vitune, which did not check every file that they "
-            "depend on."
+            f"{_runs(len(old))} of an older vitune, which did not check every file that a result "
+            "depends on."
         )
     precisions = Counter(result.precision or "unknown" for result in done)
     devices = Counter(result.device_kind or "unknown" for result in done)
@@ -151,7 +152,11 @@ def _environment_notes(done: Sequence[CellResult]) -> list[str]:
 
 
 def _counted(counts: Counter[str]) -> str:
-    return ", ".join(f"{name}: {number} runs" for name, number in counts.most_common())
+    return ", ".join(f"{name}: {_runs(number)}" for name, number in counts.most_common())
+
+
+def _runs(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"
 
 
 def _listed(names: Sequence[str], between: str = ", ") -> str:

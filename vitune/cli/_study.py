@@ -88,11 +88,15 @@ def end_with(outcomes: Sequence[Outcome]) -> None:
     failed = sum(len(outcome.failures) for outcome in outcomes)
     diverged = sum(len(outcome.diverged) for outcome in outcomes)
     if failed:
-        console.print(f"[yellow]{failed} runs failed; run again to retry them[/]")
+        console.print(f"[yellow]{_runs(failed)} failed; the same command tries again[/]")
     if diverged:
-        console.print(f"[yellow]{diverged} runs diverged: no accuracy; they are not retried[/]")
+        console.print(f"[yellow]{_runs(diverged)} diverged and will not be tried again[/]")
     if failed or diverged:
         raise typer.Exit(1)
+
+
+def _runs(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"
 
 
 def print_table(table: Table) -> None:

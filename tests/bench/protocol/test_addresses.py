@@ -310,8 +310,8 @@ def test_other_versions_devices_and_precisions_are_said(result: Make) -> None:
     assert not any("different" in note for note in threads.notes)
     mixed = make_table([result("a", **first), result("b", **second)])
     text = " ".join(mixed.notes)
-    for part in ("different devices (cpu: 1 runs, NVIDIA H200: 1 runs)", "number formats (fp32: 1",
-                 "versions of vitune (0.1.0: 1 runs, 0.1.1: 1"):  # fmt: skip
+    for part in ("different devices (cpu: 1 run, NVIDIA H200: 1 run)", "number formats (fp32: 1",
+                 "versions of vitune (0.1.0: 1 run, 0.1.1: 1"):  # fmt: skip
         assert part in text
     assert "versions of torch" not in text
 
