@@ -70,7 +70,7 @@ def label_of(row: TableRow, with_backbone: bool = False) -> str:
 def split_text(table: Table) -> str:
     """Which images an honest table's accuracies are of."""
     if table.rows[0].scored_on == "test":
-        return "test images, opened once a run after the last epoch"
+        return "test images, opened once per run, after the last epoch"
     return "validation images, because the data has no test split"
 
 

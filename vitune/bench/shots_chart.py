@@ -11,10 +11,10 @@ from vitune.report.formatting import percent, shorten
 from vitune.report.intervals import mean_and_std
 from vitune.report.scales import Scale, Tick, nice_scale
 
-WIDTH, HEIGHT = 560, 330
-LEFT, RIGHT, TOP, BOTTOM = 52, 150, 14, 48
+WIDTH, HEIGHT = 460, 330
+LEFT, RIGHT, TOP, BOTTOM = 52, 112, 14, 48
 MARGIN = 1.25
-LETTERS = 19
+LETTERS = 15
 LINE_GAP = 15.0
 
 
@@ -42,9 +42,14 @@ class Course:
 
 @dataclass(frozen=True)
 class ShotsChart:
-    """A picture of WIDTH x HEIGHT units, shots on a logarithmic axis."""
+    """A picture of WIDTH x HEIGHT units, shots on a logarithmic axis.
+
+    Args:
+        num_sets: data sets that each point is a mean over.
+    """
 
     description: str
+    num_sets: int
     courses: tuple[Course, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
@@ -84,6 +89,7 @@ def shots_chart(table: Table, shots: Mapping[str, int]) -> ShotsChart | None:
     heights = _apart({name: y(mean) for name, mean in last.items()})
     return ShotsChart(
         description=_description(known),
+        num_sets=max(map(len, tasks_at.values())),
         courses=tuple(
             _course(name, own, x, y, heights[name], last[name] == top and len(known) > 1)
             for name, own in known.items()
