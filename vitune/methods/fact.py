@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vitune.backbones.sites import Site
 from vitune.errors import BackboneError
-from vitune.methods._checks import check_rank, check_rate
+from vitune.methods._checks import check_choice, check_rank, check_rate
 from vitune.methods._linear import (
     BLOCK_LINEARS,
     LinearLayer,
@@ -75,6 +75,10 @@ class FacTTTConfig(MethodConfig):
     def new_shared(self, model: nn.Module, sites: Sequence[Site]) -> nn.Module:
         return Factors(self, slices_by_width([linear_shape(model, site) for site in sites]))
 
+    def decayed_by_authors(self, place: str, name: str, parameter: Tensor) -> bool:
+        """All of it: one group of every trained parameter there."""
+        return True
+
     def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
         slices = slices_by_width([linear_shape(model, site) for site in sites])
         return sum(self._count(width, number) for width, number in slices.items())
@@ -85,22 +89,34 @@ class FacTTTConfig(MethodConfig):
 
 @dataclass
 class FacTTKConfig(FacTTTConfig):
-    """FacT-TT with the cores composed, M_m = Σ_c C[c] P[c, m], C shared by all.
+    """FacT-TT with the cores composed of a core C that all layers share.
+
+    "blocks", as in the paper: M_m = Σ_c C[c, :, :] P[c, m] for the m-th d × d block.
+    "official", as in its code: T = Σ_c C[:, :, c] P[c, :], and M_m = T[:, :, m]ᵀ in attention; of
+    fc1 and fc2 T is read as one r × 4r matrix F, whose columns run through m first: block m of fc1
+    is (F[:, mr:(m+1)r])ᵀ, of fc2 F[:, mr:(m+1)r]. C is shared and not symmetric, so the two are
+    different sets of functions; they have equally many parameters and start alike.
 
     Shapes: U (r, d); V (d, r); C (r, r, r); P (r, c·c') per linear.
     Args:
         rank: r; the paper uses up to 32.
+        layout: "blocks" or "official"; checkpoints of the authors' code need "official"
+            (`load_official`).
 
-    Source: FacT (AAAI 2023), Tucker form, and its code; C, P xavier_uniform over all blocks. The
-        code reads its slices transposed for most linears, which is the same set of functions.
+    Source: FacT (AAAI 2023), Tucker form, and its code; C, P xavier_uniform over all blocks.
     """
 
     rank: int = field(default=32)
+    layout: str = field(default="blocks")
 
     method = "fact_tk"
     title = "FacT-TK"
     formula = "2·d·r + 12·L·r + r³"
     tucker = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("layout", self.layout, ("blocks", "official"))
 
     def _count(self, width: int, num_slices: int) -> int:
         return 2 * width * self.rank + num_slices * self.rank + self.rank**3
@@ -152,8 +168,19 @@ class FactorisedLinear(LinearLayer):
         if not self.configs[adapter].tucker:
             return cores
         core = getattr(self.shared[adapter], f"core_{self._width()}")
+        if self.configs[adapter].layout == "official":
+            return self._official_cores(core, cores)
         composed = torch.einsum("cqr,cm->mqr", core, cores)  # (c·c', r, r)
         return composed.unflatten(0, self._chunks())
+
+    def _official_cores(self, core: Tensor, cores: Tensor) -> Tensor:
+        """M (c, c', r, r) in the order in which the authors' code reads its slices."""
+        slices = core @ cores  # (r, r, c·c')
+        if self.site.role not in ("fc1", "fc2"):
+            return slices.permute(2, 1, 0).unflatten(0, self._chunks())
+        matrix = slices.flatten(1).unflatten(1, (-1, len(core)))  # (r, c·c', r)
+        order = (1, 2, 0) if self.site.role == "fc1" else (1, 0, 2)
+        return matrix.permute(order).unflatten(0, self._chunks())
 
     def _factors(self, adapter: str) -> tuple[Tensor, Tensor]:
         """U (r, d) and s·V (d, r)."""

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,6 +28,7 @@ from vitune.backbones import logits_of
 from vitune.data import (
     CachedImages,
     EpochSampler,
+    FileViews,
     Split,
     augmentation,
     batches,
@@ -94,14 +96,27 @@ class Loop:
         self.best: dict[str, Tensor] = {}
         self.model = model.to(accelerator.device)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.averager = Averager(self.parameters, config.ema) if config.ema else None
+        self.averager = None
+        if config.ema:
+            self.averager = Averager(self.parameters, config.ema, ramp=config.ema_ramp)
         self.augment = augmentation(config.augment, preprocessing.image_size)
+        self.views = FileViews(train, preprocessing, self.augment)
         self.mixup = self._new_mixup(len(train.classes))
+        self.erasing = RandomErasing(config.random_erasing, mode="pixel", device=accelerator.device)
         self.objective = self._new_objective()
         self.tail = class_tail(model) if config.lean else ()
         self.sampler = EpochSampler(len(train), seed=config.seed)
-        loader = batches(train, config.batch_size, sampler=self.sampler)
-        optimiser = new_optimiser(model, recipe.lr, recipe.weight_decay)
+        loader = batches(
+            train, config.batch_size, sampler=self.sampler, drop_last=config.drop_last
+        )
+        optimiser = new_optimiser(
+            model,
+            recipe.lr,
+            recipe.weight_decay,
+            kind=config.optimiser,
+            momentum=config.momentum,
+            decay_rule=config.decay_rule,
+        )
         self.raw_optimiser = optimiser
         self.wrapped, self.optimiser, self.loader = accelerator.prepare(model, optimiser, loader)
         self.steps_per_epoch = math.ceil(len(self.loader) / config.accumulation_steps)
@@ -110,6 +125,7 @@ class Loop:
             num_steps=self.steps_per_epoch * config.epochs,
             warmup_steps=round(self.steps_per_epoch * config.resolved_warmup_epochs),
             min_lr=config.min_lr,
+            warmup_lr=config.warmup_lr,
         )
 
     def run(self) -> None:
@@ -250,18 +266,26 @@ class Loop:
     def _training_batch(
         self, batch: dict[str, Tensor], index: int, epoch: int
     ) -> tuple[Tensor, Tensor]:
-        images = batch["images"].to(self.accelerator.device, non_blocking=True)  # (b, 3, h, w)
         labels = batch["labels"].to(self.accelerator.device)
         rank = self.accelerator.process_index
-        images = self.augment(images, seeded_generator(self.config.seed, epoch, index, rank))
+        generator = seeded_generator(self.config.seed, epoch, index, rank)
+        images = batch["images"]  # (b, 3, h, w)
+        if self.augment.from_files:
+            images = self.views(batch["indices"].tolist(), generator)
+        images = images.to(self.accelerator.device, non_blocking=True)
+        images = self.augment(images, generator)
         images = normalise(images, self.preprocessing, device=images.device)
-        if self.mixup is not None:
-            if len(images) % 2 == 0:
-                return self.mixup(images, labels)
-            classes = self.mixup.num_classes
-            smooth = self.config.label_smoothing
-            return images, F.one_hot(labels, classes) * (1 - smooth) + smooth / classes
-        return images, labels
+        images, targets = self._mixed(images, labels)
+        return self.erasing(images) if self.config.random_erasing else images, targets
+
+    def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and targets after mixup, which takes pairs: an odd batch is smoothed alone."""
+        if self.mixup is None:
+            return images, labels
+        if len(images) % 2 == 0:
+            return self.mixup(images, labels)
+        classes, smooth = self.mixup.num_classes, self.config.label_smoothing
+        return images, F.one_hot(labels, classes) * (1 - smooth) + smooth / classes
 
     def _inputs(self, images: Tensor) -> Tensor:
         return normalise(images, self.preprocessing, device=self.accelerator.device)
