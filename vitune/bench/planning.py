@@ -105,7 +105,8 @@ def _measure(planner: Planner, variant: Variant, task: Task) -> _Measured:
         splits=_repeated(data.selection, batch * steps),
         observer=watch,
     )
-    few = data.selection.train.subset(range(min(SCORED_IMAGES, len(data.selection.train))))
+    shown = data.selection.val or data.selection.train
+    few = shown.subset(range(min(SCORED_IMAGES, len(shown))))
     cell = planner.first_cell(variant, task)
     started = time.perf_counter()
     scored(trained, cell, few)

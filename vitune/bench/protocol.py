@@ -194,10 +194,11 @@ class Planner:
         scored_on: Any,
         val: float | None = None,
     ) -> Cell:
-        study, refit = self.study, scored_on == "test"
+        study = self.study
+        recipe = study.recipe_of(variant, task) if stage == "final" else {}
+        refit = scored_on == "test" and recipe.get("train_on") != "train"
         config = study.config(variant, task, setting, seed=seed, refit=refit)
         data = self.bench.task(config, study.split_seed)
-        recipe = study.recipe_of(variant, task) if stage == "final" else {}
         epochs = config.epochs + recipe.get("cooldown_epochs", 0)
         return Cell(
             stage=stage,
@@ -237,6 +238,12 @@ def read_missing(out: str | Path) -> tuple[str, ...]:
     """The tasks that the study in a folder had to leave out."""
     path = Path(out) / STUDY
     return Study.read(path).missing if path.is_file() else ()
+
+
+def read_remarks(out: str | Path) -> tuple[str, ...]:
+    """What must stand below every table of the study in a folder."""
+    path = Path(out) / STUDY
+    return Study.read(path).remarks if path.is_file() else ()
 
 
 def read_results(out: str | Path) -> list[CellResult]:

@@ -69,7 +69,7 @@ class Workbench:
         self._tests: OrderedDict[tuple[str, ...], Split] = OrderedDict()
 
     def facts(self, config: TrainConfig) -> BackboneFacts:
-        """Fingerprint and preprocessing of the backbone of `config`."""
+        """The backbone's fingerprint, and how `config` prepares images for it."""
         key = (config.backbone, config.checkpoint, config.image_size)
         if key not in self._facts:
             backbone = load_backbone(
@@ -80,7 +80,8 @@ class Workbench:
             self._facts[key] = BackboneFacts(
                 fingerprint(backbone.model, names), backbone.preprocessing
             )
-        return self._facts[key]
+        known = self._facts[key]
+        return replace(known, preprocessing=config.prepared(known.preprocessing))
 
     def task(self, config: TrainConfig, split_seed: int) -> TaskData:
         """The task's training and validation images; its test images stay closed."""

@@ -165,14 +165,16 @@ def table(
     table_format: str = FORMAT,
 ) -> None:
     """Print the table of one or several studies, as far as they have come."""
+    from vitune.bench.beside_honest import with_remarks
     from vitune.bench.formats import formatted
-    from vitune.bench.protocol import read_missing, read_results
+    from vitune.bench.protocol import read_missing, read_remarks, read_results
     from vitune.bench.table import make_table
     from vitune.cli._study import print_table
 
     results = [result for folder in folders for result in read_results(folder)]
     missing = tuple(task for folder in folders for task in read_missing(folder))
-    made = make_table(results, split_columns=split, missing=missing)
+    remarks = [remark for folder in folders for remark in read_remarks(folder)]
+    made = with_remarks(make_table(results, split_columns=split, missing=missing), remarks)
     if table_format:
         typer.echo(formatted(made, table_format))
     else:
@@ -217,19 +219,24 @@ def defaults(
 
 
 @bench.command("presets")
-def presets(name: str = typer.Argument(None, help="show this one whole")) -> None:
-    """List the published recipes, or show one with its source and expected score."""
+def presets(
+    name: str = typer.Argument(None, help="show this one whole"),
+    page: bool = typer.Option(False, "--page", help="print docs/deviations.md, about them all"),
+) -> None:
+    """List the published recipes, or show one with its images and all that differs."""
+    from vitune.bench.preset_page import deviations_page, preset_lines
     from vitune.bench.presets import load_preset, preset_names
     from vitune.cli._progress import console
 
+    if page:
+        typer.echo(deviations_page(), nl=False)
+        return
     for found in preset_names() if name is None else (name,):
         preset = load_preset(found)
         console.print(f"[bold]{found}[/]  {preset.title}")
         if name is not None:
-            console.print(f"source: {preset.source}")
-            console.print(f"expected: {preset.expected}", markup=False)
-            for deviation in preset.deviations:
-                console.print(f"differs: {deviation}", markup=False)
+            for line in preset_lines(preset):
+                console.print(line, markup=False)
 
 
 @bench.command("speed")

@@ -126,7 +126,7 @@ class TrainConfig(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise VituneError(_explain(error, cls)) from None
+            raise VituneError(explain(error, cls)) from None
 
     @classmethod
     def read(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
@@ -158,7 +158,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """One line for all that pydantic found wrong."""
     parts = []
     for problem in error.errors():

@@ -154,6 +154,10 @@ class Loop:
         is_best = self.reported_epoch == self.progress.best_epoch
         return self.progress.best_accuracy if is_best else self.progress.val_accuracy
 
+    def scored_weights(self) -> AbstractContextManager[None]:
+        """Within: the model carries the weights that are scored, the averages where there are."""
+        return self.averager.applied() if self.averager else nullcontext()
+
     def evaluate(self, split: Split) -> tuple[float, float]:
         """(mean cross-entropy, accuracy) on `split`, every process taking its share."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -188,7 +192,7 @@ class Loop:
         self.progress.epoch = epoch + 1
         val_loss = val_accuracy = None
         if self.val is not None:
-            with self.averager.applied() if self.averager else nullcontext():
+            with self.scored_weights():
                 val_loss, val_accuracy = self.evaluate(self.val)
                 self._keep_best(val_accuracy)
         self.progress.val_accuracy = val_accuracy
