@@ -174,7 +174,7 @@ def test_the_address_knows_what_decides_a_result(tiny_study: Make, bench: Workbe
         {"config": cell.config.model_copy(update={"lr": 0.5})},
         {"split_hashes": {**cell.split_hashes, "test": "other"}},
         {"fingerprint": "v1-1"},
-        {"recipe": {"schedule_lag": True}},
+        {"recipe": {"rate_per": "epoch"}},
         {"retention": True},
     ):
         assert Cell(**{**base, **change}).address != cell.address
