@@ -116,7 +116,7 @@ def new_schedule(
     warmup_steps = min(warmup_steps, max(0, num_steps - 1))
     return CosineLRScheduler(
         optimiser,
-        t_initial=max(1, num_steps - warmup_steps),
+        t_initial=max(2, num_steps - warmup_steps),  # of 1 timm warns; its one step is the same
         lr_min=min_lr,
         warmup_t=warmup_steps,
         warmup_lr_init=warmup_lr,
