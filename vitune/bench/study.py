@@ -236,6 +236,11 @@ class Study(Frozen):
         factor = values.pop("lr_factor", None)
         if factor is not None:
             values["lr"] = float(factor) * method.default_lr(self.backbone)
+        if values.get("optimiser") == "sgd" and "lr" not in values:
+            raise VituneError(
+                f"setting: got optimiser 'sgd' without lr for {variant.label!r}, expected a rate: "
+                "the methods' own rates are AdamW's."
+            )
         arguments = {**variant.method_args, **values.pop("method_args", {})}
         values.setdefault("lr", method.default_lr(self.backbone))
         values.setdefault("weight_decay", method.default_weight_decay(self.backbone))
