@@ -34,7 +34,7 @@ class Seen(Observer):
         self.loop = loop
         self.head = loop.model.get_submodule("base_model.model.head.modules_to_save.default")
         self.start = self.head.weight.detach().clone(), self.head.bias.detach().clone()
-        inner = loop._training_batch
+        inner = loop.inputs
 
         def watched(*given: Any) -> Any:
             images, targets = inner(*given)
@@ -42,7 +42,7 @@ class Seen(Observer):
             self.batches.append(images.detach().clone())
             return images, targets
 
-        loop._training_batch = watched
+        loop.inputs = watched
 
 
 def trained(**settings: Any) -> Seen:

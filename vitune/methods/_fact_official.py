@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitune.backbones.sites import head_names
 from vitune.errors import AdapterError
-from vitune.methods.fact import FactorisedLinear
+from vitune.methods._fact_layers import FactorisedLinear
 
 TT_NAMES = {
     "qkv": ("attn.q", "attn.k", "attn.v"),

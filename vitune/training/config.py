@@ -54,7 +54,9 @@ class TrainConfig(BaseModel):
     cutmix: float = Field(0.0, ge=0, description="alpha of cutmix; 0 is off")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the backbone")
     random_erasing: float = Field(0.0, ge=0, le=1, description="share of images with a noise box")
-    augment: str = Field("none", description="none, flip, crop_flip, ...")
+    augment: str = Field(
+        "none", description="none, flip, crop_flip, fgvc, strong, window or resized_crop"
+    )
     ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights a step")
     ema_ramp: bool = Field(True, description="averages start with a smaller decay")
     head_init: HeadInit = Field("zero", description="how the new classifier starts")

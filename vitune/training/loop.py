@@ -19,22 +19,11 @@ import yaml
 from accelerate import Accelerator
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from timm.data import Mixup
-from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitune.backbones import logits_of
-from vitune.data import (
-    CachedImages,
-    EpochSampler,
-    FileViews,
-    Split,
-    augmentation,
-    batches,
-    normalise,
-    seeded_generator,
-)
+from vitune.data import CachedImages, EpochSampler, Split, batches, normalise
 from vitune.errors import TrainingError
 from vitune.methods import MethodLayer, method_penalty, noise_plan
 from vitune.objectives import Objective, Step, new_objective
@@ -48,6 +37,7 @@ from vitune.training.checkpoint import (
     save_checkpoint,
 )
 from vitune.training.config import TrainConfig
+from vitune.training.inputs import TrainingInputs
 from vitune.training.lean import class_tail, lean_training
 from vitune.training.observer import Observer
 from vitune.training.optimiser import new_optimiser, new_schedule
@@ -99,10 +89,7 @@ class Loop:
         self.averager = None
         if config.ema:
             self.averager = Averager(self.parameters, config.ema, ramp=config.ema_ramp)
-        self.augment = augmentation(config.augment, preprocessing.image_size)
-        self.views = FileViews(train, preprocessing, self.augment)
-        self.mixup = self._new_mixup(len(train.classes))
-        self.erasing = RandomErasing(config.random_erasing, mode="pixel", device=accelerator.device)
+        self.inputs = TrainingInputs(train, preprocessing, config, accelerator)
         self.objective = self._new_objective()
         self.tail = class_tail(model) if config.lean else ()
         self.sampler = EpochSampler(len(train), seed=config.seed)
@@ -214,7 +201,7 @@ class Loop:
         """Forward, backward and, when enough batches are in, the update; returns the loss."""
         self.schedule.step_update(self.progress.step)
         with self.accelerator.accumulate(self.wrapped), self._lean_step():
-            images, targets = self._training_batch(batch, index, epoch)
+            images, targets = self.inputs(batch, index, epoch)
             with self.accelerator.autocast():
                 losses = self.objective(self.wrapped, images, targets, self._circumstances(batch))
             loss = torch.stack([part.float() for part in losses.values()]).sum()
@@ -267,30 +254,6 @@ class Loop:
         objective.prepare(noise_plan(self.model) if objective.needs_noise_plan else None)
         return objective
 
-    def _training_batch(
-        self, batch: dict[str, Tensor], index: int, epoch: int
-    ) -> tuple[Tensor, Tensor]:
-        labels = batch["labels"].to(self.accelerator.device)
-        rank = self.accelerator.process_index
-        generator = seeded_generator(self.config.seed, epoch, index, rank)
-        images = batch["images"]  # (b, 3, h, w)
-        if self.augment.from_files:
-            images = self.views(batch["indices"].tolist(), generator)
-        images = images.to(self.accelerator.device, non_blocking=True)
-        images = self.augment(images, generator)
-        images = normalise(images, self.preprocessing, device=images.device)
-        images, targets = self._mixed(images, labels)
-        return self.erasing(images) if self.config.random_erasing else images, targets
-
-    def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and targets after mixup, which takes pairs: an odd batch is smoothed alone."""
-        if self.mixup is None:
-            return images, labels
-        if len(images) % 2 == 0:
-            return self.mixup(images, labels)
-        classes, smooth = self.mixup.num_classes, self.config.label_smoothing
-        return images, F.one_hot(labels, classes) * (1 - smooth) + smooth / classes
-
     def _inputs(self, images: Tensor) -> Tensor:
         return normalise(images, self.preprocessing, device=self.accelerator.device)
 
@@ -304,16 +267,6 @@ class Loop:
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-
-    def _new_mixup(self, num_classes: int) -> Mixup | None:
-        if not (self.config.mixup or self.config.cutmix):
-            return None
-        return Mixup(
-            mixup_alpha=self.config.mixup,
-            cutmix_alpha=self.config.cutmix,
-            label_smoothing=self.config.label_smoothing,
-            num_classes=num_classes,
-        )
 
     def _seed(self, epoch: int) -> None:
         """All random streams of an epoch are a function of (seed, epoch, process): resumable."""
