@@ -10,6 +10,12 @@ from vitune.errors import VituneError
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 
+PIXEL_STATS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Mean and std by name, of pixels scaled to [0, 1]."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:

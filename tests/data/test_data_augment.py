@@ -37,7 +37,9 @@ def test_presets_keep_dtype_and_follow_the_generator(name: str, dtype: torch.dty
 
 
 def test_presets_by_name() -> None:
-    assert set(PRESETS) == {"none", "flip", "crop_flip", "fgvc", "strong"}
+    from_files = {name for name in PRESETS if augmentation(name, (32, 32)).from_files}
+    assert from_files == {"window", "resized_crop"}
+    assert set(PRESETS) - from_files == {"none", "flip", "crop_flip", "fgvc", "strong"}
     assert augmentation("fgvc", (224, 224)).train_size((224, 224)) == (256, 256)
     assert augmentation("crop_flip", (32, 32)).padding_pixels == 4
     with pytest.raises(DataError, match=r"got 'strongg', expected a preset. Did you mean strong\?"):

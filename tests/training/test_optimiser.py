@@ -61,3 +61,24 @@ def test_averages_follow_the_parameters_and_step_aside() -> None:
     with averager.applied():
         assert torch.allclose(parameter, torch.full((3,), expected))
     assert torch.equal(parameter.detach(), torch.ones(3))
+
+
+def test_averages_without_a_ramp_have_one_decay_from_the_first_step() -> None:
+    parameter = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+    averager = Averager({"p": parameter}, decay=0.9998, ramp=False)
+    expected = torch.zeros(4, dtype=torch.float64)
+    for step in range(50):
+        with torch.no_grad():
+            parameter.copy_(torch.arange(4.0) * step)
+        averager.update()
+        expected = 0.9998 * expected + 0.0002 * parameter.detach()
+    torch.testing.assert_close(averager.averages["p"], expected, rtol=1e-12, atol=0)
+
+
+def test_the_warm_up_starts_where_it_is_told() -> None:
+    optimiser = new_optimiser(nn.Linear(2, 2), lr=1.0, weight_decay=0.0)
+    schedule = new_schedule(optimiser, num_steps=10, warmup_steps=5, min_lr=0.0, warmup_lr=0.5)
+    schedule.step_update(0)
+    assert optimiser.param_groups[0]["lr"] == 0.5
+    schedule.step_update(2)
+    assert optimiser.param_groups[0]["lr"] == pytest.approx(0.7)

@@ -4,6 +4,7 @@ from vitune.backbones.backbone import Backbone as Backbone
 from vitune.backbones.bundled import bundled_names as bundled_names
 from vitune.backbones.fingerprint import bare_name as bare_name
 from vitune.backbones.fingerprint import fingerprint as fingerprint
+from vitune.backbones.heads import start_heads as start_heads
 from vitune.backbones.identity import identity as identity
 from vitune.backbones.identity import local_files as local_files
 from vitune.backbones.identity import local_folder as local_folder

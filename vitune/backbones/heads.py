@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from vitune.backbones import layouts
 from vitune.backbones.structure import find, joined, root_prefix, unwrapped
+from vitune.errors import BackboneError, nearest
+
+HEAD_INITS: dict[str, Callable[[nn.Linear], Any]] = {
+    "zero": lambda head: nn.init.zeros_(head.weight),
+    "linear": lambda head: nn.Linear.reset_parameters(head),
+    "trunc_normal": lambda head: nn.init.trunc_normal_(head.weight, std=0.02),
+    "kaiming_normal": lambda head: nn.init.kaiming_normal_(head.weight, mode="fan_out"),
+}
+"""How a classifier starts, by name; its bias is 0 in all but "linear", PyTorch's own."""
 
 
 def head_names(model: nn.Module) -> tuple[str, ...]:
@@ -27,6 +37,24 @@ def zero_heads(model: nn.Module) -> None:
     for name in head_names(model):
         for parameter in unwrapped(model.get_submodule(name)).parameters(recurse=False):
             nn.init.zeros_(parameter)
+
+
+def start_heads(model: nn.Module, init: str) -> None:
+    """Draw every classifier anew from torch's generator, as HEAD_INITS says.
+
+    Raises:
+        BackboneError: an unknown name.
+    """
+    if init not in HEAD_INITS:
+        raise BackboneError(
+            f"head_init: got {init!r}, expected a known one. {nearest(init, HEAD_INITS)}"
+        )
+    for name in head_names(model):
+        head = unwrapped(model.get_submodule(name))
+        assert isinstance(head, nn.Linear)
+        if head.bias is not None:
+            nn.init.zeros_(head.bias)
+        HEAD_INITS[init](head)
 
 
 def num_outputs(model: nn.Module) -> int:

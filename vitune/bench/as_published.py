@@ -6,77 +6,21 @@ that comes of it carries the protocol's name and the honest figure of the same r
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
 
+from vitune.bench.official_schedule import OfficialSchedule
+from vitune.bench.recipe import OfficialRecipe
 from vitune.data import Split
-from vitune.errors import VituneError, nearest
+from vitune.errors import VituneError
 from vitune.training import Observer
 from vitune.training.loop import Loop
-from vitune.training.optimiser import new_schedule
-
-RECIPE_KEYS = (
-    "element_dropout",
-    "schedule_lag",
-    "skip_epochs",
-    "cooldown_epochs",
-    "restart_epochs",
-    "restart_factor",
-)
-
-LEAST = {"skip_epochs": 0, "cooldown_epochs": 0, "restart_epochs": 0, "restart_factor": 1}
-"""Smallest value of each count in a recipe."""
-
-
-class LaggingSchedule:
-    """One learning rate an epoch, that of the epoch before: `scheduler.step(epoch)` after it.
-
-    Args:
-        schedule: sets the rate as a function of the optimiser step.
-        steps_per_epoch: optimiser steps.
-    """
-
-    def __init__(self, schedule: Any, steps_per_epoch: int) -> None:
-        self.schedule, self.steps_per_epoch = schedule, steps_per_epoch
-
-    def step_update(self, step: int) -> None:
-        """The rate for optimiser step `step`, counted from 0."""
-        epoch = step // self.steps_per_epoch
-        self.schedule.step_update(max(0, epoch - 1) * self.steps_per_epoch)
-
-
-class WarmRestarts:
-    """Cosine to 0 that starts over, without warm-up (SGDR, Loshchilov and Hutter 2017, Eq. 5).
-
-    Args:
-        optimiser: whose groups' `initial_lr` are the peaks.
-        steps_per_epoch: optimiser steps.
-        first: epochs of the first period.
-        factor: each period has so many times the epochs of the one before.
-    """
-
-    def __init__(
-        self, optimiser: Optimizer, steps_per_epoch: int, first: int, factor: int = 1
-    ) -> None:
-        self.groups, self.steps_per_epoch = optimiser.param_groups, steps_per_epoch
-        self.peaks = [group["initial_lr"] for group in self.groups]
-        self.first, self.factor = first, factor
-
-    def step_update(self, step: int) -> None:
-        """The rate of optimiser step `step`, counted from 0; constant within an epoch."""
-        epoch, period = step // self.steps_per_epoch, self.first
-        while epoch >= period:
-            epoch, period = epoch - period, period * self.factor
-        share = (1 + math.cos(math.pi * epoch / period)) / 2
-        for group, peak in zip(self.groups, self.peaks, strict=True):
-            group["lr"] = share * peak
 
 
 @dataclass
@@ -84,97 +28,63 @@ class PublishedRecipe(Observer):
     """Watches a run from outside and changes what the official scripts do otherwise.
 
     Args:
-        test: scored after every epoch.
-        element_dropout: p of element-wise dropout on both residual branches, rising linearly from
-            0 in the first block to p in the last (the official code calls it drop path).
-        schedule_lag: the learning rate lags an epoch behind and stands still within one.
-        skip_epochs: epochs at the start that the maximum leaves out.
-        cooldown_epochs: the run's last epochs, at the least rate, after the cosine has ended; the
-            official scripts run them on top of the epochs that the paper names.
-        restart_epochs: the cosine starts over after so many epochs, without warm-up, to the end
-            of the run, whatever the cooldown; 0 is never.
-        restart_factor: of each period's length by the one before.
+        test: scored after every epoch, or every `recipe.score_every` epochs and the last. Where
+            the run averages its weights, the averages are scored, as the scripts do.
+        recipe: what those scripts do.
     """
 
     test: Split
-    element_dropout: float = 0.0
-    schedule_lag: bool = True
-    skip_epochs: int = 1
-    cooldown_epochs: int = 0
-    restart_epochs: int = 0
-    restart_factor: int = 1
-    test_accuracies: list[float] = field(default_factory=list)
+    recipe: OfficialRecipe = field(default_factory=OfficialRecipe)
+    test_accuracies: dict[int, float] = field(default_factory=dict)
 
     @classmethod
     def make(cls, recipe: Mapping[str, Any], test: Split) -> PublishedRecipe:
         """The observer for a recipe's plain values.
 
         Raises:
-            VituneError: an unknown key, or a dropout outside [0, 1).
+            VituneError: what OfficialRecipe refuses.
         """
-        check_recipe(recipe)
-        return cls(test, **recipe)
+        return cls(test, OfficialRecipe.make(recipe))
 
     def started(self, loop: Loop) -> None:
-        """Put in the dropout and the lag before the first step."""
+        """Put in the dropout and the schedule before the first step."""
         self.loop = loop
         self.test_accuracies.clear()
-        if self.element_dropout:
-            add_element_dropout(loop.model, self.element_dropout)
-        if self.restart_epochs:
-            loop.schedule = WarmRestarts(
-                loop.raw_optimiser, loop.steps_per_epoch, self.restart_epochs, self.restart_factor
-            )
-        elif self.cooldown_epochs:
-            loop.schedule = self._cosine_before_cooldown(loop)
-        if self.schedule_lag:
-            loop.schedule = LaggingSchedule(loop.schedule, loop.steps_per_epoch)
-
-    def _cosine_before_cooldown(self, loop: Loop) -> Any:
-        steps, config = loop.steps_per_epoch, loop.config
-        for group in loop.raw_optimiser.param_groups:  # a new schedule takes it for the peak
-            group["lr"] = group["initial_lr"]
-        return new_schedule(
+        if self.recipe.element_dropout:
+            add_element_dropout(loop.model, self.recipe.element_dropout)
+        if self.recipe.renormalised_drop_path:
+            renormalise_drop_path(loop.model)
+        config = loop.config
+        loop.schedule = OfficialSchedule(
             loop.raw_optimiser,
-            num_steps=steps * max(1, config.epochs - self.cooldown_epochs),
-            warmup_steps=round(steps * config.resolved_warmup_epochs),
+            self.recipe,
+            steps_per_epoch=loop.steps_per_epoch,
+            epochs=max(1, config.epochs - self.recipe.cooldown_epochs),
+            warmup_epochs=config.resolved_warmup_epochs,
+            warmup_lr=config.warmup_lr,
             min_lr=config.min_lr,
         )
 
     def epoch_ended(self, row: dict[str, Any]) -> None:
         """Score the test split, as the official scripts do."""
-        self.test_accuracies.append(self.loop.evaluate(self.test)[1])
+        epoch, loop = int(row["epoch"]), self.loop
+        if epoch % self.recipe.score_every and epoch < loop.config.epochs:
+            return
+        with loop.scored_weights():
+            self.test_accuracies[epoch] = loop.evaluate(self.test)[1]
 
     def outcome(self) -> dict[str, Any]:
         """The published figure (best test epoch) and the last epoch's, from the same run."""
-        eligible = self.test_accuracies[min(self.skip_epochs, len(self.test_accuracies) - 1) :]
-        best = max(eligible)
+        scored = list(self.test_accuracies.items())
+        eligible = [pair for pair in scored if pair[0] > self.recipe.skip_epochs] or scored[-1:]
+        epoch, best = max(eligible, key=lambda pair: pair[1])
         return {
-            "test_by_epoch": list(self.test_accuracies),
+            "test_by_epoch": [accuracy for _, accuracy in scored],
+            "scored_epochs": [number for number, _ in scored],
             "test_max": best,
-            "best_epoch": 1 + self.test_accuracies.index(best),
-            "test_last": self.test_accuracies[-1],
+            "best_epoch": epoch,
+            "test_last": scored[-1][1],
         }
-
-
-def check_recipe(recipe: Mapping[str, Any]) -> None:
-    """See that a recipe's keys and values are usable.
-
-    Raises:
-        VituneError: an unknown key, a count that is none, or a dropout outside [0, 1).
-    """
-    for key in recipe:
-        if key not in RECIPE_KEYS:
-            raise VituneError(
-                f"recipe: got {key!r}, expected a known deviation. {nearest(key, RECIPE_KEYS)}"
-            )
-    for key, least in LEAST.items():
-        value = recipe.get(key, least)
-        if type(value) is not int or value < least:
-            raise VituneError(f"{key}: got {value!r}, expected a whole number, {least} or more.")
-    rate = recipe.get("element_dropout", 0.0)
-    if not 0 <= rate < 1:
-        raise VituneError(f"element_dropout: got {rate!r}, expected a rate in [0, 1).")
 
 
 def add_element_dropout(model: nn.Module, rate: float) -> None:
@@ -199,3 +109,21 @@ def _dropout(p: float) -> Any:
         return F.dropout(output, p, module.training)
 
     return hook
+
+
+class RenormalisedDropPath(DropPath):
+    """Stochastic depth whose mask has mean 1 over every batch, not in expectation alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.drop_prob:
+            return x
+        keep = x.new_empty(len(x), *[1] * (x.dim() - 1)).bernoulli_(1 - self.drop_prob)
+        return x * (keep / keep.mean().clamp(min=1e-12))
+
+
+def renormalise_drop_path(model: nn.Module) -> None:
+    """Put `RenormalisedDropPath` in the place of every DropPath."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is DropPath:
+                setattr(module, name, RenormalisedDropPath(child.drop_prob))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitune.bench.execution import Executor
@@ -51,4 +52,9 @@ def run_both(
     ]
     results = [result for outcome in outcomes for result in outcome.results]
     table = make_table(results, split_columns=True, missing=honest.missing)
-    return BothProtocols(outcomes[0], outcomes[1], table)
+    return BothProtocols(outcomes[0], outcomes[1], with_remarks(table, published.remarks))
+
+
+def with_remarks(table: Table, remarks: Sequence[str]) -> Table:
+    """The table with further sentences below it, each once."""
+    return replace(table, notes=(*table.notes, *dict.fromkeys(remarks)))

@@ -127,10 +127,10 @@ class Planner:
         study = self.study
         config = study.config(variant, task, setting, seed=seed, refit=False)
         data = self.bench.task(config, study.split_seed, allow_overlap=study.allow_overlap)
-        # Validation images that are cut from training always come back to it.
-        refit = scored_on == "test" and (task.refit or not data.has_val)
-        facts = self.bench.facts(config)
         recipe = study.recipe_of(variant, task) if stage == "final" else {}
+        joined = recipe.get("train_on") != "train" and data.refits(task.refit)
+        refit = scored_on == "test" and joined
+        facts = self.bench.facts(config)
         epochs = config.epochs + recipe.get("cooldown_epochs", 0)
         return Cell(
             stage=stage,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from vitune.bench.addressing import address_of, deciding
+from vitune.bench.recipe import OfficialRecipe
 from vitune.bench.study import Keepable
 from vitune.errors import VituneError
 from vitune.training import TrainConfig
@@ -78,8 +79,14 @@ class Cell:
             splits=dict(self.split_hashes),
             identity=self.identity,
             retention=self.retention,
-            recipe=dict(self.recipe),
+            recipe=self._deviations(),
         )
+
+    def _deviations(self) -> dict[str, Any] | None:
+        """What the recipe does otherwise than vitune; None under the honest protocol."""
+        if not self.recipe:
+            return None
+        return OfficialRecipe.make(self.recipe).model_dump(mode="json", exclude_defaults=True)
 
     def __str__(self) -> str:
         setting = " ".join(f"{key}={_short(value)}" for key, value in self.setting.items())

@@ -13,21 +13,24 @@ from PIL import Image
 from vitune.bench.suites import FGVC, VTAB1K, Entry
 from vitune.errors import VituneError, nearest
 
-SIZES = {"train800": 16, "val200": 4, "test": 12}
+SIZES = {"train800": 128, "val200": 16, "test": 12}
+"""Images by list: training holds a batch of every preset, so that each runs as it is."""
 FEWSHOT_NAMES = ("food101", "oxford_pets")
-BLANK_TASK, GAP_TASK = "dtd", "kitti"
+BLANK_TASK, GAP_TASK, WIDE_TASK = "dtd", "kitti", "kitti"
+SHAPES = ((1, 1), (1, 3), (3, 1))
+"""Height and width of an image, in sides."""
 
 
 @dataclass(frozen=True)
 class _Painter:
-    """Coloured squares keyed to the label, no two alike."""
+    """Coloured boxes keyed to the label, no two alike."""
 
     rng: np.random.Generator
     side: int
 
-    def save(self, path: Path, label: int) -> None:
+    def save(self, path: Path, label: int, shape: tuple[int, int] = (1, 1)) -> None:
         colour = np.array([(label * 67) % 256, (label * 131) % 256, (label * 29) % 256])
-        noise = self.rng.integers(-30, 31, (self.side, self.side, 3))
+        noise = self.rng.integers(-30, 31, (shape[0] * self.side, shape[1] * self.side, 3))
         pixels = np.clip(colour + noise, 0, 255).astype(np.uint8)
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path, quality=90)
@@ -38,14 +41,14 @@ def write_fake(
 ) -> list[str]:
     """Write a tiny copy of a suite below `root` and return its tasks' names.
 
-    VTAB: one task with a blank in every path, one with a label that training lacks, an empty last
-    line in every list, trainval as copies of train and val. FGVC: 1-based ids, a class that
-    validation lacks. A real release has all of these.
+    VTAB: one task with a blank in every path, one with a label that training lacks and wide
+    images, an empty last line in every list, trainval as copies of train and val. FGVC: 1-based
+    ids, a class that validation lacks, wide and tall images. A real release has all of these.
 
     Args:
         root: a folder that is not there, or empty.
         suite: "vtab1k", "fgvc" or "fewshot".
-        side: of the images, pixels.
+        side: shorter side of the images, pixels.
         overlap: tasks whose test split shall hold a training image, which must be refused.
 
     Raises:
@@ -76,7 +79,8 @@ def _vtab1k(root: Path, painter: _Painter, overlap: Sequence[str]) -> list[str]:
                 label = _label(entry, index, split)
                 blank = " " if entry.name == BLANK_TASK else ""
                 name = f"{index:03d}{blank}{label:03d}.jpg"
-                painter.save(folder / "images" / split / name, label)
+                shape = SHAPES[1] if entry.name == WIDE_TASK else SHAPES[0]
+                painter.save(folder / "images" / split / name, label, shape)
                 lines[split].append(f"images/{split}/{name} {label}")
         lines["train800val200"] = []
         for index, line in enumerate(lines["train800"] + lines["val200"]):
@@ -105,12 +109,14 @@ def _label(entry: Entry, index: int, split: str) -> int:
 def _fgvc(root: Path, painter: _Painter, overlap: Sequence[str]) -> list[str]:
     for entry in FGVC:
         folder = root / entry.folders[0]
-        for split, count, classes in (("train", 16, 4), ("val", 4, 3), ("test", 12, 4)):
+        classes_of = {"train": 4, "val": 3, "test": 4}
+        for (split, classes), count in zip(classes_of.items(), SIZES.values(), strict=True):
             labels = {}
             for index in range(count):
                 label = 1 + index % classes
                 name = f"{label:03d}.kind/{split}_{index:04d}.jpg"
-                painter.save(folder / entry.image_folder / name, label)
+                shape = SHAPES[index % len(SHAPES)]
+                painter.save(folder / entry.image_folder / name, label, shape)
                 labels[name] = label
             if split == "test" and entry.name in overlap:
                 first = next(iter(labels))

@@ -24,7 +24,7 @@ from vitune.files import write_atomic
 
 STUDY, JOURNAL, OLD_MANIFEST = "study.yaml", "study.jsonl", "study.json"
 
-FREE = ("name", "seeds", "missing", "keep", "allow_overlap", "variants", "tasks")
+FREE = ("name", "seeds", "missing", "remarks", "keep", "allow_overlap", "variants", "tasks")
 """Fields of Study that may change while the runs of a method on a task stay what they are."""
 
 STAGE_1 = ("grid", "search", "selection_seeds")
@@ -131,6 +131,11 @@ def read_study(out: str | Path) -> Study:
 def read_missing(out: str | Path) -> tuple[str, ...]:
     """The tasks that the study in a folder had to leave out; none where there is no study."""
     return read_study(out).missing if (Path(out) / STUDY).is_file() else ()
+
+
+def read_remarks(out: str | Path) -> tuple[str, ...]:
+    """What must stand below every table of the study in a folder."""
+    return read_study(out).remarks if (Path(out) / STUDY).is_file() else ()
 
 
 def read_results(out: str | Path) -> list[CellResult]:

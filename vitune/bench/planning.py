@@ -11,9 +11,9 @@ from typing import Any
 
 from vitune.bench.cell_planner import Planner
 from vitune.bench.running import image_logits
-from vitune.bench.searching import num_selection_cells
+from vitune.bench.searching import needs_selection, num_selection_cells
 from vitune.bench.study import Study, Task, Variant
-from vitune.bench.workbench import Workbench
+from vitune.bench.workbench import TaskData, Workbench
 from vitune.data import Split, Splits, open_source
 from vitune.training import Observer
 from vitune.training.fitting import fit
@@ -95,17 +95,18 @@ def _measure(planner: Planner, variant: Variant, task: Task) -> _Measured:
     study = planner.study
     setting = study.grid_of(variant)[0]
     config = study.config(variant, task, setting, seed=0, refit=False)
-    data = planner.bench.task(config, study.split_seed)
-    assert data.selection.train is not None
-    batch = min(config.batch_size, len(data.selection.train))
+    splits = _first_splits(planner, variant, task)
+    assert splits.train is not None
+    batch = min(config.batch_size, len(splits.train))
     steps = (1 + WARMUP_STEPS + TIMED_STEPS) * config.accumulation_steps
     watch = _Stopwatch()
     trained = fit(
         config.model_copy(update={"epochs": 1, "batch_size": batch}),
-        splits=_repeated(data.selection, batch * steps),
+        splits=_repeated(splits, batch * steps),
         observer=watch,
     )
-    few = data.selection.train.subset(range(min(SCORED_IMAGES, len(data.selection.train))))
+    shown = splits.val or splits.train
+    few = shown.subset(range(min(SCORED_IMAGES, len(shown))))
     started = time.perf_counter()
     image_logits(trained, few)
     per_image = (time.perf_counter() - started) / len(few)
@@ -115,6 +116,22 @@ def _measure(planner: Planner, variant: Variant, task: Task) -> _Measured:
         peak_mib=trained.summary["peak_mib"],
         num_trainable=trained.summary["num_trainable"],
     )
+
+
+def _first_splits(planner: Planner, variant: Variant, task: Task) -> Splits:
+    """The images of stage 1, or of the final runs where there is nothing to choose.
+
+    With one image per class there is none to hold out, and no stage 1 either.
+    """
+    study = planner.study
+    chooses = needs_selection(study, variant) or planner.scored_on(task) == "val"
+    return _data(planner, variant, task).divided(refit=not chooses)
+
+
+def _data(planner: Planner, variant: Variant, task: Task) -> TaskData:
+    study = planner.study
+    config = study.config(variant, task, study.grid_of(variant)[0], seed=0, refit=False)
+    return planner.bench.task(config, study.split_seed, allow_overlap=study.allow_overlap)
 
 
 def _repeated(splits: Splits, num_images: int) -> Splits:
@@ -131,17 +148,17 @@ def _estimate(
     study = planner.study
     listed = open_source(task.data).splits
     config = study.config(variant, task, study.grid_of(variant)[0], seed=0, refit=False)
-    data = planner.bench.task(config, study.split_seed)
-    assert data.selection.train is not None and data.refit.train is not None
-    num_val = 0 if data.selection.val is None else len(data.selection.val)
+    data, first = _data(planner, variant, task), _first_splits(planner, variant, task)
     on_test = planner.scored_on(task) == "test"
+    final_train = data.refit.train if on_test and data.refits(task.refit) else first.train
+    assert first.train is not None and final_train is not None
+    num_val = 0 if first.val is None else len(first.val)
     num_test = len(listed["test"]) if on_test else num_val
     num_final = len(study.seeds)
     num_select = num_selection_cells(study, variant)
     peeks = config.epochs if study.protocol == "as-published" else 1
-    select = _seconds(measured, config, len(data.selection.train), num_val * (1 + config.epochs))
-    trained = len(data.refit.train if on_test else data.selection.train)
-    final = _seconds(measured, config, trained, num_test * peeks)
+    select = _seconds(measured, config, len(first.train), num_val * (1 + config.epochs))
+    final = _seconds(measured, config, len(final_train), num_test * peeks)
     return Estimate(
         label=variant.label,
         task=task.name,

@@ -6,28 +6,64 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from vitune.bench.as_published import check_recipe
+from vitune.bench.preset_images import Images
+from vitune.bench.recipe import OfficialRecipe
 from vitune.bench.study import Frozen, Study, Task, Variant
 from vitune.errors import VituneError, nearest
 from vitune.training import read_yaml
 
 FOLDER = Path(__file__).parent / "presets"
+EVERY_PRESET = "_every_preset.yaml"
 
 Protocol = Literal["honest", "as-published"]
+
+
+class Deviation(Frozen):
+    """One thing that is done otherwise than in the authors' code.
+
+    Args:
+        here: what vitune does.
+        there: what the source does, or that it does not say.
+        source: where that stands, file and lines.
+        under: the protocol it is true of; the other one follows the source.
+    """
+
+    here: str
+    there: str
+    source: str
+    under: Literal["both", "honest", "as-published"] = "both"
+
+    def __str__(self) -> str:
+        return f"{self.here} There: {self.there} ({self.source})"
+
+
+class BothImages(Frozen):
+    """How images are prepared under each protocol."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    as_published: Images = Field(alias="as-published")
+    honest: Images
+
+    def under(self, protocol: Protocol) -> Images:
+        """Those of one protocol."""
+        return self.honest if protocol == "honest" else self.as_published
 
 
 class Published(Frozen):
     """What the authors' scripts fix; it plays no part under the honest protocol.
 
     Args:
+        epochs: of the cosine, where the honest runs have fewer; None is the preset's.
         settings: training settings on every task.
-        task_settings: further ones by task.
-        recipe: what those scripts do otherwise, see `as_published`.
+        task_settings: further ones by task; empty where the source prints none.
+        recipe: what those scripts do otherwise, see `OfficialRecipe`.
         task_recipe: further deviations by task.
     """
 
+    epochs: int | None = Field(None, ge=1)
     settings: dict[str, Any] = Field(default_factory=dict)
     task_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     recipe: dict[str, Any] = Field(default_factory=dict)
@@ -43,7 +79,9 @@ class Preset(Frozen):
         suite: the tasks it is for.
         backbone: of the published figures.
         expected: published means, in [0, 1]: mean_tasks, mean_groups.
-        deviations: what is known to differ from the authors' code, a sentence each.
+        images: how they are prepared, under each protocol.
+        deviations: all that is known to differ from the authors' code.
+        settings: training settings on every task, under both protocols.
         grid: what the honest protocol's stage 1 chooses from.
         published: what the as-published protocol uses in its place.
     """
@@ -53,7 +91,8 @@ class Preset(Frozen):
     suite: str
     backbone: str
     expected: dict[str, float]
-    deviations: tuple[str, ...] = ()
+    images: BothImages
+    deviations: tuple[Deviation, ...] = Field(min_length=1)
     method: str
     method_args: dict[str, Any] = Field(default_factory=dict)
     epochs: int = Field(100, ge=1)
@@ -68,32 +107,48 @@ class Preset(Frozen):
     ) -> Variant:
         """The variant of a study that follows this recipe; `overrides` win over all of it."""
         forced = dict(overrides or {})
+        images, official = self.images.under(protocol), self.published
+        settings = {**images.settings(), **self.settings}
         values: dict[str, Any] = {
             "label": self.method,
             "method": self.method,
             "method_args": self.method_args,
-            "settings": {**self.settings, **forced},
         }
         if protocol == "honest":
             left = [_without(setting, forced) for setting in self.grid]
-            once = [setting for i, setting in enumerate(left) if setting not in left[:i]]
-            return Variant.make({**values, "grid": once})
-        official = self.published
-        check_recipe(official.recipe)
-        for recipe in official.task_recipe.values():
-            check_recipe(recipe)
+            return Variant.make(
+                {
+                    **values,
+                    "settings": {**settings, **forced},
+                    "task_settings": _merged(images.task_settings(), {}, forced),
+                    "grid": [setting for i, setting in enumerate(left) if setting not in left[:i]],
+                }
+            )
+        for recipe in (official.recipe, *official.task_recipe.values()):
+            OfficialRecipe.make(recipe)
         return Variant.make(
             {
                 **values,
-                "settings": {**self.settings, **official.settings, **forced},
-                "task_settings": {
-                    task: _without(setting, forced)
-                    for task, setting in official.task_settings.items()
-                },
+                "settings": {**settings, **official.settings, **forced},
+                "task_settings": _merged(images.task_settings(), official.task_settings, forced),
                 "recipe": official.recipe,
                 "task_recipe": official.task_recipe,
                 "grid": ({},),
             }
+        )
+
+    def epochs_under(self, protocol: Protocol) -> int:
+        """Epochs of a run, its cooldown left out."""
+        own = self.published.epochs if protocol == "as-published" else None
+        return self.epochs if own is None else own
+
+    def remarks(self, protocol: Protocol) -> tuple[str, ...]:
+        """Sentences that must stand below a table of this recipe's results."""
+        if protocol == "honest" or self.published.task_settings:
+            return ()
+        return (
+            f"{self.title}: the source prints no settings for each task, so that the as-published "
+            "runs use the same ones on all tasks.",
         )
 
     def study(
@@ -117,8 +172,9 @@ class Preset(Frozen):
                 "variants": (self.variant(protocol, overrides),),
                 "tasks": tuple(tasks),
                 "backbone": self.backbone,
-                "epochs": self.epochs,
+                "epochs": self.epochs_under(protocol),
                 "protocol": protocol,
+                "remarks": self.remarks(protocol),
                 **values,
             }
         )
@@ -126,7 +182,13 @@ class Preset(Frozen):
 
 def preset_names() -> tuple[str, ...]:
     """Names that `--preset` takes."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+    return tuple(sorted(path.stem for path in FOLDER.glob("[!_]*.yaml")))
+
+
+def common_deviations() -> tuple[Deviation, ...]:
+    """What is done otherwise than in the authors' code in every preset."""
+    values = read_yaml(FOLDER / EVERY_PRESET)
+    return tuple(Deviation.make(value) for value in values["deviations"])
 
 
 def load_preset(name: str) -> Preset:
@@ -144,3 +206,14 @@ def load_preset(name: str) -> Preset:
 
 def _without(setting: Mapping[str, Any], forced: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in setting.items() if name not in forced}
+
+
+def _merged(
+    first: Mapping[str, Mapping[str, Any]],
+    second: Mapping[str, Mapping[str, Any]],
+    forced: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """Settings by task of both, without those that are forced."""
+    names = dict.fromkeys([*first, *second])
+    both = {name: {**first.get(name, {}), **second.get(name, {})} for name in names}
+    return {name: _without(setting, forced) for name, setting in both.items()}

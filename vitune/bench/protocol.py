@@ -20,7 +20,9 @@ from vitune.bench.execution import Executor, InProcess
 from vitune.bench.journal import Journal
 from vitune.bench.journal import read_choices as read_choices
 from vitune.bench.journal import read_missing as read_missing
+from vitune.bench.journal import read_remarks as read_remarks
 from vitune.bench.journal import read_results as read_results
+from vitune.bench.journal import read_study as read_study
 from vitune.bench.journal import read_unfinished as read_unfinished
 from vitune.bench.searching import Choice as Choice
 from vitune.bench.searching import Searcher, new_searcher

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vitune.bench.recipe import OfficialRecipe
 from vitune.errors import VituneError, nearest
 from vitune.methods import get_method
 from vitune.training import TrainConfig, read_yaml
@@ -25,17 +26,6 @@ SET_BY_STUDY = frozenset(
 
 EXTRA_SETTINGS = ("lr_factor",)
 """Settings beyond TrainConfig's: `lr_factor` times the method's default learning rate."""
-
-PUBLISHED_DEFAULTS: dict[str, Any] = {
-    "element_dropout": 0.0,
-    "schedule_lag": True,
-    "skip_epochs": 1,
-    "cooldown_epochs": 0,
-    "restart_epochs": 0,
-    "restart_factor": 1,
-}
-"""Deviations of the official scripts where a variant states no others."""
-
 
 class Frozen(BaseModel):
     """A record that is checked when it is made and never changes."""
@@ -85,7 +75,7 @@ class Variant(Frozen):
         settings: training settings of this variant on every task.
         task_settings: further settings by task name; they win over all but the grid.
         grid: settings that stage 1 tries; None takes the study's.
-        recipe: deviations of the as-published protocol (element_dropout, schedule_lag, ...).
+        recipe: what the authors' script does otherwise, see `OfficialRecipe`; as-published alone.
         task_recipe: further ones by task name.
     """
 
@@ -197,6 +187,7 @@ class Study(Frozen):
             instead of refusing the task.
         protocol: "honest", or "as-published", which looks at the test split every epoch.
         missing: tasks of the suite that the data root lacks, to be named in every table.
+        remarks: sentences to stand below every table.
     """
 
     name: str = "study"
@@ -219,6 +210,7 @@ class Study(Frozen):
     allow_overlap: bool = False
     protocol: Literal["honest", "as-published"] = "honest"
     missing: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -265,6 +257,11 @@ class Study(Frozen):
         factor = values.pop("lr_factor", None)
         if factor is not None:
             values["lr"] = float(factor) * method.default_lr(self.backbone)
+        if values.get("optimiser") == "sgd" and "lr" not in values:
+            raise VituneError(
+                f"setting: got optimiser 'sgd' without lr for {variant.label!r}, expected a rate: "
+                "the methods' own rates are AdamW's."
+            )
         arguments = {**variant.method_args, **values.pop("method_args", {})}
         values.setdefault("lr", method.default_lr(self.backbone))
         values.setdefault("weight_decay", method.default_weight_decay(self.backbone))
@@ -287,7 +284,8 @@ class Study(Frozen):
         """Deviations of the as-published protocol for a cell; empty under the honest one."""
         if self.protocol == "honest":
             return {}
-        return {**PUBLISHED_DEFAULTS, **variant.recipe, **variant.task_recipe.get(task.name, {})}
+        given = {**variant.recipe, **variant.task_recipe.get(task.name, {})}
+        return OfficialRecipe.make(given).model_dump()
 
     @classmethod
     def read(cls, path: str | Path) -> Study:

@@ -88,6 +88,14 @@ class TaskData:
         splits = self._load(("trainval",))
         return replace(splits, train=splits.trainval, val=None, trainval=None)
 
+    def refits(self, asked: bool) -> bool:
+        """Whether final runs train on validation images: those cut from training always come back.
+
+        Args:
+            asked: whether they are to train on a validation split of the source's own, too.
+        """
+        return asked or not self.has_val
+
     def divided(self, *, refit: bool) -> Splits:
         """What a run trains on and watches."""
         return self.refit if refit else self.selection
@@ -143,7 +151,7 @@ class Workbench:
                 del self._facts[name]
 
     def facts(self, config: TrainConfig) -> BackboneFacts:
-        """Identity and preprocessing of the backbone of `config`."""
+        """The backbone's identity, and how `config` prepares images for it."""
         key = (config.backbone, config.checkpoint, config.image_size)
         if key not in self._facts:
             files = hashes_of_files(config.backbone, config.checkpoint)
@@ -158,7 +166,8 @@ class Workbench:
                 backbone.preprocessing,
                 files,
             )
-        return self._facts[key]
+        known = self._facts[key]
+        return replace(known, preprocessing=config.prepared(known.preprocessing))
 
     def check(self, config: TrainConfig, *, allow_overlap: bool = False) -> ImageList:
         """See that the task's source can be used, before anything is trained on it.

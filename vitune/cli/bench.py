@@ -205,12 +205,10 @@ def table(
     Runs that are still to come are named, and so is every task or backbone whose files are no
     longer those that its runs saw.
     """
-    from dataclasses import replace
-
+    from vitune.bench.beside_honest import with_remarks
     from vitune.bench.current import changed_since
     from vitune.bench.formats import formatted
-    from vitune.bench.journal import read_study
-    from vitune.bench.protocol import read_missing, read_results, read_unfinished
+    from vitune.bench.protocol import read_missing, read_results, read_study, read_unfinished
     from vitune.bench.table import make_table
     from vitune.cli._study import print_table
 
@@ -221,13 +219,15 @@ def table(
         missing=[task for folder in folders for task in read_missing(folder)],
         unfinished=[run for folder in folders for run in read_unfinished(folder)],
     )
+    studies = {folder: read_study(folder) for folder in folders}
+    remarks = [remark for study in studies.values() for remark in study.remarks]
     if check:
-        changes = [
+        remarks += [
             note
             for folder, found in by_folder.items()
-            for note in changed_since(read_study(folder), found)
+            for note in changed_since(studies[folder], found)
         ]
-        made = replace(made, notes=(*dict.fromkeys(changes), *made.notes))
+    made = with_remarks(made, list(dict.fromkeys(remarks)))
     if table_format:
         typer.echo(formatted(made, table_format))
     else:
@@ -272,19 +272,24 @@ def defaults(
 
 
 @bench.command("presets")
-def presets(name: str = typer.Argument(None, help="show this one whole")) -> None:
-    """List the published recipes, or show one with its source and expected score."""
+def presets(
+    name: str = typer.Argument(None, help="show this one whole"),
+    page: bool = typer.Option(False, "--page", help="print docs/deviations.md, about them all"),
+) -> None:
+    """List the published recipes, or show one with its images and all that differs."""
+    from vitune.bench.preset_page import deviations_page, preset_lines
     from vitune.bench.presets import load_preset, preset_names
     from vitune.cli._progress import console
 
+    if page:
+        typer.echo(deviations_page(), nl=False)
+        return
     for found in preset_names() if name is None else (name,):
         preset = load_preset(found)
         console.print(f"[bold]{found}[/]  {preset.title}")
         if name is not None:
-            console.print(f"source: {preset.source}")
-            console.print(f"expected: {preset.expected}", markup=False)
-            for deviation in preset.deviations:
-                console.print(f"differs: {deviation}", markup=False)
+            for line in preset_lines(preset):
+                console.print(line, markup=False)
 
 
 @bench.command("speed")

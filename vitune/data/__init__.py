@@ -38,3 +38,4 @@ from vitune.data.split import Split as Split
 from vitune.data.splits import HeldOut as HeldOut
 from vitune.data.splits import Splits as Splits
 from vitune.data.splits import load_splits as load_splits
+from vitune.data.views import FileViews as FileViews

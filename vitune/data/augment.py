@@ -19,7 +19,9 @@ class Augment:
     """Flip, random window or random resized crop, and colour jitter; all off by default.
 
     Each change draws from its own column of one block of random numbers, so that switching one on
-    leaves the others as they were.
+    leaves the others as they were. Windows and crops are cut from the decoded array, or with
+    `from_files` from the image files themselves (`FileViews`): slower, and the very pixels that
+    torchvision's transforms give.
 
     Args:
         flip_rate: probability of a horizontal flip, in [0, 1].
@@ -29,9 +31,11 @@ class Augment:
         scale_range: (least, most) fraction of the area that a random resized crop keeps, in
             (0, 1]; None is off. Its aspect is drawn from 3/4 to 4/3, clipped to the image.
         jitter: s in [0, 1]: brightness, contrast and saturation times factors in [1 - s, 1 + s].
+        from_files: cut each window or crop from the whole image, decoded anew every time.
 
     Raises:
-        DataError: a value outside its range, or a border together with a resized crop.
+        DataError: a value outside its range, a border together with a resized crop, or nothing
+            to cut from files.
     """
 
     flip_rate: float = 0.0
@@ -39,6 +43,7 @@ class Augment:
     enlarge: float = 1.0
     scale_range: tuple[float, float] | None = None
     jitter: float = 0.0
+    from_files: bool = False
 
     def __post_init__(self) -> None:
         for name in ("flip_rate", "jitter"):
@@ -57,10 +62,12 @@ class Augment:
                 f"padding_pixels: got {self.padding_pixels} together with scale_range, expected "
                 "one of the two."
             )
+        if self.from_files and (self.padding_pixels or not (self.scale_range or self.enlarge > 1)):
+            raise DataError("from_files: got it without a window or resized crop to cut.")
 
     def train_size(self, image_size: tuple[int, int]) -> tuple[int, int] | None:
         """(height, width) to keep training images at; None is the image size itself."""
-        if self.enlarge == 1:
+        if self.enlarge == 1 or self.from_files:
             return None
         return round(image_size[0] * self.enlarge), round(image_size[1] * self.enlarge)
 
@@ -72,7 +79,8 @@ class Augment:
             generator: decides everything; may live on another device than the images.
 
         Shapes:
-            images: (b, 3, height, width); returns (b, 3, height / enlarge, width / enlarge).
+            images: (b, 3, height, width), cut to size already with `from_files`; returns
+                (b, 3, height / enlarge, width / enlarge).
 
         Raises:
             DataError: a border as wide as the image.
@@ -81,11 +89,12 @@ class Augment:
             return images
         drawn = torch.rand(8, len(images), generator=generator, device=generator.device)
         drawn = drawn.to(images.device)
-        size = (round(images.shape[2] / self.enlarge), round(images.shape[3] / self.enlarge))
+        enlarge = 1 if self.from_files else self.enlarge
+        size = (round(images.shape[2] / enlarge), round(images.shape[3] / enlarge))
         flip = drawn[0] < self.flip_rate
-        if self.scale_range:
+        if self.scale_range and not self.from_files:
             images = _as_given(_resized_crop(images, size, self.scale_range, flip, drawn), images)
-        elif flip.any() or self.padding_pixels or self.enlarge > 1:
+        elif flip.any() or self.padding_pixels or enlarge > 1:
             images = _window(images, size, self.padding_pixels, flip, drawn)
         if self.jitter:
             images = _as_given(_jittered(_unit(images), self.jitter, drawn), images)
@@ -98,6 +107,8 @@ PRESETS: dict[str, Callable[[tuple[int, int]], Augment]] = {
     "crop_flip": lambda size: Augment(flip_rate=0.5, padding_pixels=min(size) // 8),
     "fgvc": lambda size: Augment(flip_rate=0.5, enlarge=256 / 224),
     "strong": lambda size: Augment(flip_rate=0.5, scale_range=(0.35, 1.0), jitter=0.4),
+    "window": lambda size: Augment(flip_rate=0.5, enlarge=256 / 224, from_files=True),
+    "resized_crop": lambda size: Augment(flip_rate=0.5, scale_range=(0.08, 1.0), from_files=True),
 }
 
 

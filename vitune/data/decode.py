@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -18,9 +19,11 @@ from vitune.preprocessing import Preprocessing
 
 MAX_MEGAPIXELS = 100.0
 
+T = TypeVar("T")
+
 _PILLOW_LIMIT = 178.0
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_RESAMPLING = {
+RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
@@ -93,21 +96,34 @@ def decode_image(image: Path | Drawing, decoding: Decoding) -> tuple[Pixels, byt
     if not isinstance(image, Path):
         height, width = decoding.size
         return image.pixels(height, width), hashlib.sha256(image.content).digest()
+    return read_image(
+        image, decoding.max_megapixels, lambda opened: _fitted(opened, decoding, image)
+    )
+
+
+def read_image(
+    path: Path, max_megapixels: float, made: Callable[[Image.Image], T]
+) -> tuple[T, bytes]:
+    """What `made` makes of the upright RGB image in a file, and the sha256 of the file's bytes.
+
+    Raises:
+        DataError: a missing, corrupt, truncated or too large file; the message names it.
+    """
     try:
-        with image.open("rb") as file:
+        with path.open("rb") as file:
             with Image.open(file, formats=_FORMATS) as opened:
-                _require_within(opened.size, decoding.max_megapixels, image)
-                pixels = _fitted(_upright_rgb(opened), decoding, image)
+                _require_within(opened.size, max_megapixels, path)
+                result = made(_upright_rgb(opened))
             file.seek(0)
-            return pixels, hashlib.file_digest(file, "sha256").digest()
+            return result, hashlib.file_digest(file, "sha256").digest()
     except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError:
-        raise _too_large(f"over {_PILLOW_LIMIT:g}", decoding.max_megapixels, image) from None
+        raise _too_large(f"over {_PILLOW_LIMIT:g}", max_megapixels, path) from None
     except Exception as error:  # Pillow's readers raise almost anything on broken bytes
-        reason = " ".join(str(error).split()).replace(str(image), "").strip(" :'") or "no reason"
+        reason = " ".join(str(error).split()).replace(str(path), "").strip(" :'") or "no reason"
         raise DataError(
-            f"image {str(image)!r}: got {type(error).__name__} ({reason}), expected a whole image "
+            f"image {str(path)!r}: got {type(error).__name__} ({reason}), expected a whole image "
             "file. Repair or remove it, or pass --skip-bad-images."
         ) from None
 
@@ -134,16 +150,16 @@ def _fitted(image: Image.Image, decoding: Decoding, path: Path) -> Pixels:
     """Resized as the preprocessing says and cropped about the centre."""
     height, width = decoding.resized_size
     if decoding.preprocessing.crop_mode == "center":
-        height, width = _covering(image.height, image.width, height, width)
+        height, width = covering(image.height, image.width, height, width)
         _require_within((width, height), decoding.max_megapixels, path)
-    method = _RESAMPLING[decoding.preprocessing.interpolation]
+    method = RESAMPLING[decoding.preprocessing.interpolation]
     resized = image.resize((width, height), method)
     kept_height, kept_width = decoding.size
     top, left = round((height - kept_height) / 2), round((width - kept_width) / 2)
     return np.asarray(resized)[top : top + kept_height, left : left + kept_width]
 
 
-def _covering(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int]:
+def covering(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int]:
     """The smallest size of the image's own aspect that covers (to_height, to_width)."""
     if height * to_width <= width * to_height:
         return to_height, max(to_width, int(to_height * width / height))

@@ -47,7 +47,10 @@ def read_splits(
         skipped += pictures.skipped
         labels = np.array([chosen[index].label for index in pictures.kept], np.int64)
         paths = tuple(chosen[index].name for index in pictures.kept)
-        loaded[name] = Split(name, pictures.images, labels, paths, classes, pictures.digests)
+        sources = tuple(chosen[index].image for index in pictures.kept)
+        loaded[name] = Split(
+            name, pictures.images, labels, paths, classes, pictures.digests, sources
+        )
     return loaded, tuple(skipped)
 
 

@@ -7,11 +7,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from vitune.data.records import Pixels
+from vitune.data.records import Drawing, Pixels
 from vitune.errors import DataError
 
 UNLABELLED = -1
@@ -25,6 +26,7 @@ class Split:
         name: train, val, test, trainval, all, or predict for unlabelled images.
         paths: one a picture; a drawing's name where there is no file.
         classes: class names; `labels` indexes them.
+        sources: the files or drawings themselves, for views that are cut anew every epoch.
 
     Shapes:
         images: (b, height, width, 3) uint8, in memory or a read-only memory map.
@@ -41,6 +43,7 @@ class Split:
     paths: tuple[str, ...]
     classes: tuple[str, ...]
     digests: Pixels | None = None
+    sources: tuple[Path | Drawing, ...] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.images) == len(self.labels) == len(self.paths):
@@ -67,6 +70,7 @@ class Split:
             tuple(self.paths[index] for index in chosen),
             self.classes,
             None if self.digests is None else self.digests[chosen],
+            None if self.sources is None else tuple(self.sources[index] for index in chosen),
         )
 
     @cached_property

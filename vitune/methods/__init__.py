@@ -6,6 +6,7 @@ from vitune.errors import VituneError, nearest
 from vitune.methods._combination import AdapterState as AdapterState
 from vitune.methods._delta_noise import method_penalty as method_penalty
 from vitune.methods._delta_noise import noise_plan as noise_plan
+from vitune.methods._fact_official import load_official as load_official_fact  # noqa: F401
 from vitune.methods._peft_targets import UNSUPPORTED
 from vitune.methods._registry import Method as Method
 from vitune.methods._registry import keeps_tokens_apart as keeps_tokens_apart

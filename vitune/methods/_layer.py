@@ -84,6 +84,15 @@ class MethodConfig(PeftConfig):
         """
         return None
 
+    def decayed_by_authors(self, place: str, name: str, parameter: Tensor) -> bool | None:
+        """Whether the authors' own code decays a parameter; None where no code was read.
+
+        Args:
+            place: the role of its site; "shared" for state of all layers, "head" for the head.
+            name: within the layer, e.g. "scale_out"; of the head "weight" or "bias".
+        """
+        return None
+
     def combined(
         self, states: Sequence[AdapterState], weights: Sequence[float], how: str, head: str
     ) -> AdapterState:

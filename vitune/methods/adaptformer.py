@@ -64,6 +64,10 @@ class AdaptFormerConfig(MethodConfig):
         """W_d ~ kaiming_uniform(a = √5), W_u = 0."""
         return uniform((self.rank, width), 1 / math.sqrt(width)), torch.zeros(width, self.rank)
 
+    def decayed_by_authors(self, place: str, name: str, parameter: Tensor) -> bool:
+        """All of it: one group of every trained parameter there."""
+        return True
+
     def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
         widths = (block_width(model, site) for site in sites)
         return sum(bottleneck_parameters(width, self.rank) for width in widths)

@@ -70,6 +70,10 @@ class ARCConfig(MethodConfig):
     def new_shared(self, model: nn.Module, sites: Sequence[Site]) -> nn.Module:
         return Recomposition(self, [(site, linear_shape(model, site)[1]) for site in sites])
 
+    def decayed_by_authors(self, place: str, name: str, parameter: Tensor) -> bool:
+        """All of it: one group of every trained parameter there."""
+        return True
+
     def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
         widths = {(PLACES[s.role], s.block): linear_shape(model, s)[1] for s in sites}
         bases = {(place, width) for (place, _), width in widths.items()}

@@ -63,6 +63,10 @@ class LoRAMulVPTAddConfig(MethodConfig):
         require_linear(site, module, self.title, roles=self.roles)
         return PromptedLinear
 
+    def decayed_by_authors(self, place: str, name: str, parameter: Tensor) -> bool:
+        """All of it: one group of every trained parameter there."""
+        return True
+
     def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
         return sum(
             self._count(*linear_shape(model, site), has_bias(model, site)) for site in sites

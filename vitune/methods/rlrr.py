@@ -176,6 +176,12 @@ class RLRRConfig(MethodConfig):
         count += self.rank * num_out * len(parts) // num_parts if self.sides != "in" else 0
         return count + (len(weight) * len(shifted) // num_parts if takes_shift else 0)
 
+    def decayed_by_authors(self, place: str, name: str, parameter: Tensor) -> bool:
+        """By name there: all but "bias" and "norm", so the patch embedding's γ and β too."""
+        if place in NORM_ROLES or name == "bias":
+            return False
+        return name != "shift" or place == "patch_embed"
+
     def combined(
         self, states: Sequence[AdapterState], weights: Sequence[float], how: str, head: str
     ) -> AdapterState:

@@ -55,6 +55,10 @@ class SSFConfig(MethodConfig):
             require_linear(site, module, "SSF", roles=self.roles)
         return scale_shift_class(site, module, "SSF")
 
+    def decayed_by_authors(self, place: str, name: str, parameter: Tensor) -> bool:
+        """Matrices alone: vectors are in the group without decay there."""
+        return parameter.dim() > 1
+
     def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
         modules = [linear_view(model.get_submodule(site.name)) for site in sites]
         return 2 * sum(_num_channels(module) for module in modules)

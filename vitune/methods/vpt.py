@@ -69,6 +69,10 @@ class VPTDeepConfig(MethodConfig):
         _refuse_positions(model, self.title)
         return PromptPlan(model, num_prefix_tokens(model), sites)
 
+    def decayed_by_authors(self, place: str, name: str, parameter: Tensor) -> bool:
+        """All but the head's bias."""
+        return (place, name) != ("head", "bias")
+
     def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
         return sum(self.num_prompts * block_width(model, site) for site in sites)
 

@@ -10,22 +10,28 @@ from torch import Tensor, nn
 
 
 class Averager:
-    """θ̄ ← d θ̄ + (1 - d) θ after every optimiser step, d = min(decay, (1 + t) / (10 + t)).
+    """θ̄ ← d θ̄ + (1 - d) θ after every optimiser step.
 
     Args:
         parameters: trainable parameters by name.
-        decay: d in (0, 1); the ramp lets short runs forget their start.
+        decay: d in (0, 1), the same at every step without a ramp.
+        ramp: d = min(decay, (1 + t) / (10 + t)) at step t, so that short runs forget their start.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
-        self.parameters, self.decay, self.num_updates = dict(parameters), decay, 0
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], decay: float, *, ramp: bool = True
+    ) -> None:
+        self.parameters, self.decay, self.ramp = dict(parameters), decay, ramp
+        self.num_updates = 0
         self.averages = {name: value.detach().clone() for name, value in parameters.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the current parameters into the average."""
         self.num_updates += 1
-        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        decay = self.decay
+        if self.ramp:
+            decay = min(decay, (1 + self.num_updates) / (10 + self.num_updates))
         torch._foreach_lerp_(
             list(self.averages.values()),
             [parameter.detach() for parameter in self.parameters.values()],

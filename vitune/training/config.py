@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vitune.errors import VituneError, nearest
+from vitune.preprocessing import PIXEL_STATS, Preprocessing
+
+DecayRule = Literal["vitune", "published"]
+HeadInit = Literal["zero", "linear", "trunc_normal", "kaiming_normal"]
 
 
 class TrainConfig(BaseModel):
@@ -31,8 +36,15 @@ class TrainConfig(BaseModel):
     epochs: int = Field(100, ge=1, description="passes over the training images")
     lr: float | None = Field(None, gt=0, description="peak learning rate; None: the method's")
     batch_size: int = Field(32, ge=1, description="images a step and process")
-    weight_decay: float | None = Field(None, ge=0, description="AdamW's; None: the method's")
+    drop_last: bool = Field(False, description="leave out an epoch's last batch if it is not full")
+    optimiser: Literal["adamw", "sgd"] = Field("adamw", description="sgd needs --lr")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of --optimiser sgd")
+    weight_decay: float | None = Field(None, ge=0, description="None: the method's")
+    decay_rule: DecayRule = Field(
+        "vitune", description="which parameters decay: vitune's rule, or the method's authors'"
+    )
     warmup_epochs: float | None = Field(None, ge=0, description="None: a tenth, 10 at most")
+    warmup_lr: float = Field(1e-7, ge=0, description="learning rate at the first step")
     min_lr: float = Field(1e-8, ge=0, description="learning rate at the end of the cosine")
     accumulation_steps: int = Field(1, ge=1, description="batches an optimiser step")
     clip_grad: float | None = Field(None, gt=0, description="gradient norm is clipped to this")
@@ -41,10 +53,28 @@ class TrainConfig(BaseModel):
     mixup: float = Field(0.0, ge=0, description="alpha of mixup; 0 is off")
     cutmix: float = Field(0.0, ge=0, description="alpha of cutmix; 0 is off")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the backbone")
-    augment: str = Field("none", description="none, flip, crop_flip, ...")
+    random_erasing: float = Field(0.0, ge=0, le=1, description="share of images with a noise box")
+    augment: str = Field(
+        "none", description="none, flip, crop_flip, fgvc, strong, window or resized_crop"
+    )
     ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights a step")
+    ema_ramp: bool = Field(True, description="averages start with a smaller decay")
+    head_init: HeadInit = Field("zero", description="how the new classifier starts")
     objective: str = Field("cross_entropy", description="training loss")
     objective_args: dict[str, Any] = Field(default_factory=dict, description="of the objective")
+
+    crop_mode: Literal["squash", "center"] | None = Field(
+        None, description="squash to the input size, or keep the aspect; None: as the checkpoint"
+    )
+    crop_pct: float | None = Field(
+        None, gt=0, le=1, description="part of the resized image that is kept; None: same"
+    )
+    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] | None = Field(
+        None, description="filter of the resize; None: same"
+    )
+    pixel_stats: Literal["half", "imagenet"] | None = Field(
+        None, description="mean and std, 0.5 each or ImageNet's; None: same"
+    )
 
     select: Literal["last", "best"] = Field("last", description="epoch that is reported and saved")
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without gain")
@@ -75,6 +105,18 @@ class TrainConfig(BaseModel):
         """Warm-up in epochs: as given, else a tenth of the epochs and at most 10."""
         return min(10.0, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
 
+    def prepared(self, preprocessing: Preprocessing) -> Preprocessing:
+        """A checkpoint's own preprocessing with what these settings say otherwise."""
+        given = {
+            "crop_mode": self.crop_mode,
+            "crop_pct": self.crop_pct,
+            "interpolation": self.interpolation,
+        }
+        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        if self.pixel_stats is not None:
+            changes["mean"], changes["std"] = PIXEL_STATS[self.pixel_stats]
+        return replace(preprocessing, **changes)
+
     def to_yaml(self) -> str:
         """The settings as YAML, each on its line."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -89,7 +131,7 @@ class TrainConfig(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise VituneError(_explain(error, cls)) from None
+            raise VituneError(explain(error, cls)) from None
 
     @classmethod
     def read(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
@@ -121,7 +163,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """One line for all that pydantic found wrong."""
     parts = []
     for problem in error.errors():

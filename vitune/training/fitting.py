@@ -24,7 +24,7 @@ from vitune.adapters import (
     installed_versions,
     save_adapter,
 )
-from vitune.backbones import Backbone, load_backbone
+from vitune.backbones import Backbone, load_backbone, start_heads
 from vitune.counts import ParameterCounts, count_parameters, trained_parts
 from vitune.data import HeldOut, Splits, augmentation, load_splits, open_source
 from vitune.errors import DataError, VituneError, nearest
@@ -149,6 +149,14 @@ def _sealed(splits: Splits) -> Splits:
     return splits
 
 
+def _require_rate(config: TrainConfig) -> None:
+    if config.optimiser == "sgd" and config.lr is None:
+        raise VituneError(
+            "--optimiser: got 'sgd' without a rate, expected --lr beside it: the methods' own "
+            "rates are AdamW's."
+        )
+
+
 def _require_batch(config: TrainConfig, num_images: int) -> None:
     if config.batch_size > num_images:
         raise DataError(
@@ -165,6 +173,7 @@ def _fit(
     given: Splits | None,
 ) -> Trained:
     method = get_method(config.method)
+    _require_rate(config)
     classes = open_source(config.data).classes if given is None else given.classes
     torch.manual_seed(config.seed)
     backbone = load_backbone(
@@ -173,6 +182,9 @@ def _fit(
         drop_path=config.drop_path,
         **backbone_arguments(config),
     )
+    backbone = replace(backbone, preprocessing=config.prepared(backbone.preprocessing))
+    if config.head_init != "zero":
+        start_heads(backbone.model, config.head_init)
     if config.checkpointing:
         _checkpoint_activations(backbone)
     with process.main_process_first():

@@ -19,20 +19,11 @@ import yaml
 from accelerate import Accelerator
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from timm.data import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitune.backbones import logits_of
-from vitune.data import (
-    CachedImages,
-    EpochSampler,
-    Split,
-    augmentation,
-    batches,
-    normalise,
-    seeded_generator,
-)
+from vitune.data import CachedImages, EpochSampler, Split, batches, normalise
 from vitune.errors import TrainingError
 from vitune.methods import MethodLayer, method_penalty, noise_plan
 from vitune.objectives import Objective, Step, new_objective
@@ -46,6 +37,7 @@ from vitune.training.checkpoint import (
     save_checkpoint,
 )
 from vitune.training.config import TrainConfig
+from vitune.training.inputs import TrainingInputs
 from vitune.training.lean import class_tail, lean_training
 from vitune.training.observer import Observer
 from vitune.training.optimiser import new_optimiser, new_schedule
@@ -98,14 +90,24 @@ class Loop:
         self.best: dict[str, Tensor] = {}
         self.model = model.to(accelerator.device)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.averager = Averager(self.parameters, config.ema) if config.ema else None
-        self.augment = augmentation(config.augment, preprocessing.image_size)
-        self.mixup = self._new_mixup(len(train.classes))
+        self.averager = None
+        if config.ema:
+            self.averager = Averager(self.parameters, config.ema, ramp=config.ema_ramp)
+        self.inputs = TrainingInputs(train, preprocessing, config, accelerator)
         self.objective = self._new_objective()
         self.tail = class_tail(model) if config.lean else ()
         self.sampler = EpochSampler(len(train), seed=config.seed)
-        loader = batches(train, config.batch_size, sampler=self.sampler)
-        optimiser = new_optimiser(model, recipe.lr, recipe.weight_decay)
+        loader = batches(
+            train, config.batch_size, sampler=self.sampler, drop_last=config.drop_last
+        )
+        optimiser = new_optimiser(
+            model,
+            recipe.lr,
+            recipe.weight_decay,
+            kind=config.optimiser,
+            momentum=config.momentum,
+            decay_rule=config.decay_rule,
+        )
         self.raw_optimiser = optimiser
         self.wrapped, self.optimiser, self.loader = accelerator.prepare(model, optimiser, loader)
         self.steps_per_epoch = math.ceil(len(self.loader) / config.accumulation_steps)
@@ -114,6 +116,7 @@ class Loop:
             num_steps=self.steps_per_epoch * config.epochs,
             warmup_steps=round(self.steps_per_epoch * config.resolved_warmup_epochs),
             min_lr=config.min_lr,
+            warmup_lr=config.warmup_lr,
         )
 
     def run(self) -> None:
@@ -143,6 +146,10 @@ class Loop:
         """Validation accuracy of that epoch; None without a validation split."""
         is_best = self.reported_epoch == self.progress.best_epoch
         return self.progress.best_accuracy if is_best else self.progress.val_accuracy
+
+    def scored_weights(self) -> AbstractContextManager[None]:
+        """Within: the model carries the weights that are scored, the averages where there are."""
+        return self.averager.applied() if self.averager else nullcontext()
 
     def evaluate(self, split: Split) -> tuple[float, float]:
         """(mean cross-entropy, accuracy) on `split`, every process taking its share."""
@@ -178,7 +185,7 @@ class Loop:
         self.progress.epoch = epoch + 1
         val_loss = val_accuracy = None
         if self.val is not None:
-            with self.averager.applied() if self.averager else nullcontext():
+            with self.scored_weights():
                 val_loss, val_accuracy = self.evaluate(self.val)
                 self._keep_best(val_accuracy)
         self.progress.val_accuracy = val_accuracy
@@ -201,7 +208,7 @@ class Loop:
         """Forward, backward and, when enough batches are in, the update; returns the loss."""
         self.schedule.step_update(self.progress.step)
         with self.accelerator.accumulate(self.wrapped), self._lean_step():
-            images, targets = self._training_batch(batch, index, epoch)
+            images, targets = self.inputs(batch, index, epoch)
             with self.accelerator.autocast():
                 losses = self.objective(self.wrapped, images, targets, self._circumstances(batch))
             loss = torch.stack([part.float() for part in losses.values()]).sum()
@@ -254,22 +261,6 @@ class Loop:
         objective.prepare(noise_plan(self.model) if objective.needs_noise_plan else None)
         return objective
 
-    def _training_batch(
-        self, batch: dict[str, Tensor], index: int, epoch: int
-    ) -> tuple[Tensor, Tensor]:
-        images = batch["images"].to(self.accelerator.device, non_blocking=True)  # (b, 3, h, w)
-        labels = batch["labels"].to(self.accelerator.device)
-        rank = self.accelerator.process_index
-        images = self.augment(images, seeded_generator(self.config.seed, epoch, index, rank))
-        images = normalise(images, self.preprocessing, device=images.device)
-        if self.mixup is not None:
-            if len(images) % 2 == 0:
-                return self.mixup(images, labels)
-            classes = self.mixup.num_classes
-            smooth = self.config.label_smoothing
-            return images, F.one_hot(labels, classes) * (1 - smooth) + smooth / classes
-        return images, labels
-
     def _inputs(self, images: Tensor) -> Tensor:
         return normalise(images, self.preprocessing, device=self.accelerator.device)
 
@@ -283,16 +274,6 @@ class Loop:
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-
-    def _new_mixup(self, num_classes: int) -> Mixup | None:
-        if not (self.config.mixup or self.config.cutmix):
-            return None
-        return Mixup(
-            mixup_alpha=self.config.mixup,
-            cutmix_alpha=self.config.cutmix,
-            label_smoothing=self.config.label_smoothing,
-            num_classes=num_classes,
-        )
 
     def _seed(self, epoch: int) -> None:
         """All random streams of an epoch are a function of (seed, epoch, process): resumable."""

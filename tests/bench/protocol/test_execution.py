@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -14,14 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import nn
 
 from vitune.bench.as_published import (
-    LaggingSchedule,
     PublishedRecipe,
-    WarmRestarts,
     add_element_dropout,
-    check_recipe,
+    renormalise_drop_path,
 )
 from vitune.bench.cells import CellResult
 from vitune.bench.comparing import compare, comparison_study
@@ -29,6 +29,8 @@ from vitune.bench.execution import InProcess, Processes
 from vitune.bench.on_ray import OnRay
 from vitune.bench.planning import estimate, total_hours
 from vitune.bench.protocol import Planner, Watcher, choose, run_study
+from vitune.bench.recipe import OfficialRecipe
+from vitune.bench.running import run_cell
 from vitune.bench.study import Study
 from vitune.bench.workbench import Workbench
 from vitune.errors import VituneError
@@ -37,43 +39,113 @@ from vitune.training.fitting import fit
 Make = Callable[..., Study]
 
 
-class Rates:
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-
-    def step_update(self, step: int) -> None:
-        self.steps.append(step)
-
-
-def test_the_rate_lags_an_epoch_and_stands_still_within_one() -> None:
-    rates = Rates()
-    lagging = LaggingSchedule(rates, steps_per_epoch=3)
-    for step in range(9):
-        lagging.step_update(step)
-    assert rates.steps == [0, 0, 0, 0, 0, 0, 3, 3, 3]
-
-
-def rates_by_epoch(study: Study, recipe: dict[str, Any], epochs: int, bench: Workbench) -> Any:
-    """The learning rate of the last step of each epoch of a run under a recipe."""
+def rates_by_step(study: Study, recipe: dict[str, Any], epochs: int, bench: Workbench) -> Any:
+    """The learning rate of every step of a run under a recipe."""
     rates: list[float] = []
 
     class Rates(PublishedRecipe):
-        def epoch_ended(self, row: dict[str, Any]) -> None:
-            rates.append(row["lr"])
+        def stepped(self, step: int, loss: float, num_images: int) -> None:
+            rates.append(self.loop.raw_optimiser.param_groups[0]["lr"])
 
     config = study.config(study.variants[0], study.tasks[0], {}, seed=0, refit=True)
     splits = bench.task(config, 0).refit
     test = bench.open_test(config, splits.classes)
-    fit(config.model_copy(update={"epochs": epochs}), splits=splits, observer=Rates(test, **recipe))
+    observer = Rates.make(recipe, test)
+    fit(config.model_copy(update={"epochs": epochs}), splits=splits, observer=observer)
     return rates
+
+
+def test_a_run_steps_with_the_rates_of_its_recipe(tiny_study: Make, bench: Workbench) -> None:
+    """24 images in batches of 8 are three steps an epoch; tests/bench/presets has whole runs."""
+    settings = {"batch_size": 8, "lr": 0.5, "warmup_epochs": 2, "min_lr": 0.01}
+    recipe = {"rate_per": "epoch", "lag_epochs": 1, "cosine_from": "start", "cooldown_epochs": 2}
+    rates = rates_by_step(tiny_study(settings=settings), recipe, 6, bench)
+    cosine = [0.01 + 0.245 * (1 + math.cos(math.pi * epoch / 4)) for epoch in (2, 3)]
+    by_epoch = [1e-7, 1e-7, (1e-7 + 0.5) / 2, *cosine, 0.01]
+    assert rates == pytest.approx([rate for rate in by_epoch for _ in range(3)])
 
 
 def test_cooldown_follows_the_whole_cosine(tiny_study: Make, bench: Workbench) -> None:
     study = tiny_study(settings={"batch_size": 8, "lr": 0.5, "warmup_epochs": 1, "min_lr": 1e-6})
-    recipe = {"schedule_lag": False, "cooldown_epochs": 2}
-    rates = rates_by_epoch(study, recipe, 6, bench)
+    rates = rates_by_step(study, {"cooldown_epochs": 2}, 6, bench)[2::3]
     assert rates[4:] == [1e-6, 1e-6] and rates[3] > 1e-2
     assert max(rates) == pytest.approx(0.5, rel=0.15)
+
+
+def test_the_averages_are_scored_and_left_in_the_network(
+    tiny_study: Make, bench: Workbench
+) -> None:
+    """The test accuracy of an epoch is that of the averaged weights, whose decay is constant."""
+    settings = {"batch_size": 8, "lr": 1.0, "ema": 0.9, "ema_ramp": False, "warmup_epochs": 0}
+    study = tiny_study(settings=settings, epochs=2)
+    config = study.config(study.variants[0], study.tasks[0], {}, seed=0, refit=True)
+    splits = bench.task(config, 0).refit
+    test = bench.open_test(config, splits.classes)
+    averages: dict[str, torch.Tensor] = {}
+    by_hand: list[float] = []
+
+    class Watch(PublishedRecipe):
+        def started(self, loop: Any) -> None:
+            super().started(loop)
+            averages.update({n: p.detach().clone() for n, p in loop.parameters.items()})
+
+        def stepped(self, step: int, loss: float, num_images: int) -> None:
+            for name, parameter in self.loop.parameters.items():
+                averages[name] = 0.9 * averages[name] + 0.1 * parameter.detach()
+
+        def epoch_ended(self, row: dict[str, Any]) -> None:
+            super().epoch_ended(row)
+            own = {name: p.detach().clone() for name, p in self.loop.parameters.items()}
+            with torch.no_grad():
+                for name, p in self.loop.parameters.items():
+                    p.copy_(averages[name])
+                by_hand.append(self.loop.evaluate(test)[0])
+                with self.loop.scored_weights():
+                    assert self.loop.evaluate(test)[0] == pytest.approx(by_hand[-1], abs=1e-5)
+                for name, p in self.loop.parameters.items():
+                    p.copy_(own[name])
+
+    trained = fit(config, splits=splits, observer=Watch.make({}, test))
+    head = {n: p for n, p in trained.model.named_parameters() if p.requires_grad}
+    assert len(by_hand) == 2 and by_hand[0] != by_hand[1]
+    for name, parameter in head.items():
+        torch.testing.assert_close(parameter.detach(), averages[name], atol=1e-6, rtol=1e-5)
+
+
+def test_the_test_split_is_scored_as_often_as_the_script_does(
+    tiny_study: Make, bench: Workbench
+) -> None:
+    study = tiny_study(epochs=5)
+    config = study.config(study.variants[0], study.tasks[0], {}, seed=0, refit=True)
+    splits = bench.task(config, 0).refit
+    observer = PublishedRecipe.make({"score_every": 2}, bench.open_test(config, splits.classes))
+    fit(config, splits=splits, observer=observer)
+    seen = observer.outcome()
+    assert seen["scored_epochs"] == [2, 4, 5] and len(seen["test_by_epoch"]) == 3
+    assert seen["test_last"] == seen["test_by_epoch"][-1]
+
+
+@pytest.mark.parametrize(
+    ("skip", "best", "epoch"), [(0, 0.9, 1), (1, 0.8, 3), (3, 0.7, 4), (9, 0.7, 4)]
+)
+def test_the_maximum_leaves_out_what_the_script_does(skip: int, best: float, epoch: int) -> None:
+    observer = PublishedRecipe.make({"skip_epochs": skip}, None)  # type: ignore[arg-type]
+    observer.test_accuracies.update({1: 0.9, 2: 0.5, 3: 0.8, 4: 0.7})
+    seen = observer.outcome()
+    assert (seen["test_max"], seen["best_epoch"], seen["test_last"]) == (best, epoch, 0.7)
+
+
+def test_as_published_may_train_on_train_alone(tiny_study: Make, bench: Workbench) -> None:
+    for recipe, images in (({}, 24), ({"train_on": "train"}, 16)):
+        variants = [{"label": "a", "method": "linear", "recipe": recipe}]
+        study = tiny_study(variants=variants, protocol="as-published")
+        choice = choose(study, study.variants[0], study.tasks[0], [])
+        assert choice is not None
+        (cell,) = Planner(study, bench).final_cells(study.variants[0], study.tasks[0], choice)
+        result = run_cell(cell, bench)
+        assert result.status == "done", result.error
+        assert result.sizes["train"] == images and result.scored_on == "test"
+        assert result.published is not None and result.published["scored_epochs"] == [1]
 
 
 def test_cooldown_lengthens_the_as_published_run_alone(tiny_study: Make, bench: Workbench) -> None:
@@ -85,20 +157,6 @@ def test_cooldown_lengthens_the_as_published_run_alone(tiny_study: Make, bench: 
         assert choice is not None
         (cell,) = planner.final_cells(study.variants[0], study.tasks[0], choice)
         assert cell.config.epochs == epochs
-
-
-def test_warm_restarts_of_the_official_script_end_at_54_percent() -> None:
-    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    optimiser.param_groups[0]["initial_lr"] = 2.0
-    lagging = LaggingSchedule(WarmRestarts(optimiser, 3, 10, 2), steps_per_epoch=3)
-    rates = []
-    for step in range(3 * 110):
-        lagging.step_update(step)
-        rates.append(optimiser.param_groups[0]["lr"])
-    by_epoch = rates[::3]
-    assert rates == [rate for rate in by_epoch for _ in range(3)]
-    assert [n for n, rate in enumerate(by_epoch) if rate == 2.0] == [0, 1, 11, 31, 71]
-    assert by_epoch[-1] / 2 == pytest.approx(0.54, abs=0.005)
 
 
 def test_element_dropout_rises_over_the_blocks() -> None:
@@ -119,18 +177,31 @@ def test_element_dropout_rises_over_the_blocks() -> None:
         add_element_dropout(nn.Linear(2, 2), 0.1)
 
 
+def test_a_renormalised_mask_has_mean_one_in_every_batch() -> None:
+    model = nn.Sequential(nn.Sequential(DropPath(0.5), nn.Identity()), DropPath(0.0))
+    renormalise_drop_path(model)
+    x = torch.ones(64, 3, 2)
+    y = model.train()(x)
+    kept = (y[:, 0, 0] > 0).float()
+    assert 10 < kept.sum() < 54
+    torch.testing.assert_close(y, (kept / kept.mean()).view(-1, 1, 1).expand_as(y))
+    assert y.mean().item() == pytest.approx(1.0)
+    assert torch.equal(model.eval()(x), x)
+
+
 @pytest.mark.parametrize(
     ("recipe", "match"),
     [
-        ({"element_drop": 0.1}, "got 'element_drop'.*Did you mean element_dropout"),
+        ({"element_drop": 0.1}, "element_drop: unknown option. Did you mean element_dropout"),
         ({"element_dropout": 1.0}, "element_dropout: got 1.0"),
-        ({"skip_epochs": True}, "skip_epochs: got True.*0 or more"),
-        ({"restart_factor": 0}, "restart_factor: got 0.*1 or more"),
+        ({"skip_epochs": True}, "skip_epochs: got True"),
+        ({"restart_factor": 0}, "restart_factor: got 0"),
+        ({"rate_per": "batch"}, "rate_per: got 'batch'"),
     ],
 )
 def test_odd_recipes(recipe: dict[str, Any], match: str) -> None:
-    with pytest.raises(VituneError, match=match):
-        check_recipe(recipe)
+    with pytest.raises(VituneError, match=f"recipe: {match}"):
+        OfficialRecipe.make(recipe)
 
 
 def test_an_estimate_measures_without_opening_the_test_split(

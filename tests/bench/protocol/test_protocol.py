@@ -180,7 +180,7 @@ def test_the_address_knows_what_decides_a_result(tiny_study: Make, bench: Workbe
         {"identity": "other"},
         {"stage": "select"},
         {"scored_on": "val"},
-        {"recipe": {"schedule_lag": True}},
+        {"recipe": {"rate_per": "epoch"}},
         {"retention": True},
     ):
         assert Cell(**{**base, **change}).address != cell.address

@@ -47,6 +47,25 @@ def test_every_preset_the_page_names_exists_and_starts(
             assert cells == len(study.tasks) * (settings + 3)
 
 
+def commands() -> list[str]:
+    """Every vitune command in the page's blocks, lines joined and comments left out."""
+    blocks = "\n".join(re.findall(r"^```\w*\n(.*?)^```", PAGE.read_text(), re.S | re.M))
+    lines = blocks.replace("\\\n", " ").splitlines()
+    found = [line.partition("#")[0] for line in lines if line.startswith("vitune ")]
+    return [" ".join(line.split()) for line in found]
+
+
+def test_there_are_commands() -> None:
+    assert len(commands()) >= 12
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())))
+def test_every_command_on_the_page_has_options_that_exist(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command.split()[1:], "--help"]) == 0, capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words", [["--methods", "lora"], ["--lrs", "0.1"], ["--search", "tpe"], ["--defaults"]]
 )

@@ -94,3 +94,11 @@ def test_a_study_survives_yaml(tiny_study: Make, tmp_path: Any) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(study.model_dump(mode="json")))
     assert Study.read(path) == study
+
+
+def test_sgd_is_refused_at_the_rates_of_adamw(tiny_study: Make) -> None:
+    with pytest.raises(VituneError, match="got optimiser 'sgd' without lr for 'linear'"):
+        tiny_study(settings={"optimiser": "sgd"})
+    study = tiny_study(settings={"optimiser": "sgd"}, grid=[{"lr": 0.5}, {"lr": 5.0}])
+    config = study.config(study.variants[0], study.tasks[0], study.grid[1], seed=0, refit=True)
+    assert (config.optimiser, config.lr) == ("sgd", 5.0)
