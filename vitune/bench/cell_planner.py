@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from vitune.bench.cells import Cell, CellResult, Status
-from vitune.bench.searching import Choice, needs_selection, num_selection_cells
+from vitune.bench.choosing import Choice, needs_selection, num_selection_cells
 from vitune.bench.study import Setting, Study, Task, Variant
 from vitune.bench.workbench import Workbench
 from vitune.data import open_source

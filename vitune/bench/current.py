@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vitune.bench.cells import CellResult
+from vitune.bench.file_hashes import combined, hashes_of_files, hashes_of_source
 from vitune.bench.study import Study
-from vitune.bench.workbench import combined, hashes_of_files, hashes_of_source
 from vitune.data import open_source
 from vitune.errors import VituneError
 

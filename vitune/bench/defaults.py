@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vitune.bench.cells import CellResult
+from vitune.bench.choosing import Choice
 from vitune.bench.journal import read_choices, read_study
-from vitune.bench.searching import Choice
 from vitune.bench.study import Study, Variant
 from vitune.bench.table import make_table
 from vitune.errors import VituneError

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vitune.bench.cells import Cell, CellResult
-from vitune.bench.searching import Choice
+from vitune.bench.choosing import Choice
 from vitune.bench.store import Store
 from vitune.bench.study import Study, Task, Variant
 from vitune.errors import VituneError

@@ -15,15 +15,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vitune.bench.cell_planner import Planner
 from vitune.bench.cells import Cell, CellResult
-from vitune.bench.searching import Choice, best_of
+from vitune.bench.choosing import Choice, best_of
 from vitune.bench.study import Range, Search, Task, Variant, is_whole
 from vitune.errors import VituneError
-
-if TYPE_CHECKING:
-    from vitune.bench.cell_planner import Planner
 
 LOG = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitune.bench.choosing import needs_selection
 from vitune.bench.formats import as_grid, label_of, split_text
 from vitune.bench.protocol import Choice
 from vitune.bench.rank_diagram import rank_diagram
-from vitune.bench.searching import needs_selection
 from vitune.bench.shots_chart import shots_chart
 from vitune.bench.study import Study
 from vitune.bench.sureness import explanation, interval_text, p_text, verdict

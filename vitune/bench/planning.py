@@ -10,8 +10,8 @@ from statistics import median
 from typing import Any
 
 from vitune.bench.cell_planner import Planner
+from vitune.bench.choosing import needs_selection, num_selection_cells
 from vitune.bench.running import image_logits
-from vitune.bench.searching import needs_selection, num_selection_cells
 from vitune.bench.study import Study, Task, Variant
 from vitune.bench.workbench import TaskData, Workbench
 from vitune.data import Split, Splits, open_source

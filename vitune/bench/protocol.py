@@ -16,6 +16,8 @@ from typing import TypeVar
 
 from vitune.bench.cell_planner import Planner as Planner
 from vitune.bench.cells import Cell, CellResult, Status
+from vitune.bench.choosing import Choice as Choice
+from vitune.bench.choosing import choose as choose
 from vitune.bench.execution import Executor, InProcess
 from vitune.bench.journal import Journal
 from vitune.bench.journal import read_choices as read_choices
@@ -24,9 +26,7 @@ from vitune.bench.journal import read_remarks as read_remarks
 from vitune.bench.journal import read_results as read_results
 from vitune.bench.journal import read_study as read_study
 from vitune.bench.journal import read_unfinished as read_unfinished
-from vitune.bench.searching import Choice as Choice
 from vitune.bench.searching import Searcher, new_searcher
-from vitune.bench.searching import choose as choose
 from vitune.bench.store import Store
 from vitune.bench.study import Study, Task, Variant
 from vitune.errors import DataError, VituneError

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitune.adapters import AdapterCard, installed_versions
+from vitune.adapters import AdapterCard
 from vitune.analysis import measure_retention
 from vitune.bench.as_published import PublishedRecipe
 from vitune.bench.cells import Cell, CellResult, Scores, blank_result
@@ -23,6 +23,7 @@ from vitune.bench.store import Store
 from vitune.bench.verifying import planned_data, planned_test, require_planned_weights
 from vitune.bench.workbench import Workbench
 from vitune.data import Split, Splits, normalise
+from vitune.environment import Environment
 from vitune.errors import DataError, TrainingError, VituneError
 from vitune.inference import LoadedRun
 from vitune.training import Observer, TrainConfig
@@ -71,7 +72,14 @@ def is_outdated(found: CellResult) -> bool:
     """Whether other versions or another kind of device than this process has made it."""
     on_gpu = torch.cuda.is_available() and found.config.get("device") != "cpu"
     device = torch.cuda.get_device_name() if on_gpu else "cpu"
-    return found.versions != installed_versions() or found.device_kind not in (None, device)
+    return found.versions != versions_here() or found.device_kind not in (None, device)
+
+
+def versions_here() -> dict[str, str]:
+    """Versions of vitune and the libraries, and the commit of vitune where it is known."""
+    here = Environment.here()
+    commit = {} if here.commit is None else {"vitune-source": here.commit[:12] + here.commit[40:]}
+    return {**here.packages, **commit}
 
 
 def run_cell(
@@ -93,7 +101,7 @@ def run_cell(
 def _ended(cell: Cell, status: Any, error: BaseException) -> CellResult:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     return blank_result(
-        cell, status, error=reason, versions=installed_versions(), finished=_now()
+        cell, status, error=reason, versions=versions_here(), finished=_now()
     )
 
 
@@ -130,7 +138,7 @@ def _run(cell: Cell, bench: Workbench, out: Path | None, train: Train) -> CellRe
         },
         device=summary["device"],
         precision=summary["precision"],
-        versions=summary["versions"],
+        versions=versions_here(),
         weight_files={
             path.name: value for path, value in bench.facts(cell.config).files.items()
         },

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vitune.bench.cells import Cell
-from vitune.bench.workbench import TaskData, Workbench, hash_of, hashes_of_files
+from vitune.bench.file_hashes import hash_of, hashes_of_files
+from vitune.bench.workbench import TaskData, Workbench
 from vitune.data import Split, Splits
 from vitune.errors import BackboneError, DataError
 

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-from vitune.backbones import find_sites, fingerprint, identity, load_backbone, local_files
+from vitune.backbones import find_sites, fingerprint, identity, load_backbone
+from vitune.bench.file_hashes import (
+    combined,
+    hash_of,
+    hashes_of_files,
+    hashes_of_source,
+    hashes_of_training,
+)
 from vitune.data import (
     Decoding,
     ImageList,
-    Record,
     Split,
     Splits,
     augmentation,
     check_splits,
-    content_hashes,
     load_labelled,
     load_splits,
     open_source,
     present,
-    record_digests,
     require_readable,
 )
 from vitune.errors import DataError, VituneError
@@ -111,11 +110,11 @@ class TaskData:
 
     @cached_property
     def _of_refit(self) -> dict[str, str]:
-        return _hashes_of(self.refit)
+        return hashes_of_training(self.refit)
 
     @cached_property
     def _of_selection(self) -> dict[str, str]:
-        return _hashes_of(self.selection)
+        return hashes_of_training(self.selection)
 
 
 class Workbench:
@@ -233,64 +232,12 @@ class Workbench:
         return _kept(self._tests, _data_key(config, prepared), load)
 
 
-def hashes_of_files(backbone: str, checkpoint: str | None) -> dict[Path, str]:
-    """Content hash by path of the local files that a backbone is read from."""
-    files = local_files(backbone, checkpoint)
-    return dict(zip(files, content_hashes(files), strict=True))
-
-
-def hashes_of_source(listed: ImageList) -> dict[str, str]:
-    """`ordered_hash` of every split of a source; files are hashed, no pixel is decoded.
-
-    A file that is missing counts as missing.
-    """
-    return {
-        name: ordered_hash(_digests(records), [record.label for record in records], listed.classes)
-        for name, records in listed.splits.items()
-    }
-
-
 def _listing(spec: str) -> dict[str, str]:
     """The hashes of a source that may be gone by now."""
     try:
         return hashes_of_source(open_source(spec))
     except (DataError, OSError):
         return {}
-
-
-def combined(by_split: Mapping[str, str]) -> str:
-    """One hash for all splits of a source."""
-    lines = [f"{name} {value}" for name, value in sorted(by_split.items())]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def ordered_hash(
-    digests: Iterable[str], labels: Iterable[int] | npt.NDArray[np.int64], classes: Sequence[str]
-) -> str:
-    """sha256 over the classes and every picture's digest and label, in order.
-
-    The order counts: it decides which images make up a batch, and scores are stored by place.
-    """
-    pictures = (f"{digest} {label}" for digest, label in zip(digests, labels, strict=True))
-    return hashlib.sha256(os.fsencode("\n".join([*classes, *pictures]))).hexdigest()
-
-
-def hash_of(split: Split) -> str:
-    """`ordered_hash` of a decoded split: of the very bytes its pixels came from."""
-    assert split.digests is not None
-    digests = [digest.tobytes().hex() for digest in split.digests]
-    return ordered_hash(digests, split.labels.tolist(), split.classes)
-
-
-def _hashes_of(splits: Splits) -> dict[str, str]:
-    present = {"train": splits.train, "val": splits.val}
-    return {name: hash_of(split) for name, split in present.items() if split is not None}
-
-
-def _digests(records: Sequence[Record]) -> list[str]:
-    there = [record for record in records if record.exists]
-    found = iter(record_digests(there))
-    return [next(found) if record.exists else "missing" for record in records]
 
 
 def _data_key(config: TrainConfig, prepared: Preprocessing) -> tuple[str, ...]:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vitune.data.content import content_hash
-from vitune.data.records import Drawing, ImageList, Record
+from vitune.data.content import content_hashes
+from vitune.data.records import ImageList, Record
 from vitune.errors import DataError
 
 DISJOINT = (("train", "val"), ("train", "test"), ("trainval", "test"), ("val", "test"))
@@ -138,22 +138,28 @@ def _content_keys(splits: Mapping[str, Sequence[Record]]) -> dict[str, tuple[byt
     every = {record.name: record.image for records in splits.values() for record in records}
     sizes = {name: image.stat().st_size for name, image in every.items() if isinstance(image, Path)}
     crowded = {size for size, count in Counter(sizes.values()).items() if count > 1}
+    read = [Path(name) for name, size in sizes.items() if size in crowded]
+    hashed = dict(zip(map(str, read), _digests(read), strict=True))
     keys = {
-        name: _digest(image)
-        if sizes.get(name) in crowded or name not in sizes
-        else os.fsencode(name)
+        name: hashed.get(name, os.fsencode(name))
+        if isinstance(image, Path)
+        else hashlib.sha256(image.content).digest()
         for name, image in every.items()
     }
     return {name: tuple(keys[r.name] for r in records) for name, records in splits.items()}
 
 
-def _digest(image: Path | Drawing) -> bytes:
-    if not isinstance(image, Path):
-        return hashlib.sha256(image.content).digest()
+def _digests(files: Sequence[Path]) -> list[bytes]:
+    """sha256 of every file; one that cannot be read is its own key.
+
+    Unreadable is for the decoder to report, and only if it is asked to read the file.
+    """
     try:
-        return bytes.fromhex(content_hash(image))
-    except DataError:  # unreadable is for the decoder to report, and only if it is asked to read it
-        return os.fsencode(image)
+        return [bytes.fromhex(digest) for digest in content_hashes(files)]
+    except DataError:
+        if len(files) == 1:
+            return [os.fsencode(files[0])]
+        return [_digests([file])[0] for file in files]
 
 
 def _shared(first: Iterable[bytes], second: Iterable[bytes]) -> list[bytes]:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from threading import Lock
 
@@ -55,15 +54,17 @@ def content_hashes(paths: Sequence[str | Path], *, num_workers: int | None = Non
         DataError: as `content_hash`, for the first file that cannot be read.
     """
     known = _known_hashes()
+    stamps = [_stamp(path) for path in paths]
+    found = ["" if stamp is None else known.hashes.get(stamp, "") for stamp in stamps]
+    unknown = [place for place, digest in enumerate(found) if not digest]
     workers = num_workers or min(8, os.cpu_count() or 1)
-    found: list[str] = []
     with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(paths), CHUNK):
-            outcomes = list(
-                pool.map(partial(_stamped_hash, known=known.hashes), paths[start : start + CHUNK])
-            )
+        for start in range(0, len(unknown), CHUNK):
+            places = unknown[start : start + CHUNK]
+            outcomes = list(pool.map(_stamped_hash, [paths[place] for place in places]))
             known.add({stamp: digest for stamp, digest in outcomes if stamp is not None})
-            found += [digest for _, digest in outcomes]
+            for place, (_, digest) in zip(places, outcomes, strict=True):
+                found[place] = digest
     return found
 
 
@@ -135,14 +136,19 @@ def _known_hashes() -> _KnownHashes:
         return _KNOWN[file]
 
 
-def _stamped_hash(path: str | Path, known: dict[Stamp, str]) -> tuple[Stamp | None, str]:
+def _stamp(path: str | Path) -> Stamp | None:
+    """The file's stamp; None where there is no such file, which reading it will report."""
+    try:
+        return stamp_of(os.stat(path))
+    except OSError:
+        return None
+
+
+def _stamped_hash(path: str | Path) -> tuple[Stamp | None, str]:
     """The hash, and the stamp to remember it by; None where the file may still be changing."""
     try:
         with Path(path).open("rb") as file:
             before = os.fstat(file.fileno())
-            digest = known.get(stamp_of(before))
-            if digest is not None:
-                return None, digest
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             after = os.fstat(file.fileno())
     except OSError as error:
@@ -150,9 +156,7 @@ def _stamped_hash(path: str | Path, known: dict[Stamp, str]) -> tuple[Stamp | No
             f"file {str(path)!r}: got {error.strerror!r}, expected one that can be read."
         ) from None
     settled = time.time() - after.st_ctime > SETTLED_SECONDS
-    if stamp_of(before) != stamp_of(after) or not settled:
-        return None, digest
-    return stamp_of(after), digest
+    return (stamp_of(after) if settled and stamp_of(before) == stamp_of(after) else None), digest
 
 
 def _line(stamp: Stamp, digest: str) -> bytes:

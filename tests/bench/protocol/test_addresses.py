@@ -322,8 +322,9 @@ def test_rerun_changed_runs_what_other_versions_ran(
     study = tiny_study(seeds=[0, 1])
     run_study(study, tmp_path, executor=InProcess(bench))
     assert run_study(study, tmp_path, executor=InProcess(bench), fresh=True).num_reused == 2
-    there = running.installed_versions()
-    monkeypatch.setattr(running, "installed_versions", lambda: {**there, "vitune": "9.9"})
+    there = running.versions_here()
+    assert {"vitune", "torch", "timm", "peft"} <= set(there)
+    monkeypatch.setattr(running, "versions_here", lambda: {**there, "vitune": "9.9"})
     assert run_study(study, tmp_path, executor=InProcess(bench)).num_reused == 2
     calls: list[str] = []
 
@@ -331,7 +332,7 @@ def test_rerun_changed_runs_what_other_versions_ran(
         calls.append(cell.address)
         return replace(
             Store(tmp_path).read(cell.address) or running.blank_result(cell, "done"),
-            versions=running.installed_versions(),
+            versions=running.versions_here(),
         )
 
     monkeypatch.setattr(running, "run_cell", told)
@@ -345,6 +346,6 @@ def test_scores_are_of_the_images_that_were_hashed(own_study: Study) -> None:
     bench = Workbench()
     (cell, _) = cells_of(own_study, bench)
     opened: Split = bench.open_test(cell.config, bench.task(cell.config, 0).refit.classes)
-    from vitune.bench.workbench import hash_of
+    from vitune.bench.file_hashes import hash_of
 
     assert hash_of(opened) == cell.split_hashes["test"]

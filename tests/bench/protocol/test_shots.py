@@ -200,3 +200,14 @@ def test_a_curve_is_a_mean_over_data_sets(result: Make) -> None:
     assert [tick.label for tick in chart.x_ticks] == ["1", "4"]
     assert shots_chart(make_table(results), {"a-1shot": 1}) is None
     assert shots_chart(make_table(results), {}) is None
+
+
+def test_a_dry_run_of_one_shot_needs_no_image_to_hold_out(photos: Make, tmp_path: Path) -> None:
+    from vitune.bench.planning import estimate
+
+    root = photos("few", {"train": 4, "test": 2})
+    study = suite_study(str(root), ["linear"], tmp_path, shots=[1, 2], tune=False, epochs=1,
+                        seeds=1, settings={"batch_size": 2}, retention=False)  # fmt: skip
+    found = estimate(study)
+    assert [row.task for row in found] == ["few-1shot", "few-2shot"]
+    assert [row.num_cells for row in found] == [1, 1] and found[0].hours < found[1].hours
