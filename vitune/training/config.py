@@ -67,13 +67,13 @@ class TrainConfig(BaseModel):
         None, description="squash to the input size, or keep the aspect; None: as the checkpoint"
     )
     crop_pct: float | None = Field(
-        None, gt=0, le=1, description="part of the resized image that is kept; None: same"
+        None, gt=0, le=1, description="part of the resized image kept; None: as the checkpoint"
     )
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] | None = Field(
-        None, description="filter of the resize; None: same"
+        None, description="filter of the resize; None: as the checkpoint"
     )
     pixel_stats: Literal["half", "imagenet"] | None = Field(
-        None, description="mean and std, 0.5 each or ImageNet's; None: same"
+        None, description="mean and std: 0.5 each, or ImageNet's; None: as the checkpoint"
     )
 
     select: Literal["last", "best"] = Field("last", description="epoch that is reported and saved")
