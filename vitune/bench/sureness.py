@@ -90,8 +90,8 @@ def explanation(differences: Sequence[Difference]) -> list[str]:
     told = [
         f"“{here.capitalize()}”: how the difference would come out with other draws of the "
         f"{_over(tested)}, on exactly {here}."
-        " Random-effects model of seeds crossed with images; variances are not pooled over methods"
-        " or tasks; t interval with Satterthwaite’s degrees of freedom."
+        " Random-effects model of the differences by seed and image; variances are not pooled over"
+        " methods or tasks; t interval with Satterthwaite’s degrees of freedom."
     ]
     if any("seeds" not in found.on_these.over for found in tested if found.on_these):
         told.append(
