@@ -173,6 +173,14 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_default_batch_is_all_images_where_they_are_fewer(tmp_path: Path) -> None:
+    few = TrainConfig.make({"data": "demo:digits?train=20", "epochs": 1})
+    trained = fit(few, out=tmp_path / "run")
+    assert trained.summary["num_train"] < few.batch_size == 32
+    written = TrainConfig.read(tmp_path / "run" / "config.yaml")
+    assert written.batch_size == trained.summary["num_train"]
+
+
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(VituneError, match="--device: got 'cuda', expected a GPU"):

@@ -9,8 +9,10 @@ from vitune.bench.cells import Cell, CellResult, Status
 from vitune.bench.choosing import Choice, needs_selection, num_selection_cells
 from vitune.bench.study import Setting, Study, Task, Variant
 from vitune.bench.workbench import Workbench
-from vitune.data import open_source
+from vitune.data import Splits, open_source
 from vitune.errors import DataError
+from vitune.training import TrainConfig
+from vitune.training.settling import with_fitting_batch
 
 
 class Planner:
@@ -132,6 +134,7 @@ class Planner:
         refit = scored_on == "test" and joined
         facts = self.bench.facts(config)
         epochs = config.epochs + recipe.get("cooldown_epochs", 0)
+        config = _with_usual_batch(config, data.divided(refit=refit))
         return Cell(
             stage=stage,
             label=variant.label,
@@ -152,3 +155,11 @@ class Planner:
             keep=study.keep if stage == "final" else (),
             fresh=self.fresh,
         )
+
+
+def _with_usual_batch(config: TrainConfig, splits: Splits) -> TrainConfig:
+    """The default batch fits few images; one that was asked for is the run's to refuse."""
+    if "batch_size" in config.model_fields_set:
+        return config
+    assert splits.train is not None
+    return with_fitting_batch(config, len(splits.train))

@@ -40,7 +40,9 @@ def run(
     backbone: str = typer.Option(None, "--backbone"),
     checkpoint: str = typer.Option(None, "--checkpoint", help="local weights for the backbone"),
     epochs: int = typer.Option(None, "--epochs"),
-    batch_size: int = typer.Option(None, "--batch-size", help="images a step"),
+    batch_size: int = typer.Option(
+        None, "--batch-size", help="images a step; default 32, or all where they are fewer"
+    ),
     lrs: str = typer.Option("", "--lrs", help="learning rates to choose from on validation"),
     search: str = typer.Option("", "--search", help="tpe or asha (Optuna), instead of a grid"),
     trials: int = typer.Option(16, "--trials", help="with --search: of each method and task"),

@@ -36,6 +36,7 @@ from vitune.training.config import TrainConfig
 from vitune.training.loop import Loop, Recipe
 from vitune.training.observer import Observer
 from vitune.training.precision import resolve_precision
+from vitune.training.settling import with_fitting_batch
 
 SETTLED_BY_RESUME = ("epochs",)
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -157,14 +158,6 @@ def _require_rate(config: TrainConfig) -> None:
         )
 
 
-def _require_batch(config: TrainConfig, num_images: int) -> None:
-    if config.batch_size > num_images:
-        raise DataError(
-            f"--batch-size: got {config.batch_size}, expected at most the {num_images} "
-            "training images."
-        )
-
-
 def _fit(
     config: TrainConfig,
     folder: RunFolder | None,
@@ -190,7 +183,7 @@ def _fit(
     with process.main_process_first():
         splits = prepare_data(config, backbone, observer) if given is None else _sealed(given)
     assert splits.train is not None
-    _require_batch(config, len(splits.train))
+    config = with_fitting_batch(config, len(splits.train))
     torch.manual_seed(config.seed)
     model = attach(backbone, config.method, config.method_args)
     counts = count_parameters(model)

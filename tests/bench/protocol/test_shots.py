@@ -119,6 +119,24 @@ def test_shots_without_validation_images_are_held_out_and_given_back(
         run_study(tuned, tmp_path / "c", executor=Invented())
 
 
+def test_a_default_batch_fits_each_draw_and_one_asked_for_is_refused_there_alone(
+    birds: Path, tmp_path: Path
+) -> None:
+    common: dict[str, Any] = {"shots": [1, 8], "tune": False, "epochs": 1, "seeds": 1,
+                              "retention": False}  # fmt: skip
+    study = suite_study(str(birds), ["linear"], tmp_path / "a", **common)
+    outcome = run_study(study, tmp_path / "a", executor=InProcess())
+    assert [result.error for result in outcome.results] == [None, None]
+    assert [result.config["batch_size"] for result in outcome.results] == [2, 16]
+    again = run_study(study, tmp_path / "a", executor=InProcess())
+    assert again.num_reused == 2
+    asked = suite_study(str(birds), ["linear"], tmp_path / "b", settings={"batch_size": 4},
+                        **common)  # fmt: skip
+    few, enough = run_study(asked, tmp_path / "b", executor=InProcess()).results
+    assert "--batch-size: got 4, expected at most the 2 training images" in (few.error or "")
+    assert enough.status == "done" and enough.config["batch_size"] == 4
+
+
 def test_the_few_shot_suite_takes_its_own_lists(tmp_path: Path) -> None:
     root = tmp_path / "fake"
     write_fake(root, "fewshot", side=16)
