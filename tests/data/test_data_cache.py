@@ -175,3 +175,23 @@ def test_memory_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Path, "read_text", absent)
     assert available_memory_mib() > 100
+
+
+def test_pixels_replaced_at_equal_size_and_date_are_decoded_anew(
+    tmp_path: Path, preprocessing: Preprocessing
+) -> None:
+    file = tmp_path / "a.bmp"  # uncompressed: every picture has the same number of bytes
+
+    def paint(value: int) -> None:
+        Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(file)
+
+    paint(10)
+    before = file.stat()
+    settings = CacheSettings(memory_budget_mib=0)
+    first = load_pictures([Record(file, 0)], Decoding(preprocessing), settings)
+    paint(20)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size == before.st_size
+    then = load_pictures([Record(file, 0)], Decoding(preprocessing), settings)
+    assert (first.images[0, 0, 0, 0], then.images[0, 0, 0, 0]) == (10, 20)
+    assert not np.array_equal(first.digests, then.digests)

@@ -4,9 +4,11 @@ from vitune.data.augment import PRESETS as PRESETS
 from vitune.data.augment import Augment as Augment
 from vitune.data.augment import augmentation as augmentation
 from vitune.data.cache import CacheSettings as CacheSettings
-from vitune.data.cache import default_cache_dir as default_cache_dir
 from vitune.data.checks import Findings as Findings
 from vitune.data.checks import check_splits as check_splits
+from vitune.data.content import content_hash as content_hash
+from vitune.data.content import content_hashes as content_hashes
+from vitune.data.content import default_cache_dir as default_cache_dir
 from vitune.data.decode import MAX_MEGAPIXELS as MAX_MEGAPIXELS
 from vitune.data.decode import Decoding as Decoding
 from vitune.data.decode import decode_image as decode_image

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 
+from vitune.data.content import default_cache_dir, stamp_of
 from vitune.data.decode import Decoding, decode_image, quiet_pillow
 from vitune.data.disk_array import lookup, new_array, store_index
 from vitune.data.records import Drawing, Pixels, Record
@@ -22,7 +23,7 @@ from vitune.errors import DataError
 
 Progress = Callable[[int, int], None]
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _MIB = 2**20
 
 
@@ -113,12 +114,6 @@ def load_pictures(
         if np.prod(shape, dtype=np.float64) <= settings.budget_mib * _MIB:
             return _into_memory(records, decoding, settings, shape)
         return _onto_disk(records, decoding, settings, shape, key)
-
-
-def default_cache_dir() -> Path:
-    """$VITUNE_CACHE, else ~/.cache/vitune."""
-    named = os.environ.get("VITUNE_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "vitune"
 
 
 def available_memory_mib() -> float:
@@ -240,7 +235,7 @@ def _outcome(image: Path | Drawing, decoding: Decoding) -> tuple[Pixels, bytes] 
 
 
 def _cache_key(records: Sequence[Record], decoding: Decoding) -> str:
-    """Changes with any file's path, size or time, with what decides pixels, and with Pillow."""
+    """Changes with any file's path or stamp, with what decides pixels, and with Pillow."""
     preprocessing = asdict(decoding.preprocessing)
     del preprocessing["mean"], preprocessing["std"]
     settings = [_FORMAT_VERSION, PIL.__version__, preprocessing, decoding.resize_to]
@@ -257,4 +252,4 @@ def _identity(record: Record) -> list[str | int]:
         status = record.image.stat()
     except OSError:
         return [record.name]
-    return [str(record.image.absolute()), status.st_size, status.st_mtime_ns]
+    return [str(record.image.absolute()), *stamp_of(status)]

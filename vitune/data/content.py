@@ -1,0 +1,164 @@
+"""What is in a file, as a hash: read once, then known by the file's identity on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from threading import Lock
+
+from vitune.errors import DataError
+
+FILE = "content-v1.txt"
+MAX_BYTES = 128 * 2**20
+"""The cache begins anew above this size: about a million files."""
+
+SETTLED_SECONDS = 2.0
+"""A file that changed less than this ago may change again without its times showing it."""
+
+CHUNK = 1024
+
+Stamp = tuple[int, int, int, int, int]
+
+_LINE = re.compile(rb"((?:\d+:){4}\d+) ([0-9a-f]{64}) ([0-9a-f]{8})")
+
+
+def content_hash(path: str | Path) -> str:
+    """64 hex digits: sha256 of the file's bytes.
+
+    The hash is kept in the user's cache folder under device, inode, size, and the times of the
+    last change of content and of status. The last cannot be set back, so a file whose bytes
+    were replaced at equal size and date is read again.
+
+    Args:
+        path: of a file; links are followed.
+
+    Raises:
+        DataError: no such file, or one that cannot be read.
+    """
+    return content_hashes([path])[0]
+
+
+def content_hashes(paths: Sequence[str | Path], *, num_workers: int | None = None) -> list[str]:
+    """`content_hash` of every file, in the order given; unknown ones are read in parallel.
+
+    Args:
+        num_workers: reading threads; None is the number of cores, 8 at most.
+
+    Raises:
+        DataError: as `content_hash`, for the first file that cannot be read.
+    """
+    known = _known_hashes()
+    workers = num_workers or min(8, os.cpu_count() or 1)
+    found: list[str] = []
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(paths), CHUNK):
+            outcomes = list(
+                pool.map(partial(_stamped_hash, known=known.hashes), paths[start : start + CHUNK])
+            )
+            known.add({stamp: digest for stamp, digest in outcomes if stamp is not None})
+            found += [digest for _, digest in outcomes]
+    return found
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """What tells two states of files apart without reading them."""
+    return (
+        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    )  # fmt: skip
+
+
+def default_cache_dir() -> Path:
+    """$VITUNE_CACHE, else ~/.cache/vitune."""
+    named = os.environ.get("VITUNE_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "vitune"
+
+
+class _KnownHashes:
+    """The cache file in memory: a line per file, only ever appended to.
+
+    Several processes append at once, each line in one write. A torn or damaged line fails its
+    check and is passed over; so is a cache folder that cannot be read or written.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.lock = file, Lock()
+        self.hashes: dict[Stamp, str] = dict(self._read())
+
+    def add(self, new: dict[Stamp, str]) -> None:
+        """Remember hashes, here and on disk."""
+        with self.lock:
+            fresh = {stamp: digest for stamp, digest in new.items() if stamp not in self.hashes}
+            self.hashes |= fresh
+        if fresh:
+            self._append(b"".join(_line(stamp, digest) for stamp, digest in fresh.items()))
+
+    def _read(self) -> Iterator[tuple[Stamp, str]]:
+        try:
+            if self.file.stat().st_size > MAX_BYTES:
+                self.file.unlink()
+            lines = self.file.read_bytes().splitlines()
+        except OSError:
+            return
+        for line in lines:
+            match = _LINE.fullmatch(line)
+            if match and _check(match[1], match[2]) == match[3]:
+                device, inode, size, modified, changed = map(int, match[1].split(b":"))
+                yield (device, inode, size, modified, changed), match[2].decode()
+
+    def _append(self, lines: bytes) -> None:
+        with suppress(OSError):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(handle, b"\n" + lines)  # a line torn by another writer ends here
+            finally:
+                os.close(handle)
+
+
+_KNOWN: dict[Path, _KnownHashes] = {}
+_OPENING = Lock()
+
+
+def _known_hashes() -> _KnownHashes:
+    """The cache of this process, read when it is first asked for."""
+    file = default_cache_dir() / FILE
+    with _OPENING:
+        if file not in _KNOWN:
+            _KNOWN[file] = _KnownHashes(file)
+        return _KNOWN[file]
+
+
+def _stamped_hash(path: str | Path, known: dict[Stamp, str]) -> tuple[Stamp | None, str]:
+    """The hash, and the stamp to remember it by; None where the file may still be changing."""
+    try:
+        with Path(path).open("rb") as file:
+            before = os.fstat(file.fileno())
+            digest = known.get(stamp_of(before))
+            if digest is not None:
+                return None, digest
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            after = os.fstat(file.fileno())
+    except OSError as error:
+        raise DataError(
+            f"file {str(path)!r}: got {error.strerror!r}, expected one that can be read."
+        ) from None
+    settled = time.time() - after.st_ctime > SETTLED_SECONDS
+    if stamp_of(before) != stamp_of(after) or not settled:
+        return None, digest
+    return stamp_of(after), digest
+
+
+def _line(stamp: Stamp, digest: str) -> bytes:
+    key, value = ":".join(map(str, stamp)).encode(), digest.encode()
+    return b"%b %b %b\n" % (key, value, _check(key, value))
+
+
+def _check(key: bytes, value: bytes) -> bytes:
+    return hashlib.sha256(key + b" " + value).hexdigest()[:8].encode()
