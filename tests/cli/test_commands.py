@@ -70,6 +70,7 @@ def test_a_run_holds_what_it_should(trained: Path) -> None:
     names = {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()}
     assert {
         "config.yaml",
+        "images.npz",
         "metrics.jsonl",
         "summary.json",
         "report.html",

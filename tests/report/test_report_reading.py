@@ -26,7 +26,14 @@ def test_values_are_those_of_the_files(run_dir: Maker) -> None:
     assert [part.num_parameters for part in found.summary.trained_parts] == [27648, 82944]
     assert found.config["method_args"] == {"rank": 1}
     (scored,) = found.evaluations
-    assert scored.confusion == ((16, 3, 1), (1, 16, 3), (3, 1, 16))
+    assert scored.confusion is not None
+    lines = ((16, 3, 1), (1, 16, 3), (3, 1, 16))
+    assert scored.confusion.cells == tuple(
+        (true, predicted, number)
+        for true, line in enumerate(lines)
+        for predicted, number in enumerate(line)
+    )
+    assert scored.confusion.totals == (20, 20, 20)
     assert len(scored.calibration) == 2, "the empty bin is left out"
     low, high = scored.interval
     assert low == pytest.approx(0.6822, abs=5e-4) and high == pytest.approx(0.8817, abs=5e-4)

@@ -4,6 +4,7 @@ from vitune.backbones.backbone import Backbone as Backbone
 from vitune.backbones.bundled import bundled_names as bundled_names
 from vitune.backbones.fingerprint import bare_name as bare_name
 from vitune.backbones.fingerprint import fingerprint as fingerprint
+from vitune.backbones.load import absolute_backbone as absolute_backbone
 from vitune.backbones.load import load_backbone as load_backbone
 from vitune.backbones.pixels import preprocessing_of as preprocessing_of
 from vitune.backbones.sites import ROLES as ROLES

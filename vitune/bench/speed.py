@@ -25,7 +25,7 @@ from vitune.adapters import installed_versions
 from vitune.bench.speed_memory import Question, ask
 from vitune.bench.speed_subject import DTYPES, Contestant, Subject
 from vitune.errors import VituneError
-from vitune.files import write_atomic
+from vitune.files import write_output
 
 FORMAT = 1
 ALL_METHODS = ("rlrr", "lora", "lora+plain", "hira", "ssf", "bitfit", "full", "rlrr-textbook")
@@ -149,7 +149,7 @@ def bench_speed(
         "rows": [asdict(row) for row in measured],
     }
     if out is not None:
-        write_atomic(out, json.dumps(result, indent=1) + "\n")
+        write_output(out, json.dumps(result, indent=1) + "\n", force=True)
     return {**result, "previous": previous}
 
 

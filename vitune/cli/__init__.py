@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -23,10 +24,13 @@ from vitune.cli import (
     predict,
     train,
 )
-from vitune.errors import VituneError, nearest
+from vitune.errors import InterruptError, VituneError, nearest
 
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 """typer's own: recent releases carry a copy of click and no longer raise click's."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C; typer gives it back instead of raising KeyboardInterrupt."""
 
 VERBS = (
     train,
@@ -59,6 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 2 a user's mistake, 1 a defect, 130 interrupted."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.showwarning = _show_warning  # type: ignore[assignment]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -68,7 +74,11 @@ def run(arguments: list[str]) -> int:
     try:
         if arguments[:1] == ["combine"]:
             arguments = combine.join_weights(arguments)
-        return app(arguments, prog_name="vitune", standalone_mode=False) or 0
+        code = app(arguments, prog_name="vitune", standalone_mode=False) or 0
+        sys.stdout.flush()  # a full disk behind it is told here, not when the interpreter ends
+        return _interrupted("stopped.") if code == INTERRUPTED else int(code)
+    except InterruptError as stop:
+        return _interrupted(str(stop))
     except typer.Exit as stop:
         return int(stop.exit_code)
     except ClickException as error:
@@ -81,8 +91,12 @@ def run(arguments: list[str]) -> int:
     except MemoryError:
         return _fail("out of memory. Lower --batch-size, or add --checkpointing.")
     except (KeyboardInterrupt, typer.Abort):
-        print("vitune: stopped. A training run continues with --resume.", file=sys.stderr)
-        return 130
+        return _interrupted("stopped.")
+
+
+def _interrupted(text: str) -> int:
+    print(f"vitune: {text}", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _fail(text: str) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from vitune.bench.protocol import Choice, Watcher
+from vitune.bench.protocol import MANIFEST, STUDY, Choice, Watcher
 from vitune.cli._progress import Counting, console, percent
 from vitune.cli._tables import print_columns
+from vitune.files import check_folder
 
 if TYPE_CHECKING:
     from vitune.bench.cells import Cell, CellResult
@@ -58,6 +59,15 @@ class StudyProgress(Watcher):
     def close(self) -> None:
         """Take the bar away."""
         self.bar.close()
+
+
+def check_study_folder(out: str, *, force: bool) -> None:
+    """Refuse a folder with files of the user's; one that holds a study already may go on.
+
+    Raises:
+        OutputError: the folder holds something else.
+    """
+    check_folder(out, marks=(STUDY, MANIFEST, "cells", "lists"), force=force)
 
 
 def new_executor(jobs: int, ray: str | None = None, gpus_per_run: float = 0.0) -> Executor:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from vitune.adapters import AdapterCard
     from vitune.analysis import Retention, SpectrumReport
+    from vitune.runs import RunFolder
 
 BATCH = 64
 
@@ -23,9 +24,10 @@ def add_to(app: typer.Typer) -> None:
 
 def analyze(
     runs: list[str] = typer.Argument(..., help="run folders, adapters or merged models"),
-    out: str = typer.Option(None, "--out", help="folder; default for one run: RUN/analysis"),
+    out: str = typer.Option(None, "--out", help="new folder; default for one run: RUN/analysis"),
     images: str = typer.Option(None, "--images", help="images to measure features on"),
     num_images: int = typer.Option(512, help="at most so many images; 0 leaves features out"),
+    force: bool = typer.Option(False, "--force", help="write into a folder that holds files"),
 ) -> None:
     """Measure what training did to the weights and features of one or several runs.
 
@@ -38,10 +40,13 @@ def analyze(
     from vitune.analysis import write_spectrum
     from vitune.cli._progress import console
     from vitune.errors import VituneError
+    from vitune.files import check_folder
     from vitune.report import write_report
     from vitune.runs import RunFolder
 
-    if out is None and (len(runs) > 1 or not RunFolder(Path(runs[0])).config.is_file()):
+    if out is not None:
+        check_folder(out, force=force)
+    elif len(runs) > 1 or not RunFolder(Path(runs[0])).config.is_file():
         raise VituneError("--out: got nothing, expected a folder (only one run has its own).")
     names = _short_names(runs)
     reports: dict[str, SpectrumReport] = {}
@@ -101,6 +106,7 @@ def _images(
 
     from vitune.data import batches, load_splits, load_unlabelled, normalise
     from vitune.runs import RunFolder
+    from vitune.training.config import settings_in
 
     folder = RunFolder(Path(run))
     if num_images < 4 or (images is None and not folder.config.is_file()):
@@ -108,13 +114,13 @@ def _images(
     if images is not None:
         split, _ = load_unlabelled(images, card.preprocessing)
     else:
-        config = folder.read_config()
+        settings = settings_in(folder.read_config(), folder.config)
         splits = load_splits(
-            config["data"],
+            settings.data,
             card.preprocessing,
-            seed=config["seed"],
-            val_fraction=config["val_fraction"],
-            skip_bad_images=config["skip_bad_images"],
+            seed=settings.seed,
+            val_fraction=settings.val_fraction,
+            skip_bad_images=settings.skip_bad_images,
             include=("val",),
         )
         assert splits.val is not None
@@ -132,15 +138,17 @@ def _base_head(card: AdapterCard) -> Any:
     return own.model.get_submodule(name) if name and own.num_classes else None
 
 
-def _accuracy(folder: Any) -> float | None:
+def _accuracy(folder: RunFolder) -> float | None:
     """Test accuracy where the run was evaluated on a test split, else validation accuracy."""
-    import json
+    from vitune.report import is_test, read_run
 
-    for file in sorted(folder.evaluations.glob("*test*.json")):
-        return float(json.loads(file.read_text())["top1"])
-    summary = folder.read_summary()
-    value = summary.get("reported", {}).get("val_accuracy")
-    return None if value is None else float(value)
+    if not folder.config.is_file():
+        return None
+    results = read_run(folder.path)
+    for evaluation in results.evaluations:
+        if is_test(evaluation):
+            return evaluation.top1
+    return None if results.summary is None else results.summary.reported.val_accuracy
 
 
 def _short_names(runs: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 bench = typer.Typer(help="Run studies under the honest protocol; measure speed.")
 
+FORCE = typer.Option(False, "--force", help="write into a folder that holds files")
 OUT = typer.Option(..., "--out", help="folder; a stopped study continues in it")
 JOBS = typer.Option(1, "--jobs", help="processes on this machine")
 RAY = typer.Option(None, "--ray", help="'local', or the address of a Ray cluster")
@@ -50,6 +51,7 @@ def run(
     ray: str = RAY,
     gpus_per_run: float = GPUS,
     table_format: str = FORMAT,
+    force: bool = FORCE,
 ) -> None:
     """Run methods on a suite, or a published recipe, and print the table.
 
@@ -61,7 +63,7 @@ def run(
     from vitune.bench.beside_honest import run_both
     from vitune.bench.protocol import run_study
     from vitune.bench.table import make_table
-    from vitune.cli._study import StudyProgress, new_executor
+    from vitune.cli._study import StudyProgress, check_study_folder, new_executor
     from vitune.cli._words import numbers, words
     from vitune.errors import VituneError
 
@@ -75,6 +77,7 @@ def run(
             raise VituneError(
                 f"{option}: got it with --preset, a recipe has its own methods and settings."
             )
+    check_study_folder(out, force=force)
     names = words(methods)
     given_settings = {} if batch_size is None else {"batch_size": batch_size}
     common: dict[str, Any] = {
@@ -139,13 +142,15 @@ def study(
     ray: str = RAY,
     gpus_per_run: float = GPUS,
     table_format: str = FORMAT,
+    force: bool = FORCE,
 ) -> None:
     """Run a study from a file: search on validation, refit, open the test split once."""
     from vitune.bench.protocol import run_study
     from vitune.bench.study import Study
     from vitune.bench.table import make_table
-    from vitune.cli._study import StudyProgress, new_executor
+    from vitune.cli._study import StudyProgress, check_study_folder, new_executor
 
+    check_study_folder(out, force=force)
     watcher = StudyProgress()
     asked = Study.read(file)
     try:

@@ -32,6 +32,7 @@ def compare(
     batch_size: int = typer.Option(32, "--batch-size"),
     jobs: int = typer.Option(1, "--jobs", help="processes on this machine"),
     config: str = typer.Option(None, "--config", help="YAML of further training settings"),
+    force: bool = typer.Option(False, "--force", help="write into a folder that holds files"),
 ) -> None:
     """Train several methods under one honest protocol and print one table.
 
@@ -42,10 +43,11 @@ def compare(
     from vitune.bench.comparing import compare as run_comparison
     from vitune.bench.comparing import comparison_study
     from vitune.cli._progress import console
-    from vitune.cli._study import StudyProgress, new_executor, print_table
+    from vitune.cli._study import StudyProgress, check_study_folder, new_executor, print_table
     from vitune.cli._words import numbers, words
     from vitune.training.config import read_yaml
 
+    check_study_folder(out, force=force)
     names = words(methods)
     study = comparison_study(
         data,

@@ -27,6 +27,7 @@ from vitune.data.records import Record as Record
 from vitune.data.scoring import load_labelled as load_labelled
 from vitune.data.scoring import load_unlabelled as load_unlabelled
 from vitune.data.source import SOURCES as SOURCES
+from vitune.data.source import absolute_source as absolute_source
 from vitune.data.source import is_source as is_source
 from vitune.data.source import open_source as open_source
 from vitune.data.source import spec_name as spec_name
@@ -35,3 +36,4 @@ from vitune.data.split import Split as Split
 from vitune.data.splits import HeldOut as HeldOut
 from vitune.data.splits import Splits as Splits
 from vitune.data.splits import load_splits as load_splits
+from vitune.data.used import UsedImages as UsedImages

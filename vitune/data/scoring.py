@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 
 from vitune.data.cache import CacheSettings
@@ -13,8 +15,11 @@ from vitune.data.reading import read_splits
 from vitune.data.records import ImageList, Record
 from vitune.data.source import open_source
 from vitune.data.split import UNLABELLED, Split
+from vitune.data.used import record_hashes
 from vitune.errors import DataError, nearest
 from vitune.preprocessing import Preprocessing
+
+Choose = Callable[[Sequence[bytes | None]], Iterable[bool]]
 
 
 def load_labelled(
@@ -25,6 +30,7 @@ def load_labelled(
     split: str | None = None,
     settings: CacheSettings | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
+    choose: Choose | None = None,
 ) -> tuple[Split, tuple[str, ...]]:
     """One split to score a trained model on, with labels in the model's class order.
 
@@ -35,6 +41,8 @@ def load_labelled(
         split: which one; None is "test", or everything where the source has no splits.
         settings: memory, disk and bad images.
         max_megapixels: larger images are refused by their header.
+        choose: told every image's content hash (None where a file cannot be read), says which
+            images to decode and keep; may refuse.
 
     Returns:
         The split and the files that were skipped.
@@ -52,8 +60,11 @@ def load_labelled(
         )
     alone = replace(listed, splits={name: listed.splits[name]})
     images, missing = without_missing(alone.relabelled(classes), skip=settings.skip_bad_images)
+    records = images.splits[name]
+    if choose is not None:
+        records = tuple(compress(records, choose(record_hashes(records))))
     decoding = {name: Decoding(preprocessing, None, max_megapixels)}
-    loaded, skipped = read_splits(images.splits, classes, decoding, settings)
+    loaded, skipped = read_splits({name: records}, classes, decoding, settings)
     return loaded[name], (*missing, *skipped)
 
 
