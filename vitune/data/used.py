@@ -79,7 +79,7 @@ class UsedImages:
             DataError: the file is damaged.
         """
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            with Path(file).open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 roles = [role for role in ROLES if f"{role}_{_COLUMNS[0]}" in arrays]
                 tables = {role: _table(arrays, role) for role in roles}
                 classes = _words(arrays["classes"])

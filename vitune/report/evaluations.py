@@ -115,16 +115,22 @@ class Evaluation:
         marks = []
         if self.num_trained:
             marks.append(
-                f"{count(self.num_trained)} of these {count(self.num_images)} images trained the "
-                "model: the score says nothing about new images."
+                f"{self._part(self.num_trained)} trained the model: the score says nothing about "
+                "new images."
             )
         if self.num_watched:
-            marks.append(f"{count(self.num_watched)} of them are the run's validation images.")
+            marks.append(f"{self._part(self.num_watched)} are the run's validation images.")
         if self.num_left_out:
             marks.append(
                 f"{count(self.num_left_out)} images that trained or validated the run are left out."
             )
         return marks
+
+    def _part(self, number: int) -> str:
+        """So many of the scored images, in words."""
+        if number == self.num_images:
+            return "These images"
+        return f"{count(number)} of these {count(self.num_images)} images"
 
 
 def read_evaluations(folder: Path) -> tuple[Evaluation, ...]:

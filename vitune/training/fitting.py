@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -297,6 +298,7 @@ class _Job:
         progress = read_progress(self.folder.checkpoint)
         epoch = 0 if progress is None else progress.epoch
         start = Start(after_epoch=epoch, environment=Environment.here())
+        _tell_differences(starts, start)
         RunRecord(settings, resolved, (*starts, start)).write(self.folder.config)
         images.write(self.folder.images)
         try:
@@ -305,6 +307,17 @@ class _Job:
             if self.record is None and not has_checkpoint(self.folder.checkpoint):
                 self.folder.forget()
             raise
+
+
+def _tell_differences(before: tuple[Start, ...], now: Start) -> None:
+    """Warn where a run goes on with other software than it was begun with."""
+    found = now.environment.differences(before[0].environment) if before else []
+    if found:
+        warnings.warn(
+            f"--resume: {', '.join(found)}. The settings are the run's own, but its end may differ "
+            "from that of a run in one go.",
+            stacklevel=2,
+        )
 
 
 def backbone_arguments(config: TrainConfig) -> dict[str, Any]:
