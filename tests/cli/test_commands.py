@@ -9,26 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
+from cli_images import CLASSES, paint
 from PIL import Image
 
 from vitune.cli import run
 from vitune.cli.combine import join_weights
-
-CLASSES = ("blue", "green", "red")
-
-
-def paint(folder: Path, per_class: int, seed: int) -> Path:
-    """An ImageFolder of noisy colour squares, one colour a class."""
-    generator = np.random.default_rng(seed)
-    for channel, name in enumerate(reversed(CLASSES)):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for index in range(per_class):
-            pixels = generator.integers(0, 90, (40, 48, 3), dtype=np.uint8)
-            pixels[..., channel] += 150
-            Image.fromarray(pixels).save(folder / name / f"{index}.png")
-    return folder
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:

@@ -53,6 +53,13 @@ class StopsAfter(Observer):
             raise KeyboardInterrupt
 
 
+class StopsAtOnce(Observer):
+    """Interrupts the run before its first step."""
+
+    def started(self, loop: Any) -> None:
+        raise KeyboardInterrupt
+
+
 def begun(out: Path, after: int = 1, **settings: Any) -> Path:
     """A run that was stopped after `after` epochs."""
     with pytest.raises(KeyboardInterrupt):
@@ -199,10 +206,12 @@ def test_without_the_record_those_defaults_would_change_the_run(
 ) -> None:
     """The check of the check: a new run after the change of defaults ends elsewhere."""
     given = {**QUICK, "precision": "fp32", "ema": None, "checkpointing": False}
-    fit(TrainConfig.make(given), out=tmp_path / "before")
+    with pytest.raises(KeyboardInterrupt):  # the record stands before the first step
+        fit(TrainConfig.make(given), out=tmp_path / "before", observer=StopsAtOnce())
     other_defaults()
     monkeypatch.setattr(vitune.training.fitting, "resolve_precision", lambda asked, *rest: asked)
-    fit(TrainConfig.make(given), out=tmp_path / "after")
+    with pytest.raises(KeyboardInterrupt):
+        fit(TrainConfig.make(given), out=tmp_path / "after", observer=StopsAtOnce())
     before, after = recorded(tmp_path / "before"), recorded(tmp_path / "after")
     for name in ("lr", "weight_decay", "warmup_epochs", "min_lr"):
         assert before[name] != after[name], name

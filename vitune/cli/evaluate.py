@@ -70,20 +70,11 @@ def evaluate(
 
 def _marks(result: dict[str, Any]) -> list[str]:
     """What the score may not be taken for."""
+    from vitune.report import score_marks
+
     seen, left_out = result["seen"], result["left_out"]
     if seen is None:
         return ["Not known whether these images trained the model: only a run folder knows."]
-    marks = []
-    if seen["trained"]:
-        marks.append(
-            f"{seen['trained']:,} of these images trained the model: the score says nothing about "
-            "new images."
-        )
-    if seen["watched"]:
-        marks.append(f"{seen['watched']:,} of these images are the run's validation images.")
-    if any(left_out.values()):
-        marks.append(
-            f"left out: {left_out['trained']:,} images that trained the run and "
-            f"{left_out['watched']:,} that validated it"
-        )
-    return marks
+    return score_marks(
+        result["num_images"], seen["trained"], seen["watched"], sum(left_out.values())
+    )

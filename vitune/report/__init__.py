@@ -1,7 +1,7 @@
 """Pages for people, made from result files alone: a run's report and a comparison of methods."""
 
 from vitune.report.comparison import write_comparison
-from vitune.report.evaluations import Evaluation, is_test
+from vitune.report.evaluations import Evaluation, is_test, score_marks
 from vitune.report.intervals import wilson_interval
 from vitune.report.page import write_report
 from vitune.report.results import RunResults, Summary, read_run
@@ -12,6 +12,7 @@ __all__ = [
     "Summary",
     "is_test",
     "read_run",
+    "score_marks",
     "wilson_interval",
     "write_comparison",
     "write_report",

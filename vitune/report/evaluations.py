@@ -112,25 +112,33 @@ class Evaluation:
     @property
     def marks(self) -> list[str]:
         """What the score may not be taken for, in sentences."""
-        marks = []
-        if self.num_trained:
-            marks.append(
-                f"{self._part(self.num_trained)} trained the model: the score says nothing about "
-                "new images."
-            )
-        if self.num_watched:
-            marks.append(f"{self._part(self.num_watched)} are the run's validation images.")
-        if self.num_left_out:
-            marks.append(
-                f"{count(self.num_left_out)} images that trained or validated the run are left out."
-            )
-        return marks
+        return score_marks(self.num_images, self.num_trained, self.num_watched, self.num_left_out)
 
-    def _part(self, number: int) -> str:
-        """So many of the scored images, in words."""
-        if number == self.num_images:
-            return "These images"
-        return f"{count(number)} of these {count(self.num_images)} images"
+
+def score_marks(num_images: int, trained: int, watched: int, left_out: int) -> list[str]:
+    """What a score may not be taken for, in sentences.
+
+    Args:
+        num_images: that were scored.
+        trained, watched: how many of them trained the run, and how many are its validation images.
+        left_out: images that were not scored because they had trained or validated it.
+    """
+    marks = []
+    if trained:
+        marks.append(
+            f"{_part(trained, num_images)} trained the model: the score says nothing about new "
+            "images."
+        )
+    if watched:
+        marks.append(f"{_part(watched, num_images)} are the run's validation images.")
+    if left_out:
+        marks.append(f"{count(left_out)} images that trained or validated the run are left out.")
+    return marks
+
+
+def _part(number: int, num_images: int) -> str:
+    """So many of the scored images, in words."""
+    return "These images" if number == num_images else f"{number:,} of these {num_images:,} images"
 
 
 def read_evaluations(folder: Path) -> tuple[Evaluation, ...]:
