@@ -25,7 +25,7 @@ import vitune.data.augment
 import vitune.training.fitting
 import vitune.training.loop
 from vitune.data import Augment
-from vitune.errors import AdapterError, OutputError, TrainingError, VituneError
+from vitune.errors import AdapterError, DataError, OutputError, TrainingError, VituneError
 from vitune.methods import METHODS, Method
 from vitune.objectives import Pace
 from vitune.runs import RunFolder
@@ -98,7 +98,7 @@ def test_nothing_is_left_to_a_default_before_the_first_step(tmp_path: Path) -> N
 
     trained = fit(TrainConfig.make({**QUICK, "epochs": 1}), out=tmp_path / "run", observer=Reads())
     config, resolved = Reads.found, Reads.found["resolved"]
-    assert set(TrainConfig.model_fields) | {"resolved", "starts"} == set(config)
+    assert set(TrainConfig.model_fields) | {"resolved", "starts", "sha256"} == set(config)
     assert config["lr"] == trained.summary["lr"] == METHODS["rlrr"].default_lr(config["backbone"])
     assert config["weight_decay"] == trained.summary["weight_decay"]
     assert config["warmup_epochs"] == 0.1
@@ -264,7 +264,7 @@ def test_a_run_s_config_can_start_another(tmp_path: Path) -> None:
         ({"epochs": 1}, r"--epochs: got 1, expected at least the 2 that the run has done"),
         ({"objective_args": {"pace_sigma": 3}}, r"got objective_args=\{'pace_sigma': 3\}"),
         ({"precision": "fp16"}, "got precision='fp16', expected the run's own"),
-        ({"data": "demo:digits"}, "got data='demo:digits', expected the run's own"),
+        ({"data": "demo:digits"}, "--resume: got other images than the run began with: .* new"),
         ({"epochs": 0}, "epochs: got 0, input should be greater"),
         ({"epoch": 3}, r"epoch: unknown option\. Did you mean epochs"),
     ],
@@ -338,6 +338,21 @@ def test_another_backbone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(vitune.training.fitting, "load_backbone", changed)
     with pytest.raises(AdapterError, match=r"--resume: got fingerprint 'v1-.*', expected 'v1-"):
         fit(out=run, resume=True)
+
+
+def test_images_may_have_moved(tmp_path: Path) -> None:
+    data = photos(tmp_path / "photos")
+    settings = {"data": str(data), "batch_size": 4, "epochs": 2, "method": "linear"}
+    fit(TrainConfig.make(settings), out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(TrainConfig.make(settings), out=tmp_path / "run", observer=StopsAfter(1))
+    data.rename(tmp_path / "moved")
+    with pytest.raises(DataError, match="no such folder"):
+        fit(out=tmp_path / "run", resume=True)
+    fit(out=tmp_path / "run", resume=True, data=str(tmp_path / "moved"))
+    assert recorded(tmp_path / "run")["data"] == str(tmp_path / "moved")
+    one, other = weights(tmp_path / "run"), weights(tmp_path / "whole")
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_a_path_holds_in_every_working_directory(
@@ -445,6 +460,8 @@ def test_of_two_runs_in_one_folder_one_wins(tmp_path: Path, resume: bool) -> Non
         ("config.yaml", {"resolved": 3}, r"config\.yaml: resolved: got 3, input should be a valid"),
         ("config.yaml", {"starts": "x"}, r"config\.yaml: starts: got 'x', input should be a valid"),
         ("config.yaml", {"resolved": None}, r"config\.yaml: resolved: got None"),
+        ("config.yaml", {"lr": 0.5}, r"config\.yaml: got values that were edited"),
+        ("config.yaml", {"starts": []}, r"config\.yaml: starts: got \[\]"),
         ("checkpoint/state.json", "{", r"checkpoint .*damaged file \(state\.json: Expecting"),
         ("checkpoint/state.json", "[1]", r"state\.json: list instead of a mapping"),
         ("checkpoint/state.json", "[" * 100_000, r"checkpoint .*damaged file"),

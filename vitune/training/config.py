@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from vitune.errors import AdapterError, VituneError, explain
 
-BESIDE_SETTINGS = ("resolved", "starts")
+CHECKSUM = "sha256"
+BESIDE_SETTINGS = ("resolved", "starts", CHECKSUM)
 """What a run's config.yaml holds beside its settings: see `vitune.training.record`."""
 
 

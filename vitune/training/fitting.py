@@ -161,8 +161,8 @@ class _Job:
         resolved = Resolved(
             method=method,
             objective=objective,
-            augmentation=plain_fields(loop.augment),
-            preprocessing=backbone.preprocessing.to_dict(),
+            augmentation=loop.augment,
+            preprocessing=backbone.preprocessing,
             fingerprint=fingerprint,
             optimiser=plain_optimiser(loop.raw_optimiser),
             threads=torch.get_num_threads(),
@@ -205,8 +205,7 @@ class _Job:
             **backbone_arguments(config),
         )
         if self.record is not None:
-            preprocessing = self.record.resolved.new_preprocessing()
-            backbone = replace(backbone, preprocessing=preprocessing)
+            backbone = replace(backbone, preprocessing=self.record.resolved.preprocessing)
         if config.checkpointing:
             _checkpoint_activations(backbone)
         with self.process.main_process_first():
@@ -237,7 +236,7 @@ class _Job:
 
     def _augment(self, backbone: Backbone) -> Augment:
         if self.record is not None:
-            return self.record.resolved.new_augment()
+            return self.record.resolved.augmentation
         return augmentation(self.asked.augment, backbone.preprocessing.image_size)
 
     def _settings(self, backbone: Backbone) -> TrainConfig:

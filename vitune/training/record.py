@@ -2,11 +2,13 @@
 
 config.yaml holds the settings, in which nothing is left to a default (`lr: 0.03`, not `null`), then
 `resolved`, what stands behind them, and `starts`, the software of the first start and of every
-resumption. A resumed run is built from this record alone.
+resumption. A resumed run is built from this record alone; its checksum gives edits away.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 import yaml
 from peft import PeftConfig
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch.optim import Optimizer
 
 from vitune.data import Augment
@@ -22,7 +24,7 @@ from vitune.environment import Environment
 from vitune.errors import AdapterError, explain
 from vitune.files import write_atomic
 from vitune.preprocessing import Preprocessing
-from vitune.training.config import BESIDE_SETTINGS, TrainConfig, settings_in
+from vitune.training.config import CHECKSUM, TrainConfig, settings_in
 
 PLAIN = (bool, int, float, str, type(None))
 
@@ -33,8 +35,6 @@ class Resolved(BaseModel):
     Args:
         method: PEFT's configuration of the adapter, every argument of the method with its value.
         objective: every argument of the training loss with its value.
-        augmentation: the fields of `Augment`.
-        preprocessing: the fields of `Preprocessing`.
         fingerprint: of the frozen weights that the adapter touches.
         optimiser: its class under "name", and its settings beside rates and weight decay.
         threads: of the CPU; their number changes the order of sums, and so the last digits.
@@ -45,8 +45,8 @@ class Resolved(BaseModel):
 
     method: dict[str, Any]
     objective: dict[str, Any]
-    augmentation: dict[str, Any]
-    preprocessing: dict[str, Any]
+    augmentation: Augment
+    preprocessing: Preprocessing
     fingerprint: str
     optimiser: dict[str, Any]
     threads: int = Field(ge=1)
@@ -55,14 +55,6 @@ class Resolved(BaseModel):
     def new_peft_config(self) -> PeftConfig:
         """The adapter's configuration."""
         return PeftConfig.from_peft_type(**self.method)
-
-    def new_augment(self) -> Augment:
-        """The augmentation."""
-        return TypeAdapter(Augment).validate_python(self.augmentation)
-
-    def new_preprocessing(self) -> Preprocessing:
-        """The preprocessing."""
-        return Preprocessing.from_dict(self.preprocessing)
 
 
 class Start(BaseModel):
@@ -76,7 +68,7 @@ class Start(BaseModel):
 
 class _Beside(BaseModel):
     resolved: Resolved
-    starts: tuple[Start, ...]
+    starts: tuple[Start, ...] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -94,6 +86,7 @@ class RunRecord:
             "resolved": self.resolved.model_dump(mode="json"),
             "starts": [start.model_dump(mode="json") for start in self.starts],
         }
+        values[CHECKSUM] = _checksum(values)
         write_atomic(file, yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
 
     @classmethod
@@ -109,14 +102,25 @@ class RunRecord:
                 "computed with, expected 'resolved:'. Start a new run; this one can still be used."
             )
         settings = settings_in(values, file)
-        beside = {name: values.get(name) for name in BESIDE_SETTINGS}
+        beside = {name: values.get(name) for name in ("resolved", "starts")}
         try:
             found = _Beside.model_validate(beside)
         except ValidationError as error:
             raise AdapterError(
                 f"{file}: {explain(error)} Put the file back as training wrote it."
             ) from None
+        if values.get(CHECKSUM) != _checksum(values):
+            raise AdapterError(
+                f"{file}: got values that were edited after training wrote them, expected its own. "
+                "Put the file back, or start a new run with --config and the edited file."
+            )
         return cls(settings, found.resolved, found.starts)
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    """sha256 over all values but itself; comments and the order of lines do not count."""
+    counted = {key: value for key, value in values.items() if key != CHECKSUM}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 
 def plain_config(config: PeftConfig) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from vitune.training.checkpoint import read_progress
 from vitune.training.config import TrainConfig
 from vitune.training.record import RunRecord
 
-SETTLED_BY_RESUME = ("epochs",)
+SETTLED_BY_RESUME = ("epochs", "data")
+"""What a resumed run may be told anew: images may have moved, as they are known by content."""
 LEFT_TO_VITUNE: dict[str, Any] = {
     "lr": None,
     "weight_decay": None,
