@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitune.adapters import AdapterCard, installed_versions
 from vitune.analysis import measure_retention
 from vitune.bench.as_published import PublishedRecipe
 from vitune.bench.cells import Cell, CellResult, Scores, blank_result
 from vitune.bench.scores import score
 from vitune.bench.store import Store
 from vitune.bench.workbench import Workbench
+from vitune.card import AdapterCard, installed_versions
 from vitune.data import Split, Splits, normalise
 from vitune.errors import TrainingError, VituneError
 from vitune.inference import LoadedRun

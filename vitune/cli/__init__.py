@@ -24,6 +24,7 @@ from vitune.cli import (
     train,
 )
 from vitune.errors import VituneError, nearest
+from vitune.threads import settle_threads
 
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 """typer's own: recent releases carry a copy of click and no longer raise click's."""
@@ -55,9 +56,29 @@ for _verb in VERBS:
     _verb.add_to(app)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from vitune.card import installed_versions
+
+        (_, own), *others = installed_versions().items()
+        python = sys.version.split()[0]
+        libraries = ", ".join(f"{name} {number}" for name, number in others)
+        typer.echo(f"vitune {own} (python {python}, {libraries})")
+        raise typer.Exit
+
+
+@app.callback(help=app.info.help)
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="show versions and exit"
+    ),
+) -> None: ...
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 2 a user's mistake, 1 a defect, 130 interrupted."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    settle_threads(os.environ)
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 

@@ -10,8 +10,8 @@ import typer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitune.adapters import AdapterCard
     from vitune.analysis import Retention, SpectrumReport
+    from vitune.card import AdapterCard
 
 BATCH = 64
 

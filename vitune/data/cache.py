@@ -19,6 +19,7 @@ from vitune.data.decode import Decoding, decode_image, quiet_pillow
 from vitune.data.disk_array import lookup, new_array, store_index
 from vitune.data.records import Drawing, Pixels, Record
 from vitune.errors import DataError
+from vitune.threads import available_cores
 
 Progress = Callable[[int, int], None]
 
@@ -70,7 +71,7 @@ class CacheSettings:
     @property
     def workers(self) -> int:
         """Decoding threads."""
-        return self.num_workers or min(8, os.cpu_count() or 1)
+        return self.num_workers or min(8, available_cores())
 
 
 @dataclass(frozen=True, eq=False)
