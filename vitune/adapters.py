@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitune.backbones import Backbone, find_sites, fingerprint
-from vitune.card import CARD, AdapterCard, adapter_folder, installed_versions
+from vitune.cards import CARD, AdapterCard, adapter_folder
+from vitune.environment import installed_versions
 from vitune.errors import AdapterError
 from vitune.files import atomic_folder, recover_folder
 from vitune.methods import AdapterState, combine_states, get_method

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vitune.card import AdapterCard
+from vitune.cards import AdapterCard
 from vitune.cli import run
 from vitune.preprocessing import Preprocessing
 

@@ -18,8 +18,9 @@ from vitune.bench.cells import Cell, CellResult, Scores, blank_result
 from vitune.bench.scores import score
 from vitune.bench.store import Store
 from vitune.bench.workbench import Workbench
-from vitune.card import AdapterCard, installed_versions
+from vitune.cards import AdapterCard
 from vitune.data import Split, Splits, normalise
+from vitune.environment import installed_versions
 from vitune.errors import TrainingError, VituneError
 from vitune.inference import LoadedRun
 from vitune.training import Observer, TrainConfig

@@ -23,7 +23,7 @@ import torch
 
 from vitune.bench.speed_memory import Question, ask
 from vitune.bench.speed_subject import DTYPES, Contestant, Subject
-from vitune.card import installed_versions
+from vitune.environment import installed_versions
 from vitune.errors import VituneError
 from vitune.files import write_atomic
 

@@ -58,7 +58,7 @@ for _verb in VERBS:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from vitune.card import installed_versions
+        from vitune.environment import installed_versions
 
         (_, own), *others = installed_versions().items()
         python = sys.version.split()[0]

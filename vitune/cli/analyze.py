@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitune.analysis import Retention, SpectrumReport
-    from vitune.card import AdapterCard
+    from vitune.cards import AdapterCard
 
 BATCH = 64
 

@@ -39,7 +39,7 @@ def _facts(path: str) -> dict[str, Any]:
     import json
     from pathlib import Path
 
-    from vitune.card import AdapterCard, adapter_folder
+    from vitune.cards import AdapterCard, adapter_folder
     from vitune.runs import RunFolder
 
     run = RunFolder(Path(path))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from vitune.runs import RunFolder
 
 CARD = "vitune.json"
 FORMAT = 1
-RECORDED_VERSIONS = ("vitune", "torch", "timm", "peft", "transformers")
 
 
 @dataclass(frozen=True)
@@ -80,14 +78,3 @@ def adapter_folder(path: str | Path) -> Path:
     """
     folder = Path(path)
     return folder if (folder / CARD).is_file() else RunFolder.open(folder).adapter
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of the libraries that decide a result."""
-    found = {}
-    for name in RECORDED_VERSIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
