@@ -26,6 +26,10 @@ class TrainingError(VituneError):
     """A training run that had to stop; what was saved before is untouched."""
 
 
+class OutOfMemoryError(VituneError, MemoryError):
+    """More memory is asked for than the machine has; nothing was allocated."""
+
+
 def nearest(name: str, valid: Iterable[str], *, most: int = 3) -> str:
     """The valid names closest to `name` as a sentence, or a sample of them where none is close."""
     known = sorted(set(valid))

@@ -273,7 +273,7 @@ def test_commands_quote_the_folder_and_skip_what_cannot_be(
     text = page_of(write_report(run)).text
     assert f"vitune predict '{run}' new_images/ --top-k 3" in text
     assert "vitune merge" not in text and "cannot be merged" in text
-    assert "2 unreadable images passed over." in text
+    assert "2 unreadable images skipped" in text
 
 
 def test_out_names_another_file(run_dir: Maker, tmp_path: Path) -> None:

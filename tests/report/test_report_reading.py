@@ -38,7 +38,7 @@ def test_absent_values_read_as_none(run_dir: Maker) -> None:
     assert found.epochs[0].train_loss is None
     assert found.epochs[1].val_loss is None and found.epochs[1].lr is None
     assert found.summary is not None and found.summary.reported.epoch is None
-    assert found.summary.skipped_images == 0 and found.summary.trained_parts == ()
+    assert found.summary.remarks == () and found.summary.trained_parts == ()
     assert found.config == {} and found.evaluations == () and found.plots == ()
 
 

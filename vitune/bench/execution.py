@@ -17,7 +17,7 @@ from vitune.bench.store import Store
 from vitune.bench.study import Task
 from vitune.bench.workbench import Workbench
 from vitune.errors import VituneError
-from vitune.threads import available_cores
+from vitune.machine import available_cores
 
 Finished = tuple[CellResult, bool]
 

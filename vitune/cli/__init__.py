@@ -24,10 +24,12 @@ from vitune.cli import (
     train,
 )
 from vitune.errors import VituneError, nearest
-from vitune.threads import settle_threads
+from vitune.machine import settle_threads
 
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 """typer's own: recent releases carry a copy of click and no longer raise click's."""
+
+NO_MEMORY = "out of memory. Lower --batch-size, or add --checkpointing."
 
 VERBS = (
     train,
@@ -100,7 +102,11 @@ def run(arguments: list[str]) -> int:
         where = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}. What was saved before is whole.")
     except MemoryError:
-        return _fail("out of memory. Lower --batch-size, or add --checkpointing.")
+        return _fail(NO_MEMORY)
+    except RuntimeError as error:
+        if not any(text in str(error) for text in ("out of memory", "can't allocate memory")):
+            raise
+        return _fail(NO_MEMORY)
     except (KeyboardInterrupt, typer.Abort):
         print("vitune: stopped. A training run continues with --resume.", file=sys.stderr)
         return 130

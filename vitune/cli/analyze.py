@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from vitune.analysis import Retention, SpectrumReport
     from vitune.cards import AdapterCard
@@ -75,6 +75,7 @@ def _measured(
     from vitune.inference import load_run
 
     loaded = load_run(run, merge=False, device="cpu")
+    _require_finite(loaded.model, run)
     bar = Counting(f"analysing {name}")
     networks: dict[str, Any] = {"model": loaded.model}
     if not isinstance(loaded.model, PeftModel):
@@ -91,6 +92,18 @@ def _measured(
         )
     finally:
         bar.close()
+
+
+def _require_finite(model: nn.Module, run: str) -> None:
+    """Refuse weights of a run that has diverged: no figure about them means anything."""
+    from vitune.errors import AdapterError
+
+    odd = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if odd:
+        raise AdapterError(
+            f"weights of {run!r}: got NaN or infinity in {len(odd)} tensors, the first {odd[0]!r}, "
+            "expected finite numbers. The run has diverged; train again with a lower --lr."
+        )
 
 
 def _images(

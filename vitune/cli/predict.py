@@ -21,7 +21,7 @@ def predict(
 ) -> None:
     """Predict the classes of images as CSV: path, class_1, probability_1, class_2, ..."""
     from vitune import inference
-    from vitune.cli._progress import Counting, console
+    from vitune.cli._progress import Counting, console, print_named
     from vitune.data import CacheSettings, load_unlabelled
     from vitune.files import write_atomic
 
@@ -31,9 +31,10 @@ def predict(
     split, skipped = load_unlabelled(images, loaded.card.preprocessing, settings=settings)
     bar.close()
     text = inference.predictions_csv(inference.predict(loaded, split, top_k=top_k))
+    if skipped:
+        print_named(f"{len(skipped):,} unreadable images skipped", skipped, to_stderr=True)
     if out is None:
         typer.echo(text, nl=False)
         return
     write_atomic(out, text)
-    note = f", {len(skipped)} unreadable skipped" if skipped else ""
-    console.print(f"{len(split):,} images{note}: {out}", soft_wrap=True)
+    console.print(f"{len(split):,} images: {out}", soft_wrap=True)

@@ -53,8 +53,8 @@ def load_labelled(
     alone = replace(listed, splits={name: listed.splits[name]})
     images, missing = without_missing(alone.relabelled(classes), skip=settings.skip_bad_images)
     decoding = {name: Decoding(preprocessing, None, max_megapixels)}
-    loaded, skipped = read_splits(images.splits, classes, decoding, settings)
-    return loaded[name], (*missing, *skipped)
+    read = read_splits(images.splits, classes, decoding, settings)
+    return read.splits[name], (*missing, *read.skipped)
 
 
 def load_unlabelled(
@@ -80,5 +80,5 @@ def load_unlabelled(
     """
     records = tuple(Record(path, UNLABELLED) for path in list_images(folder_or_file))
     decoding = {"predict": Decoding(preprocessing, None, max_megapixels)}
-    loaded, skipped = read_splits({"predict": records}, (), decoding, settings or CacheSettings())
-    return loaded["predict"], skipped
+    read = read_splits({"predict": records}, (), decoding, settings or CacheSettings())
+    return read.splits["predict"], read.skipped

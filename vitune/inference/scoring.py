@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vitune.data import CacheSettings, load_labelled
+from vitune.data import TOLD, CacheSettings, load_labelled
 from vitune.errors import VituneError
 from vitune.files import write_atomic
 from vitune.inference.evaluate import evaluate
@@ -39,7 +39,7 @@ def evaluate_run(
         on_read, on_score: called with (images done, images in all).
 
     Returns:
-        What `evaluate` gives, with "skipped_images".
+        What `evaluate` gives, with "skipped_images" and the first of their names in "skipped".
 
     Raises:
         AdapterError, BackboneError: the run cannot be loaded.
@@ -57,7 +57,11 @@ def evaluate_run(
         data, run.card.preprocessing, classes=run.classes, split=split, settings=settings
     )
     result = evaluate(run, images, data=data, on_progress=on_score)
-    result |= {"name": evaluation_name(data, images.name), "skipped_images": len(skipped)}
+    result |= {
+        "name": evaluation_name(data, images.name),
+        "skipped_images": len(skipped),
+        "skipped": list(skipped[:TOLD]),
+    }
     if is_run:
         write_atomic(folder.evaluations / f"{result['name']}.json", json.dumps(result))
         write_report(folder.path)

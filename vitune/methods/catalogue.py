@@ -12,9 +12,9 @@ import torch
 from peft import get_peft_model
 from peft.utils import get_peft_model_state_dict
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitune.backbones.rehearsal import rehearsed
 from vitune.backbones.sites import ROLES, find_sites
 from vitune.errors import VituneError
 from vitune.methods import METHODS, Method
@@ -134,20 +134,12 @@ def _in_head(key: str, adapted: nn.Module) -> bool:
 
 
 def _flops(model: nn.Module, image_size: tuple[int, int]) -> int:
-    """Floating point operations of one image's matrix products, counted without computing them.
-
-    A copy of the meta model plays a CPU model: some layers ask for their device's autocast state.
-    """
-    mode = FakeTensorMode()
-    played, convert = copy.deepcopy(model), mode.fake_tensor_converter.from_meta_and_device
-    for module in played.modules():
-        stores: list[dict[str, Any]] = [module._parameters, module._buffers]
-        for tensors in stores:
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    meta = tensor.detach().to("meta")
-                    tensors[name] = convert(mode, meta, torch.device("cpu"))
-    with mode, torch.no_grad(), FlopCounterMode(display=False) as counter:
+    """Floating point operations of one image's matrix products, counted without computing them."""
+    with (
+        rehearsed(model) as played,
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):
         played(torch.empty(1, 3, *image_size))
     return int(counter.get_total_flops())
 

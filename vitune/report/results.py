@@ -51,6 +51,16 @@ class Reported:
 
 
 @dataclass(frozen=True)
+class Oddity:
+    """What was odd about the images; `names` are the first of `num`."""
+
+    text: str
+    is_fault: bool
+    num: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Summary:
     """summary.json: what was trained, how large it is, what it took."""
 
@@ -76,7 +86,8 @@ class Summary:
     num_val: int | None
     num_classes: int | None
     held_out: str | None
-    skipped_images: int
+    remarks: tuple[Oddity, ...]
+    cores_of_others: float | None
     trained_parts: tuple[TrainedPart, ...]
 
 
@@ -167,7 +178,8 @@ def _summary(path: Path) -> Summary:
         seconds=record.number("seconds"),
         peak_mib=record.number("peak_mib"),
         versions={str(name): str(version) for name, version in record.mapping("versions").items()},
-        skipped_images=record.whole("skipped_images") or 0,
+        remarks=_oddities(record),
+        cores_of_others=record.number("cores_of_others"),
         trained_parts=tuple(_trained_part(part) for part in record.records("trained_parts")),
         **{key: record.text(key) for key in _SUMMARY_TEXTS},  # type: ignore[arg-type]
         **{key: record.whole(key) for key in _SUMMARY_COUNTS},  # type: ignore[arg-type]
@@ -181,6 +193,23 @@ _SUMMARY_COUNTS = (
     "num_trainable", "num_trainable_without_head", "num_head", "num_total", "adapter_bytes",
     "num_train", "num_val", "num_classes",
 )  # fmt: skip
+
+
+def _oddities(record: Record) -> tuple[Oddity, ...]:
+    """The remarks; of a run before there were any, how many images were skipped."""
+    count = record.whole("skipped_images") or 0
+    if count and "remarks" not in record.values:
+        images = "image" if count == 1 else "images"
+        return (Oddity(f"{count} unreadable {images} skipped", True, count, ()),)
+    return tuple(
+        Oddity(
+            text=str(remark.needed("text")),
+            is_fault=bool(remark.flag("is_fault")),
+            num=remark.whole("num") or 0,
+            names=tuple(str(name) for name in remark.listing("names")),
+        )
+        for remark in record.records("remarks")
+    )
 
 
 def _trained_part(part: Record) -> TrainedPart:

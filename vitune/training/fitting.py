@@ -27,11 +27,13 @@ from vitune.counts import ParameterCounts, count_parameters, trained_parts
 from vitune.data import HeldOut, Splits, augmentation, load_splits, open_source
 from vitune.errors import DataError, VituneError, nearest
 from vitune.files import write_atomic
+from vitune.machine import ProcessorUse
 from vitune.methods import get_method
 from vitune.report import write_report
 from vitune.runs import RunFolder
 from vitune.training.config import TrainConfig
 from vitune.training.loop import Loop, Recipe
+from vitune.training.memory import require_memory
 from vitune.training.observer import Observer
 from vitune.training.precision import resolve_precision
 
@@ -147,12 +149,20 @@ def _sealed(splits: Splits) -> Splits:
     return splits
 
 
-def _require_batch(config: TrainConfig, num_images: int) -> None:
-    if config.batch_size > num_images:
+def _with_fitting_batch(config: TrainConfig, num_images: int) -> TrainConfig:
+    """The configuration whose default batch is all images where they are fewer; asked, it stays.
+
+    Raises:
+        DataError: a batch that was asked for is larger than the training split.
+    """
+    if config.batch_size <= num_images:
+        return config
+    if "batch_size" in config.model_fields_set:
         raise DataError(
             f"--batch-size: got {config.batch_size}, expected at most the {num_images} "
             "training images."
         )
+    return config.model_copy(update={"batch_size": num_images})
 
 
 def _fit(
@@ -173,10 +183,11 @@ def _fit(
     )
     if config.checkpointing:
         _checkpoint_activations(backbone)
+    require_memory(backbone, config, process.device)
     with process.main_process_first():
         splits = prepare_data(config, backbone, observer) if given is None else _sealed(given)
     assert splits.train is not None
-    _require_batch(config, len(splits.train))
+    config = _with_fitting_batch(config, len(splits.train))
     torch.manual_seed(config.seed)
     model = attach(backbone, config.method, config.method_args)
     counts = count_parameters(model)
@@ -207,9 +218,11 @@ def _fit(
         checkpoint_path=None if folder is None else folder.checkpoint,
     )
     _reset_peak(accelerator)
+    use = ProcessorUse()
     loop.run()
     accelerator.unwrap_model(loop.wrapped, keep_fp32_wrapper=False)
-    summary = {**facts, **_outcome(loop, accelerator), "trained_parts": trained_parts(model)}
+    outcome = _outcome(loop, accelerator, use)
+    summary = {**facts, **outcome, "trained_parts": trained_parts(model)}
     trained = Trained(
         None if folder is None else folder.path, model, backbone, splits.classes, summary
     )
@@ -305,7 +318,9 @@ def _facts(
         "num_val": 0 if splits.val is None else len(splits.val),
         "num_classes": len(splits.classes),
         "held_out": _describe(splits.held_out),
+        "batch_size": config.batch_size,
         "skipped_images": len(splits.skipped),
+        "remarks": [remark.as_dict() for remark in splits.remarks],
         "lr": recipe.lr,
         "weight_decay": recipe.weight_decay,
         "precision": precision,
@@ -323,7 +338,7 @@ def _describe(held_out: HeldOut | None) -> str | None:
     return f"{held_out.num_images} images of training, stratified, seed {held_out.seed}"
 
 
-def _outcome(loop: Loop, accelerator: Accelerator) -> dict[str, Any]:
+def _outcome(loop: Loop, accelerator: Accelerator, use: ProcessorUse) -> dict[str, Any]:
     config, progress = loop.config, loop.progress
     return {
         "reported": {
@@ -335,6 +350,8 @@ def _outcome(loop: Loop, accelerator: Accelerator) -> dict[str, Any]:
         "epochs": progress.epoch,
         "steps": progress.step,
         "seconds": progress.seconds,
+        "cpu_seconds": progress.cpu_seconds,
+        "cores_of_others": use.others,
         "peak_mib": _peak_mib(accelerator),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "status": "finished" if progress.epoch == config.epochs else "stopped",

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vitune import threads
-from vitune.threads import ProcessorUse, available_cores, cgroup_quota, settle_threads
+from vitune import machine
+from vitune.machine import ProcessorUse, available_cores, cgroup_quota, settle_threads
 
 
 def test_quota_of_both_kinds_of_control_groups(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_quota_of_both_kinds_of_control_groups(tmp_path: Path) -> None:
 def test_a_quota_caps_the_cores_and_the_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert available_cores() == 8
@@ -47,7 +47,7 @@ def test_a_quota_caps_the_cores_and_the_threads(
 
 
 def test_what_the_user_set_is_left_alone() -> None:
-    for name in threads.WAITING:
+    for name in machine.WAITING:
         environment = {name: "1", "OMP_NUM_THREADS": "7"}
         settle_threads(environment)
         assert environment == {name: "1", "OMP_NUM_THREADS": "7"}
@@ -61,7 +61,7 @@ def test_the_command_line_settles_threads_before_pytorch_loads() -> None:
         "except SystemExit as stop: assert stop.code == 0\n"
         "assert os.environ['OMP_WAIT_POLICY'] == 'passive' and 'torch' not in sys.modules"
     )
-    plain = {name: value for name, value in os.environ.items() if name not in threads.WAITING}
+    plain = {name: value for name, value in os.environ.items() if name not in machine.WAITING}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=plain
     )
@@ -69,7 +69,7 @@ def test_the_command_line_settles_threads_before_pytorch_loads() -> None:
 
 
 def test_own_time_is_told_from_that_of_others() -> None:
-    if not threads.PROC_STAT.exists():
+    if not machine.PROC_STAT.exists():
         pytest.skip("no /proc/stat on this system")
     use = ProcessorUse()
     worker = subprocess.Popen([sys.executable, "-c", "while True: pass"])
@@ -89,5 +89,5 @@ def test_own_time_is_told_from_that_of_others() -> None:
 def test_a_system_without_proc_says_nothing_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "PROC_STAT", tmp_path / "absent")
+    monkeypatch.setattr(machine, "PROC_STAT", tmp_path / "absent")
     assert ProcessorUse().others is None

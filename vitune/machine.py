@@ -1,4 +1,4 @@
-"""How many CPU threads to start, how they wait, and what other programs took of the machine."""
+"""What the machine gives this process: cores, threads and how they wait, memory, other load."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 PROC_STAT = Path("/proc/stat")
+MEMINFO = Path("/proc/meminfo")
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 """Environment variables that say how idle OpenMP threads wait."""
@@ -37,6 +38,42 @@ def cgroup_quota(root: Path) -> float | None:
     except (OSError, ValueError):  # no such file, or the "max" that means no limit
         return None
     return granted if granted > 0 else None
+
+
+def available_memory_mib() -> float:
+    """Memory that can be had without swapping, no more than the container may still take.
+
+    Half of all memory where the system hides what is free.
+    """
+    try:
+        lines = MEMINFO.read_text(encoding="ascii").splitlines()
+        free = next(line for line in lines if line.startswith("MemAvailable:"))
+        free_mib = int(free.split()[1]) / 1024
+    except (OSError, StopIteration):
+        free_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20 / 2
+    granted = cgroup_memory_mib(CGROUP)
+    return free_mib if granted is None else min(free_mib, granted)
+
+
+def cgroup_memory_mib(root: Path) -> float | None:
+    """What the control group mounted at `root` may still take; None where it sets no limit.
+
+    Its count of memory in use holds cached files, which the system gives back on demand.
+    """
+    older = root / "memory"
+    for limit, used, stat, cached in (
+        (root / "memory.max", root / "memory.current", root / "memory.stat", "file"),
+        (older / "memory.limit_in_bytes", older / "memory.usage_in_bytes", older / "memory.stat",
+         "total_cache"),
+    ):  # fmt: skip
+        try:
+            taken = int(used.read_text())
+            pairs = (line.split() for line in stat.read_text().splitlines())
+            taken -= next((int(value) for name, value in pairs if name == cached), 0)
+            return max(0.0, (int(limit.read_text()) - taken) / 2**20)
+        except (OSError, ValueError):  # no such file, or the "max" that means no limit
+            continue
+    return None
 
 
 def settle_threads(environment: MutableMapping[str, str]) -> None:
