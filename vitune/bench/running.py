@@ -102,6 +102,7 @@ def _run(cell: Cell, bench: Workbench, train: Train) -> CellResult:
         retention=kept,
         published=observer.outcome() if isinstance(observer, PublishedRecipe) else None,
         seconds=summary["seconds"],
+        cpu_seconds=summary.get("cpu_seconds") if summary["device"].startswith("cpu") else None,
         peak_mib=summary["peak_mib"],
         counts={
             "trainable": summary["num_trainable"],

@@ -47,15 +47,18 @@ def analyze(
     reports: dict[str, SpectrumReport] = {}
     retentions: dict[str, Retention] = {}
     accuracies: dict[str, float] = {}
+    validated: set[str] = set()
     for run, name in zip(runs, names, strict=True):
         reports[name], retention = _measured(run, name, images, num_images)
         if retention is not None:
             retentions[name] = retention
-        accuracy = _accuracy(RunFolder(Path(run)))
+        accuracy, on_test = _accuracy(RunFolder(Path(run)))
         if accuracy is not None:
             accuracies[name] = accuracy
+            if not on_test:
+                validated.add(name)
     folder = Path(out) if out is not None else RunFolder(Path(runs[0])).path / "analysis"
-    write_spectrum(folder, reports, accuracies, retentions)
+    write_spectrum(folder, reports, accuracies, retentions, validated=validated)
     _print_summary(reports, retentions)
     if out is None:
         console.print(f"report: {write_report(runs[0])}", soft_wrap=True)
@@ -145,15 +148,14 @@ def _base_head(card: AdapterCard) -> Any:
     return own.model.get_submodule(name) if name and own.num_classes else None
 
 
-def _accuracy(folder: Any) -> float | None:
-    """Test accuracy where the run was evaluated on a test split, else validation accuracy."""
+def _accuracy(folder: Any) -> tuple[float | None, bool]:
+    """Accuracy, and whether it is on test images: where there is no such score, on validation."""
     import json
 
     for file in sorted(folder.evaluations.glob("*test*.json")):
-        return float(json.loads(file.read_text())["top1"])
-    summary = folder.read_summary()
-    value = summary.get("reported", {}).get("val_accuracy")
-    return None if value is None else float(value)
+        return float(json.loads(file.read_text())["top1"]), True
+    value = folder.read_summary().get("reported", {}).get("val_accuracy")
+    return (None if value is None else float(value)), False
 
 
 def _short_names(runs: list[str]) -> list[str]:

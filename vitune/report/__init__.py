@@ -4,6 +4,7 @@ from vitune.report.comparison import write_comparison
 from vitune.report.evaluations import Evaluation
 from vitune.report.intervals import wilson_interval
 from vitune.report.page import write_report
+from vitune.report.parameters import role_words
 from vitune.report.results import RunResults, Summary, read_run
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "RunResults",
     "Summary",
     "read_run",
+    "role_words",
     "wilson_interval",
     "write_comparison",
     "write_report",

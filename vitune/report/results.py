@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,11 +94,18 @@ class Summary:
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture of the analysis/ folder with its caption."""
+    """A picture of the analysis/ folder with its caption.
+
+    Args:
+        kind: its media type, image/svg+xml or image/png.
+        width: as drawn, CSS pixels; None where the file does not say.
+    """
 
     name: str
     caption: str | None
-    png: bytes
+    kind: str
+    content: bytes
+    width: float | None
 
 
 @dataclass(frozen=True)
@@ -226,10 +234,26 @@ def _plots(folder: Path) -> tuple[Plot, ...]:
     captions_file = folder / "captions.json"
     captions = _mapping(captions_file) if captions_file.is_file() else {}
     plots = []
-    for path in visible_files(folder, ".png"):
-        png = path.read_bytes()
-        if not png.startswith(b"\x89PNG\r\n\x1a\n"):
-            raise VituneError(f"{path}: got {png[:8]!r} at its start, expected a PNG picture.")
+    for path in (*visible_files(folder, ".svg"), *visible_files(folder, ".png")):
+        if path.suffix == ".png" and path.with_suffix(".svg").is_file():
+            continue  # of an earlier analysis
+        content = path.read_bytes()
         caption = captions.get(path.name)
-        plots.append(Plot(path.name, None if caption is None else str(caption), png))
+        told = None if caption is None else str(caption)
+        plots.append(Plot(path.name, told, _media_type(path, content), content, _width(content)))
     return tuple(plots)
+
+
+def _media_type(path: Path, content: bytes) -> str:
+    if path.suffix == ".png" and content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if path.suffix == ".svg" and b"<svg" in content[:1000]:
+        return "image/svg+xml"
+    expected = path.suffix[1:].upper()
+    raise VituneError(f"{path}: got {content[:8]!r} at its start, expected a picture of the kind {expected}.")
+
+
+def _width(content: bytes) -> float | None:
+    """The width of an SVG that is given in points, as CSS pixels."""
+    found = re.search(rb'<svg[^>]* width="([0-9.]{1,8})pt"', content[:2000])
+    return float(found[1]) * 4 / 3 if found else None
