@@ -21,7 +21,7 @@ ROWS = (
     ("objectives", "report"),
     ("ops",),
     ("files", "preprocessing", "tensors"),
-    ("environment", "processes"),
+    ("environment", "machine", "processes"),
     ("errors",),
 )
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}

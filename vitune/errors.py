@@ -32,6 +32,10 @@ class TrainingError(VituneError):
     """A training run that had to stop; what was saved before is untouched."""
 
 
+class OutOfMemoryError(VituneError, MemoryError):
+    """More memory is asked for than the machine has; nothing was allocated."""
+
+
 class InterruptError(Exception):
     """The user interrupted a command; the text says what is kept and how to go on."""
 

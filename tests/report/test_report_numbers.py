@@ -203,8 +203,8 @@ def _summary(inside: int, head: int, total: int) -> Summary:
     return Summary(
         method="m", num_trainable=inside + head, num_trainable_without_head=inside, num_head=head,
         num_total=total, mergeable=None, reported=Reported(None, None, None), seconds=None,
-        peak_mib=None, versions={}, held_out=None, skipped_images=0, trained_parts=(),
-        **texts, **counts,
+        peak_mib=None, versions={}, held_out=None, remarks=(), cores_of_others=None,
+        trained_parts=(), **texts, **counts,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,20 +26,23 @@ def write_spectrum(
     reports: Mapping[str, SpectrumReport],
     accuracies: Mapping[str, float] | None = None,
     retentions: Mapping[str, Retention] | None = None,
+    *,
+    validated: Collection[str] = (),
 ) -> tuple[Path, ...]:
     """Write what is known of the runs into `out_dir`, every file whole or not at all.
 
     spectrum.json holds `runs` (name -> note, weights, retention, accuracy) and `summary`, the table
     a report prints: by role where there is one run, by run where there are several. spectrum.csv
-    has one line a run and weight. spectra-RUN.png and heatmap-RUN.png are drawn for runs with
-    changed matrices, the heat maps on one colour scale; cka.png where there is a retention;
-    accuracy-drift.png where a run has an accuracy and a drift. captions.json says under each
+    has one line a run and weight. spectra-RUN.svg and heatmap-RUN.svg are drawn for runs with
+    changed matrices, the heat maps on one colour scale; cka.svg where there is a retention;
+    accuracy-drift.svg where a run has an accuracy and a drift. captions.json says under each
     plot's name how to read it.
 
     Args:
         reports: by run name.
         accuracies: in [0, 1], by run name.
         retentions: by run name.
+        validated: the runs whose accuracy is on validation images; the others' is on test images.
 
     Returns:
         The files written.
@@ -49,9 +52,9 @@ def write_spectrum(
     """
     accuracies, retentions = dict(accuracies or {}), dict(retentions or {})
     _check(reports, accuracies, retentions)
-    plots = _plots(reports, accuracies, retentions)
+    plots = _plots(reports, accuracies, retentions, validated)
     files: dict[str, str | bytes] = {
-        "spectrum.json": _json(_record(reports, accuracies, retentions)),
+        "spectrum.json": _json(_record(reports, accuracies, retentions, validated)),
         "spectrum.csv": csv_text(
             [
                 {"run": name, **record}
@@ -85,12 +88,15 @@ def _record(
     reports: Mapping[str, SpectrumReport],
     accuracies: Mapping[str, float],
     retentions: Mapping[str, Retention],
+    validated: Collection[str],
 ) -> dict[str, Any]:
     """spectrum.json."""
+    on = {name: "validation" if name in validated else "test" for name in accuracies}
     runs = {
         name: {
             **report.to_dict(),
             "accuracy": accuracies.get(name),
+            "accuracy_on": on.get(name),
             "retention": retentions[name].to_dict() if name in retentions else None,
         }
         for name, report in reports.items()
@@ -103,6 +109,7 @@ def _record(
         summary = {
             name: {
                 "accuracy": accuracies.get(name),
+                "accuracy_on": on.get(name),
                 "subspace_drift_degrees": report.subspace_drift_degrees,
                 "decisions_kept": retentions[name].decisions_kept if name in retentions else None,
                 **{key: value for key, value in asdict(report.overall).items() if key != "role"},
@@ -117,8 +124,9 @@ def _plots(
     reports: Mapping[str, SpectrumReport],
     accuracies: Mapping[str, float],
     retentions: Mapping[str, Retention],
+    validated: Collection[str],
 ) -> dict[str, tuple[bytes, str]]:
-    """File name -> PNG and caption."""
+    """File name -> SVG and caption."""
     plots: dict[str, tuple[bytes, str]] = {}
     drawn = {name: report for name, report in reports.items() if report.matrices}
     matrices = [weight for report in drawn.values() for weight in report.matrices]
@@ -132,12 +140,15 @@ def _plots(
         if (drift := report.subspace_drift_degrees) is not None
     }
     if drifts.keys() & accuracies.keys():
-        plots["accuracy-drift.png"] = (tradeoff_plot(drifts, accuracies), _TRADEOFF)
+        plots["accuracy-drift.svg"] = (
+            tradeoff_plot(drifts, accuracies, validated),
+            _TRADEOFF,
+        )
     for (name, report), file_name in zip(drawn.items(), _file_names(drawn), strict=True):
-        plots[f"heatmap-{file_name}.png"] = (heat_maps(name, report, **scales), _HEAT)
-        plots[f"spectra-{file_name}.png"] = (spectra_plot(name, report), _SPECTRA)
+        plots[f"heatmap-{file_name}.svg"] = (heat_maps(name, report, **scales), _HEAT)
+        plots[f"spectra-{file_name}.svg"] = (spectra_plot(name, report), _SPECTRA)
     if retentions:
-        plots["cka.png"] = (cka_plot(retentions), _CKA)
+        plots["cka.svg"] = (cka_plot(retentions), _CKA)
     return plots
 
 
@@ -160,7 +171,8 @@ def _json(values: Any) -> str:
 _TRADEOFF = (
     "Accuracy against subspace drift: the mean angle by which the "
     f"top-{DRIFT_K} singular subspaces of all weights turned. Up is better adapted, left is nearer "
-    "to the pre-trained network."
+    "to the pre-trained network. Filled dots are scored on test images, open ones on validation "
+    "images; the two are not to be compared."
 )
 _HEAT = (
     "Left: relative change of every adapted weight. Right: mean principal angle between its "

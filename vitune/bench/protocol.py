@@ -104,9 +104,7 @@ def run_study(
     book = _Book()
     for tasks in executor.waves(study.tasks):
         pairs = [(variant, task) for task in tasks for variant in study.variants]
-        searches = {
-            (v.label, t.name): new_searcher(planner, v, t, store.path) for v, t in pairs
-        }
+        searches = {(v.label, t.name): new_searcher(planner, v, t, store.path) for v, t in pairs}
         while asked := {pair: cells for pair, s in searches.items() if (cells := s.ask())}:
             by_address = _run(
                 [cell for cells in asked.values() for cell in cells],
@@ -144,7 +142,7 @@ class Planner:
         return len(study.tasks) * (searched + len(study.variants) * len(study.seeds))
 
     def scored_on(self, task: Task) -> str:
-        """"test" or "val": which split the task's figures are of.
+        """ "test" or "val": which split the task's figures are of.
 
         Raises:
             DataError: the test split is asked for and the source has none.

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitune.adapters import AdapterCard, installed_versions
 from vitune.analysis import measure_retention
 from vitune.bench.as_published import PublishedRecipe
 from vitune.bench.cells import Cell, CellResult, Scores, blank_result
 from vitune.bench.scores import score
 from vitune.bench.store import Store
 from vitune.bench.workbench import Workbench
+from vitune.cards import AdapterCard
 from vitune.data import Split, Splits, normalise
+from vitune.environment import installed_versions
 from vitune.errors import TrainingError, VituneError
 from vitune.inference import LoadedRun
 from vitune.training import Observer, TrainConfig
@@ -68,9 +69,7 @@ def run_cell(cell: Cell, bench: Workbench, *, train: Train = fit) -> CellResult:
 
 def _ended(cell: Cell, status: Any, error: BaseException) -> CellResult:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return blank_result(
-        cell, status, error=reason, versions=installed_versions(), finished=_now()
-    )
+    return blank_result(cell, status, error=reason, versions=installed_versions(), finished=_now())
 
 
 def _run(cell: Cell, bench: Workbench, train: Train) -> CellResult:
@@ -78,9 +77,7 @@ def _run(cell: Cell, bench: Workbench, train: Train) -> CellResult:
     splits = data.refit if cell.config.refit else data.selection
     observer: Observer = Observer()
     if cell.recipe:
-        observer = PublishedRecipe.make(
-            cell.recipe, bench.open_test(cell.config, splits.classes)
-        )
+        observer = PublishedRecipe.make(cell.recipe, bench.open_test(cell.config, splits.classes))
     trained, notes = train_within_memory(cell.config, splits, observer, train=train)
     summary = trained.summary
     scores, kept = None, None
@@ -101,6 +98,7 @@ def _run(cell: Cell, bench: Workbench, train: Train) -> CellResult:
         retention=kept,
         published=observer.outcome() if isinstance(observer, PublishedRecipe) else None,
         seconds=summary["seconds"],
+        cpu_seconds=summary.get("cpu_seconds") if summary["device"].startswith("cpu") else None,
         peak_mib=summary["peak_mib"],
         counts={
             "trainable": summary["num_trainable"],

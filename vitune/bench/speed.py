@@ -21,9 +21,9 @@ from typing import Any, cast
 
 import torch
 
-from vitune.adapters import installed_versions
 from vitune.bench.speed_memory import Question, ask
 from vitune.bench.speed_subject import DTYPES, Contestant, Subject
+from vitune.environment import installed_versions
 from vitune.errors import VituneError
 from vitune.files import write_output
 

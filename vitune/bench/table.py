@@ -58,7 +58,8 @@ class TableRow:
         mean_groups: mean of the group means; None without groups or where one is absent.
         rank: mean rank over tasks that every method of the table has; None for one method alone.
         num_parameters: trained, without the head.
-        seconds: of training a run, mean over tasks and seeds.
+        seconds: of training a run, mean over tasks and seeds; longer on a busy machine.
+        cpu_seconds: the same in processor time, which other programs do not lengthen; None on GPUs.
         peak_mib: the largest of any run.
         nll, ece: means over tasks and seeds.
         drift: 1 - CKA of the last block's features with the base's, mean; None if not measured.
@@ -84,6 +85,7 @@ class TableRow:
     drift: float | None = None
     published: PublishedRow | None = None
     gap: float | None = None
+    cpu_seconds: float | None = None
 
     @property
     def mean(self) -> float:
@@ -231,6 +233,7 @@ def _row(
         drift=_average([_drift(result) for result in results]),
         published=paper,
         gap=_gap(present, paper),
+        cpu_seconds=_average([r.cpu_seconds for r in results]),
     )
 
 

@@ -25,12 +25,14 @@ from vitune.cli import (
     train,
 )
 from vitune.errors import InterruptError, VituneError, nearest
+from vitune.machine import settle_threads
 
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 """typer's own: recent releases carry a copy of click and no longer raise click's."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C; typer gives it back instead of raising KeyboardInterrupt."""
+NO_MEMORY = "out of memory. Lower --batch-size, or add --checkpointing."
 
 VERBS = (
     train,
@@ -59,9 +61,29 @@ for _verb in VERBS:
     _verb.add_to(app)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from vitune.environment import installed_versions
+
+        (_, own), *others = installed_versions().items()
+        python = sys.version.split()[0]
+        libraries = ", ".join(f"{name} {number}" for name, number in others)
+        typer.echo(f"vitune {own} (python {python}, {libraries})")
+        raise typer.Exit
+
+
+@app.callback(help=app.info.help)
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="show versions and exit"
+    ),
+) -> None: ...
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 2 a user's mistake, 1 a defect, 130 interrupted."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    settle_threads(os.environ)
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
@@ -89,7 +111,11 @@ def run(arguments: list[str]) -> int:
         where = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}. What was saved before is whole.")
     except MemoryError:
-        return _fail("out of memory. Lower --batch-size, or add --checkpointing.")
+        return _fail(NO_MEMORY)
+    except RuntimeError as error:
+        if not any(text in str(error) for text in ("out of memory", "can't allocate memory")):
+            raise
+        return _fail(NO_MEMORY)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted("stopped.")
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from vitune.adapters import AdapterCard
     from vitune.analysis import Retention, SpectrumReport
+    from vitune.cards import AdapterCard
     from vitune.runs import RunFolder
 
 BATCH = 64
@@ -52,15 +52,18 @@ def analyze(
     reports: dict[str, SpectrumReport] = {}
     retentions: dict[str, Retention] = {}
     accuracies: dict[str, float] = {}
+    validated: set[str] = set()
     for run, name in zip(runs, names, strict=True):
         reports[name], retention = _measured(run, name, images, num_images)
         if retention is not None:
             retentions[name] = retention
-        accuracy = _accuracy(RunFolder(Path(run)))
+        accuracy, on_test = _accuracy(RunFolder(Path(run)))
         if accuracy is not None:
             accuracies[name] = accuracy
+            if not on_test:
+                validated.add(name)
     folder = Path(out) if out is not None else RunFolder(Path(runs[0])).path / "analysis"
-    write_spectrum(folder, reports, accuracies, retentions)
+    write_spectrum(folder, reports, accuracies, retentions, validated=validated)
     _print_summary(reports, retentions)
     if out is None:
         console.print(f"report: {write_report(runs[0])}", soft_wrap=True)
@@ -80,6 +83,7 @@ def _measured(
     from vitune.inference import load_run
 
     loaded = load_run(run, merge=False, device="cpu")
+    _require_finite(loaded.model, run)
     bar = Counting(f"analysing {name}")
     networks: dict[str, Any] = {"model": loaded.model}
     if not isinstance(loaded.model, PeftModel):
@@ -96,6 +100,18 @@ def _measured(
         )
     finally:
         bar.close()
+
+
+def _require_finite(model: nn.Module, run: str) -> None:
+    """Refuse weights of a run that has diverged: no figure about them means anything."""
+    from vitune.errors import AdapterError
+
+    odd = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if odd:
+        raise AdapterError(
+            f"weights of {run!r}: got NaN or infinity in {len(odd)} tensors, the first {odd[0]!r}, "
+            "expected finite numbers. The run has diverged; train again with a lower --lr."
+        )
 
 
 def _images(
@@ -138,17 +154,17 @@ def _base_head(card: AdapterCard) -> Any:
     return own.model.get_submodule(name) if name and own.num_classes else None
 
 
-def _accuracy(folder: RunFolder) -> float | None:
-    """Test accuracy where the run was evaluated on a test split, else validation accuracy."""
+def _accuracy(folder: RunFolder) -> tuple[float | None, bool]:
+    """Accuracy, and whether it is on test images: where there is no such score, on validation."""
     from vitune.report import is_test, read_run
 
     if not folder.config.is_file():
-        return None
+        return None, False
     results = read_run(folder.path)
     for evaluation in results.evaluations:
         if is_test(evaluation):
-            return evaluation.top1
-    return None if results.summary is None else results.summary.reported.val_accuracy
+            return evaluation.top1, True
+    return None if results.summary is None else results.summary.reported.val_accuracy, False
 
 
 def _short_names(runs: list[str]) -> list[str]:

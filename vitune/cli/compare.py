@@ -29,7 +29,9 @@ def compare(
     method_arg: list[str] = typer.Option(
         None, "--method-arg", metavar="[METHOD:]NAME=VALUE", help="e.g. lora:r=16"
     ),
-    batch_size: int = typer.Option(32, "--batch-size"),
+    batch_size: int = typer.Option(
+        None, "--batch-size", help="images a step; default 32, or all where they are fewer"
+    ),
     jobs: int = typer.Option(1, "--jobs", help="processes on this machine"),
     config: str = typer.Option(None, "--config", help="YAML of further training settings"),
     force: bool = typer.Option(False, "--force", help="write into a folder that holds files"),
@@ -59,7 +61,7 @@ def compare(
         lrs=numbers(lrs, "--lrs"),
         seeds=seeds,
         method_args=_by_method(method_arg or [], names),
-        settings={"batch_size": batch_size, **(read_yaml(config) if config else {})},
+        settings=_further_settings(batch_size, read_yaml(config) if config else {}),
     )
     watcher = StudyProgress()
     try:
@@ -68,6 +70,11 @@ def compare(
         watcher.close()
     print_table(comparison.table)
     console.print(f"page: {comparison.page}", soft_wrap=True)
+
+
+def _further_settings(batch_size: int | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the file, which win; a batch size that was not given is left to training."""
+    return settings if batch_size is None else {"batch_size": batch_size, **settings}
 
 
 def _by_method(words: list[str], methods: list[str]) -> dict[str, dict[str, Any]]:

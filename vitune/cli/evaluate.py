@@ -30,7 +30,7 @@ def evaluate(
     are no others, its validation images are scored. The result goes into RUN/evaluation/ and
     into RUN/report.html.
     """
-    from vitune.cli._progress import Counting, console, percent
+    from vitune.cli._progress import Counting, console, percent, print_named
     from vitune.inference import evaluate_run
     from vitune.report import wilson_interval
 
@@ -62,7 +62,8 @@ def evaluate(
     for mark in _marks(result):
         console.print(mark, style="yellow")
     if result["skipped_images"]:
-        console.print(f"{result['skipped_images']} unreadable images skipped")
+        total = result["skipped_images"]
+        print_named(f"{total:,} unreadable images skipped", result["skipped"], total)
     report = Path(run) / "report.html"
     if report.is_file():
         console.print(f"report: {report}", soft_wrap=True)

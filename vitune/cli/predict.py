@@ -26,7 +26,7 @@ def predict(
     The CSV is UTF-8; bytes of a file name that are not stand as \\xNN.
     """
     from vitune import inference
-    from vitune.cli._progress import Counting, console
+    from vitune.cli._progress import Counting, console, print_named
     from vitune.data import CacheSettings, load_unlabelled
     from vitune.files import check_output, is_stream, write_output
 
@@ -38,10 +38,11 @@ def predict(
     split, skipped = load_unlabelled(images, loaded.card.preprocessing, settings=settings)
     bar.close()
     text = inference.predictions_csv(inference.predict(loaded, split, top_k=top_k))
+    if skipped:
+        print_named(f"{len(skipped):,} unreadable images skipped", skipped, to_stderr=True)
     if out is None:
         typer.echo(text, nl=False)
         return
     write_output(out, text, force=force)
     if not is_stream(out):
-        note = f", {len(skipped)} unreadable skipped" if skipped else ""
-        console.print(f"{len(split):,} images{note}: {out}", soft_wrap=True)
+        console.print(f"{len(split):,} images: {out}", soft_wrap=True)

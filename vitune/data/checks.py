@@ -75,18 +75,50 @@ def without_missing(images: ImageList, *, skip: bool) -> tuple[ImageList, tuple[
     missing: dict[str, list[str]] = {}
     kept: dict[str, tuple[Record, ...]] = {}
     for split, records in images.splits.items():
-        present = [_exists(record.image) for record in records]
+        present = [is_there(record.image) for record in records]
         absent = [record.name for record, here in zip(records, present, strict=True) if not here]
         if absent and (not skip or len(absent) == len(records)):
+            there = any(os.path.lexists(name) for name in absent)
             raise DataError(
                 f"split {split!r} of {images.spec}: got {len(absent)} of {len(records)} files "
-                f"missing, the first {absent[0]!r}, expected all of them. Mend the list, or pass "
-                "--skip-bad-images."
+                f"missing{' or not regular files' if there else ''}, the first {absent[0]!r}, "
+                "expected all of them. Mend the list, or pass --skip-bad-images."
             )
         missing[split] = absent
         kept[split] = tuple(r for r, here in zip(records, present, strict=True) if here)
     lost = tuple(name for absent in missing.values() for name in absent)
     return (replace(images, splits=kept) if lost else images), lost
+
+
+def training_name(images: ImageList) -> str | None:
+    """The list that training draws on; train and validation together only if val is not apart."""
+    names = ("train", "all") if "val" in images.splits else ("train", "all", "trainval")
+    return next((name for name in names if name in images.splits), None)
+
+
+def is_there(image: Path | Drawing) -> bool:
+    """Whether there is something to decode: a drawing, or a regular file."""
+    if not isinstance(image, Path):
+        return True
+    try:
+        return stat.S_ISREG(image.stat().st_mode)
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def require_two_classes(records: Sequence[Record], images: ImageList) -> None:
+    """There is something to tell apart.
+
+    Raises:
+        DataError: all training images are of one class; the message names it.
+    """
+    labels = {record.label for record in records}
+    if len(labels) < 2:
+        only = ", ".join(repr(images.classes[label]) for label in labels)
+        raise DataError(
+            f"classes of {images.spec}: got one, {only}, expected at least 2 among the training "
+            "images. Add images of what is not in it."
+        )
 
 
 def require_two_each(labels: npt.NDArray[np.int64], classes: Sequence[str], spec: str) -> None:
@@ -101,8 +133,8 @@ def require_two_each(labels: npt.NDArray[np.int64], classes: Sequence[str], spec
         raise DataError(
             f"training images of {spec}: got one image of class "
             f"{', '.join(map(repr, single[:5]))}{' and others' if len(single) > 5 else ''}, "
-            "expected at least 2 a class to hold out a validation image. Add images, give a "
-            "validation split, or switch the hold-out off."
+            "expected at least 2 per class to hold out a validation image. Add images, give a "
+            "validation split, or train on all images with --refit."
         )
 
 
@@ -167,12 +199,3 @@ def _overlap_error(
         f"(first: {names[1]!r} is {names[0]!r}), expected splits that share no image. Remove "
         "them from one of the two."
     )
-
-
-def _exists(image: Path | Drawing) -> bool:
-    if not isinstance(image, Path):
-        return True
-    try:
-        return stat.S_ISREG(image.stat().st_mode)
-    except OSError:
-        return False

@@ -64,8 +64,8 @@ def load_labelled(
     if choose is not None:
         records = tuple(compress(records, choose(record_hashes(records))))
     decoding = {name: Decoding(preprocessing, None, max_megapixels)}
-    loaded, skipped = read_splits({name: records}, classes, decoding, settings)
-    return loaded[name], (*missing, *skipped)
+    read = read_splits({name: records}, classes, decoding, settings)
+    return read.splits[name], (*missing, *read.skipped)
 
 
 def load_unlabelled(
@@ -91,5 +91,5 @@ def load_unlabelled(
     """
     records = tuple(Record(path, UNLABELLED) for path in list_images(folder_or_file))
     decoding = {"predict": Decoding(preprocessing, None, max_megapixels)}
-    loaded, skipped = read_splits({"predict": records}, (), decoding, settings or CacheSettings())
-    return loaded["predict"], skipped
+    read = read_splits({"predict": records}, (), decoding, settings or CacheSettings())
+    return read.splits["predict"], read.skipped

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from vitune.data import CacheSettings, absolute_source, load_labelled
+from vitune.data import TOLD, CacheSettings, absolute_source, load_labelled
 from vitune.errors import VituneError
 from vitune.files import write_atomic
 from vitune.inference.evaluate import evaluate
@@ -46,9 +46,9 @@ def evaluate_run(
         on_read, on_score: called with (images done, images in all).
 
     Returns:
-        What `evaluate` gives, with "skipped_images", and "seen" and "left_out": how many of the
-        images that were scored, and were not, had trained or been watched; None where the
-        model does not know (a merged one, say).
+        What `evaluate` gives, with "skipped_images" and the first of their names in "skipped",
+        and "seen" and "left_out": how many of the images that were scored, and were not, had
+        trained or been watched; None where the model does not know (a merged one, say).
 
     Raises:
         AdapterError, BackboneError: the run cannot be loaded.
@@ -73,7 +73,7 @@ def evaluate_run(
     )
     data = absolute_source(data)
     result = evaluate(run, images, data=data, on_progress=on_score)
-    result |= {"skipped_images": len(skipped), **choose.marks}
+    result |= {"skipped_images": len(skipped), "skipped": list(skipped[:TOLD]), **choose.marks}
     result["name"] = evaluation_name(data, choose.name(images.name))
     if is_run:
         file = _free_file(folder.evaluations, result["name"], data)

@@ -17,9 +17,10 @@ from vitune.methods._defaults import recorded
 from vitune.methods._peft_targets import MIXING_TOKENS, UNSUPPORTED, peft_targets
 from vitune.methods._tuner import MethodConfig, register
 
-INTERNAL_FIELDS = frozenset(
-    field.name for field in dataclasses.fields(PeftConfig)
-) | {"target_modules", "modules_to_save"}
+INTERNAL_FIELDS = frozenset(field.name for field in dataclasses.fields(PeftConfig)) | {
+    "target_modules",
+    "modules_to_save",
+}
 
 PEFT_DEFAULT_LR, PEFT_DEFAULT_WEIGHT_DECAY = 1e-3, 1e-4
 

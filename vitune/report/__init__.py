@@ -4,6 +4,7 @@ from vitune.report.comparison import write_comparison
 from vitune.report.evaluations import Evaluation, is_test, score_marks
 from vitune.report.intervals import wilson_interval
 from vitune.report.page import write_report
+from vitune.report.parameters import role_words
 from vitune.report.results import RunResults, Summary, read_run
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Summary",
     "is_test",
     "read_run",
+    "role_words",
     "score_marks",
     "wilson_interval",
     "write_comparison",

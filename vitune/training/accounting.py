@@ -15,6 +15,7 @@ from vitune.backbones import Backbone
 from vitune.counts import ParameterCounts
 from vitune.data import HeldOut, Splits
 from vitune.environment import installed_versions
+from vitune.machine import ProcessorUse
 from vitune.methods import get_method
 from vitune.training.config import TrainConfig
 from vitune.training.loop import Loop
@@ -51,7 +52,9 @@ def facts_of(
         "num_val": 0 if splits.val is None else len(splits.val),
         "num_classes": len(splits.classes),
         "held_out": _describe(splits.held_out),
+        "batch_size": settings.batch_size,
         "skipped_images": len(splits.skipped),
+        "remarks": [remark.as_dict() for remark in splits.remarks],
         "lr": settings.lr,
         "weight_decay": settings.weight_decay,
         "precision": settings.precision,
@@ -62,7 +65,7 @@ def facts_of(
     }
 
 
-def outcome_of(loop: Loop, accelerator: Accelerator) -> dict[str, Any]:
+def outcome_of(loop: Loop, accelerator: Accelerator, use: ProcessorUse) -> dict[str, Any]:
     """What came out, beside the weights."""
     config, progress = loop.config, loop.progress
     return {
@@ -75,6 +78,8 @@ def outcome_of(loop: Loop, accelerator: Accelerator) -> dict[str, Any]:
         "epochs": progress.epoch,
         "steps": progress.step,
         "seconds": progress.seconds,
+        "cpu_seconds": progress.cpu_seconds,
+        "cores_of_others": use.others,
         "peak_mib": _peak_mib(accelerator),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "status": "finished" if progress.epoch == config.epochs else "stopped",

@@ -34,6 +34,7 @@ class Progress:
         epoch: epochs done.
         step: optimiser steps done.
         seconds: training time so far.
+        cpu_seconds: processor time of this process in it, which other programs do not lengthen.
         val_accuracy: of the last epoch, in [0, 1]; None without a validation split.
         best_epoch: epoch of the best validation accuracy; 0 while there is none.
         best_accuracy: that accuracy, in [0, 1].
@@ -44,6 +45,7 @@ class Progress:
     epoch: Count = 0
     step: Count = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     val_accuracy: float | None = None
     best_epoch: Count = 0
     best_accuracy: float = -1.0

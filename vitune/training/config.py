@@ -28,7 +28,9 @@ class TrainConfig(BaseModel):
     data: str = Field(description="folder, .csv/.parquet, vtab:ROOT/TASK or demo:NAME")
     backbone: str = Field("vitune/vit_micro_patch4_32", description="name, hf:NAME or bundled")
     checkpoint: str | None = Field(None, description="local weights for the backbone")
-    image_size: int | None = Field(None, ge=8, description="input size other than the native one")
+    image_size: int | None = Field(
+        None, ge=8, le=4096, description="input size other than the native one"
+    )
     method: str = Field("rlrr", description="see 'vitune methods'")
     method_args: dict[str, Any] = Field(default_factory=dict, description="of the method")
 

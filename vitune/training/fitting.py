@@ -22,6 +22,7 @@ from vitune.data import Augment, Splits, UsedImages, augmentation, load_splits, 
 from vitune.environment import Environment
 from vitune.errors import AdapterError, DataError, VituneError
 from vitune.files import write_atomic
+from vitune.machine import ProcessorUse
 from vitune.methods import get_method
 from vitune.objectives import new_objective
 from vitune.report import write_report
@@ -30,6 +31,7 @@ from vitune.training.accounting import facts_of, outcome_of, reset_peak
 from vitune.training.checkpoint import has_checkpoint, read_progress
 from vitune.training.config import TrainConfig
 from vitune.training.loop import Loop, Recipe
+from vitune.training.memory import require_memory
 from vitune.training.observer import Observer
 from vitune.training.precision import network_width, resolve_precision
 from vitune.training.record import (
@@ -46,6 +48,7 @@ from vitune.training.settling import (
     new_settings,
     resumed_record,
     typed_arguments,
+    with_fitting_batch,
 )
 
 
@@ -137,13 +140,15 @@ class _Job:
         objective = self._objective()
         backbone, splits = self._ingredients(given)
         assert splits.train is not None
-        settings = self._settings(backbone)
+        images = UsedImages.of(splits.train, splits.val)
+        if self.record is not None:
+            self._check_images(images)
+        settings = self._settings(backbone, len(splits.train))
         model, method = self._adapted(backbone, settings)
         accelerator = _new_accelerator(settings)
         counts = count_parameters(model)
         facts = facts_of(settings, backbone, counts, splits, accelerator)
         self.observer.described(facts)
-        images = UsedImages.of(splits.train, splits.val)
         fingerprint = fingerprint_of(model) if self.folder else ""
         loop = Loop(
             model,
@@ -169,14 +174,15 @@ class _Job:
             num_processes=accelerator.num_processes,
         )
         if self.record is not None:
-            self._check_unchanged(resolved, images)
+            self._check_unchanged(resolved)
             resolved = self.record.resolved
             set_optimiser(loop.raw_optimiser, resolved.optimiser)
         with self._kept(settings, resolved, images):
             reset_peak(accelerator)
+            use = ProcessorUse()
             loop.run()
             accelerator.unwrap_model(loop.wrapped, keep_fp32_wrapper=False)
-            summary = {**facts, **outcome_of(loop, accelerator)}
+            summary = {**facts, **outcome_of(loop, accelerator, use)}
             summary["trained_parts"] = trained_parts(model)
             path = None if self.folder is None else self.folder.path
             trained = Trained(path, model, backbone, splits.classes, summary)
@@ -208,14 +214,9 @@ class _Job:
             backbone = replace(backbone, preprocessing=self.record.resolved.preprocessing)
         if config.checkpointing:
             _checkpoint_activations(backbone)
+        require_memory(backbone, config, self.process.device)
         with self.process.main_process_first():
             splits = self._images(backbone) if given is None else _sealed(given)
-        assert splits.train is not None
-        if config.batch_size > len(splits.train):
-            raise DataError(
-                f"--batch-size: got {config.batch_size}, expected at most the {len(splits.train)} "
-                "training images."
-            )
         return backbone, splits
 
     def _images(self, backbone: Backbone) -> Splits:
@@ -239,13 +240,14 @@ class _Job:
             return self.record.resolved.augmentation
         return augmentation(self.asked.augment, backbone.preprocessing.image_size)
 
-    def _settings(self, backbone: Backbone) -> TrainConfig:
+    def _settings(self, backbone: Backbone, num_images: int) -> TrainConfig:
         """The settings with nothing left open."""
         if self.record is not None:
             return self.asked
         device, width = self.process.device.type, network_width(backbone.model)
         precision = resolve_precision(self.asked.precision, device, width)
-        return filled_in(self.asked, get_method(self.asked.method), precision, device)
+        asked = with_fitting_batch(self.asked, num_images)
+        return filled_in(asked, get_method(asked.method), precision, device)
 
     def _adapted(
         self, backbone: Backbone, settings: TrainConfig
@@ -260,13 +262,13 @@ class _Job:
         arguments = plain_config(config)  # before PEFT sees it: it fills in what it finds
         return inject(backbone.model, config), arguments
 
-    def _check_unchanged(self, now: Resolved, images: UsedImages) -> None:
-        """See that a run goes on with the images and weights that it began with.
+    def _check_unchanged(self, now: Resolved) -> None:
+        """See that a run goes on with the weights and processes that it began with.
 
         Raises:
             AdapterError: it does not; the text names what differs.
         """
-        assert self.record is not None and self.folder is not None
+        assert self.record is not None
         for name in ("fingerprint", "num_processes"):
             found, begun = getattr(now, name), getattr(self.record.resolved, name)
             if found != begun:
@@ -274,6 +276,14 @@ class _Job:
                     f"--resume: got {name} {found!r}, expected {begun!r}, with which the run was "
                     "begun. Restore it, or start a new run."
                 )
+
+    def _check_images(self, images: UsedImages) -> None:
+        """See that a run goes on with the images that it began with.
+
+        Raises:
+            AdapterError: it does not; the text names what differs.
+        """
+        assert self.folder is not None
         if not self.folder.images.is_file() and not has_checkpoint(self.folder.checkpoint):
             return  # the start died between two files, before the first step
         difference = UsedImages.read(self.folder.images).difference(images)

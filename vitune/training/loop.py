@@ -161,7 +161,7 @@ class Loop:
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         """One pass over the training images, then validation and the checkpoint."""
-        started = time.perf_counter()
+        started, own_started = time.perf_counter(), time.process_time()
         self._seed(epoch)
         self._training_mode()
         total_loss, num_images, num_batches = 0.0, 0, 0
@@ -180,6 +180,7 @@ class Loop:
                 self._keep_best(val_accuracy)
         self.progress.val_accuracy = val_accuracy
         self.progress.seconds += time.perf_counter() - started
+        self.progress.cpu_seconds += time.process_time() - own_started
         row = {
             "epoch": epoch + 1,
             "step": self.progress.step,

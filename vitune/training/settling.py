@@ -10,7 +10,7 @@ import yaml
 
 from vitune.backbones import absolute_backbone
 from vitune.data import absolute_source
-from vitune.errors import VituneError, nearest
+from vitune.errors import DataError, VituneError, nearest
 from vitune.methods import Method
 from vitune.runs import RunFolder
 from vitune.training.checkpoint import read_progress
@@ -50,6 +50,22 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
             "checkpoint": None if checkpoint is None else str(checkpoint.absolute()),
         }
     )
+
+
+def with_fitting_batch(config: TrainConfig, num_images: int) -> TrainConfig:
+    """The settings, whose default batch is all images where they are fewer; one asked for stays.
+
+    Raises:
+        DataError: a batch that was asked for is larger than the training split.
+    """
+    if config.batch_size <= num_images:
+        return config
+    if "batch_size" in config.model_fields_set:
+        raise DataError(
+            f"--batch-size: got {config.batch_size}, expected at most the {num_images} "
+            "training images."
+        )
+    return config.model_copy(update={"batch_size": num_images})
 
 
 def filled_in(config: TrainConfig, method: Method, precision: str, device: str) -> TrainConfig:
