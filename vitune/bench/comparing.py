@@ -107,6 +107,7 @@ def compare(
         heading="Methods compared",
         note=_note(study, table),
         differences=[_tested(found) for found in table.differences],
+        explanation=_explained(table),
     )
     return Comparison(outcome, table, page)
 
@@ -149,6 +150,18 @@ def _tested(found: Difference) -> dict[str, Any]:
         "high": found.high,
         "p_value": found.p_value,
     }
+
+
+def _explained(table: Table) -> list[str]:
+    """How the differences were tested, in words."""
+    resampled = sorted({found.resampled for found in table.differences})
+    if not resampled:
+        return []
+    return [
+        f"The interval holds 95 % of the mean differences when {' or '.join(resampled)} are drawn "
+        "again, both methods on the same draw; what other seeds would change is not in it. Two "
+        "methods are told apart where it leaves out 0."
+    ]
 
 
 def _note(study: Study, table: Table) -> str:

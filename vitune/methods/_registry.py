@@ -109,7 +109,8 @@ def peft_methods() -> dict[str, Method]:
         if peft_type in PEFT_TYPE_TO_PREFIX_MAPPING and takes_modules:
             if issubclass(config_class, MethodConfig) or name in UNSUPPORTED:
                 continue
-            found[name] = Method(name, config_class.__name__, "PEFT", config_class, ours=False)
+            title = config_class.__name__.removesuffix("Config").replace("Lora", "LoRA")
+            found[name] = Method(name, title, "PEFT", config_class, ours=False)
     return found
 
 
