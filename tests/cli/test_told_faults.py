@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vitune import cli
+from vitune.cards import AdapterCard
 from vitune.cli import run
 
 
@@ -102,6 +103,17 @@ def test_evaluate_and_predict_name_what_they_skip(
     assert "bad[bold].jpg" in error and "bad[bold]" not in out and out.startswith("path,class_1")
 
 
+def test_a_bad_file_is_no_new_image_to_score(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing of it trained the run, yet the validation images are what is left to score."""
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("evaluation"))
+    assert run(["evaluate", str(copy), "--skip-bad-images"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "run's validation images" in shown and "1 unreadable images skipped" in shown
+
+
 @pytest.mark.parametrize("name", ["scale_out", "shift", "head.weight"])
 def test_analyze_refuses_weights_that_diverged(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
@@ -113,6 +125,7 @@ def test_analyze_refuses_weights_that_diverged(
     key = next(key for key in tensors if name in key)
     tensors[key].view(-1)[0] = float("nan")
     save_file(tensors, file, metadata={"format": "pt"})
+    AdapterCard.read(adapter).write(adapter)  # its checksums are those of a run that diverged
     assert run(["analyze", str(adapter), "--out", str(tmp_path / "a"), "--num-images", "0"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "got NaN or infinity in 1 tensors" in error

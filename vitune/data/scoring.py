@@ -7,6 +7,8 @@ from dataclasses import replace
 from itertools import compress
 from pathlib import Path
 
+import numpy as np
+
 from vitune.data.cache import CacheSettings
 from vitune.data.checks import without_missing
 from vitune.data.decode import MAX_MEGAPIXELS, Decoding
@@ -42,7 +44,7 @@ def load_labelled(
         settings: memory, disk and bad images.
         max_megapixels: larger images are refused by their header.
         choose: told every image's content hash (None where a file cannot be read), says which
-            images to decode and keep; may refuse.
+            images to keep; may refuse. With bad images skipped it is asked about the good ones.
 
     Returns:
         The split and the files that were skipped.
@@ -61,11 +63,16 @@ def load_labelled(
     alone = replace(listed, splits={name: listed.splits[name]})
     images, missing = without_missing(alone.relabelled(classes), skip=settings.skip_bad_images)
     records = images.splits[name]
-    if choose is not None:
+    if choose is not None and not settings.skip_bad_images:
         records = tuple(compress(records, choose(record_hashes(records))))
+        choose = None
     decoding = {name: Decoding(preprocessing, None, max_megapixels)}
     read = read_splits({name: records}, classes, decoding, settings)
-    return read.splits[name], (*missing, *read.skipped)
+    found = read.splits[name]
+    if choose is not None:  # among the images that decode: a bad file must not pass for a new one
+        kept = np.fromiter(choose([row.tobytes() for row in found.content_digests]), bool)
+        found = found if kept.all() else found.subset(np.flatnonzero(kept))
+    return found, (*missing, *read.skipped)
 
 
 def load_unlabelled(
