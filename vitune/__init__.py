@@ -7,7 +7,9 @@ Importing it registers vitune's methods with PEFT, so that `get_peft_model(model
 from __future__ import annotations
 
 import importlib
+import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +66,14 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__, *configs])
 
 
-if Path(sys.argv[0]).name != "vitune":
+def _is_command_line() -> bool:
+    """Whether `vitune ...` or `python -m vitune ...` runs; -m hides the name while it imports."""
+    if sys.argv[0] == "-m":
+        words = pairwise(sys.orig_argv)
+        return any(re.fullmatch("-[A-Za-z]*m", flag) and word == "vitune" for flag, word in words)
+    return Path(sys.argv[0]).name == "vitune"
+
+
+if not _is_command_line():
     # The command line answers --help without PyTorch; its verbs import what they use.
     importlib.import_module("vitune.methods")

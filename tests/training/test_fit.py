@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vitune.errors import AdapterError, DataError, TrainingError, VituneError
+from vitune.errors import AdapterError, DataError, OutputError, TrainingError, VituneError
 from vitune.runs import RunFolder
 from vitune.training import Observer, TrainConfig, fit
 from vitune.training.checkpoint import has_checkpoint
@@ -122,7 +122,7 @@ def test_seeds_decide_everything(tmp_path: Path) -> None:
 def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
     fit(TrainConfig.make({**QUICK, "epochs": 1}), out=tmp_path / "run")
     before = (tmp_path / "run" / "summary.json").read_bytes()
-    with pytest.raises(AdapterError, match=r"exists, expected a new folder.*--resume"):
+    with pytest.raises(OutputError, match=r"exists, expected a new folder.*--resume"):
         fit(TrainConfig.make({**QUICK, "epochs": 1}), out=tmp_path / "run")
     assert (tmp_path / "run" / "summary.json").read_bytes() == before
 

@@ -8,6 +8,7 @@ from vitune.backbones.heads import start_heads as start_heads
 from vitune.backbones.identity import identity as identity
 from vitune.backbones.identity import local_files as local_files
 from vitune.backbones.identity import local_folder as local_folder
+from vitune.backbones.load import absolute_backbone as absolute_backbone
 from vitune.backbones.load import load_backbone as load_backbone
 from vitune.backbones.pixels import preprocessing_of as preprocessing_of
 from vitune.backbones.sites import ROLES as ROLES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,15 @@ def load_backbone(
     if dtype is not None:
         backbone = replace(backbone, model=backbone.model.to(dtype))
     return backbone
+
+
+def absolute_backbone(name: str) -> str:
+    """`name` such that the file or folder it names is found from any working directory."""
+    if name.startswith(HF_PREFIX):
+        folder = Path(name.removeprefix(HF_PREFIX)).expanduser()
+        return f"{HF_PREFIX}{os.path.abspath(folder)}" if folder.is_dir() else name
+    architecture, at, file = name.partition("@")
+    return f"{architecture}@{os.path.abspath(Path(file).expanduser())}" if at else name
 
 
 def _load(name: str, request: Request, file: Path | None) -> Backbone:

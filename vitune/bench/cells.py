@@ -127,6 +127,7 @@ class CellResult:
         val: validation accuracy: of this run in stage "select", of stage 1 in stage "final".
         scores: on the reported split; None in stage "select".
         seconds: of training.
+        cpu_seconds: processor time of training on a CPU, which other programs do not lengthen.
         peak_mib: of training.
         counts: parameters: trainable, without_head, head, total.
         retention: mean and last block's CKA with the base, on the reported images.
@@ -168,6 +169,7 @@ class CellResult:
     notes: tuple[str, ...] = ()
     finished: str | None = None
     format: int = FORMAT
+    cpu_seconds: float | None = None
 
     @property
     def is_settled(self) -> bool:

@@ -65,15 +65,11 @@ def check_suite(root: str | Path, suite: str = "vtab1k", *, shots: int = 16) -> 
         return [_checked(e, folder_of(base, e), suite, Path(folder), shots) for e in entries]
 
 
-def _checked(
-    entry: Entry, folder: Path | None, suite: str, lists: Path, shots: int
-) -> TaskCheck:
+def _checked(entry: Entry, folder: Path | None, suite: str, lists: Path, shots: int) -> TaskCheck:
     remedy = f"Get {SOURCES[suite]}."
     if folder is None:
         wanted = " or ".join(entry.folders)
-        return TaskCheck(
-            entry.name, None, "missing", {}, 0, (f"no folder {wanted}",), remedy
-        )
+        return TaskCheck(entry.name, None, "missing", {}, 0, (f"no folder {wanted}",), remedy)
     try:
         images = open_source(_spec(entry, folder, suite, lists, shots))
     except DataError as error:

@@ -17,6 +17,7 @@ from vitune.bench.store import Store
 from vitune.bench.study import Task
 from vitune.bench.workbench import Workbench
 from vitune.errors import VituneError
+from vitune.machine import available_cores
 
 Finished = tuple[CellResult, bool]
 
@@ -88,7 +89,7 @@ class Processes:
         )
 
     def _round(self, cells: Sequence[Cell], store: Store) -> Iterator[Finished]:
-        threads = max(1, (os.cpu_count() or 1) // self.num_jobs)
+        threads = max(1, available_cores() // self.num_jobs)
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(
             self.num_jobs, mp_context=context, initializer=begin_worker, initargs=(threads,)

@@ -181,9 +181,7 @@ def formatted(table: Table, name: str) -> str:
         VituneError: unknown format.
     """
     if name not in FORMATS:
-        raise VituneError(
-            f"--format: got {name!r}, expected a known one. {nearest(name, FORMATS)}"
-        )
+        raise VituneError(f"--format: got {name!r}, expected a known one. {nearest(name, FORMATS)}")
     return FORMATS[name](table)
 
 

@@ -12,7 +12,7 @@ from vitune.bench.protocol import Choice
 from vitune.bench.rank_diagram import rank_diagram
 from vitune.bench.shots_chart import shots_chart
 from vitune.bench.study import Study
-from vitune.bench.sureness import explanation, interval_text, p_text, verdict
+from vitune.bench.sureness import SIGNIFICANT, explanation, interval_text, p_text, verdict
 from vitune.bench.table import Table, TableRow
 from vitune.report.formatting import count, duration
 from vitune.report.rendering import write_page
@@ -101,7 +101,10 @@ def inflation(table: Table) -> list[tuple[str, float, float]]:
 
 
 def _scatters(table: Table, several: bool) -> list[ScatterChart]:
-    """Accuracy against parameters, time and drift, for the rows that tell them."""
+    """Accuracy against parameters, processor time and drift, for the rows that tell them.
+
+    Time by the clock is not drawn: it would show what else the machine did.
+    """
     kinds: list[tuple[str, str, Callable[[TableRow], float | None], Callable[[float], str]]] = [
         (
             "Accuracy against trainable parameters",
@@ -110,10 +113,10 @@ def _scatters(table: Table, several: bool) -> list[ScatterChart]:
             lambda cost: f"{count(cost)} parameters",
         ),
         (
-            "Accuracy against training time",
-            "seconds of training a run (logarithmic)",
-            lambda row: row.seconds,
-            duration,
+            "Accuracy against processor time",
+            "processor seconds of training a run, waiting left out (logarithmic)",
+            lambda row: row.cpu_seconds,
+            lambda cost: f"{duration(cost)} of processor time",
         ),
         (
             "Accuracy against drift",
@@ -124,16 +127,28 @@ def _scatters(table: Table, several: bool) -> list[ScatterChart]:
     ]
     charts = []
     whole = [row for row in table.rows if row.is_whole]
-    best = max((row.exact for row in whole), default=None)
+    leader = _leader(table)
     for title, x_title, cost_of, tell in kinds:
         measured = [
             Measured(label_of(row, several), cost, row.mean, row.spread, tell(cost),
-                     row.exact == best and len(whole) > 1)
+                     row.label == leader)
             for row in whole
             if (cost := cost_of(row)) is not None
         ]  # fmt: skip
         charts.append(scatter_chart(title, x_title, measured))
     return [chart for chart in charts if chart is not None]
+
+
+def _leader(table: Table) -> str | None:
+    """The method whose lead over every other one is more than chance, None where there is none."""
+    above: dict[str, set[str]] = {}
+    for found in table.differences:
+        if found.holm_p is not None and found.holm_p < SIGNIFICANT:
+            better, worse = (found.first, found.second)[:: 1 if found.mean > 0 else -1]
+            above.setdefault(better, set()).add(worse)
+    others = {row.label for row in table.rows}
+    return next((label for label, below in above.items() if below == others - {label}), None)
+
 
 
 def _sources(table: Table) -> list[str]:

@@ -142,9 +142,7 @@ def _repeated(splits: Splits, num_images: int) -> Splits:
     return replace(splits, train=chosen, val=None, trainval=None, test=None)
 
 
-def _estimate(
-    planner: Planner, variant: Variant, task: Task, measured: _Measured
-) -> Estimate:
+def _estimate(planner: Planner, variant: Variant, task: Task, measured: _Measured) -> Estimate:
     study = planner.study
     listed = open_source(task.data).splits
     config = study.config(variant, task, study.grid_of(variant)[0], seed=0, refit=False)

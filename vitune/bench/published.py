@@ -103,9 +103,7 @@ def _row(line: dict[str, str]) -> PublishedRow:
         method=line["method"],
         pretraining=line["pretraining"],
         accuracies={
-            key: float(value) / 100
-            for key, value in line.items()
-            if key not in NOT_TASKS and value
+            key: float(value) / 100 for key, value in line.items() if key not in NOT_TASKS and value
         },
         mean=float(mean) / 100 if mean else None,
         source=line["source"],

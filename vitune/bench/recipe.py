@@ -55,4 +55,4 @@ class OfficialRecipe(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise VituneError(f"recipe: {explain(error, cls)}") from None
+            raise VituneError(f"recipe: {explain(error, cls.model_fields)}") from None

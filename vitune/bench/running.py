@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitune.adapters import AdapterCard
 from vitune.analysis import measure_retention
 from vitune.bench.as_published import PublishedRecipe
 from vitune.bench.cells import Cell, CellResult, Scores, blank_result
@@ -22,6 +21,7 @@ from vitune.bench.scores import score, unshared_with
 from vitune.bench.store import Store
 from vitune.bench.verifying import planned_data, planned_test, require_planned_weights
 from vitune.bench.workbench import Workbench
+from vitune.cards import AdapterCard
 from vitune.data import Split, Splits, normalise
 from vitune.environment import Environment
 from vitune.errors import DataError, TrainingError, VituneError
@@ -124,6 +124,7 @@ def _run(cell: Cell, bench: Workbench, out: Path | None, train: Train) -> CellRe
         val=reported if cell.stage == "select" else cell.val,
         published=observer.outcome() if isinstance(observer, PublishedRecipe) else None,
         seconds=summary["seconds"],
+        cpu_seconds=summary.get("cpu_seconds") if summary["device"].startswith("cpu") else None,
         peak_mib=summary["peak_mib"],
         counts={
             "trainable": summary["num_trainable"],

@@ -22,13 +22,13 @@ from typing import Any, cast
 
 import torch
 
-from vitune.adapters import installed_versions
 from vitune.bench.speed_memory import Question, ask
 from vitune.bench.speed_products import count_products, formats_text
 from vitune.bench.speed_references import TEXTBOOKS
 from vitune.bench.speed_subject import DTYPES, Contestant, Subject
+from vitune.environment import installed_versions
 from vitune.errors import VituneError
-from vitune.files import write_atomic
+from vitune.files import write_output
 
 FORMAT = 1
 ALL_METHODS = (
@@ -158,7 +158,7 @@ def bench_speed(
         "rows": [asdict(row) for row in measured],
     }
     if out is not None:
-        write_atomic(out, json.dumps(result, indent=1) + "\n")
+        write_output(out, json.dumps(result, indent=1) + "\n", force=True)
     return {**result, "previous": previous}
 
 

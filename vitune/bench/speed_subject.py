@@ -167,9 +167,7 @@ class Subject:
         self.optimiser.step()
         self.optimiser.zero_grad()
         marks.append(self._now())
-        forward, backward, optimiser = (
-            (end - start) * 1e3 for start, end in pairwise(marks)
-        )
+        forward, backward, optimiser = ((end - start) * 1e3 for start, end in pairwise(marks))
         return StepTime(forward, backward, optimiser)
 
     @torch.inference_mode()

@@ -196,6 +196,7 @@ def _row(
         gap=_gap(whole, paper),
         survivors={task: figure for task, figure in present.items() if task in ended},
         lost=lost,
+        cpu_seconds=_average([r.cpu_seconds for r in results]),
     )
 
 

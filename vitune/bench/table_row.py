@@ -60,7 +60,8 @@ class TableRow:
         rank: mean rank over tasks that every method of the table ran, a method that lost a run
             behind all others; None for one method alone.
         num_parameters: trained, without the head.
-        seconds: of training a run, mean over tasks and seeds.
+        seconds: of training a run, mean over tasks and seeds; longer on a busy machine.
+        cpu_seconds: the same in processor time, which other programs do not lengthen; None on GPUs.
         peak_mib: the largest of any run.
         nll, ece: means over tasks and seeds; None for the best test epoch, whose weights are gone.
         drift: 1 - CKA of the last block's features with the base's, mean; None if not measured.
@@ -86,6 +87,7 @@ class TableRow:
     drift: float | None = None
     published: PublishedRow | None = None
     gap: float | None = None
+    cpu_seconds: float | None = None
     survivors: Mapping[str, Figure] = field(default_factory=dict)
     lost: Mapping[str, Lost] = field(default_factory=dict)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False)
 
+NAMES_SHOWN = 3
+
 
 def count(number: float) -> str:
     """1234567 as '1.23 M', 24320 as '24,320'."""
@@ -30,6 +33,17 @@ def count(number: float) -> str:
 def percent(share: float | None) -> str:
     """0.8312 as '83.1 %', None as '-'."""
     return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def print_named(
+    text: str, names: Sequence[str], total: int | None = None, *, to_stderr: bool = False
+) -> None:
+    """What is odd, and the first names it concerns; those are printed as they are."""
+    shown = ", ".join(names[:NAMES_SHOWN])
+    left = (len(names) if total is None else total) - NAMES_SHOWN
+    more = f" and {left:,} more" if left > 0 else ""
+    to = Console(stderr=True, highlight=False) if to_stderr else console
+    to.print(f"{text}: {shown}{more}", style="yellow", markup=False, soft_wrap=True)
 
 
 class Counting:
@@ -98,8 +112,8 @@ class TrainingProgress(Observer):
             f"lr {facts['lr']:g}, weight decay {facts['weight_decay']:g}, {facts['precision']} on "
             f"{facts['device']}"
         )
-        if facts["skipped_images"]:
-            console.print(f"[yellow]{facts['skipped_images']} unreadable images skipped[/]")
+        for remark in facts["remarks"]:
+            print_named(remark["text"], remark["names"], remark["num"])
 
     def started(self, loop: Loop) -> None:
         self._loop, self.epochs = loop, loop.config.epochs

@@ -10,6 +10,7 @@ import typer
 from vitune.bench.protocol import Choice, Outcome, Watcher
 from vitune.cli._progress import Counting, console, percent
 from vitune.cli._tables import print_columns
+from vitune.files import check_folder
 
 if TYPE_CHECKING:
     from vitune.bench.cells import Cell, CellResult
@@ -66,6 +67,17 @@ class StudyProgress(Watcher):
     def close(self) -> None:
         """Take the bar away."""
         self.bar.close()
+
+
+def check_study_folder(out: str, *, force: bool) -> None:
+    """Refuse a folder with files of the user's; one that holds a study already may go on.
+
+    Raises:
+        OutputError: the folder holds something else.
+    """
+    from vitune.bench.journal import JOURNAL, OLD_MANIFEST, STUDY
+
+    check_folder(out, marks=(STUDY, JOURNAL, OLD_MANIFEST, "cells", "lists"), force=force)
 
 
 def new_executor(jobs: int, ray: str | None = None, gpus_per_run: float = 0.0) -> Executor:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from vitune.adapters import AdapterCard
     from vitune.analysis import IntruderRule, MapEffect, Retention, RoleSummary, SpectrumReport
+    from vitune.cards import AdapterCard
+    from vitune.runs import RunFolder
 
 BATCH = 64
 
@@ -23,7 +24,7 @@ def add_to(app: typer.Typer) -> None:
 
 def analyze(
     runs: list[str] = typer.Argument(..., help="run folders, adapters, merged models, or a study"),
-    out: str = typer.Option(None, "--out", help="folder; default for one run: RUN/analysis"),
+    out: str = typer.Option(None, "--out", help="new folder; default for one run: RUN/analysis"),
     images: str = typer.Option(None, "--images", help="images to measure features on"),
     num_images: int = typer.Option(512, help="at most so many images; 0 leaves features out"),
     along: int = typer.Option(
@@ -35,6 +36,7 @@ def analyze(
     intruder_side: str = typer.Option(
         "both", "--intruder-side", help="left, right or both; its authors: left"
     ),
+    force: bool = typer.Option(False, "--force", help="write into a folder that holds files"),
 ) -> None:
     """Measure what training did to the weights and features of one or several runs.
 
@@ -54,10 +56,13 @@ def analyze(
     from vitune.cli._progress import console
     from vitune.cli._study_analysis import analyze_study
     from vitune.errors import VituneError
+    from vitune.files import check_folder
     from vitune.report import write_report
     from vitune.runs import RunFolder
 
     rule = IntruderRule(intruder_cosine, intruder_side)  # type: ignore[arg-type]
+    if out is not None:
+        check_folder(out, force=force)
     if len(runs) == 1 and is_study(runs[0]):
         analyze_study(runs[0], out, images, num_images, rule)
         return
@@ -68,18 +73,21 @@ def analyze(
     retentions: dict[str, Retention] = {}
     accuracies: dict[str, float] = {}
     measured: list[tuple[str, int | None, RoleSummary]] = []
+    validated: set[str] = set()
     for run, name in zip(runs, names, strict=True):
         reports[name], retention = measured_run(run, name, images, num_images, rule)
         measured += _along(run, name, along, rule)
         measured.append((_method_of(run), None, reports[name].overall))
         if retention is not None:
             retentions[name] = retention
-        accuracy = _accuracy(RunFolder(Path(run)))
+        accuracy, on_test = _accuracy(RunFolder(Path(run)))
         if accuracy is not None:
             accuracies[name] = accuracy
+            if not on_test:
+                validated.add(name)
     folder = Path(out) if out is not None else RunFolder(Path(runs[0])).path / "analysis"
     effects = map_effects(measured)
-    write_spectrum(folder, reports, accuracies, retentions, effects)
+    write_spectrum(folder, reports, accuracies, retentions, effects, validated=validated)
     _print_summary(reports, retentions)
     print_effects(effects)
     if out is None:
@@ -100,6 +108,7 @@ def measured_run(
     from vitune.inference import load_run
 
     loaded = load_run(run, merge=False, device="cpu")
+    _require_finite(loaded.model, run)
     bar = Counting(f"analysing {name}")
     networks: dict[str, Any] = {"model": loaded.model}
     if not isinstance(loaded.model, PeftModel):
@@ -151,11 +160,24 @@ def _along(
 
 def _method_of(run: str) -> str:
     """The method with its arguments: runs of the same name are taken together."""
-    from vitune.adapters import AdapterCard, adapter_folder
+    from vitune.adapters import adapter_folder
+    from vitune.cards import AdapterCard
 
     card = AdapterCard.read(adapter_folder(run))
     given = " ".join(f"{name}={value}" for name, value in sorted(card.method_args.items()))
     return f"{card.method} {given}".strip()
+
+
+def _require_finite(model: nn.Module, run: str) -> None:
+    """Refuse weights of a run that has diverged: no figure about them means anything."""
+    from vitune.errors import AdapterError
+
+    odd = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if odd:
+        raise AdapterError(
+            f"weights of {run!r}: got NaN or infinity in {len(odd)} tensors, the first {odd[0]!r}, "
+            "expected finite numbers. The run has diverged; train again with a lower --lr."
+        )
 
 
 def _images(
@@ -166,6 +188,7 @@ def _images(
 
     from vitune.data import batches, load_splits, load_unlabelled, normalise
     from vitune.runs import RunFolder
+    from vitune.training.config import settings_in
 
     folder = RunFolder(Path(run))
     if num_images < 4 or (images is None and not folder.config.is_file()):
@@ -173,13 +196,13 @@ def _images(
     if images is not None:
         split, _ = load_unlabelled(images, card.preprocessing)
     else:
-        config = folder.read_config()
+        settings = settings_in(folder.read_config(), folder.config)
         splits = load_splits(
-            config["data"],
+            settings.data,
             card.preprocessing,
-            seed=config["seed"],
-            val_fraction=config["val_fraction"],
-            skip_bad_images=config["skip_bad_images"],
+            seed=settings.seed,
+            val_fraction=settings.val_fraction,
+            skip_bad_images=settings.skip_bad_images,
             include=("val",),
         )
         assert splits.val is not None
@@ -197,15 +220,17 @@ def _base_head(card: AdapterCard) -> Any:
     return own.model.get_submodule(name) if name and own.num_classes else None
 
 
-def _accuracy(folder: Any) -> float | None:
-    """Test accuracy where the run was evaluated on a test split, else validation accuracy."""
-    import json
+def _accuracy(folder: RunFolder) -> tuple[float | None, bool]:
+    """Accuracy, and whether it is on test images: where there is no such score, on validation."""
+    from vitune.report import is_test, read_run
 
-    for file in sorted(folder.evaluations.glob("*test*.json")):
-        return float(json.loads(file.read_text())["top1"])
-    summary = folder.read_summary()
-    value = summary.get("reported", {}).get("val_accuracy")
-    return None if value is None else float(value)
+    if not folder.config.is_file():
+        return None, False
+    results = read_run(folder.path)
+    for evaluation in results.evaluations:
+        if is_test(evaluation):
+            return evaluation.top1, True
+    return None if results.summary is None else results.summary.reported.val_accuracy, False
 
 
 def _short_names(runs: list[str]) -> list[str]:

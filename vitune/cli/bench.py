@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 bench = typer.Typer(help="Run studies under the honest protocol; measure speed.")
 
+FORCE = typer.Option(False, "--force", help="write into a folder that holds files")
 OUT = typer.Option(..., "--out", help="folder; a stopped study continues in it")
 JOBS = typer.Option(1, "--jobs", help="processes on this machine")
 RAY = typer.Option(None, "--ray", help="'local', or the address of a Ray cluster")
@@ -63,6 +64,7 @@ def run(
     ray: str = RAY,
     gpus_per_run: float = GPUS,
     table_format: str = FORMAT,
+    force: bool = FORCE,
 ) -> None:
     """Run methods on a suite, or a published recipe, and print the table.
 
@@ -74,7 +76,7 @@ def run(
     from vitune.bench.beside_honest import run_both
     from vitune.bench.protocol import run_study
     from vitune.bench.table import make_table
-    from vitune.cli._study import StudyProgress, new_executor
+    from vitune.cli._study import StudyProgress, check_study_folder, new_executor
     from vitune.cli._words import numbers, whole_numbers, words
     from vitune.errors import VituneError
 
@@ -89,6 +91,7 @@ def run(
             raise VituneError(
                 f"{option}: got it with --preset, a recipe has its own methods and settings."
             )
+    check_study_folder(out, force=force)
     names = words(methods)
     given_settings = {} if batch_size is None else {"batch_size": batch_size}
     common: dict[str, Any] = {
@@ -164,6 +167,7 @@ def study(
     allow_overlap: bool = OVERLAP,
     rerun_changed: bool = RERUN,
     table_format: str = FORMAT,
+    force: bool = FORCE,
 ) -> None:
     """Run a study from a file: search on validation, refit, open the test split once.
 
@@ -172,9 +176,10 @@ def study(
     from vitune.bench.protocol import run_study
     from vitune.bench.study import Study
     from vitune.bench.table import make_table
-    from vitune.cli._study import StudyProgress, new_executor
+    from vitune.cli._study import StudyProgress, check_study_folder, new_executor
     from vitune.cli._words import words
 
+    check_study_folder(out, force=force)
     asked = Study.read(file)
     given: dict[str, Any] = {}
     if keep:

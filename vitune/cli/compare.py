@@ -36,6 +36,7 @@ def compare(
     keep: str = KEEP,
     allow_overlap: bool = OVERLAP,
     rerun_changed: bool = RERUN,
+    force: bool = typer.Option(False, "--force", help="write into a folder that holds files"),
 ) -> None:
     """Train several methods under one honest protocol and print one table.
 
@@ -47,10 +48,17 @@ def compare(
     from vitune.bench.comparing import compare as run_comparison
     from vitune.bench.comparing import comparison_study
     from vitune.cli._progress import console
-    from vitune.cli._study import StudyProgress, end_with, new_executor, print_table
+    from vitune.cli._study import (
+        StudyProgress,
+        check_study_folder,
+        end_with,
+        new_executor,
+        print_table,
+    )
     from vitune.cli._words import numbers, words
     from vitune.training.config import read_yaml
 
+    check_study_folder(out, force=force)
     names = words(methods)
     study = comparison_study(
         data,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -16,15 +17,20 @@ def evaluate(
     run: str = typer.Argument(..., help="run folder, adapter or merged model"),
     data: str = typer.Option(None, "--data", help="labelled images; default: those of the run"),
     split: str = typer.Option(None, "--split", help="default: test, or all where there is none"),
+    including_training: bool = typer.Option(
+        False, "--including-training", help="score images that trained the run too; it is marked"
+    ),
     skip_bad_images: bool = typer.Option(False, help="leave unreadable images out"),
     force: bool = typer.Option(False, "--force", help="load on another backbone all the same"),
     device: str = typer.Option("auto", help="auto, cpu or cuda"),
 ) -> None:
     """Score a trained run on labelled images, once, with calibration and per-class figures.
 
-    The result goes into RUN/evaluation/ and into RUN/report.html.
+    Images that trained or validated the run are told by their content and left out; where there
+    are no others, its validation images are scored. The result goes into RUN/evaluation/ and
+    into RUN/report.html.
     """
-    from vitune.cli._progress import Counting, console, percent
+    from vitune.cli._progress import Counting, console, percent, print_named
     from vitune.inference import evaluate_run
     from vitune.report import wilson_interval
 
@@ -37,6 +43,7 @@ def evaluate(
             skip_bad_images=skip_bad_images,
             force=force,
             device=device,
+            including_training=including_training,
             on_read=reading,
             on_score=scoring,
         )
@@ -52,8 +59,23 @@ def evaluate(
         f"top-5 {percent(result['top5'])}, NLL {result['nll']:.3f}, "
         f"calibration error {percent(result['ece'])}"
     )
+    for mark in _marks(result):
+        console.print(mark, style="yellow")
     if result["skipped_images"]:
-        console.print(f"{result['skipped_images']} unreadable images skipped")
+        total = result["skipped_images"]
+        print_named(f"{total:,} unreadable images skipped", result["skipped"], total)
     report = Path(run) / "report.html"
     if report.is_file():
         console.print(f"report: {report}", soft_wrap=True)
+
+
+def _marks(result: dict[str, Any]) -> list[str]:
+    """What the score may not be taken for."""
+    from vitune.report import score_marks
+
+    seen, left_out = result["seen"], result["left_out"]
+    if seen is None:
+        return ["Not known whether these images trained the model: only a run folder knows."]
+    return score_marks(
+        result["num_images"], seen["trained"], seen["watched"], sum(left_out.values())
+    )

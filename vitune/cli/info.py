@@ -36,10 +36,10 @@ def info(
 
 
 def _facts(path: str) -> dict[str, Any]:
-    import json
     from pathlib import Path
 
-    from vitune.adapters import AdapterCard, adapter_folder
+    from vitune.cards import AdapterCard, adapter_folder
+    from vitune.report import read_run
     from vitune.runs import RunFolder
 
     run = RunFolder(Path(path))
@@ -59,19 +59,24 @@ def _facts(path: str) -> dict[str, Any]:
         "bytes on disk": sum(file.stat().st_size for file in tensors),
         "versions": card.versions,
     }
-    summary = run.read_summary()
-    if summary:
+    if not run.config.is_file():
+        return facts
+    results = read_run(run.path)
+    if results.summary is not None:
+        summary = results.summary
         facts["trained parameters"] = {
-            "without head": summary["num_trainable_without_head"],
-            "head": summary["num_head"],
-            "backbone": summary["num_total"],
+            "without head": summary.num_trainable_without_head,
+            "head": summary.num_head,
+            "backbone": summary.num_total,
         }
-        facts["validation accuracy"] = summary["reported"]["val_accuracy"]
-        facts["reported epoch"] = summary["reported"]["epoch"]
-        facts["status"] = summary["status"]
-    for file in sorted(run.evaluations.glob("*.json")) if run.evaluations.is_dir() else []:
-        result = json.loads(file.read_text())
-        facts[f"accuracy on {file.stem}"] = result["top1"]
+        facts["validation accuracy"] = summary.reported.val_accuracy
+        facts["reported epoch"] = summary.reported.epoch
+        facts["status"] = summary.status
+    for evaluation in results.evaluations:
+        marks = " ".join(evaluation.marks)
+        facts[f"accuracy on {evaluation.name}"] = evaluation.top1
+        if marks:
+            facts[f"note on {evaluation.name}"] = marks
     return facts
 
 

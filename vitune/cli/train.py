@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import typer
 
 from vitune.cli._settings import read_settings, with_settings
+from vitune.errors import InterruptError, VituneError
 from vitune.training.config import TrainConfig
 
 
@@ -31,6 +33,7 @@ def train(
     looked at: 'vitune evaluate' does that.
     """
     from vitune.cli._progress import TrainingProgress, console, percent
+    from vitune.training.config import read_yaml
     from vitune.training.fitting import fit
 
     for name, value in (("pace_lambda", pace_lambda), ("pace_sigma", pace_sigma)):
@@ -39,9 +42,15 @@ def train(
     observer = TrainingProgress()
     try:
         if resume:
-            trained = fit(None, out=out, resume=True, observer=observer, **settings)
+            given = {**(read_yaml(config) if config else {}), **settings}
+            trained = fit(None, out=out, resume=True, observer=observer, **given)
         else:
             trained = fit(read_settings(config, settings), out=out, observer=observer)
+    except KeyboardInterrupt:
+        raise InterruptError(f"stopped. {_what_is_kept(out)}") from None
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        raise VituneError(f"{error.strerror or error}{where}. {_what_is_kept(out)}") from None
     finally:
         observer.close()
     summary = trained.summary
@@ -51,3 +60,22 @@ def train(
         f"(epoch {reported['epoch']}, {reported['which']}) in {summary['seconds']:.0f} s"
     )
     console.print(f"report: {out}/report.html", soft_wrap=True)
+
+
+def _what_is_kept(out: str) -> str:
+    """What there is of a run that was stopped, and how to go on."""
+    from pathlib import Path
+
+    from vitune.runs import RunFolder
+    from vitune.training.checkpoint import read_progress
+
+    folder = RunFolder(Path(out))
+    if not folder.config.is_file():
+        return "Nothing was written."
+    try:
+        progress = read_progress(folder.checkpoint)
+    except VituneError:
+        progress = None
+    done = 0 if progress is None else progress.epoch
+    kept = f"{done} epochs are kept" if done != 1 else "1 epoch is kept"
+    return f"{kept}. Go on with: vitune train --out {shlex.quote(out)} --resume"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
+
+import numpy as np
 
 from vitune.data.cache import CacheSettings
 from vitune.data.checks import without_missing
@@ -13,8 +17,11 @@ from vitune.data.reading import read_splits
 from vitune.data.records import ImageList, Record
 from vitune.data.source import open_source
 from vitune.data.split import UNLABELLED, Split
+from vitune.data.used import record_hashes
 from vitune.errors import DataError, nearest
 from vitune.preprocessing import Preprocessing
+
+Choose = Callable[[Sequence[bytes | None]], Iterable[bool]]
 
 
 def load_labelled(
@@ -25,6 +32,7 @@ def load_labelled(
     split: str | None = None,
     settings: CacheSettings | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
+    choose: Choose | None = None,
 ) -> tuple[Split, tuple[str, ...]]:
     """One split to score a trained model on, with labels in the model's class order.
 
@@ -35,6 +43,8 @@ def load_labelled(
         split: which one; None is "test", or everything where the source has no splits.
         settings: memory, disk and bad images.
         max_megapixels: larger images are refused by their header.
+        choose: told every image's content hash (None where a file cannot be read), says which
+            images to keep; may refuse. With bad images skipped it is asked about the good ones.
 
     Returns:
         The split and the files that were skipped.
@@ -52,9 +62,17 @@ def load_labelled(
         )
     alone = replace(listed, splits={name: listed.splits[name]})
     images, missing = without_missing(alone.relabelled(classes), skip=settings.skip_bad_images)
+    records = images.splits[name]
+    if choose is not None and not settings.skip_bad_images:
+        records = tuple(compress(records, choose(record_hashes(records))))
+        choose = None
     decoding = {name: Decoding(preprocessing, None, max_megapixels)}
-    loaded, skipped = read_splits(images.splits, classes, decoding, settings)
-    return loaded[name], (*missing, *skipped)
+    read = read_splits({name: records}, classes, decoding, settings)
+    found = read.splits[name]
+    if choose is not None:  # among the images that decode: a bad file must not pass for a new one
+        kept = np.fromiter(choose([row.tobytes() for row in found.content_digests]), bool)
+        found = found if kept.all() else found.subset(np.flatnonzero(kept))
+    return found, (*missing, *read.skipped)
 
 
 def load_unlabelled(
@@ -80,5 +98,5 @@ def load_unlabelled(
     """
     records = tuple(Record(path, UNLABELLED) for path in list_images(folder_or_file))
     decoding = {"predict": Decoding(preprocessing, None, max_megapixels)}
-    loaded, skipped = read_splits({"predict": records}, (), decoding, settings or CacheSettings())
-    return loaded["predict"], skipped
+    read = read_splits({"predict": records}, (), decoding, settings or CacheSettings())
+    return read.splits["predict"], read.skipped

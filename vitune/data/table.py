@@ -16,7 +16,7 @@ Line = tuple[str, str, str]
 
 
 def open_table(spec: str) -> ImageList:
-    """List the images of a table: one line an image, paths relative to the table's folder.
+    """List the images of a table: one line per image, paths relative to the table's folder.
 
     Class names are the label texts over all splits at once: in numeric order where every label
     is a whole number (1-based or sparse ids leave no unused class), else in sorted order.
@@ -26,7 +26,8 @@ def open_table(spec: str) -> ImageList:
             where the table has splits, split (train, val, valid, validation or test).
 
     Raises:
-        DataError: no such file, a missing or unknown column, an empty cell, an unknown split.
+        DataError: no such file, a missing or unknown column, an empty cell, more cells than
+            columns, a NUL byte, an unknown split.
     """
     path = Path(spec).expanduser()
     if not path.is_file():
@@ -54,6 +55,7 @@ def _csv_lines(path: Path, spec: str) -> Iterator[Line]:
             places = _columns(header, spec)
             for cells in reader:
                 if any(cell.strip() for cell in cells):
+                    _require_no_more(cells, header, f"{spec}, line {reader.line_num}")
                     padded = cells + [""] * (len(header) - len(cells))
                     values = {name: padded[place].strip() for name, place in places.items()}
                     yield _line(values, f"{spec}, line {reader.line_num}")
@@ -61,6 +63,15 @@ def _csv_lines(path: Path, spec: str) -> Iterator[Line]:
         raise DataError(
             f"data table: got {spec!r} ({error}), expected comma-separated UTF-8 text."
         ) from None
+
+
+def _require_no_more(cells: list[str], header: list[str], where: str) -> None:
+    """A line longer than the heading has a comma that was not meant to divide it."""
+    if any(cell.strip() for cell in cells[len(header) :]):
+        raise DataError(
+            f"data table {where}: got {len(cells)} cells, expected the {len(header)} of the "
+            'heading. Put a text that holds a comma in double quotes: "Siamese, seal point".'
+        )
 
 
 def _parquet(path: Path, spec: str) -> Iterator[Line]:
@@ -96,6 +107,8 @@ def _line(values: dict[str, str], where: str) -> Line:
     for name, value in values.items():
         if not value:
             raise DataError(f"column {name!r} in {where}: got an empty cell, expected a value.")
+        if "\0" in value:
+            raise DataError(f"column {name!r} in {where}: got {value!r}, expected no NUL byte.")
     split = values.get("split", "all")
     if split != "all" and split.lower() not in SPLIT_ALIASES:
         raise DataError(

@@ -87,7 +87,7 @@ def load_run(
     )
     counts = None
     if card.merged:
-        network = load_merged(backbone.model, folder)
+        network = load_merged(backbone.model, folder, force=force)
     else:
         adapted = load_adapter(backbone.model, folder, force=force, trainable=True)
         counts = count_parameters(adapted)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from vitune.data import CacheSettings, load_labelled
+from vitune.data import TOLD, CacheSettings, absolute_source, load_labelled
 from vitune.errors import VituneError
 from vitune.files import write_atomic
 from vitune.inference.evaluate import evaluate
 from vitune.inference.load import load_run
+from vitune.inference.seen import Chooser, used_images
 from vitune.report import write_report
 from vitune.runs import RunFolder
 
@@ -27,23 +29,30 @@ def evaluate_run(
     skip_bad_images: bool = False,
     force: bool = False,
     device: str = "auto",
+    including_training: bool = False,
     on_read: Progress | None = None,
     on_score: Progress | None = None,
 ) -> dict[str, Any]:
     """Score the run at `path` on one split and write evaluation/NAME.json and report.html.
 
+    Images that trained or validated the run, told by their content, are left out and counted;
+    where no others are there, the validation images are scored and the result says so.
+
     Args:
         path: a run folder; an adapter or merged model is scored too, but keeps no result.
         data: labelled images; None means the data of the run.
         split: None means test, or everything where the data has no splits.
+        including_training: score images that trained the run too; the result says so.
         on_read, on_score: called with (images done, images in all).
 
     Returns:
-        What `evaluate` gives, with "skipped_images".
+        What `evaluate` gives, with "skipped_images" and the first of their names in "skipped",
+        and "seen" and "left_out": how many of the images that were scored, and were not, had
+        trained or been watched; None where the model does not know (a merged one, say).
 
     Raises:
         AdapterError, BackboneError: the run cannot be loaded.
-        DataError: images or labels that cannot be used.
+        DataError: images or labels that cannot be used, or only images that trained the run.
     """
     run = load_run(path, force=force, device=device)
     folder = RunFolder(Path(path))
@@ -51,20 +60,49 @@ def evaluate_run(
     if data is None:
         if not is_run:
             raise VituneError("--data: got nothing, expected images: only a run knows its own.")
-        data = str(folder.read_config()["data"])
+        data = folder.read_data()
+    choose = Chooser(used_images(path), including_training, data)
     settings = CacheSettings(skip_bad_images=skip_bad_images, on_progress=on_read)
     images, skipped = load_labelled(
-        data, run.card.preprocessing, classes=run.classes, split=split, settings=settings
+        data,
+        run.card.preprocessing,
+        classes=run.classes,
+        split=split,
+        settings=settings,
+        choose=choose,
     )
+    data = absolute_source(data)
     result = evaluate(run, images, data=data, on_progress=on_score)
-    result |= {"name": evaluation_name(data, images.name), "skipped_images": len(skipped)}
+    result |= {"skipped_images": len(skipped), "skipped": list(skipped[:TOLD]), **choose.marks}
+    result["name"] = evaluation_name(data, choose.name(images.name))
     if is_run:
-        write_atomic(folder.evaluations / f"{result['name']}.json", json.dumps(result))
+        file = _free_file(folder.evaluations, result["name"], data)
+        result["name"] = file.stem
+        write_atomic(file, json.dumps(result))
         write_report(folder.path)
     return result
 
 
 def evaluation_name(data: str, split: str) -> str:
     """A file name for the evaluation of `data`: letters, digits, dots and dashes."""
-    stem = re.sub(r"[^A-Za-z0-9.]+", "-", data).strip("-.") or "data"
+    short = data.rpartition("/")[2] if "/" in data else data
+    stem = re.sub(r"[^A-Za-z0-9.]+", "-", short).strip("-.") or "data"
     return stem if stem.endswith(split) else f"{stem}-{split}"
+
+
+def _free_file(folder: Path, name: str, data: str) -> Path:
+    """Where an evaluation is kept: never over that of other data whose folder has the same name."""
+    for number in count(1):
+        file = folder / (f"{name}.json" if number == 1 else f"{name}-{number}.json")
+        if not file.is_file() or _data_of(file) == data:
+            break
+    return file
+
+
+def _data_of(file: Path) -> object:
+    """What an evaluation says it scored; None where it is damaged."""
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return values.get("data") if isinstance(values, dict) else None

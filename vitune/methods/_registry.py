@@ -17,9 +17,10 @@ from vitune.methods._defaults import recorded
 from vitune.methods._peft_targets import MIXING_TOKENS, UNSUPPORTED, peft_targets
 from vitune.methods._tuner import MethodConfig, register
 
-INTERNAL_FIELDS = frozenset(
-    field.name for field in dataclasses.fields(PeftConfig)
-) | {"target_modules", "modules_to_save"}
+INTERNAL_FIELDS = frozenset(field.name for field in dataclasses.fields(PeftConfig)) | {
+    "target_modules",
+    "modules_to_save",
+}
 
 PEFT_DEFAULT_LR, PEFT_DEFAULT_WEIGHT_DECAY = 1e-3, 1e-4
 
@@ -108,7 +109,8 @@ def peft_methods() -> dict[str, Method]:
         if peft_type in PEFT_TYPE_TO_PREFIX_MAPPING and takes_modules:
             if issubclass(config_class, MethodConfig) or name in UNSUPPORTED:
                 continue
-            found[name] = Method(name, config_class.__name__, "PEFT", config_class, ours=False)
+            title = config_class.__name__.removesuffix("Config").replace("Lora", "LoRA")
+            found[name] = Method(name, title, "PEFT", config_class, ours=False)
     return found
 
 

@@ -68,9 +68,7 @@ class LoRAMulVPTAddConfig(MethodConfig):
         return True
 
     def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
-        return sum(
-            self._count(*linear_shape(model, site), has_bias(model, site)) for site in sites
-        )
+        return sum(self._count(*linear_shape(model, site), has_bias(model, site)) for site in sites)
 
     def _count(self, num_out: int, num_in: int, has_bias: bool) -> int:
         low_rank = self.rank * (num_out + num_in) if self.parts & {"mul", "add"} else 0

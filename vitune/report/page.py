@@ -63,7 +63,7 @@ def _context(results: RunResults) -> dict[str, Any]:
         "views": [_view(f"e{index}", found) for index, found in enumerate(results.evaluations)],
         "figures": figure_table(results.spectrum),
         "maps": map_table(results.spectrum),
-        "plots": [(plot, data_uri(plot.png)) for plot in results.plots],
+        "plots": [(plot, data_uri(plot.content, plot.kind)) for plot in results.plots],
         "commands": _commands(results),
     }
 

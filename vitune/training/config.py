@@ -10,11 +10,15 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from vitune.errors import VituneError, nearest
+from vitune.errors import AdapterError, VituneError, explain
 from vitune.preprocessing import PIXEL_STATS, Preprocessing
 
 DecayRule = Literal["vitune", "published"]
 HeadInit = Literal["zero", "linear", "trunc_normal", "kaiming_normal"]
+
+CHECKSUM = "sha256"
+BESIDE_SETTINGS = ("resolved", "starts", CHECKSUM)
+"""What a run's config.yaml holds beside its settings: see `vitune.training.record`."""
 
 
 class TrainConfig(BaseModel):
@@ -24,12 +28,14 @@ class TrainConfig(BaseModel):
     otherwise. `lr` and `weight_decay` left at None take the method's own default.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data: str = Field(description="folder, .csv/.parquet, vtab:ROOT/TASK or demo:NAME")
     backbone: str = Field("vitune/vit_micro_patch4_32", description="name, hf:NAME or bundled")
     checkpoint: str | None = Field(None, description="local weights for the backbone")
-    image_size: int | None = Field(None, ge=8, description="input size other than the native one")
+    image_size: int | None = Field(
+        None, ge=8, le=4096, description="input size other than the native one"
+    )
     method: str = Field("rlrr", description="see 'vitune methods'")
     method_args: dict[str, Any] = Field(default_factory=dict, description="of the method")
 
@@ -87,7 +93,7 @@ class TrainConfig(BaseModel):
     checkpointing: bool = Field(False, description="recompute activations to save memory")
     lean: bool = Field(True, description="keep and compute only what the step needs")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     checkpoint_every_epochs: int = Field(1, ge=1)
     snapshot_every_epochs: int = Field(
         0, ge=0, description="keep the adapter of every so many epochs for 'vitune analyze'; 0: no"
@@ -117,10 +123,6 @@ class TrainConfig(BaseModel):
             changes["mean"], changes["std"] = PIXEL_STATS[self.pixel_stats]
         return replace(preprocessing, **changes)
 
-    def to_yaml(self) -> str:
-        """The settings as YAML, each on its line."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
     @classmethod
     def make(cls, values: Mapping[str, Any]) -> TrainConfig:
         """A configuration from plain values.
@@ -131,11 +133,11 @@ class TrainConfig(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise VituneError(explain(error, cls)) from None
+            raise VituneError(explain(error, cls.model_fields)) from None
 
     @classmethod
     def read(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
-        """The configuration in a YAML file, `overrides` winning over the file.
+        """The settings in a YAML file (a run's config.yaml, say), `overrides` winning over it.
 
         Raises:
             VituneError: no such file, not a YAML mapping, or what `make` refuses.
@@ -144,8 +146,21 @@ class TrainConfig(BaseModel):
         return cls.make({**values, **(overrides or {})})
 
 
+def settings_in(values: Mapping[str, Any], file: Path) -> TrainConfig:
+    """The settings among the values of a run's config.yaml.
+
+    Raises:
+        AdapterError: one is missing, unknown or out of range; the text names file and setting.
+    """
+    settings = {key: value for key, value in values.items() if key not in BESIDE_SETTINGS}
+    try:
+        return TrainConfig.make(settings)
+    except VituneError as error:
+        raise AdapterError(f"{file}: {error} Put the file back as training wrote it.") from None
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """The settings in a YAML file; what a run's config.yaml holds beside them is left out.
 
     Raises:
         VituneError: no such file, or it holds no mapping.
@@ -160,19 +175,4 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise VituneError(f"--config: got {str(path)!r}, expected YAML: {reason}") from None
     if not isinstance(values, dict):
         raise VituneError(f"--config: got {str(path)!r}, expected 'key: value' lines.")
-    return values
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line for all that pydantic found wrong."""
-    parts = []
-    for problem in error.errors():
-        name = ".".join(str(step) for step in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            parts.append(f"{name}: unknown option. {nearest(name, model.model_fields)}")
-        elif problem["type"] == "missing":
-            parts.append(f"{name}: got nothing, expected a value.")
-        else:
-            reason = problem["msg"].removeprefix("Value error, ")
-            parts.append(f"{name}: got {problem['input']!r}, {reason[0].lower()}{reason[1:]}.")
-    return " ".join(parts)
+    return {key: value for key, value in values.items() if key not in BESIDE_SETTINGS}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,29 +16,42 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from peft import PeftModel
 
-from vitune.adapters import (
-    AdapterCard,
-    attach,
-    card_of,
-    installed_versions,
-    save_adapter,
-)
+from vitune.adapters import card_of, fingerprint_of, inject, save_adapter
 from vitune.backbones import Backbone, load_backbone, start_heads
-from vitune.counts import ParameterCounts, count_parameters, trained_parts
-from vitune.data import HeldOut, Splits, augmentation, load_splits, open_source
-from vitune.errors import DataError, VituneError, nearest
+from vitune.cards import AdapterCard
+from vitune.counts import count_parameters, trained_parts
+from vitune.data import Augment, Splits, UsedImages, augmentation, load_splits, open_source
+from vitune.environment import Environment
+from vitune.errors import AdapterError, DataError, VituneError
 from vitune.files import write_atomic
+from vitune.machine import ProcessorUse
 from vitune.methods import get_method
+from vitune.objectives import new_objective
 from vitune.report import write_report
 from vitune.runs import RunFolder
+from vitune.training.accounting import facts_of, outcome_of, reset_peak
+from vitune.training.checkpoint import has_checkpoint, read_progress
 from vitune.training.config import TrainConfig
 from vitune.training.loop import Loop, Recipe
+from vitune.training.memory import require_memory
 from vitune.training.observer import Observer
-from vitune.training.precision import resolve_precision
-from vitune.training.settling import with_fitting_batch
-
-SETTLED_BY_RESUME = ("epochs",)
-CLEAR_REFS = Path("/proc/self/clear_refs")
+from vitune.training.precision import network_width, resolve_precision
+from vitune.training.record import (
+    Resolved,
+    RunRecord,
+    Start,
+    plain_config,
+    plain_fields,
+    plain_optimiser,
+    set_optimiser,
+)
+from vitune.training.settling import (
+    filled_in,
+    new_settings,
+    resumed_record,
+    typed_arguments,
+    with_fitting_batch,
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,8 @@ def fit(
     """Train one method on one data source and keep the result in a run folder.
 
     Only the training and validation splits are ever decoded here; a test split is opened by
-    `vitune evaluate` alone.
+    `vitune evaluate` alone. The folder appears when the first step can be made; a start that
+    fails leaves nothing behind.
 
     Args:
         config: the settings; or give them as keywords, e.g. `fit(data="photos/", epochs=20)`.
@@ -85,18 +98,261 @@ def fit(
 
     Raises:
         VituneError: settings, data or backbone that cannot be used; the text names the remedy.
+        OutputError: `out` holds something, or another process writes to it.
         TrainingError: the loss became non-finite; the last checkpoint is kept.
+        OSError: the disk is full, say; what was saved before is whole.
     """
-    config = _settle(config, settings, out if resume else None)
-    process = PartialState(cpu=_on_cpu(config))
+    if resume and out is None:
+        raise VituneError("resume: got no folder, expected out= with the run to continue.")
+    record = resumed_record(str(out), config, settings) if resume else None
+    asked = record.settings if record else new_settings(config, settings)
+    process = PartialState(cpu=_on_cpu(asked))
     observer = (observer or Observer()) if process.is_main_process else Observer()
-    folder = _open_folder(out, resume, process)
-    try:
-        return _fit(config, folder, process, observer, splits)
-    except VituneError:
-        if folder is not None and folder.path.is_dir() and not any(folder.path.iterdir()):
-            folder.path.rmdir()
-        raise
+    folder = None if out is None else RunFolder(Path(out))
+    with ExitStack() as held:
+        if folder is not None and process.is_main_process:
+            if record is None:
+                folder.check_new()
+            else:
+                held.enter_context(folder.held())
+        held.enter_context(_threads(record))
+        return _Job(asked, record, folder, process, observer, held).run(splits)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A run to be made.
+
+    Args:
+        asked: its settings; a new run's are not filled in yet.
+        record: of a run to continue; None for a new one.
+        folder: where it is kept; None keeps nothing.
+        held: what must be released at the end.
+    """
+
+    asked: TrainConfig
+    record: RunRecord | None
+    folder: RunFolder | None
+    process: PartialState
+    observer: Observer
+    held: ExitStack
+
+    def run(self, given: Splits | None) -> Trained:
+        """Everything, from the images to the report."""
+        objective = self._objective()
+        backbone, splits = self._ingredients(given)
+        assert splits.train is not None
+        images = UsedImages.of(splits.train, splits.val)
+        if self.record is not None:
+            self._check_images(images)
+        settings = self._settings(backbone, len(splits.train))
+        model, method = self._adapted(backbone, settings)
+        accelerator = _new_accelerator(settings)
+        counts = count_parameters(model)
+        facts = facts_of(settings, backbone, counts, splits, accelerator)
+        self.observer.described(facts)
+        fingerprint = fingerprint_of(model) if self.folder else ""
+        loop = Loop(
+            model,
+            splits.train,
+            splits.val,
+            backbone.preprocessing,
+            settings.model_copy(update={"objective_args": objective}),
+            Recipe(settings.lr or 0.0, settings.weight_decay or 0.0),
+            accelerator,
+            self.observer,
+            metrics_path=None if self.folder is None else self.folder.metrics,
+            checkpoint_path=None if self.folder is None else self.folder.checkpoint,
+            keep=partial(self._snapshot, model, backbone, splits.classes, settings),
+            augment=self._augment(backbone),
+        )
+        resolved = Resolved(
+            method=method,
+            objective=objective,
+            augmentation=loop.inputs.augment,
+            preprocessing=backbone.preprocessing,
+            fingerprint=fingerprint,
+            optimiser=plain_optimiser(loop.raw_optimiser),
+            threads=torch.get_num_threads(),
+            num_processes=accelerator.num_processes,
+        )
+        if self.record is not None:
+            self._check_unchanged(resolved)
+            resolved = self.record.resolved
+            set_optimiser(loop.raw_optimiser, resolved.optimiser)
+        with self._kept(settings, resolved, images):
+            reset_peak(accelerator)
+            use = ProcessorUse()
+            loop.run()
+            accelerator.unwrap_model(loop.wrapped, keep_fp32_wrapper=False)
+            summary = {**facts, **outcome_of(loop, accelerator, use)}
+            summary["trained_parts"] = trained_parts(model)
+            path = None if self.folder is None else self.folder.path
+            trained = Trained(path, model, backbone, splits.classes, summary)
+            if self.folder is not None and accelerator.is_main_process:
+                _write(trained, self.folder, settings)
+            accelerator.wait_for_everyone()
+        return trained
+
+    def _objective(self) -> dict[str, Any]:
+        """Every argument of the training loss; an impossible one is refused before any work."""
+        if self.record is not None:
+            return self.record.resolved.objective
+        given = typed_arguments(self.asked.objective_args)
+        smoothing = {"label_smoothing": self.asked.label_smoothing}
+        return plain_fields(new_objective(self.asked.objective, {**smoothing, **given}))
+
+    def _ingredients(self, given: Splits | None) -> tuple[Backbone, Splits]:
+        """The backbone and the images, both checked."""
+        config = self.asked
+        classes = open_source(config.data).classes if given is None else given.classes
+        torch.manual_seed(config.seed)
+        backbone = load_backbone(
+            config.backbone,
+            num_classes=len(classes),
+            drop_path=config.drop_path,
+            **backbone_arguments(config),
+        )
+        preprocessing = config.prepared(backbone.preprocessing)
+        if self.record is not None:
+            preprocessing = self.record.resolved.preprocessing
+        backbone = replace(backbone, preprocessing=preprocessing)
+        if config.head_init != "zero":
+            start_heads(backbone.model, config.head_init)
+        if config.checkpointing:
+            _checkpoint_activations(backbone)
+        require_memory(backbone, config, self.process.device)
+        with self.process.main_process_first():
+            splits = self._images(backbone) if given is None else _sealed(given)
+        return backbone, splits
+
+    def _images(self, backbone: Backbone) -> Splits:
+        """Training and validation images, decoded for the backbone."""
+        config, size = self.asked, backbone.preprocessing.image_size
+        splits = load_splits(
+            config.data,
+            backbone.preprocessing,
+            seed=config.seed,
+            val_fraction=config.val_fraction,
+            skip_bad_images=config.skip_bad_images,
+            memory_budget_mib=config.memory_budget_mib,
+            include=("trainval",) if config.refit else ("train", "val"),
+            train_size=self._augment(backbone).train_size(size),
+            on_progress=lambda done, total: self.observer.prepared("images", done, total),
+        )
+        return replace(splits, train=splits.trainval if config.refit else splits.train)
+
+    def _augment(self, backbone: Backbone) -> Augment:
+        if self.record is not None:
+            return self.record.resolved.augmentation
+        return augmentation(self.asked.augment, backbone.preprocessing.image_size)
+
+    def _settings(self, backbone: Backbone, num_images: int) -> TrainConfig:
+        """The settings with nothing left open."""
+        if self.record is not None:
+            return self.asked
+        device, width = self.process.device.type, network_width(backbone.model)
+        precision = resolve_precision(self.asked.precision, device, width)
+        asked = with_fitting_batch(self.asked, num_images)
+        return filled_in(asked, get_method(asked.method), precision, device)
+
+    def _adapted(
+        self, backbone: Backbone, settings: TrainConfig
+    ) -> tuple[PeftModel, dict[str, Any]]:
+        """The model with its adapter, and the method's every argument."""
+        torch.manual_seed(settings.seed)
+        if self.record is not None:
+            config = self.record.resolved.new_peft_config()
+        else:
+            method = get_method(settings.method)
+            config = method.configure(backbone.model, settings.method_args)
+        arguments = plain_config(config)  # before PEFT sees it: it fills in what it finds
+        return inject(backbone.model, config), arguments
+
+    def _snapshot(
+        self,
+        model: PeftModel,
+        backbone: Backbone,
+        classes: tuple[str, ...],
+        settings: TrainConfig,
+        epoch: int,
+    ) -> None:
+        """Keep the adapter as it is after so many epochs."""
+        if self.folder is not None:
+            card = _card(model, backbone, settings, classes)
+            save_adapter(model, self.folder.snapshot(epoch), card)
+
+    def _check_unchanged(self, now: Resolved) -> None:
+        """See that a run goes on with the weights and processes that it began with.
+
+        Raises:
+            AdapterError: it does not; the text names what differs.
+        """
+        assert self.record is not None
+        for name in ("fingerprint", "num_processes"):
+            found, begun = getattr(now, name), getattr(self.record.resolved, name)
+            if found != begun:
+                raise AdapterError(
+                    f"--resume: got {name} {found!r}, expected {begun!r}, with which the run was "
+                    "begun. Restore it, or start a new run."
+                )
+
+    def _check_images(self, images: UsedImages) -> None:
+        """See that a run goes on with the images that it began with.
+
+        Raises:
+            AdapterError: it does not; the text names what differs.
+        """
+        assert self.folder is not None
+        if not self.folder.images.is_file() and not has_checkpoint(self.folder.checkpoint):
+            return  # the start died between two files, before the first step
+        difference = UsedImages.read(self.folder.images).difference(images)
+        if difference is not None:
+            raise AdapterError(
+                f"--resume: got other images than the run began with: {difference}. Expected the "
+                "same files with the same labels. Put them back, or start a new run."
+            )
+
+    @contextmanager
+    def _kept(
+        self, settings: TrainConfig, resolved: Resolved, images: UsedImages
+    ) -> Iterator[None]:
+        """Within: the folder tells what is being run. A new run that fails at once leaves none."""
+        if self.folder is None or not self.process.is_main_process:
+            yield
+            return
+        starts = () if self.record is None else self.record.starts
+        if self.record is None:
+            self.held.enter_context(self.folder.begun())
+        progress = read_progress(self.folder.checkpoint)
+        epoch = 0 if progress is None else progress.epoch
+        start = Start(after_epoch=epoch, environment=Environment.here())
+        _tell_differences(starts, start)
+        RunRecord(settings, resolved, (*starts, start)).write(self.folder.config)
+        images.write(self.folder.images)
+        try:
+            yield
+        except (VituneError, RuntimeError, MemoryError):
+            if self.record is None and not has_checkpoint(self.folder.checkpoint):
+                self.folder.forget()
+            raise
+
+
+def _tell_differences(before: tuple[Start, ...], now: Start) -> None:
+    """Warn where a run goes on with other software than it was begun with."""
+    found = now.environment.differences(before[0].environment) if before else []
+    if found:
+        warnings.warn(
+            f"--resume: {', '.join(found)}. The settings are the run's own, but its end may differ "
+            "from that of a run in one go.",
+            stacklevel=2,
+        )
+
+
+def backbone_arguments(config: TrainConfig) -> dict[str, Any]:
+    """The arguments of `load_backbone` that belong to the backbone's identity."""
+    values = {"image_size": config.image_size, "checkpoint": config.checkpoint}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _on_cpu(config: TrainConfig) -> bool:
@@ -105,39 +361,16 @@ def _on_cpu(config: TrainConfig) -> bool:
     return config.device == "cpu" or not torch.cuda.is_available()
 
 
-def _open_folder(out: str | Path | None, resume: bool, process: PartialState) -> RunFolder | None:
-    """The run folder; only the main process creates it, or refuses to."""
-    if out is None:
-        return None
-    if process.is_main_process:
-        return RunFolder.create(out, resume=resume)
-    return RunFolder(Path(out))
-
-
-def prepare_data(
-    config: TrainConfig, backbone: Backbone, observer: Observer, cache_dir: Path | None = None
-) -> Splits:
-    """Training and validation images of `config.data` for `backbone`.
-
-    Raises:
-        DataError: what `load_splits` refuses.
-    """
-    size = backbone.preprocessing.image_size
-    splits = load_splits(
-        config.data,
-        backbone.preprocessing,
-        seed=config.seed,
-        val_fraction=config.val_fraction,
-        skip_bad_images=config.skip_bad_images,
-        memory_budget_mib=config.memory_budget_mib,
-        cache_dir=cache_dir,
-        include=("trainval",) if config.refit else ("train", "val"),
-        train_size=augmentation(config.augment, size).train_size(size),
-        on_progress=lambda done, total: observer.prepared("images", done, total),
-    )
-    train = splits.trainval if config.refit else splits.train
-    assert train is not None
-    return replace(splits, train=train)
+@contextmanager
+def _threads(record: RunRecord | None) -> Iterator[None]:
+    """Within: as many CPU threads as a run was begun with."""
+    before = torch.get_num_threads()
+    if record is not None:
+        torch.set_num_threads(record.resolved.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _sealed(splits: Splits) -> Splits:
@@ -150,89 +383,20 @@ def _sealed(splits: Splits) -> Splits:
     return splits
 
 
-def _require_rate(config: TrainConfig) -> None:
-    if config.optimiser == "sgd" and config.lr is None:
-        raise VituneError(
-            "--optimiser: got 'sgd' without a rate, expected --lr beside it: the methods' own "
-            "rates are AdamW's."
-        )
+def _new_accelerator(settings: TrainConfig) -> Accelerator:
+    """accelerate's processes, devices and precision; one process may train several times."""
+    AcceleratorState._reset_state()
+    precision = settings.precision
+    return Accelerator(
+        cpu=_on_cpu(settings),
+        mixed_precision="no" if precision == "fp32" else precision,
+        gradient_accumulation_steps=settings.accumulation_steps,
+    )
 
 
-def _fit(
-    config: TrainConfig,
-    folder: RunFolder | None,
-    process: PartialState,
-    observer: Observer,
-    given: Splits | None,
-) -> Trained:
-    method = get_method(config.method)
-    _require_rate(config)
-    classes = open_source(config.data).classes if given is None else given.classes
-    torch.manual_seed(config.seed)
-    backbone = load_backbone(
-        config.backbone,
-        num_classes=len(classes),
-        drop_path=config.drop_path,
-        **backbone_arguments(config),
-    )
-    backbone = replace(backbone, preprocessing=config.prepared(backbone.preprocessing))
-    if config.head_init != "zero":
-        start_heads(backbone.model, config.head_init)
-    if config.checkpointing:
-        _checkpoint_activations(backbone)
-    with process.main_process_first():
-        splits = prepare_data(config, backbone, observer) if given is None else _sealed(given)
-    assert splits.train is not None
-    config = with_fitting_batch(config, len(splits.train))
-    torch.manual_seed(config.seed)
-    model = attach(backbone, config.method, config.method_args)
-    counts = count_parameters(model)
-    recipe = Recipe(
-        lr=config.lr or method.default_lr(config.backbone),
-        weight_decay=(
-            method.default_weight_decay(config.backbone)
-            if config.weight_decay is None
-            else config.weight_decay
-        ),
-    )
-    precision = resolve_precision(config.precision, process.device.type, _width(model))
-    accelerator = _new_accelerator(config, precision)
-    facts = _facts(config, backbone, counts, splits, recipe, precision, accelerator)
-    observer.described(facts)
-    if folder is not None and accelerator.is_main_process:
-        write_atomic(folder.config, config.to_yaml())
-    loop = Loop(
-        model,
-        splits.train,
-        splits.val,
-        backbone.preprocessing,
-        config,
-        recipe,
-        accelerator,
-        observer,
-        metrics_path=None if folder is None else folder.metrics,
-        checkpoint_path=None if folder is None else folder.checkpoint,
-        keep=(
-            None if folder is None
-            else partial(_snapshot, model, backbone, config, folder, splits.classes)
-        ),
-    )
-    _reset_peak(accelerator)
-    loop.run()
-    accelerator.unwrap_model(loop.wrapped, keep_fp32_wrapper=False)
-    summary = {**facts, **_outcome(loop, accelerator), "trained_parts": trained_parts(model)}
-    trained = Trained(
-        None if folder is None else folder.path, model, backbone, splits.classes, summary
-    )
-    if folder is not None and accelerator.is_main_process:
-        _write(trained, folder, config)
-    accelerator.wait_for_everyone()
-    return trained
-
-
-def _write(trained: Trained, folder: RunFolder, config: TrainConfig) -> None:
+def _write(trained: Trained, folder: RunFolder, settings: TrainConfig) -> None:
     """The adapter, the summary and the report, in this order: a summary means a whole run."""
-    card = _card(trained.model, trained.backbone, config, trained.classes)
+    card = _card(trained.model, trained.backbone, settings, trained.classes)
     save_adapter(trained.model, folder.adapter, card)
     size = sum(file.stat().st_size for file in folder.adapter.glob("*.safetensors"))
     trained.summary["adapter_bytes"] = size
@@ -241,129 +405,20 @@ def _write(trained: Trained, folder: RunFolder, config: TrainConfig) -> None:
     write_report(folder.path)
 
 
-def _snapshot(
-    model: PeftModel, backbone: Backbone, config: TrainConfig, folder: RunFolder,
-    classes: tuple[str, ...], epoch: int,
-) -> None:  # fmt: skip
-    """Keep the adapter as it is after so many epochs."""
-    save_adapter(model, folder.snapshot(epoch), _card(model, backbone, config, classes))
-
-
 def _card(
-    model: PeftModel, backbone: Backbone, config: TrainConfig, classes: tuple[str, ...]
+    model: PeftModel, backbone: Backbone, settings: TrainConfig, classes: tuple[str, ...]
 ) -> AdapterCard:
+    arguments = backbone_arguments(settings)
+    if "@" in backbone.name:
+        arguments.pop("checkpoint", None)  # the backbone's name holds it
     return card_of(
         model,
         backbone,
-        method=config.method,
-        method_args=config.method_args,
-        backbone_args=backbone_arguments(config),
+        method=settings.method,
+        method_args=settings.method_args,
+        backbone_args=arguments,
         classes=classes,
     )
-
-
-def backbone_arguments(config: TrainConfig) -> dict[str, Any]:
-    """The arguments of `load_backbone` that belong to the backbone's identity."""
-    values = {"image_size": config.image_size, "checkpoint": config.checkpoint}
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _settle(
-    config: TrainConfig | None, settings: Mapping[str, Any], resumed: str | Path | None
-) -> TrainConfig:
-    """The settings in force: given ones, or a resumed run's own with more epochs at most."""
-    if config is not None and settings:
-        raise VituneError("fit: got a config and keywords, expected one of them.")
-    if resumed is None:
-        return config or TrainConfig.make(settings)
-    recorded = RunFolder.create(resumed, resume=True).read_config()
-    given = dict(settings) if config is None else config.model_dump(exclude_unset=True)
-    changed = {k: v for k, v in given.items() if k in recorded and recorded[k] != v}
-    refused = sorted(set(changed) - set(SETTLED_BY_RESUME))
-    if refused:
-        name = refused[0]
-        raise VituneError(
-            f"--resume: got {name}={changed[name]!r}, expected the run's own {recorded[name]!r}. "
-            "Leave it out, or start a new run."
-        )
-    unknown = sorted(set(given) - set(TrainConfig.model_fields))
-    if unknown:
-        raise VituneError(
-            f"{unknown[0]}: unknown option. {nearest(unknown[0], TrainConfig.model_fields)}"
-        )
-    return TrainConfig.make({**recorded, **changed})
-
-
-def _new_accelerator(config: TrainConfig, precision: str) -> Accelerator:
-    """accelerate's processes, devices and precision; one process may train several times."""
-    AcceleratorState._reset_state()
-    return Accelerator(
-        cpu=_on_cpu(config),
-        mixed_precision="no" if precision == "fp32" else precision,
-        gradient_accumulation_steps=config.accumulation_steps,
-    )
-
-
-def _facts(
-    config: TrainConfig,
-    backbone: Backbone,
-    counts: ParameterCounts,
-    splits: Splits,
-    recipe: Recipe,
-    precision: str,
-    accelerator: Accelerator,
-) -> dict[str, Any]:
-    method = get_method(config.method)
-    assert splits.train is not None
-    return {
-        "method": config.method,
-        "method_title": method.title,
-        "source": method.source,
-        "backbone": backbone.name,
-        "num_trainable": counts.trainable,
-        "num_trainable_without_head": counts.without_head,
-        "num_head": counts.head,
-        "num_total": counts.total,
-        "mergeable": method.mergeable,
-        "data": config.data,
-        "num_train": len(splits.train),
-        "num_val": 0 if splits.val is None else len(splits.val),
-        "num_classes": len(splits.classes),
-        "held_out": _describe(splits.held_out),
-        "skipped_images": len(splits.skipped),
-        "lr": recipe.lr,
-        "weight_decay": recipe.weight_decay,
-        "precision": precision,
-        "device": _device_name(accelerator),
-        "num_processes": accelerator.num_processes,
-        "seed": config.seed,
-        "versions": installed_versions(),
-    }
-
-
-def _describe(held_out: HeldOut | None) -> str | None:
-    """How validation was cut from training, in words; None where the data brings its own."""
-    if held_out is None:
-        return None
-    return f"{held_out.num_images} images of training, stratified, seed {held_out.seed}"
-
-
-def _outcome(loop: Loop, accelerator: Accelerator) -> dict[str, Any]:
-    config, progress = loop.config, loop.progress
-    return {
-        "reported": {
-            "which": config.select,
-            "epoch": loop.reported_epoch,
-            "val_accuracy": loop.reported_accuracy,
-        },
-        "best_epoch": progress.best_epoch,
-        "epochs": progress.epoch,
-        "steps": progress.step,
-        "seconds": progress.seconds,
-        "peak_mib": _peak_mib(accelerator),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": "finished" if progress.epoch == config.epochs else "stopped",
-    }
 
 
 def _checkpoint_activations(backbone: Backbone) -> None:
@@ -379,34 +434,3 @@ def _checkpoint_activations(backbone: Backbone) -> None:
         f"--checkpointing: got backbone {backbone.name!r}, expected one that can recompute its "
         "activations (timm and transformers models can)."
     )
-
-
-def _width(model: PeftModel) -> int:
-    """Features of the widest LayerNorm-like vector: the network's width."""
-    sizes = [len(p) for n, p in model.named_parameters() if p.dim() == 1 and "norm" in n]
-    return max(sizes, default=0)
-
-
-def _device_name(accelerator: Accelerator) -> str:
-    if accelerator.device.type == "cuda":
-        return torch.cuda.get_device_name(accelerator.device)
-    return f"cpu ({torch.get_num_threads()} threads)"
-
-
-def _reset_peak(accelerator: Accelerator) -> None:
-    """Peaks count from here, so that runs of one process do not inherit each other's."""
-    if accelerator.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(accelerator.device)
-    elif CLEAR_REFS.exists():
-        CLEAR_REFS.write_text("5")
-
-
-def _peak_mib(accelerator: Accelerator) -> float:
-    """Peak memory: the CUDA allocator's, or this process's resident size on a CPU; MiB."""
-    if accelerator.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(accelerator.device) / 2**20
-    if CLEAR_REFS.exists():
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20

@@ -1,9 +1,62 @@
-"""Settings in force: those asked for, with what the data decides filled in."""
+"""Settings in force: a new run's with every default filled in, a resumed run's own."""
 
 from __future__ import annotations
 
-from vitune.errors import DataError
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitune.backbones import absolute_backbone
+from vitune.data import absolute_source
+from vitune.errors import DataError, VituneError, nearest
+from vitune.methods import Method
+from vitune.runs import RunFolder
+from vitune.training.checkpoint import read_progress
 from vitune.training.config import TrainConfig
+from vitune.training.record import RunRecord
+
+SETTLED_BY_RESUME = ("epochs", "data")
+"""What a resumed run may be told anew: images may have moved, as they are known by content."""
+LEFT_TO_VITUNE: dict[str, Any] = {
+    "lr": None,
+    "weight_decay": None,
+    "warmup_epochs": None,
+    "precision": "auto",
+    "device": "auto",
+}
+"""Settings that a run fills in, and the value that asks for it."""
+
+
+def new_settings(config: TrainConfig | None, settings: Mapping[str, Any]) -> TrainConfig:
+    """The settings of a new run, its paths such that they hold in any working directory.
+
+    Raises:
+        VituneError: a config and keywords, an unknown setting, a value out of range, or SGD
+            without a rate.
+    """
+    if config is not None and settings:
+        raise VituneError("fit: got a config and keywords, expected one of them.")
+    asked = config or TrainConfig.make(settings)
+    if asked.optimiser == "sgd" and asked.lr is None:
+        raise VituneError(
+            "--optimiser: got 'sgd' without a rate, expected --lr beside it: the methods' own "
+            "rates are AdamW's."
+        )
+    return with_absolute_paths(asked)
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The settings with the paths of data and weights absolute."""
+    checkpoint = None if config.checkpoint is None else Path(config.checkpoint).expanduser()
+    return config.model_copy(
+        update={
+            "data": absolute_source(config.data),
+            "backbone": absolute_backbone(config.backbone),
+            "checkpoint": None if checkpoint is None else str(checkpoint.absolute()),
+        }
+    )
 
 
 def with_fitting_batch(config: TrainConfig, num_images: int) -> TrainConfig:
@@ -20,3 +73,76 @@ def with_fitting_batch(config: TrainConfig, num_images: int) -> TrainConfig:
             "training images."
         )
     return config.model_copy(update={"batch_size": num_images})
+
+
+def filled_in(config: TrainConfig, method: Method, precision: str, device: str) -> TrainConfig:
+    """The settings with what the method, the machine and vitune's rules decide filled in.
+
+    Args:
+        precision, device: what "auto" came to.
+    """
+    decay = config.weight_decay
+    if decay is None:
+        decay = method.default_weight_decay(config.backbone)
+    return config.model_copy(
+        update={
+            "lr": config.lr or method.default_lr(config.backbone),
+            "weight_decay": decay,
+            "warmup_epochs": config.resolved_warmup_epochs,
+            "precision": precision,
+            "device": device,
+        }
+    )
+
+
+def resumed_record(
+    out: str | Path, config: TrainConfig | None, settings: Mapping[str, Any]
+) -> RunRecord:
+    """The record of the run in `out`, with as many epochs as are asked for now.
+
+    Raises:
+        AdapterError: no run there, or one whose files are damaged or of an older vitune.
+        VituneError: a setting is given that is not the run's own, or fewer epochs than are done.
+    """
+    folder = RunFolder.existing(out)
+    record = RunRecord.parse(folder.read_config(), folder.config)
+    given = dict(settings) if config is None else config.model_dump(exclude_unset=True)
+    unknown = sorted(set(given) - set(TrainConfig.model_fields))
+    if unknown:
+        raise VituneError(
+            f"{unknown[0]}: unknown option. {nearest(unknown[0], TrainConfig.model_fields)}"
+        )
+    own = record.settings.model_dump(mode="json")
+    asked = with_absolute_paths(TrainConfig.make({**own, **given})).model_dump(mode="json")
+    changed = {
+        name: asked[name]
+        for name in given
+        if asked[name] != own[name] and not _left_to_vitune(name, asked[name])
+    }
+    refused = sorted(set(changed) - set(SETTLED_BY_RESUME))
+    if refused:
+        name = refused[0]
+        raise VituneError(
+            f"--resume: got {name}={changed[name]!r}, expected the run's own {own[name]!r}. "
+            "Leave it out, or start a new run."
+        )
+    settled = record.settings.model_copy(update=changed)
+    progress = read_progress(folder.checkpoint)
+    if progress is not None and settled.epochs < progress.epoch:
+        raise VituneError(
+            f"--epochs: got {settled.epochs}, expected at least the {progress.epoch} that the run "
+            "has done."
+        )
+    return RunRecord(settled, record.resolved, record.starts)
+
+
+def _left_to_vitune(name: str, asked: Any) -> bool:
+    return name in LEFT_TO_VITUNE and asked == LEFT_TO_VITUNE[name]
+
+
+def typed_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments with texts from the command line read as YAML values."""
+    return {
+        name: yaml.safe_load(value) if isinstance(value, str) else value
+        for name, value in arguments.items()
+    }

@@ -70,6 +70,7 @@ def result() -> Callable[..., CellResult]:
             "status": "done",
             "scores": Scores("test", len(bits), top1, 1.0, 0.1, packed(bits)),
             "seconds": 2.0,
+            "cpu_seconds": 1.5,
             "peak_mib": 10.0,
             "counts": {"trainable": 10, "without_head": 6, "head": 4, "total": 100},
         }

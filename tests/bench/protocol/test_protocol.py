@@ -285,9 +285,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(
         return "trained"
 
     splits = bench.task(config, 0).selection
-    trained, notes = train_within_memory(
-        config, splits, running.Observer(), train=short_of_memory
-    )
+    trained, notes = train_within_memory(config, splits, running.Observer(), train=short_of_memory)
     assert trained == "trained" and seen == [(8, 1), (4, 2), (2, 4)]
     assert "batch size 8: run with 2 and 4 accumulation steps" in notes[0]
 

@@ -304,9 +304,7 @@ def test_a_flag_wins_over_a_preset() -> None:
     preset = load_preset("rlrr-vtab1k")
     tasks = [Task(name="cifar", data="d")]
     for protocol in ("honest", "as-published"):
-        study = preset.study(
-            tasks, name="x", protocol=protocol, overrides={"lr": 0.5}, epochs=3
-        )
+        study = preset.study(tasks, name="x", protocol=protocol, overrides={"lr": 0.5}, epochs=3)
         variant = study.variants[0]
         for setting in study.grid_of(variant):
             config = study.config(variant, tasks[0], setting, seed=0, refit=False)

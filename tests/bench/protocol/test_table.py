@@ -357,7 +357,7 @@ def test_the_page_of_a_study(result: Make, tmp_path: Any) -> None:
     )
     text = page.read_text()
     assert "A &lt;study&gt;" in text and "<script src" not in text and "http://" not in text
-    for title in ("parameters", "training time", "drift"):
+    for title in ("parameters", "processor time", "drift"):
         assert f"Accuracy against {title}" in text or f"against trainable {title}" in text
     assert "lr=0.001" in text and "HTA (NeurIPS 2024)" in text
     assert "tasks like these" in text and "Holm" in text and "class=\"chart ranks\"" not in text

@@ -74,7 +74,8 @@ def test_hta_on_a_fused_qkv_and_on_a_rectangle() -> None:
     for index, part in enumerate((0, 2)):
         diagonal = torch.diag(qkv.diagonal["default"][index])
         change = (
-            reflection(qkv.v_out["default"][index]) @ diagonal
+            reflection(qkv.v_out["default"][index])
+            @ diagonal
             @ reflection(qkv.v_in["default"][index])
         )
         change = change + qkv.up["default"][index] @ qkv.down["default"][index]
@@ -92,7 +93,8 @@ def test_sequential_hta() -> None:
     model = adapted("hta_sequential", rank=3)
     fc2 = layer(model, "blocks.0.mlp.fc2")
     matrix = (
-        reflection(fc2.v_out["default"]) @ torch.diag(fc2.diagonal["default"])
+        reflection(fc2.v_out["default"])
+        @ torch.diag(fc2.diagonal["default"])
         @ reflection(fc2.v_in["default"])
     ) + fc2.up["default"] @ fc2.down["default"]
     check(fc2, matrix @ fc2.base_layer.weight, matrix @ fc2.base_layer.bias)
