@@ -75,9 +75,6 @@ def _base_parameters(module: nn.Module, name: str = "") -> Iterator[tuple[str, n
     for key, parameter in module.named_parameters(recurse=False):
         yield joined(name, key), parameter
     for key, child in module.named_children():
-        if key == "parametrizations" and hasattr(module, key):
-            for slot, originals in child.named_children():
-                # The frozen original under its own name; what stands in for it is passed over.
-                yield joined(name, slot), originals.get_parameter("original")
-            continue
+        if key == "parametrizations":
+            continue  # what stands in for parameters that are listed under their own names
         yield from _base_parameters(child, joined(name, key))

@@ -63,6 +63,7 @@ def add_weighted(
     states = [
         AdapterState(tuner.peft_config[name], _tensors(tuner.model, name)) for name in adapters
     ]
+    require_combining(states)
     config: Any = states[0].config
     combined = config.combined(states, weights, how, head)
     tuner.peft_config[adapter_name] = combined.config
@@ -72,6 +73,21 @@ def add_weighted(
     with torch.no_grad():
         for name, value in combined.tensors.items():
             places[name].copy_(value)
+
+
+def require_combining(states: Sequence[AdapterState]) -> None:
+    """Refuse adapters of a method that has no such arithmetic.
+
+    Raises:
+        AdapterError: there is one.
+    """
+    for state in states:
+        config: Any = state.config
+        if not getattr(config, "combines", False):
+            name = str(getattr(config.peft_type, "value", config.peft_type)).lower()
+            raise AdapterError(
+                f"combine: got method {name!r}, expected one whose adapters can be added: rlrr."
+            )
 
 
 def check_weights(adapters: Sequence[Any], weights: Sequence[float]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vitune.backbones.structure import unwrapped
 from vitune.errors import BackboneError
+from vitune.methods._dressed import Dressed, dress, own_tensor, read_elsewhere, undress
 
 CHILD = "in_proj"
 SLOTS = {"weight": "in_proj_weight", "bias": "in_proj_bias"}
@@ -25,7 +26,7 @@ class InProjection(nn.Linear):
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         nn.Module.__init__(self)
-        if attention._parameters[SLOTS["weight"]] is None:
+        if own_tensor(attention, SLOTS["weight"]) is None:
             raise BackboneError(
                 f"attention: got key or value widths {attention.kdim}, {attention.vdim} beside "
                 f"{attention.embed_dim}, expected one width for q, k and v. "
@@ -37,32 +38,25 @@ class InProjection(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The attention's own `in_proj_weight` (3d, d)."""
-        weight = self._owner[0]._parameters[SLOTS["weight"]]
+        weight = own_tensor(self._owner[0], SLOTS["weight"])
         assert weight is not None
         return weight
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]
         """The attention's own `in_proj_bias` (3d,), or None."""
-        return self._owner[0]._parameters[SLOTS["bias"]]
+        return own_tensor(self._owner[0], SLOTS["bias"])
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Write through to the attention; this is how merging puts its result in place."""
         self._owner[0]._parameters[SLOTS[name]] = param
 
 
-class _OpenAttention:
+class _OpenAttention(Dressed):
     """What an attention with an `in_proj` layer does differently: it reads that layer."""
 
-    @property
-    def in_proj_weight(self) -> Tensor:
-        """The effective weight of q, k, v."""
-        return self._modules[CHILD].weight  # type: ignore[attr-defined]
-
-    @property
-    def in_proj_bias(self) -> Tensor | None:
-        """The effective bias of q, k, v."""
-        return self._modules[CHILD].bias  # type: ignore[attr-defined]
+    in_proj_weight = read_elsewhere(SLOTS["weight"], lambda self: self._modules[CHILD].weight)
+    in_proj_bias = read_elsewhere(SLOTS["bias"], lambda self: self._modules[CHILD].bias)
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
@@ -72,7 +66,7 @@ class _OpenAttention:
         layer = attention._modules.pop(CHILD)
         if merge:
             layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-        attention.__class__ = type(attention).__mro__[2]
+        undress(attention)
         return attention
 
 
@@ -91,13 +85,13 @@ def place(layer: nn.Module, target: nn.Module, target_name: str, parent: nn.Modu
     """Put `layer` where `target` was, or on the attention that `target` is."""
     if isinstance(target, nn.MultiheadAttention):
         assert isinstance(unwrapped(layer), InProjection)
-        kind: Any = type(target)
-        target.__class__ = _open_class(kind)
         target._modules[CHILD] = layer
+        dress(target, _open_class)
     else:
         setattr(parent, target_name, layer)
 
 
 @functools.cache
 def _open_class(attention_class: Any) -> type:
-    return type(attention_class.__name__, (_OpenAttention, attention_class), {})
+    named = {"__module__": attention_class.__module__}
+    return type(attention_class.__name__, (_OpenAttention, attention_class), named)

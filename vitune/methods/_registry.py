@@ -19,7 +19,7 @@ from vitune.methods._tuner import MethodConfig, register
 
 INTERNAL_FIELDS = frozenset(
     field.name for field in dataclasses.fields(PeftConfig)
-) | {"target_modules", "modules_to_save"}
+) | {"target_modules", "exclude_modules", "layers_to_transform", "modules_to_save"}
 
 PEFT_DEFAULT_LR, PEFT_DEFAULT_WEIGHT_DECAY = 1e-3, 1e-4
 

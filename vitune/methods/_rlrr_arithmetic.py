@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitune.errors import AdapterError
 from vitune.methods._checks import check_choice
-from vitune.methods._combination import AdapterState, check_weights
+from vitune.methods._combination import AdapterState, check_weights, require_combining
 from vitune.methods._rlrr_init import neutral_scale
 from vitune.methods._roles import expand_roles
 
@@ -150,6 +150,7 @@ def _differences(states: Sequence[AdapterState], how: str) -> Iterator[str]:
     if len(set(methods)) > 1:
         yield f"method {methods}"
         return
+    require_combining(states)
     configs: list[Any] = [state.config for state in states]
     for name in MUST_AGREE if how == "sum" else (*MUST_AGREE, "rank"):
         values = [getattr(config, name) for config in configs]

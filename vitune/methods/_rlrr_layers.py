@@ -149,20 +149,8 @@ class ShiftedBias(TrainedParameter):
     adapter_layer_names = ("shift",)
     no_decay = frozenset({"shift"})
 
-    def add_adapter(self, adapter: str, config: Any, shared: nn.Module | None) -> None:
-        self.configs[adapter], self.shared[adapter] = config, shared
-        original = self._slot()
-        dtype = torch.promote_types(original.dtype, torch.float32)
-        self.shift[adapter] = nn.Parameter(torch.zeros_like(original, dtype=dtype))
-
-    def forward(self, original: Tensor) -> Tensor:
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-            original = self._slot()
-        if self.disable_adapters or self.merged:
-            return original
-        shifts = [self.shift[adapter] for adapter in self.adapters_here()]
-        return sum(shifts, original).to(original.dtype)
+    def new_parameters(self, config: Any, shared: nn.Module | None) -> dict[str, Tensor]:
+        return {"shift": torch.zeros_like(self._slot())}
 
     def adapt(self, tensors: Tensors, adapter: str) -> Tensors:
         bias = tensors[self.parameter_name]

@@ -38,8 +38,8 @@ def choose_sites(
         BackboneError: no site at all, or a named role that is not there.
     """
     wanted = expand_roles(roles)
-    chosen = [site for site in sites if _site_roles(site) & wanted]
-    found = {role for site in sites for role in _site_roles(site)}
+    chosen = [site for site in sites if site_roles(site) & wanted]
+    found = {role for site in sites for role in site_roles(site)}
     missing = {role for role in roles if not expand_roles([role]) & found}
     if not chosen or (named and missing):
         raise BackboneError(
@@ -48,7 +48,7 @@ def choose_sites(
         )
     if blocks is None:
         return tuple(chosen)
-    kept = _block_indices(sites, blocks)
+    kept = block_indices(sites, blocks)
     return tuple(site for site in chosen if site.block is None or site.block in kept)
 
 
@@ -71,11 +71,13 @@ def parts_of(site: Site, roles: Sequence[str] | None) -> tuple[int, ...]:
     return tuple(index for index, part in enumerate(QKV_PARTS) if part in wanted)
 
 
-def _site_roles(site: Site) -> set[str]:
+def site_roles(site: Site) -> set[str]:
+    """The roles that a site counts as: a fused qkv is q, k and v."""
     return set(QKV_PARTS) if site.role == "qkv" else {site.role}
 
 
-def _block_indices(sites: Sequence[Site], blocks: Sequence[int]) -> set[int]:
+def block_indices(sites: Sequence[Site], blocks: Sequence[int]) -> set[int]:
+    """Non-negative indices for `blocks`; VituneError where the backbone has none of an index."""
     depth = 1 + max((site.block for site in sites if site.block is not None), default=-1)
     odd = [index for index in blocks if not -depth <= index < depth]
     if odd:

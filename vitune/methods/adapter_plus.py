@@ -17,14 +17,14 @@ from vitune.methods._bottleneck import (
     truncated_normal,
 )
 from vitune.methods._checks import check_rank, check_rate
-from vitune.methods._tuner import MethodConfig, MethodLayer
-from vitune.methods._wrapper import Call, choose_blocks, with_tokens
+from vitune.methods._tuner import MethodLayer
+from vitune.methods._wrapper import BlockConfig, Call, choose_blocks, with_tokens
 
 INIT_STD = 0.01
 
 
 @dataclass
-class AdapterPlusConfig(MethodConfig):
+class AdapterPlusConfig(BlockConfig):
     """x ← x + γ ⊙ DropPath(GELU(x W_dᵀ + b_d) W_uᵀ + b_u), x the output of a block.
 
     Shapes: W_d (r, d); b_d (r,); W_u (d, r); b_u, γ (d,).
@@ -58,7 +58,7 @@ class AdapterPlusConfig(MethodConfig):
         return False
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        return choose_blocks(sites, self.roles, self.blocks, by=self.title)
+        return choose_blocks(sites, self.blocks, by=self.title)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         return PostBottleneck

@@ -14,12 +14,12 @@ from vitune.backbones.sites import Site
 from vitune.methods._bottleneck import BottleneckLayer, block_width, bottleneck_parameters
 from vitune.methods._checks import check_rank, check_rate
 from vitune.methods._linear import uniform
-from vitune.methods._tuner import MethodConfig, MethodLayer
-from vitune.methods._wrapper import Call, choose_blocks, tapped, with_tokens
+from vitune.methods._tuner import MethodLayer
+from vitune.methods._wrapper import BlockConfig, Call, choose_blocks, tapped, with_tokens
 
 
 @dataclass
-class AdaptFormerConfig(MethodConfig):
+class AdaptFormerConfig(BlockConfig):
     """y = x + MLP(LN₂(x)) + s·(ReLU(x W_dᵀ + b_d) W_uᵀ + b_u), x un-normalised, after attention.
 
     Shapes: W_d (r, d); b_d (r,); W_u (d, r); b_u (d,).
@@ -55,7 +55,7 @@ class AdaptFormerConfig(MethodConfig):
         return True
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        return choose_blocks(sites, self.roles, self.blocks, by=self.title)
+        return choose_blocks(sites, self.blocks, by=self.title)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         return ParallelBottleneck

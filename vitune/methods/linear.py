@@ -22,6 +22,12 @@ class LinearProbeConfig(InPlaceConfig):
     source = "common practice"
     formula = "0"
     exposes_delta = True
+    narrowed_by = frozenset()
+
+    @classmethod
+    def reason_against(cls, option: str) -> str:
+        """Why the method does not take an option."""
+        return "only the head trains"
 
     def trained(self, model: nn.Module) -> Iterable[tuple[str, str]]:
         return ()

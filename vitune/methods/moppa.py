@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitune.backbones.sites import Site, token_layout
 from vitune.errors import BackboneError, VituneError
+from vitune.methods._peft_options import ALL_LINEAR, OPTIONS
 from vitune.methods._spectral import filtered, new_tau, response, route_entropy
 from vitune.methods._tuner import MethodLayer
 from vitune.methods._wrapper import Call, WrapperLayer
@@ -49,6 +50,9 @@ class MoPPAConfig(RLRRConfig):
     title = "MoPPA"
     source = "MoPPA, arXiv 2412.02759 (reconstruction)"
     formula = "3·H·W·g + L·(3·c + 4·g) + RLRR on v, o, fc1, fc2 + SSF on 2 + L places"
+    shares_parameters = True
+    combines = False
+    narrowed_by = OPTIONS - {ALL_LINEAR}
     mergeable = False
 
     def __post_init__(self) -> None:
@@ -60,6 +64,11 @@ class MoPPAConfig(RLRRConfig):
     def identity_at_init(self) -> bool:
         return False
 
+    @classmethod
+    def reason_against(cls, option: str) -> str:
+        """Why the method does not take an option."""
+        return f"{cls.title} filters what enters attention, beside its linears"
+
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
         chosen = {site.name for site in super().choose(sites)}
         entrances = _entrances(sites, {site.block for site in sites if site.name in chosen})
@@ -69,7 +78,13 @@ class MoPPAConfig(RLRRConfig):
         return FilteredNorm if site.role == "norm1" else super().layer_class(site, module)
 
     def new_shared(self, model: nn.Module, sites: Sequence[Site]) -> nn.Module:
-        norm = model.get_submodule(next(s.name for s in sites if s.role == "norm1"))
+        entrance = next((s.name for s in sites if s.role == "norm1"), None)
+        if entrance is None:
+            raise BackboneError(
+                f"{self.title}: got no norm before attention, expected one to filter. Change "
+                "target_modules, exclude_modules or modules_to_save."
+            )
+        norm = model.get_submodule(entrance)
         num_groups = self.groups(int(norm.normalized_shape[-1]))  # type: ignore[index]
         return PriorRates(model, num_groups, self.title)
 

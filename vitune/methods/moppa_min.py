@@ -17,13 +17,13 @@ from vitune.methods._bottleneck import block_width
 from vitune.methods._checks import check_rank
 from vitune.methods._linear import uniform
 from vitune.methods._spectral import filtered, new_tau, response, route_entropy
-from vitune.methods._tuner import MethodConfig, MethodLayer
-from vitune.methods._wrapper import Call, WrapperLayer, choose_blocks, tapped
+from vitune.methods._tuner import MethodLayer
+from vitune.methods._wrapper import BlockConfig, Call, WrapperLayer, choose_blocks, tapped
 from vitune.methods.moppa import TEMPERATURE, PriorRates, grid_of
 
 
 @dataclass
-class MoPPAMinConfig(MethodConfig):
+class MoPPAMinConfig(BlockConfig):
     """Attn(z) + s·Up(IDCT(R ⊙ DCT(Down(z)))) with z = LN₁(x), on patch tokens; R as in MoPPA.
 
     Shapes: Down (r, d); Up (d, r); per block τ (3, r), a (3, g); k (3, H, W), shared by all.
@@ -50,6 +50,7 @@ class MoPPAMinConfig(MethodConfig):
     title = "MoPPA-min"
     source = "after MoPPA, arXiv 2412.02759 (reconstruction)"
     formula = "L·(2·d·r + 3·r + 3·g) + 3·H·W"
+    shares_parameters = True
     mergeable = False
 
     def __post_init__(self) -> None:
@@ -67,9 +68,7 @@ class MoPPAMinConfig(MethodConfig):
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
         needs = ("norm1", "attn_out", "fc2")
-        return choose_blocks(
-            sites, self.roles, self.blocks, by=self.title, needs=needs, windowed=False
-        )
+        return choose_blocks(sites, self.blocks, by=self.title, needs=needs, windowed=False)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         return SpectralBranch

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from vitune.backbones.sites import Site, find_sites
+from vitune.backbones.sites import Site
 from vitune.errors import BackboneError
 from vitune.methods._in_projection import linear_view
 from vitune.methods._rlrr_arithmetic import combine_states
@@ -95,6 +95,7 @@ class RLRRConfig(MethodConfig):
     title = "RLRR"
     source = "Residual-based Low-Rank Rescaling, CVPR 2024"
     formula = "Σ over linears of r·(parts·in + out) + out, Σ 2·out over norms and patch embedding"
+    combines = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,10 +147,9 @@ class RLRRConfig(MethodConfig):
     def _names_all_parts(self) -> bool:
         return self.roles is None or set(QKV_PARTS) <= expand_roles(self.roles)
 
-    def prepare(self, model: nn.Module, adapter: str) -> None:
-        targets = self.target_modules or ()
-        for site in find_sites(model):
-            if self.shift and site.separate_bias and site.name in targets:
+    def prepare(self, model: nn.Module, adapter: str, sites: Sequence[Site]) -> None:
+        for site in sites:
+            if self.shift and site.separate_bias:
                 for layer in stand_in_for_biases(model, site, parts_of(site, self.roles)):
                     layer.add_adapter(adapter, self, None)
 

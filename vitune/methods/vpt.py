@@ -16,15 +16,15 @@ from vitune.errors import BackboneError
 from vitune.methods._bottleneck import block_width
 from vitune.methods._checks import check_rank, check_rate
 from vitune.methods._linear import uniform
-from vitune.methods._tuner import MethodConfig, MethodLayer
-from vitune.methods._wrapper import Call, WrapperLayer, choose_blocks, with_tokens
+from vitune.methods._tuner import MethodLayer
+from vitune.methods._wrapper import BlockConfig, Call, WrapperLayer, choose_blocks, with_tokens
 
 POSITION_MODULES = ("rope", "rel_pos", "relative_position", "pos_bias")
 """Parts of module names that tell of positions inside attention, which prompts do not have."""
 
 
 @dataclass
-class VPTDeepConfig(MethodConfig):
+class VPTDeepConfig(BlockConfig):
     """[prefix; P_i; patches] enters block i, and P_i's outputs are dropped behind it.
 
     Shapes: P_i (p, d), one for each block.
@@ -60,7 +60,7 @@ class VPTDeepConfig(MethodConfig):
         return False
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        return choose_blocks(sites, self.roles, self.blocks, by=self.title, windowed=False)
+        return choose_blocks(sites, self.blocks, by=self.title, windowed=False)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         return PromptedBlock
@@ -84,6 +84,7 @@ class VPTShallowConfig(VPTDeepConfig):
     method = "vpt_shallow"
     title = "VPT-shallow"
     formula = "p·d"
+    every_site_has_tensors = False
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
         chosen = super().choose(sites)
@@ -171,8 +172,12 @@ def _refuse_positions(model: nn.Module, by: str) -> None:
 
 
 def _refuse_tensors(args: Sequence[Any], kwargs: Mapping[str, Any], by: str) -> None:
-    """A mask or rotary table that comes with the tokens does not fit more of them."""
-    if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+    """A mask or rotary table that comes with the tokens does not fit more of them.
+
+    A single number (transformers' Trainer sends how many images there are) has no size to fit.
+    """
+    given = (*args, *kwargs.values())
+    if any(isinstance(value, Tensor) and value.dim() > 0 for value in given):
         raise BackboneError(
             f"{by}: got a block that is called with a mask or positions, expected tokens alone. "
             "Choose another method ('vitune methods')."
