@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-from vitune.backbones.structure import WRAPPED, joined, network
+from vitune.backbones.structure import STAND_INS, WRAPPED, joined, network
 from vitune.errors import BackboneError, nearest
 
 _VERSION = "v1"
@@ -75,6 +75,6 @@ def _base_parameters(module: nn.Module, name: str = "") -> Iterator[tuple[str, n
     for key, parameter in module.named_parameters(recurse=False):
         yield joined(name, key), parameter
     for key, child in module.named_children():
-        if key == "parametrizations":
-            continue  # what stands in for parameters that are listed under their own names
+        if key == STAND_INS:
+            continue  # the parameters themselves are listed under their own names
         yield from _base_parameters(child, joined(name, key))

@@ -15,15 +15,13 @@ from torch import Tensor, nn
 
 from vitune.backbones import bare_name
 from vitune.backbones.sites import Site, find_sites, head_names
+from vitune.backbones.structure import STAND_INS
 from vitune.errors import BackboneError
 from vitune.methods._dressed import Dressed, dress, own_tensor, read_elsewhere, undress
 from vitune.methods._peft_options import ALL_LINEAR, is_all_linear, is_saved_whole, matches
 from vitune.methods._roles import block_indices
 from vitune.methods._targets import meant, warn_of_idle_exclusion
 from vitune.methods._tuner import InPlaceLayer, MethodConfig, MethodLayer, Tensors
-
-PLACE = "parametrizations"
-"""Where a module keeps the layers that stand in for its parameters; part of stored names."""
 
 Pair = tuple[str, str]
 """(module name, parameter name), '' being the root module."""
@@ -79,9 +77,9 @@ class TrainedParameter(InPlaceLayer):
         current, value = tensors[self.parameter_name], self.value[adapter]
         assert current is not None
         if current is self._slot() and not self.merged:
-            return {self.parameter_name: value}
+            return {**tensors, self.parameter_name: value}
         original = (self._originals or self.base_tensors())[self.parameter_name]
-        return {self.parameter_name: current + (value - original)}
+        return {**tensors, self.parameter_name: current + (value - original)}
 
     def base_tensors(self) -> Tensors:
         return {self.parameter_name: self._slot(), "weight": self._slot()}
@@ -92,13 +90,13 @@ class TrainedParameter(InPlaceLayer):
     def detach_from_owner(self) -> None:
         """Let the owner read its own parameter again."""
         owner = self.get_base_layer()
-        stand_ins = owner.get_submodule(PLACE)
+        stand_ins = owner.get_submodule(STAND_INS)
         del stand_ins._modules[self.parameter_name]
         undress(owner)
         if stand_ins._modules:
             dress(owner, standing_class, tuple(stand_ins._modules))
         else:
-            del owner._modules[PLACE]
+            del owner._modules[STAND_INS]
 
     def _slot(self) -> Tensor:
         """The frozen original."""
@@ -201,9 +199,9 @@ def stand_in(
 ) -> Any:
     """The layer that stands in for a parameter, put in place where there is none yet."""
     owner = model.get_submodule(module_name)
-    if PLACE not in owner._modules:
-        owner._modules[PLACE] = nn.ModuleDict()
-    stand_ins: Any = owner._modules[PLACE]
+    if STAND_INS not in owner._modules:
+        owner._modules[STAND_INS] = nn.ModuleDict()
+    stand_ins: Any = owner._modules[STAND_INS]
     if parameter_name not in stand_ins:
         site = Site(module_name, "head" if not module_name else "block", None)
         stand_ins._modules[parameter_name] = nn.ModuleList([kind(owner, site, parameter_name)])
@@ -220,5 +218,5 @@ def standing_class(kind: type, names: tuple[str, ...]) -> type:
 
 def _read(name: str, module: nn.Module) -> Tensor | None:
     original = own_tensor(module, name)
-    stand_ins: Any = module._modules[PLACE]
+    stand_ins: Any = module._modules[STAND_INS]
     return original if original is None else stand_ins[name][0](original)

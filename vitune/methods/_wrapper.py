@@ -44,7 +44,10 @@ class WrapperLayer(MethodLayer):
 
     def inner_site(self, *roles: str) -> Site:
         """The first site inside this block, in forward order, with one of `roles`."""
-        return next(site for site in self.inner_sites if site.role in roles)
+        found = next((site for site in self.inner_sites if site.role in roles), None)
+        if found is None:
+            raise AttributeError(f"{type(self).__name__!r} has none of {roles!r} inside")
+        return found
 
     def inner_module(self, *roles: str) -> nn.Module:
         """The module at `inner_site`."""
