@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from vitune.backbones import Backbone, find_sites, fingerprint
 from vitune.errors import AdapterError
 from vitune.files import atomic_folder, recover_folder
-from vitune.methods import AdapterState, combine_states, get_method
+from vitune.methods import AdapterState, combine_states, current_names, get_method
 from vitune.preprocessing import Preprocessing
 from vitune.runs import RunFolder, require_new_folder
 
@@ -216,6 +216,7 @@ def load_adapter(
     adapted = inject(model, config)
     try:
         _check_fingerprint(adapted, card, force)
+        tensors = current_names(adapted, tensors)
         _check_tensors(adapted, tensors, folder)
     except AdapterError:
         adapted.unload()

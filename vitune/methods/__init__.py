@@ -13,6 +13,7 @@ from vitune.methods._registry import own_method, peft_methods
 from vitune.methods._rlrr_arithmetic import combine_states as combine_states
 from vitune.methods._tuner import MethodConfig as MethodConfig
 from vitune.methods._tuner import MethodLayer as MethodLayer
+from vitune.methods._tuner import current_names as current_names
 from vitune.methods.adapter_plus import AdapterPlusConfig
 from vitune.methods.adaptformer import AdaptFormerConfig
 from vitune.methods.apla import APLAConfig

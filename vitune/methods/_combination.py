@@ -14,6 +14,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from vitune.errors import AdapterError, nearest
+from vitune.methods._peft_options import PREFIX
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
             for part in module.adapter_layer_names:
                 values = getattr(module, part)
                 if adapter in values:
-                    found[f"{name}.{part}"] = values[adapter]
+                    found[f"{name}.{PREFIX}{part}"] = values[adapter]
         elif isinstance(module, ModulesToSaveWrapper) and adapter in module.modules_to_save:
             saved = module.modules_to_save[adapter].state_dict()
             found.update({f"{name}.{key}": value for key, value in saved.items()})

@@ -39,8 +39,7 @@ class TrainedParameter(InPlaceLayer):
 
     def __init__(self, base_layer: nn.Module, site: Site, parameter_name: str) -> None:
         nn.Module.__init__(self)
-        for name in self.adapter_layer_names:
-            setattr(self, name, nn.ParameterDict())
+        self.new_containers()
         self.site, self.parameter_name = site, parameter_name
         self.configs, self.shared, self.merged_adapters = {}, {}, []
         self._owner = (base_layer,)

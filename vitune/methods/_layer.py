@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from vitune.backbones.sites import Site
 from vitune.errors import AdapterError
 from vitune.methods._combination import AdapterState
-from vitune.methods._peft_options import PeftOptions
+from vitune.methods._peft_options import PREFIX, PeftOptions
 
 Tensors = dict[str, Tensor | None]
 DeltaNoise = Callable[[int | None, Tensor], Tensor]
@@ -106,10 +107,20 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         self.shared: dict[str, nn.Module | None] = {}
         self.merged_adapters: list[str] = []
         self._originals: Tensors | None = None
+        self.new_containers()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let `self.name` be what is registered as PREFIX + name."""
+        super().__init_subclass__(**options)
+        for name in (*cls.adapter_layer_names, *cls.other_param_names):
+            setattr(cls, name, property(partial(_registered, PREFIX + name)))
+
+    def new_containers(self) -> None:
+        """Empty dictionaries for what adapters bring, by adapter name."""
         for name in self.adapter_layer_names:
-            setattr(self, name, nn.ParameterDict())
+            self.add_module(PREFIX + name, nn.ParameterDict())
         for name in self.other_param_names:
-            setattr(self, name, BufferDict(persistent=True))
+            self.add_module(PREFIX + name, BufferDict(persistent=True))
 
     def new_parameters(self, config: Any, shared: nn.Module | None) -> Mapping[str, Tensor]:
         """Initial values by parameter name; a name left out is absent from this adapter."""
@@ -323,6 +334,12 @@ class MethodLayer(nn.Module, BaseTunerLayer):
             if name == "base_layer" or name.startswith("_"):
                 raise
             return getattr(super().__getattr__("base_layer"), name)
+
+
+def _registered(key: str, layer: nn.Module) -> nn.Module:
+    found = layer._modules[key]
+    assert found is not None
+    return found
 
 
 class InPlaceLayer(MethodLayer):

@@ -18,6 +18,9 @@ ALL_LINEAR = "all-linear"
 OPTIONS = frozenset({"roles", "blocks", "target_modules", "exclude_modules", ALL_LINEAR})
 """What narrows where a method acts: fields, and one value of `target_modules`."""
 
+PREFIX = "vitune_"
+"""How the names of all tensors of an adapter begin, by which PEFT and transformers know them."""
+
 IMPORT_HINT = "import vitune"
 """What has to run before PEFT can read one of vitune's adapters."""
 

@@ -36,6 +36,7 @@ from vitune.methods._layer import MethodConfig as MethodConfig
 from vitune.methods._layer import MethodLayer as MethodLayer
 from vitune.methods._layer import Tensors as Tensors
 from vitune.methods._layer import cast, unmergeable
+from vitune.methods._peft_options import PREFIX
 from vitune.methods._targets import listed, resolve, warn_of_idle_exclusion
 
 COMBINATION_TYPES = {"linear": "compose", "cat": "sum"}
@@ -194,7 +195,7 @@ class SiteTuner(BaseTuner):
     ) -> dict[str, Tensor]:
         """PEFT's, which passes over tensors that are not in the file; here they are named."""
         renamed: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
-            model, config, adapter_name, state_dict
+            model, config, adapter_name, current_names(model, state_dict, adapter_name)
         )
         held = dict(_tensors_of(model, adapter_name))
         missing = {name: value for name, value in held.items() if name not in renamed}
@@ -298,12 +299,11 @@ def register(config_class: type[MethodConfig]) -> None:
     """
     peft_type = config_class.method.upper()
     name = f"{config_class.__name__.removesuffix('Config')}Model"
-    prefix = f"vitune_{config_class.method}_"  # PEFT passes over modules with this in their name
     tuner = type(
         name,
         (SiteTuner,),
         {
-            "prefix": prefix,
+            "prefix": PREFIX,
             "uses_shared_state": config_class.shares_parameters,
             "__doc__": f"{config_class.title} in PEFT.",
             "__module__": config_class.__module__,
@@ -312,7 +312,19 @@ def register(config_class: type[MethodConfig]) -> None:
     setattr(sys.modules[config_class.__module__], name, tuner)  # where pickle looks for it
     PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_class
     PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = tuner
-    PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = prefix
+    PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = PREFIX
+
+
+def current_names(
+    model: nn.Module, tensors: Mapping[str, Tensor], adapter: str = "default"
+) -> dict[str, Tensor]:
+    """`tensors` of a file under the names they have today: files of vitune 0.1 had no PREFIX."""
+    today = {}
+    for name, _ in _tensors_of(model, adapter):
+        key = SiteTuner._remove_adapter_name_from_key(name, adapter)
+        for start in ("", "base_model.model."):
+            today[start + key.replace(f".{PREFIX}", ".")] = start + key
+    return {today.get(name, name): value for name, value in tensors.items()}
 
 
 def _sites_in(state_dict: Iterable[str], sites: Sequence[Site]) -> tuple[str, ...]:
@@ -330,7 +342,7 @@ def _tensors_of(model: nn.Module, adapter: str) -> Iterator[tuple[str, Tensor]]:
             for part in (*module.adapter_layer_names, *module.other_param_names):
                 values = getattr(module, part)
                 if adapter in values:
-                    yield f"{name}.{part}.{adapter}", values[adapter]
+                    yield f"{name}.{PREFIX}{part}.{adapter}", values[adapter]
         elif isinstance(module, SiteTuner) and adapter in module.shared_state:
             for part, value in module.shared_state[adapter].named_parameters(recurse=False):
                 yield f"{name}.shared_state.{adapter}.{part}", value
