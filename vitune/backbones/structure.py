@@ -13,6 +13,9 @@ WRAPPED = ("base_layer", "original_module")
 STAND_INS = "parametrizations"
 """The child of a module that holds what stands in for its parameters."""
 
+IN_PROJECTION = "in_proj"
+"""The child of a `torch.nn.MultiheadAttention` that stands for its packed q, k, v."""
+
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The original module inside any number of PEFT layers, or `module` itself."""

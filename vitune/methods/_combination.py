@@ -83,12 +83,16 @@ def require_combining(states: Sequence[AdapterState]) -> None:
         AdapterError: there is one.
     """
     for state in states:
-        config: Any = state.config
-        if not getattr(config, "combines", False):
-            name = str(getattr(config.peft_type, "value", config.peft_type)).lower()
-            raise AdapterError(
-                f"combine: got method {name!r}, expected one whose adapters can be added: rlrr."
-            )
+        if not getattr(state.config, "combines", False):
+            raise not_combining(state.config)
+
+
+def not_combining(config: Any) -> AdapterError:
+    """The error for a method whose adapters cannot be added."""
+    name = str(getattr(config.peft_type, "value", config.peft_type)).lower()
+    return AdapterError(
+        f"combine: got method {name!r}, expected one whose adapters can be added: rlrr."
+    )
 
 
 def check_weights(adapters: Sequence[Any], weights: Sequence[float]) -> None:

@@ -1,9 +1,8 @@
-"""Modules whose class was made at run time, so that some attributes are read elsewhere.
+"""Modules that read some of their own parameters through a layer.
 
-`nn.Module` keeps a parameter in `_parameters` and finds it when the class has nothing of that name.
-A class with a property of that name therefore decides what is read, while the parameter itself
-keeps its place, its name and its storage: state dicts, optimisers and FSDP see what they always
-saw.
+Such a parameter moves into a child of its owner, where optimisers and FSDP find it like any other;
+the owner gets a class, made at run time, with a property in its place. State dicts list it under
+the name it always had.
 """
 
 from __future__ import annotations
@@ -14,14 +13,40 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 
-class Dressed:
-    """What such a class adds: a module of it copies and pickles like any other."""
+class Keeper(nn.Module):
+    """A child that keeps parameters of the module around it."""
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if _is_flattened(self):
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+
+
+class Dressed(nn.Module):
+    """What the class of an owner adds; a module of it copies and pickles like any other."""
 
     made_by: ClassVar[tuple[Callable[..., type], tuple[Any, ...]]]
     """The function that makes the class, and its arguments; the first is the plain class."""
 
+    def keepers(self) -> dict[str, str]:
+        """Where each moved parameter is, by its own name: a path below this module."""
+        raise NotImplementedError
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _blank, self.made_by, self.__dict__
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, path in self.keepers().items():
+            keeper, _, leaf = path.rpartition(".")
+            value = self.get_submodule(keeper)._parameters.get(leaf)
+            if value is not None and not _is_flattened(self.get_submodule(keeper)):
+                destination[prefix + name] = value if keep_vars else value.detach()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for name, path in self.keepers().items():
+            if prefix + name in state_dict:
+                state_dict[prefix + path] = state_dict.pop(prefix + name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def dress(module: Any, make: Callable[..., type], *arguments: Any) -> None:
@@ -42,29 +67,18 @@ def plain_class(module: Any) -> type:
     return kind.made_by[1][0] if issubclass(kind, Dressed) else kind
 
 
-def read_elsewhere(name: str, read: Callable[[Any], Any]) -> property:
-    """A property over the parameter `name`; FSDP may set a plain tensor in its place."""
-
-    def write(module: Any, value: Tensor) -> None:
-        module.__dict__[name] = value
-
-    def delete(module: Any) -> None:
-        del module.__dict__[name]
-
-    return property(read, write, delete)
-
-
-def own_tensor(module: nn.Module, name: str) -> Tensor | None:
-    """The parameter that `module` itself holds, whatever its class makes of the name."""
-    if name in module._parameters:
-        return module._parameters[name]
-    if name in module.__dict__:
-        found: Tensor | None = module.__dict__[name]
-        return found
-    raise AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}")
+def dressed_class(kind: type, mixin: type, **properties: Any) -> type:
+    """`kind` with what `mixin` and `properties` add, under its own name."""
+    return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__, **properties})
 
 
 def _blank(make: Callable[..., type], arguments: tuple[Any, ...]) -> Any:
     kind: Any = make(*arguments)
     kind.made_by = (make, arguments)
     return kind.__new__(kind)
+
+
+def _is_flattened(keeper: nn.Module) -> bool:
+    """Whether FSDP holds the parameters; it then looks for them under their names in here."""
+    held = [value for value in keeper._parameters.values() if value is not None]
+    return not held or any(getattr(value, "_fsdp_flattened", False) for value in held)

@@ -17,7 +17,7 @@ from vitune.backbones import bare_name
 from vitune.backbones.sites import Site, find_sites, head_names
 from vitune.backbones.structure import STAND_INS
 from vitune.errors import BackboneError
-from vitune.methods._dressed import Dressed, dress, own_tensor, read_elsewhere, undress
+from vitune.methods._dressed import Dressed, Keeper, dress, dressed_class, undress
 from vitune.methods._peft_options import ALL_LINEAR, is_all_linear, is_saved_whole, matches
 from vitune.methods._roles import block_indices
 from vitune.methods._targets import meant, warn_of_idle_exclusion
@@ -84,24 +84,43 @@ class TrainedParameter(InPlaceLayer):
         return {self.parameter_name: self._slot(), "weight": self._slot()}
 
     def _install(self, tensors: Tensors) -> None:
-        self.get_base_layer()._parameters[self.parameter_name] = tensors[self.parameter_name]  # type: ignore[assignment]
+        self._slots()[self.parameter_name].original = tensors[self.parameter_name]
 
     def detach_from_owner(self) -> None:
-        """Let the owner read its own parameter again."""
-        owner = self.get_base_layer()
-        stand_ins = owner.get_submodule(STAND_INS)
-        del stand_ins._modules[self.parameter_name]
+        """Give the owner its parameter back."""
+        owner, slots = self.get_base_layer(), self._slots()
+        original = self._slot()
+        del slots[self.parameter_name]
         undress(owner)
-        if stand_ins._modules:
-            dress(owner, standing_class, tuple(stand_ins._modules))
+        if len(slots):
+            dress(owner, standing_class, tuple(slots))
         else:
             del owner._modules[STAND_INS]
+        owner.register_parameter(self.parameter_name, original)
 
-    def _slot(self) -> Tensor:
+    def _slots(self) -> Any:
+        return self.get_base_layer()._modules[STAND_INS]
+
+    def _slot(self) -> nn.Parameter:
         """The frozen original."""
-        original = own_tensor(self.get_base_layer(), self.parameter_name)
-        assert original is not None
+        original: nn.Parameter = self._slots()[self.parameter_name].original
         return original
+
+
+class Slot(Keeper, nn.ModuleList):
+    """The original of a parameter, and the layer that stands in for it."""
+
+    def __init__(self, original: nn.Parameter | None) -> None:
+        super().__init__()
+        self._parameters["original"] = original
+
+
+class Standing(Dressed):
+    """A module with parameters in slots."""
+
+    def keepers(self) -> dict[str, str]:
+        names = self.get_submodule(STAND_INS)._modules
+        return {name: f"{STAND_INS}.{name}.original" for name in names}
 
 
 class InPlaceConfig(MethodConfig):
@@ -183,10 +202,12 @@ def own_parameters(model: nn.Module) -> list[Pair]:
     for module_name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
             added += (f"{module_name}.modules_to_save.",)
-        is_added = isinstance(module, MethodLayer | nn.ParameterDict)
+        is_added = isinstance(module, MethodLayer | nn.ParameterDict | Slot)
         if is_added or f"{module_name}.".startswith(added):
             continue
-        found += [(module_name, name) for name, _ in module.named_parameters(recurse=False)]
+        names = [name for name, _ in module.named_parameters(recurse=False)]
+        names += module.keepers() if isinstance(module, Standing) else []
+        found += [(module_name, name) for name in names]
     return found
 
 
@@ -199,23 +220,26 @@ def stand_in(
     """The layer that stands in for a parameter, put in place where there is none yet."""
     owner = model.get_submodule(module_name)
     if STAND_INS not in owner._modules:
-        owner._modules[STAND_INS] = nn.ModuleDict()
-    stand_ins: Any = owner._modules[STAND_INS]
-    if parameter_name not in stand_ins:
+        owner.add_module(STAND_INS, nn.ModuleDict())
+    slots: Any = owner._modules[STAND_INS]
+    if parameter_name not in slots:
+        slot = slots[parameter_name] = Slot(owner._parameters.pop(parameter_name))
         site = Site(module_name, "head" if not module_name else "block", None)
-        stand_ins._modules[parameter_name] = nn.ModuleList([kind(owner, site, parameter_name)])
-        dress(owner, standing_class, tuple(stand_ins._modules))
-    return stand_ins[parameter_name][0]
+        slot.append(kind(owner, site, parameter_name))
+        dress(owner, standing_class, tuple(slots))
+    return slots[parameter_name][0]
 
 
 @functools.cache
 def standing_class(kind: type, names: tuple[str, ...]) -> type:
     """`kind` with the parameters `names` read through the layers that stand in for them."""
-    properties = {name: read_elsewhere(name, functools.partial(_read, name)) for name in names}
-    return type(kind.__name__, (Dressed, kind), {"__module__": kind.__module__, **properties})
+    return dressed_class(kind, Standing, **{name: _read(name) for name in names})
 
 
-def _read(name: str, module: nn.Module) -> Tensor | None:
-    original = own_tensor(module, name)
-    stand_ins: Any = module._modules[STAND_INS]
-    return original if original is None else stand_ins[name][0](original)
+def _read(name: str) -> property:
+    def value(module: Any) -> Tensor:
+        slot = module._modules[STAND_INS][name]
+        stood_in: Tensor = slot[0](slot.original)
+        return stood_in
+
+    return property(value)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitune.backbones.sites import Site
 from vitune.errors import AdapterError
-from vitune.methods._combination import AdapterState
+from vitune.methods._combination import AdapterState, not_combining
 from vitune.methods._peft_options import PREFIX, PeftOptions
 
 Tensors = dict[str, Tensor | None]
@@ -69,12 +69,12 @@ class MethodConfig(PeftOptions):
     def combined(
         self, states: Sequence[AdapterState], weights: Sequence[float], how: str, head: str
     ) -> AdapterState:
-        """One adapter for Σ w_i · adapter_i; asked of methods that say `combines` alone.
+        """One adapter for Σ w_i · adapter_i, for methods that say `combines`.
 
         Raises:
-            AdapterError: the adapters do not fit together.
+            AdapterError: the method has no such arithmetic, or the adapters do not fit together.
         """
-        raise NotImplementedError
+        raise not_combining(self)
 
     def prepare(self, model: nn.Module, adapter: str, sites: Sequence[Site]) -> None:
         """Change parameters in place before injection, for methods without layers of their own."""
