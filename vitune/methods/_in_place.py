@@ -162,7 +162,9 @@ class InPlaceConfig(MethodConfig):
 
     def _narrowed(self, model: nn.Module, heads: Sequence[str]) -> list[Pair]:
         """The pairs to train outside of modules that are saved whole, as PEFT's options say."""
-        pairs = [pair for pair in self.trained(model) if not is_saved_whole(heads, pair[0])]
+        pairs = [
+            pair for pair in self.trained(model) if not is_saved_whole(heads, bare_name(pair[0]))
+        ]
         warn_of_idle_exclusion(self, [module for module, _ in pairs])
         wanted = {module for module, _ in pairs}
         if is_all_linear(self.target_modules):

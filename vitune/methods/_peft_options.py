@@ -148,10 +148,10 @@ def is_all_linear(names: Names | None) -> bool:
 
 
 def is_saved_whole(modules_to_save: Sequence[str] | None, module: str) -> bool:
-    """Whether PEFT trains a module as part of `modules_to_save`: it compares ends of names."""
+    """Whether a module is one of `modules_to_save` or lies inside one."""
     parts = module.split(".")
-    around = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
-    return any(outer.endswith(tuple(modules_to_save or ())) for outer in around)
+    around = (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+    return any(matches(modules_to_save, outer) for outer in around)
 
 
 def _as_tuple(value: Any) -> Any:

@@ -35,27 +35,25 @@ def resolve(config: Any, model: nn.Module, known: Sequence[Site]) -> tuple[Site,
     wants_linears = is_all_linear(config.target_modules)
     if wants_linears and config.roles is None and "roles" in config.narrowed_by:
         config.roles = _linear_roles(model, known)
-    blocks = [s for s in known if s.role != "block" or not _excluded(config, s.name)]
-    chosen = config.choose(blocks)
+    open_to = [s for s in known if s.role != "block" or not _excluded(config, s.name)]
+    blocks = [site.name for site in known if site.role == "block"]
+    if blocks and not any(site.role == "block" for site in open_to):
+        raise _nothing_left(config, blocks)
+    chosen = config.choose(open_to)
     if not chosen:
         return ()
     kept = [
         site
         for site in chosen
         if not _excluded(config, site.name)
-        and not is_saved_whole(config.modules_to_save, site.name)
+        and not is_saved_whole(config.modules_to_save, bare_name(site.name))
         and (not wants_linears or _is_linear(model, site))
     ]
     if config.target_modules is not None and not wants_linears:
         names = meant(config.target_modules, [site.name for site in kept], config.title)
         kept = [site for site in kept if site.name in names]
     if not kept:
-        raise BackboneError(
-            f"{config.title}: got exclude_modules={config.exclude_modules!r} and "
-            f"modules_to_save={config.modules_to_save!r}, expected something left to adapt. "
-            f"Its places here are {listed([site.name for site in chosen])}."
-        )
-    _check_reachable(config, model, kept)
+        raise _nothing_left(config, [site.name for site in chosen])
     return tuple(kept)
 
 
@@ -98,6 +96,14 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def _nothing_left(config: Any, places: Sequence[str]) -> BackboneError:
+    return BackboneError(
+        f"{config.title}: got exclude_modules={config.exclude_modules!r} and "
+        f"modules_to_save={config.modules_to_save!r}, expected something left to adapt. "
+        f"Its places here are {listed(places)}."
+    )
+
+
 def _excluded(config: Any, name: str) -> bool:
     return matches(config.exclude_modules, bare_name(name))
 
@@ -129,7 +135,7 @@ def _saved_modules(
         return heads
     modules = [bare_name(name) for name, _ in model.named_modules() if name]
     for name in given:
-        if not any(module.endswith(bare_name(name)) for module in modules):
+        if not any(matches((bare_name(name),), module) for module in modules):
             raise BackboneError(
                 f"modules_to_save: got {name!r}, expected a module of {type(model).__name__} or "
                 f"the last part of its name. {nearest(name, modules)}"
@@ -142,18 +148,3 @@ def _saved_modules(
             stacklevel=2,
         )
     return list(given)
-
-
-def _check_reachable(config: Any, model: nn.Module, sites: Sequence[Site]) -> None:
-    """Refuse a module to save that PEFT would no longer find under its name, once wrapped."""
-    around = [f"{site.name}." for site in sites]
-    names = [name for name, _ in model.named_modules() if name]
-    for saved in config.modules_to_save:
-        hits = [name for name in names if name.endswith(saved)]
-        lost = [hit for hit in hits if any(saved.startswith(outer) for outer in around)]
-        if hits and lost == hits:
-            last = lost[0].rpartition(".")[2]
-            raise BackboneError(
-                f"modules_to_save: got {saved!r}, which {config.title} wraps, expected a name "
-                f"from inside the block. Write its last part, for instance {last!r}."
-            )

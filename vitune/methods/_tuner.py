@@ -22,9 +22,11 @@ from peft.mapping import (
     PEFT_TYPE_TO_TUNER_MAPPING,
 )
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 
+from vitune.backbones import bare_name
 from vitune.backbones.sites import Site, find_sites
 from vitune.errors import AdapterError, BackboneError
 from vitune.methods._checks import check_choice
@@ -36,7 +38,7 @@ from vitune.methods._layer import MethodConfig as MethodConfig
 from vitune.methods._layer import MethodLayer as MethodLayer
 from vitune.methods._layer import Tensors as Tensors
 from vitune.methods._layer import cast, unmergeable
-from vitune.methods._peft_options import PREFIX
+from vitune.methods._peft_options import PREFIX, matches
 from vitune.methods._targets import listed, resolve, warn_of_idle_exclusion
 
 COMBINATION_TYPES = {"linear": "compose", "cat": "sum"}
@@ -79,6 +81,7 @@ class SiteTuner(BaseTuner):
         except Exception:
             self._forget_shared(adapter_name)
             raise
+        self._save_whole(model, adapter_name)
         config.exclude_modules = given[1]
         if config.trains_in_place:
             config.target_modules = given[0] or DUMMY_TARGET_MODULES
@@ -115,6 +118,32 @@ class SiteTuner(BaseTuner):
             warn_of_idle_exclusion(peft_config, [s.name for s in self._known_sites])
         peft_config.target_modules = tuple(self._sites) or DUMMY_TARGET_MODULES
         peft_config.exclude_modules = None
+        self._saved_whole, peft_config.modules_to_save = peft_config.modules_to_save, None
+
+    def _save_whole(self, model: nn.Module, adapter_name: str) -> None:
+        """Wrap `modules_to_save` as PEFT does, by whole parts of names.
+
+        PEFT compares ends of strings: "out" would find what is called `scale_out` too.
+        """
+        config, passed = self.peft_config[adapter_name], tuple[str, ...]()
+        config.modules_to_save, is_frozen = self._saved_whole, config.inference_mode
+        for name, module in list(model.named_modules(remove_duplicate=False)):
+            if name.startswith(passed) or not name:
+                continue
+            if isinstance(module, MethodLayer):
+                passed += (f"{name}.{PREFIX}",)
+            if not matches(config.modules_to_save, bare_name(name)):
+                continue
+            if isinstance(module, ModulesToSaveWrapper):
+                module.update(adapter_name)
+                module.set_adapter(module.active_adapter, inference_mode=is_frozen)
+            else:
+                owner, _, leaf = name.rpartition(".")
+                module = ModulesToSaveWrapper(module, adapter_name)
+                active = adapter_name if adapter_name in self.active_adapters else []
+                module.set_adapter(active, inference_mode=is_frozen)
+                setattr(model.get_submodule(owner), leaf, module)
+            passed += (f"{name}.",)
 
     @staticmethod
     def _check_target_module_exists(peft_config: Any, key: str) -> bool:
