@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vitune.backbones.sites import Site, head_name
+from vitune.methods._base_layers import require_own_parameter
 from vitune.methods._tuner import InPlaceLayer, MethodConfig, MethodLayer, Tensors
 
 
@@ -119,6 +120,13 @@ class InPlaceConfig(MethodConfig):
             getattr(model.get_submodule(module_name), parameter_name).numel()
             for module_name, parameter_name in _outside(self.trained(model), heads)
         )
+
+    def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        for module_name, name in _outside(self.trained(model), self.modules_to_save or ()):
+            owner = model.get_submodule(module_name)
+            slots: Any = getattr(owner, "parametrizations", {})
+            if name not in slots or not isinstance(slots[name][0], TrainedParameter):
+                require_own_parameter(owner, name, f"{self.title} at {module_name!r}")
 
     def prepare(self, model: nn.Module, adapter: str) -> None:
         heads = self.modules_to_save or ()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vitune.backbones.sites import Site
 from vitune.errors import AdapterError
+from vitune.methods._base_layers import require_own_weight
 from vitune.methods._combination import AdapterState
 
 Tensors = dict[str, Tensor | None]
@@ -96,6 +97,13 @@ class MethodConfig(PeftConfig):
             f"combine: got method {self.method!r}, expected one whose adapters can be added: rlrr."
         )
 
+    def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        """Refuse a network on which the method would fail, or mean something else, at `sites`.
+
+        Raises:
+            BackboneError: it would.
+        """
+
     def prepare(self, model: nn.Module, adapter: str) -> None:
         """Change parameters in place before injection, for methods without layers of their own."""
 
@@ -131,6 +139,15 @@ class MethodLayer(nn.Module, BaseTunerLayer):
             setattr(self, name, nn.ParameterDict())
         for name in self.other_param_names:
             setattr(self, name, BufferDict(persistent=True))
+
+    @classmethod
+    def require_base(cls, site: Site, module: nn.Module, by: str) -> None:
+        """Refuse a base layer that this kind of layer could not act on.
+
+        Raises:
+            BackboneError: here, where its weight cannot be read, changed and written back.
+        """
+        require_own_weight(site, module, by)
 
     def new_parameters(self, config: Any, shared: nn.Module | None) -> Mapping[str, Tensor]:
         """Initial values by parameter name; a name left out is absent from this adapter."""

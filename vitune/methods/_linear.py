@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from vitune.backbones.sites import Site
 from vitune.errors import BackboneError, VituneError
+from vitune.methods._base_layers import require_plain_linear
 from vitune.methods._in_projection import linear_view
 from vitune.methods._roles import QKV_PARTS, expand_roles
 from vitune.methods._tuner import MethodLayer, Tensors
@@ -66,6 +68,8 @@ def require_linear(
             f"{named}: got {type(module).__name__!r}, expected a Linear. Leave the role out with "
             "roles=..., or choose another method."
         )
+    if not is_called:
+        require_plain_linear(site, module, by)
     if changes_bias and site.separate_bias:
         raise BackboneError(
             f"{named}: got an attention that adds its qkv bias itself, expected a plain linear. "
@@ -87,9 +91,8 @@ def require_linear(
 
 def linear_shape(model: nn.Module, site: Site) -> tuple[int, int]:
     """(out_features, in_features) of the linear layer at `site`."""
-    weight = linear_view(model.get_submodule(site.name)).weight
-    assert isinstance(weight, Tensor)
-    return int(weight.shape[0]), int(weight.shape[1])
+    linear: Any = linear_view(model.get_submodule(site.name))
+    return int(linear.out_features), int(linear.in_features)
 
 
 def has_bias(model: nn.Module, site: Site) -> bool:

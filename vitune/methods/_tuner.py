@@ -23,6 +23,7 @@ from torch import nn
 
 from vitune.backbones.sites import Site, find_sites, head_name
 from vitune.errors import BackboneError
+from vitune.methods._base_layers import require_free_names
 from vitune.methods._combination import AdapterState as AdapterState
 from vitune.methods._combination import add_weighted
 from vitune.methods._in_projection import linear_view, place
@@ -60,6 +61,7 @@ class SiteTuner(BaseTuner):
         if peft_config.modules_to_save is None:
             head = head_name(self.model)
             peft_config.modules_to_save = [head] if head else []
+        require_free_names(self.model)
         known = find_sites(self.model)
         sites = peft_config.choose(known)
         if peft_config.target_modules is not None:
@@ -67,7 +69,10 @@ class SiteTuner(BaseTuner):
         for site in sites:
             module = linear_view(self.model.get_submodule(site.name))
             if not isinstance(module, MethodLayer):
-                _check_direct(site, peft_config.layer_class(site, module))
+                layer_class = peft_config.layer_class(site, module)
+                _check_direct(site, layer_class)
+                layer_class.require_base(site, module, peft_config.title)
+        peft_config.check(self.model, sites)
         self._sites = {site.name: site for site in sites}
         self._known_sites = known
         peft_config.target_modules = tuple(self._sites) or DUMMY_TARGET_MODULES

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vitune.backbones.sites import Site, find_sites
 from vitune.errors import BackboneError
+from vitune.methods._base_layers import require_plain_linear
 from vitune.methods._in_projection import linear_view
 from vitune.methods._rlrr_arithmetic import combine_states
 from vitune.methods._rlrr_checks import check_roles, check_values, check_variant
@@ -117,7 +118,7 @@ class RLRRConfig(MethodConfig):
             *(NORM_ROLES if self.norms else ()),
             *(("patch_embed",) if adapts_patches else ()),
         )
-        return choose_sites(sites, roles, self.blocks, named=self.roles is not None, by="RLRR")
+        return choose_sites(sites, roles, self.blocks, named=self.roles is not None, by=self.title)
 
     def is_whole(self, site: Site) -> bool:
         """Whether the layer at `site` is one linear, and not parts with scales of their own."""
@@ -128,18 +129,19 @@ class RLRRConfig(MethodConfig):
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         if site.role in (*NORM_ROLES, "patch_embed"):
-            return scale_shift_class(site, module, "RLRR")
+            return scale_shift_class(site, module, self.title)
         if site.role == "qkv" and site.num_parts == 1 and not self._names_all_parts():
             raise BackboneError(
-                f"RLRR at {site.name!r} (qkv): got q, k, v of unequal widths in one layer, "
+                f"{self.title} at {site.name!r} (qkv): got q, k, v of unequal widths in one layer, "
                 f"expected roles=qkv in place of {self.roles!r}: they can only be adapted together."
             )
         if isinstance(module, nn.Linear):
+            require_plain_linear(site, module, self.title)
             return RescaledLinear
         if isinstance(module, nn.Conv2d):
             return RescaledConv2d
         raise BackboneError(
-            f"RLRR at {site.name!r} ({site.role}): got {type(module).__name__!r}, expected a "
+            f"{self.title} at {site.name!r} ({site.role}): got {type(module).__name__!r}, expected a "
             "Linear or Conv2d. Leave the role out with roles=..."
         )
 
