@@ -9,7 +9,7 @@ ATTENTION = ("attn", "attention", "self_attn", "self_attention", "attention.self
 """The module inside a block that attends."""
 
 LINEARS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "qkv": (("attn.qkv",), ("attention.qkv",)),
+    "qkv": (("attn.qkv",), ("attention.qkv",), ("attn.kv",), ("attn.qk",)),
     "q": (
         ("attn.q_proj",),
         ("attention.q_proj",),

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitune.backbones.sites import Site
-from vitune.errors import BackboneError, VituneError
+from vitune.errors import BackboneError
 from vitune.methods._base_layers import require_plain_linear
 from vitune.methods._in_projection import linear_view
-from vitune.methods._roles import QKV_PARTS, expand_roles
+from vitune.methods._roles import QKV_PARTS, require_all_parts
 from vitune.methods._tuner import MethodLayer, Tensors
 
 BLOCK_LINEARS = (*QKV_PARTS, "attn_out", "fc1", "fc2")
@@ -80,13 +80,8 @@ def require_linear(
             f"{named}: got an attention that reads the layer's weight itself, expected one that "
             "calls the layer. Leave the role out with roles=..., or choose another method."
         )
-    if roles is not None and site.role == "qkv":
-        left_out = sorted(set(QKV_PARTS) - expand_roles(roles))
-        if left_out:
-            raise VituneError(
-                f"{named}: got roles without {left_out!r}, expected all of q, k, v. "
-                f"{by} adapts this fused layer as a whole; use roles=qkv,..."
-            )
+    if site.role == "qkv":
+        require_all_parts(site, roles, by)
 
 
 def linear_shape(model: nn.Module, site: Site) -> tuple[int, int]:

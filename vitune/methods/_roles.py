@@ -68,11 +68,25 @@ def parts_of(site: Site, roles: Sequence[str] | None) -> tuple[int, ...]:
     if roles is None or site.num_parts == 1:
         return tuple(range(site.num_parts))
     wanted = expand_roles(roles)
-    return tuple(index for index, part in enumerate(QKV_PARTS) if part in wanted)
+    return tuple(index for index, part in enumerate(site.parts) if part in wanted)
+
+
+def require_all_parts(site: Site, roles: Sequence[str] | None, by: str) -> None:
+    """Refuse roles that name only a part of a fused qkv which is adapted as a whole.
+
+    Raises:
+        VituneError: they do.
+    """
+    left_out = [] if roles is None else sorted(set(site.parts) - expand_roles(roles))
+    if left_out:
+        raise VituneError(
+            f"{by} at {site.name!r} (qkv): got roles without {left_out!r}, expected all of "
+            f"{', '.join(site.parts)}. {by} adapts this fused layer as a whole; use roles=qkv,..."
+        )
 
 
 def _site_roles(site: Site) -> set[str]:
-    return set(QKV_PARTS) if site.role == "qkv" else {site.role}
+    return set(site.parts) if site.role == "qkv" else {site.role}
 
 
 def _block_indices(sites: Sequence[Site], blocks: Sequence[int]) -> set[int]:

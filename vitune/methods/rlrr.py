@@ -22,10 +22,9 @@ from vitune.methods._rlrr_layers import (
 from vitune.methods._roles import (
     LINEAR_ROLES,
     NORM_ROLES,
-    QKV_PARTS,
     choose_sites,
-    expand_roles,
     parts_of,
+    require_all_parts,
 )
 from vitune.methods._scale_shift import scale_shift_class
 from vitune.methods._tuner import AdapterState, MethodConfig, MethodLayer
@@ -130,23 +129,17 @@ class RLRRConfig(MethodConfig):
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         if site.role in (*NORM_ROLES, "patch_embed"):
             return scale_shift_class(site, module, self.title)
-        if site.role == "qkv" and site.num_parts == 1 and not self._names_all_parts():
-            raise BackboneError(
-                f"{self.title} at {site.name!r} (qkv): got q, k, v of unequal widths in one layer, "
-                f"expected roles=qkv in place of {self.roles!r}: they can only be adapted together."
-            )
+        if site.role == "qkv" and site.num_parts == 1:
+            require_all_parts(site, self.roles, self.title)
         if isinstance(module, nn.Linear):
             require_plain_linear(site, module, self.title)
             return RescaledLinear
         if isinstance(module, nn.Conv2d):
             return RescaledConv2d
         raise BackboneError(
-            f"{self.title} at {site.name!r} ({site.role}): got {type(module).__name__!r}, expected a "
-            "Linear or Conv2d. Leave the role out with roles=..."
+            f"{self.title} at {site.name!r} ({site.role}): got {type(module).__name__!r}, expected "
+            "a Linear or Conv2d. Leave the role out with roles=..."
         )
-
-    def _names_all_parts(self) -> bool:
-        return self.roles is None or set(QKV_PARTS) <= expand_roles(self.roles)
 
     def prepare(self, model: nn.Module, adapter: str) -> None:
         targets = self.target_modules or ()
