@@ -5,11 +5,11 @@ A candidate is a tuple of paths that must all be there; the first candidate that
 
 from __future__ import annotations
 
-ATTENTION = ("attn", "attention", "self_attn", "self_attention", "attention.self")
+ATTENTION = ("attn", "attention", "self_attn", "self_attention", "attention.self", "xca")
 """The module inside a block that attends."""
 
 LINEARS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "qkv": (("attn.qkv",), ("attention.qkv",), ("attn.kv",), ("attn.qk",)),
+    "qkv": (("attn.qkv",), ("attention.qkv",), ("attn.kv",), ("attn.qk",), ("xca.qkv",)),
     "q": (
         ("attn.q_proj",),
         ("attention.q_proj",),
@@ -42,6 +42,7 @@ LINEARS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("self_attention.out_proj",),
         ("attn.out_proj",),
         ("attention.proj",),
+        ("xca.proj",),
     ),
     "fc1": (
         ("mlp.fc1",),

@@ -32,8 +32,9 @@ __all__ = [
 def find_sites(model: nn.Module) -> tuple[Site, ...]:
     """Every site of `model` in forward order; a block stands before its own parts.
 
-    Convolutional networks give `conv` sites (stem, blocks and shortcuts) and the head; a ConvNeXt
-    gives its linears and, with role `conv`, its depthwise and down-sampling convolutions. Where
+    Convolutional networks give `conv` sites (stem, blocks and shortcuts) and the head. A network
+    with transformer or ConvNeXt blocks gives their linears and, with role `conv`, a ConvNeXt's
+    depthwise convolutions and all convolutions outside the blocks but the patch embedding. Where
     only one of several towers embeds patches (CLIP's vision tower, a masked autoencoder's
     encoder), the blocks of the others are left out.
 
@@ -50,8 +51,6 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
     if tower:
         inner = list(_inner_sites(root, tower))
         blocks = [site for site in inner if site.role == "block"]
-    if any(site.role == "attn_out" for site in inner):
-        inner = [site for site in inner if site.role != "conv"]
     inner = [site for site in inner if site.name != stem]
     first = [] if stem is None else [Site(stem, "patch_embed", None)]
     last = _final_norm(root, blocks)

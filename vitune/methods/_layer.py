@@ -104,6 +104,10 @@ class MethodConfig(PeftConfig):
             BackboneError: it would.
         """
 
+    def notice(self, model: nn.Module) -> str:
+        """What a user should know of the method on `model` before training; '' for nothing."""
+        return ""
+
     def prepare(self, model: nn.Module, adapter: str) -> None:
         """Change parameters in place before injection, for methods without layers of their own."""
 

@@ -59,8 +59,8 @@ def require_linear(
         is_called: the method needs the layer's own `forward`, not only its weight.
 
     Raises:
-        BackboneError: no linear layer, or one whose owner reads its weight or keeps its bias.
-        VituneError: `roles` names a part of a fused qkv.
+        BackboneError: no linear layer, one whose owner reads its weight or keeps its bias, or a
+            fused qkv of which `roles` names a part.
     """
     named = f"{by} at {site.name!r} ({site.role})"
     if not isinstance(module, nn.Linear):

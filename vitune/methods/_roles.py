@@ -75,11 +75,11 @@ def require_all_parts(site: Site, roles: Sequence[str] | None, by: str) -> None:
     """Refuse roles that name only a part of a fused qkv which is adapted as a whole.
 
     Raises:
-        VituneError: they do.
+        BackboneError: they do.
     """
     left_out = [] if roles is None else sorted(set(site.parts) - expand_roles(roles))
     if left_out:
-        raise VituneError(
+        raise BackboneError(
             f"{by} at {site.name!r} (qkv): got roles without {left_out!r}, expected all of "
             f"{', '.join(site.parts)}. {by} adapts this fused layer as a whole; use roles=qkv,..."
         )

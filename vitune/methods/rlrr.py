@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vitune.backbones.sites import Site, find_sites
 from vitune.errors import BackboneError
 from vitune.methods._base_layers import require_plain_linear
+from vitune.methods._coverage import coverage_notice, weight_coverage
 from vitune.methods._in_projection import linear_view
 from vitune.methods._rlrr_arithmetic import combine_states
 from vitune.methods._rlrr_checks import check_roles, check_values, check_variant
@@ -118,6 +119,13 @@ class RLRRConfig(MethodConfig):
             *(("patch_embed",) if adapts_patches else ()),
         )
         return choose_sites(sites, roles, self.blocks, named=self.roles is not None, by=self.title)
+
+    def coverage(self, model: nn.Module) -> float:
+        """The share of `model`'s linear and convolution weights, head aside, that is adapted."""
+        return weight_coverage(self, model)
+
+    def notice(self, model: nn.Module) -> str:
+        return coverage_notice(self, model)
 
     def is_whole(self, site: Site) -> bool:
         """Whether the layer at `site` is one linear, and not parts with scales of their own."""
