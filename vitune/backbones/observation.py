@@ -1,4 +1,4 @@
-"""What a network does with its tokens, seen by sending one black image through it."""
+"""What a network does with its tokens, seen by sending one image of noise through it."""
 
 from __future__ import annotations
 
@@ -61,19 +61,21 @@ def observe(model: nn.Module, names: Iterable[str]) -> Observation | None:
     return None
 
 
-def run_once(model: nn.Module, image_size: tuple[int, int]) -> None:
-    """One black image through `model` in evaluation mode, without gradients.
+def run_once(model: nn.Module, image_size: tuple[int, int]) -> Any:
+    """What `model` returns for one image of noise, in evaluation mode and without gradients.
 
     Raises:
         Exception: whatever the network raises.
     """
     reference = next(p for p in model.parameters() if p.is_floating_point())
-    image = torch.zeros(1, 3, *image_size, dtype=reference.dtype, device=reference.device)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn((1, 3, *image_size), generator=generator, device="cpu")
+    image = noise.to(dtype=reference.dtype, device=reference.device)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model(image)
+            return model(image)
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -51,6 +51,12 @@ def coverage_notice(config: Any, model: nn.Module) -> str:
     return text + hint if more > share + 0.01 else text
 
 
+def method_notice(model: Any) -> str:
+    """What a user should know of the method that a PEFT model trains; '' for nothing."""
+    config = model.peft_config[model.active_adapter]
+    return config.notice(model) if hasattr(config, "notice") else ""
+
+
 def _weights(root: nn.Module) -> Iterator[tuple[str, int]]:
     """Bare names of linears and convolutions outside the head, with the size of their weights."""
     heads = {id(unwrapped(root.get_submodule(name))) for name in head_names(root)}

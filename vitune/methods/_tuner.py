@@ -23,6 +23,7 @@ from torch import nn
 
 from vitune.backbones.sites import Site, find_sites, head_name
 from vitune.errors import BackboneError
+from vitune.methods._added_biases import kept_on_saving
 from vitune.methods._base_layers import require_free_names
 from vitune.methods._combination import AdapterState as AdapterState
 from vitune.methods._combination import add_weighted
@@ -164,6 +165,11 @@ class SiteTuner(BaseTuner):
                 new = set(names) & set(module.configs) - set(module.merged_adapters)
                 if new:
                     module.check_finite(module.merged_tensors(sorted(new)))
+
+    def merge_and_unload(self, *args: Any, **options: Any) -> nn.Module:
+        """PEFT's; a transformers model that could not be saved whole afterwards refuses to be."""
+        with kept_on_saving(self.model):
+            return super().merge_and_unload(*args, **options)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **options: Any) -> nn.Module:
         if merge:
