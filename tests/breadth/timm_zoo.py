@@ -155,7 +155,11 @@ MODELS: dict[str, tuple[int, Build]] = {
     "test_maxvit": (64, named("test_maxvit", img_size=64)),
     "maxvit_tiny_tf_224": (
         64,
-        named("maxvit_tiny_tf_224", img_size=64, depths=(1, 1), embed_dim=(32, 64)),
+        named("maxvit_tiny_tf_224", img_size=64, depths=(1, 1), embed_dim=(64, 64)),
+    ),
+    "maxvit_rmlp_pico_rw_256": (
+        64,
+        named("maxvit_rmlp_pico_rw_256", img_size=64, depths=(1, 1), embed_dim=(64, 64)),
     ),
     "test_coatnet": (64, named("test_coatnet", img_size=64)),
     "poolformer": (
@@ -175,15 +179,17 @@ MODELS: dict[str, tuple[int, Build]] = {
     "mobilenetv3_small_050": (64, named("mobilenetv3_small_050")),
     "mobilevit_xxs": (64, named("mobilevit_xxs")),
     "mobilevitv2_050": (64, named("mobilevitv2_050")),
-    "mvitv2_tiny": (
-        64,
-        lambda: _mvit(),
-    ),
+    "mvitv2_tiny": (64, lambda: _mvit()),
     "naflexvit_base_patch16_gap": (64, named("naflexvit_base_patch16_gap", **SMALL)),
     "nest_tiny": (
         64,
         built(
-            "nest:Nest", img_size=64, embed_dims=(16, 32), num_heads=(1, 2), depths=(2, 2), num_levels=2
+            "nest:Nest",
+            img_size=64,
+            embed_dims=(16, 32),
+            num_heads=(1, 2),
+            depths=(2, 2),
+            num_levels=2,
         ),
     ),
     "nextvit_small": (64, named("nextvit_small", depths=(1, 1, 5, 1))),

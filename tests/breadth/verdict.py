@@ -58,7 +58,8 @@ def judge(model: nn.Module, x: Tensor, method: str, arguments: Mapping[str, Any]
             if text:
                 return Verdict("wrong", text)
     except Exception as error:
-        return Verdict("wrong", f"{check.__name__.strip('_')}: {type(error).__name__}: {_line(error)}")
+        step = check.__name__.strip("_")
+        return Verdict("wrong", f"{step}: {type(error).__name__}: {_line(error)}")
     return Verdict("right")
 
 
@@ -151,7 +152,7 @@ def _survives(adapted: PeftModel, model: nn.Module, x: Tensor, base: Tensor, met
         if any(isinstance(module, MethodLayer) for module in merged.modules()):
             return "merged: layers are left"
     unloaded = adapted.unload()
-    if not set(unloaded.state_dict()) == set(model.state_dict()):
+    if set(unloaded.state_dict()) != set(model.state_dict()):
         return "unloaded: other tensors than the base"
     return ""
 

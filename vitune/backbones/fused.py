@@ -26,7 +26,6 @@ EQUAL_SLICES = frozenset(
         "timm.models.beit": ("Attention",),
         "timm.models.cait": ("TalkingHeadAttn",),
         "timm.models.convit": ("GPSA", "MHSA"),
-        "timm.models.crossvit": ("Attention",),
         "timm.models.davit": ("ChannelAttention", "ChannelAttentionV2", "WindowAttention"),
         "timm.models.edgenext": ("CrossCovarianceAttn",),
         "timm.models.eva": ("EvaAttention",),
@@ -49,10 +48,8 @@ EQUAL_SLICES = frozenset(
             "ShiftedWindowAttention",
             "ShiftedWindowAttentionV2",
         ),
-        "transformers.models.blip.modeling_blip": ("BlipAttention",),
         "transformers.models.hiera.modeling_hiera": ("HieraMaskUnitAttention",),
         "transformers.models.sam.modeling_sam": ("SamVisionAttention", "SamVisionSdpaAttention"),
-        "transformers.models.timesformer.modeling_timesformer": ("TimesformerSelfAttention",),
         "transformers.models.vitdet.modeling_vitdet": ("VitDetAttention",),
     }.items()
     for name in names

@@ -55,10 +55,12 @@ def _asked_head_names(root: nn.Module) -> tuple[str, ...]:
         for name, module in walk(root, lambda module: any(module is whole for whole in wholes))
         if any(module is whole for whole in wholes)
     ]
-    for name, module in list(inside):
-        inside += walk(module, lambda _: False, name)
-    num_classes = getattr(root, "num_classes", None)
-    return tuple(name for name, module in inside if _num_outputs(module) == num_classes)
+    found = []
+    for name, module in inside:
+        parts = [(name, module), *walk(module, lambda _: False, name)]
+        num_classes = _num_outputs(module) or getattr(root, "num_classes", None)
+        found += [name for name, part in parts if _num_outputs(part) == num_classes]
+    return tuple(found)
 
 
 def _num_outputs(module: nn.Module) -> int | None:

@@ -136,4 +136,4 @@ HEADS = (
 )
 """The classifier, below the network; `SECOND_HEADS` are a distilled model's further ones."""
 
-SECOND_HEADS = ("head_dist", "head_dist.l", "distillation_classifier")
+SECOND_HEADS = ("head_dist", "head_dist.l", "distillation_classifier", "dist_head")

@@ -18,7 +18,7 @@ from vitune.backbones.sites import Site, token_layout
 from vitune.backbones.wording import one_line
 from vitune.errors import BackboneError
 from vitune.methods._bottleneck import block_width
-from vitune.methods._wrapper import with_tokens
+from vitune.methods._wrapper import WrapperLayer, with_tokens
 
 REMEDY = "Leave the block out with blocks=..., or choose another method ('vitune methods')."
 
@@ -35,7 +35,8 @@ def require_features_last(
         BackboneError: there is such a block.
     """
     inner = tapped or {}
-    seen = observe(model, [*(site.name for site in sites), *inner.values()])
+    with _plain_blocks(model):
+        seen = observe(model, [*(site.name for site in sites), *inner.values()])
     if seen is None:
         return
     for site in sites:
@@ -61,7 +62,8 @@ def prefix_tokens(
     """
     declared = token_layout(model).num_prefix
     found = {site.block: declared for site, _ in places}
-    seen = observe(model, [name for _, name in places])
+    with _plain_blocks(model):
+        seen = observe(model, [name for _, name in places])
     if seen is None:
         return found
     for site, name in places:
@@ -115,7 +117,8 @@ def require_more_tokens(
     Raises:
         BackboneError: a block is not called with tokens alone, or fails with more of them.
     """
-    seen = observe(model, [site.name for site in sites])
+    with _plain_blocks(model):
+        seen = observe(model, [site.name for site in sites])
     if seen is None:
         return
     for site in sites:
@@ -130,7 +133,7 @@ def require_more_tokens(
                 raise odd_tokens(site, by, call.returned, f"(1, n, {width}) before and after it")
     # Of two successive numbers one is not a square, which a block may take for a larger grid.
     for more in (number, number + 1):
-        with _lengthened(model, entrances, exits, more):
+        with _plain_blocks(model), _lengthened(model, entrances, exits, more):
             try:
                 run_once(model, seen.image_size)
             except Exception as error:
@@ -138,6 +141,20 @@ def require_more_tokens(
                     f"{by}: got blocks that fail with {more} more tokens ({one_line(error)}), "
                     f"expected ones that take any number. Choose another method ('vitune methods')."
                 ) from error
+
+
+@contextmanager
+def _plain_blocks(model: nn.Module) -> Iterator[None]:
+    """Within: what earlier adapters put around modules is passed over."""
+    layers = [layer for layer in model.modules() if isinstance(layer, WrapperLayer)]
+    states = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, state in zip(layers, states, strict=True):
+            layer._disable_adapters = state
 
 
 @contextmanager
