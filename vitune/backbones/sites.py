@@ -51,11 +51,11 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
     if tower:
         inner = list(_inner_sites(root, tower))
         blocks = [site for site in inner if site.role == "block"]
-    inner = [site for site in inner if site.name != stem]
+    heads = head_names(root)
+    inner = [site for site in inner if site.name not in (stem, *heads)]
     first = [] if stem is None else [Site(stem, "patch_embed", None)]
     last = _final_norm(root, blocks)
-    heads = [Site(name, "head", None) for name in head_names(root)]
-    found = [*first, *inner, *last, *heads]
+    found = [*first, *inner, *last, *(Site(name, "head", None) for name in heads)]
     return tuple(replace(site, name=joined(prefix, site.name)) for site in found)
 
 

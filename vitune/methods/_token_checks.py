@@ -146,7 +146,7 @@ def require_more_tokens(
 @contextmanager
 def _plain_blocks(model: nn.Module) -> Iterator[None]:
     """Within: what earlier adapters put around modules is passed over."""
-    layers = [layer for layer in model.modules() if isinstance(layer, WrapperLayer)]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, WrapperLayer)]
     states = [layer._disable_adapters for layer in layers]
     for layer in layers:
         layer._disable_adapters = True
