@@ -109,6 +109,8 @@ def bitsandbytes_4bit(linear: nn.Linear) -> nn.Module:
         linear.in_features, linear.out_features, compute_dtype=torch.float32
     )
     layer.load_state_dict(linear.state_dict())
+    # On some CPUs it packs its weight anew at the first inference, after which it cannot train.
+    layer.support_avx512bf16_for_cpu = False
     return layer.to("cpu")
 
 
