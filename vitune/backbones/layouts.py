@@ -120,6 +120,9 @@ FINAL_NORM = (
 )
 """The normalisation after the last block, below a tower."""
 
+IDLE_FINAL_NORM = frozenset({"CLIPForImageClassification", "MetaClip2ForImageClassification"})
+"""Classes that call the final norm and then classify what went into it."""
+
 REDUCTION = "reduction"
 """Name of the linear layer of a Swin-like patch merging."""
 

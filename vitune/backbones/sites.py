@@ -85,7 +85,8 @@ def _patch_tower(root: nn.Module, blocks: list[Site]) -> tuple[str, str | None]:
 
 
 def _final_norm(root: nn.Module, blocks: list[Site]) -> list[Site]:
-    for tower in _around(blocks[-1]) if blocks else []:
+    is_read = type(root).__name__ not in layouts.IDLE_FINAL_NORM
+    for tower in _around(blocks[-1]) if blocks and is_read else []:
         name = find_norm(root.get_submodule(tower), layouts.FINAL_NORM)
         if name is not None:
             return [Site(joined(tower, name), "final_norm", None)]
