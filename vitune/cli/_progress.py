@@ -98,6 +98,8 @@ class TrainingProgress(Observer):
             f"lr {facts['lr']:g}, weight decay {facts['weight_decay']:g}, {facts['precision']} on "
             f"{facts['device']}"
         )
+        if facts["notice"]:
+            console.print(f"[yellow]{facts['notice']}[/]")
         if facts["skipped_images"]:
             console.print(f"[yellow]{facts['skipped_images']} unreadable images skipped[/]")
 

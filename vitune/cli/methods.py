@@ -54,4 +54,7 @@ def methods(
             row.paper,
         )
     console.print(table)
+    for row in rows:
+        if row.notice:
+            console.print(row.notice, style="yellow")
     console.print(f"trained parameters without the head, on {backbone}", style="dim")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vitune.errors import VituneError, nearest
 from vitune.methods._combination import AdapterState as AdapterState
+from vitune.methods._coverage import method_notice as method_notice
 from vitune.methods._delta_noise import method_penalty as method_penalty
 from vitune.methods._delta_noise import noise_plan as noise_plan
 from vitune.methods._peft_targets import UNSUPPORTED

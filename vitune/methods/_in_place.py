@@ -17,6 +17,7 @@ from vitune.backbones import bare_name
 from vitune.backbones.sites import Site, find_sites, head_names
 from vitune.backbones.structure import STAND_INS
 from vitune.errors import BackboneError
+from vitune.methods._base_layers import require_own_parameter
 from vitune.methods._dressed import Dressed, Keeper, dress, dressed_class, undress
 from vitune.methods._peft_options import ALL_LINEAR, is_all_linear, is_saved_whole, matches
 from vitune.methods._roles import block_indices
@@ -156,16 +157,26 @@ class InPlaceConfig(MethodConfig):
             for module_name, parameter_name in self._narrowed(model, heads)
         )
 
+    def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        heads = self.modules_to_save or ()
+        warn_of_idle_exclusion(self, [module for module, _ in self._outside(model, heads)])
+        for module_name, name in self._narrowed(model, heads):
+            owner = model.get_submodule(module_name)
+            if not isinstance(owner, Standing) or name not in owner.keepers():
+                require_own_parameter(owner, name, f"{self.title} at {module_name!r}")
+
     def prepare(self, model: nn.Module, adapter: str, sites: Sequence[Site]) -> None:
         for module_name, parameter_name in self._narrowed(model, self.modules_to_save or ()):
             stand_in(model, module_name, parameter_name).add_adapter(adapter, self, None)
 
+    def _outside(self, model: nn.Module, heads: Sequence[str]) -> list[Pair]:
+        """The pairs to train outside of modules that are saved whole."""
+        pairs = self.trained(model)
+        return [pair for pair in pairs if not is_saved_whole(heads, bare_name(pair[0]))]
+
     def _narrowed(self, model: nn.Module, heads: Sequence[str]) -> list[Pair]:
-        """The pairs to train outside of modules that are saved whole, as PEFT's options say."""
-        pairs = [
-            pair for pair in self.trained(model) if not is_saved_whole(heads, bare_name(pair[0]))
-        ]
-        warn_of_idle_exclusion(self, [module for module, _ in pairs])
+        """The pairs to train, as PEFT's options narrow them."""
+        pairs = self._outside(model, heads)
         wanted = {module for module, _ in pairs}
         if is_all_linear(self.target_modules):
             wanted = {name for name in wanted if isinstance(model.get_submodule(name), nn.Linear)}

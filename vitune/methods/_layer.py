@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vitune.backbones.sites import Site
 from vitune.errors import AdapterError
+from vitune.methods._base_layers import require_own_weight
 from vitune.methods._combination import AdapterState, not_combining
 from vitune.methods._peft_options import PREFIX, PeftOptions
 
@@ -76,6 +77,17 @@ class MethodConfig(PeftOptions):
         """
         raise not_combining(self)
 
+    def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        """Refuse a network on which the method would fail, or mean something else, at `sites`.
+
+        Raises:
+            BackboneError: it would.
+        """
+
+    def notice(self, model: nn.Module) -> str:
+        """What a user should know of the method on `model` before training; '' for nothing."""
+        return ""
+
     def prepare(self, model: nn.Module, adapter: str, sites: Sequence[Site]) -> None:
         """Change parameters in place before injection, for methods without layers of their own."""
 
@@ -121,6 +133,15 @@ class MethodLayer(nn.Module, BaseTunerLayer):
             self.add_module(PREFIX + name, nn.ParameterDict())
         for name in self.other_param_names:
             self.add_module(PREFIX + name, BufferDict(persistent=True))
+
+    @classmethod
+    def require_base(cls, site: Site, module: nn.Module, by: str) -> None:
+        """Refuse a base layer that this kind of layer could not act on.
+
+        Raises:
+            BackboneError: here, where its weight cannot be read, changed and written back.
+        """
+        require_own_weight(site, module, by)
 
     def new_parameters(self, config: Any, shared: nn.Module | None) -> Mapping[str, Tensor]:
         """Initial values by parameter name; a name left out is absent from this adapter."""

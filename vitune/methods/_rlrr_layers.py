@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitune.backbones.sites import Site
+from vitune.methods._base_layers import convolve
 from vitune.methods._in_place import TrainedParameter, stand_in
 from vitune.methods._linear import LinearLayer
 from vitune.methods._rlrr_init import neutral_scale, new_scales
@@ -128,8 +129,7 @@ class RescaledConv2d(RescaledLinear):
         return {**values, "shift": torch.zeros(base.out_channels)} if has_shift else values
 
     def functional(self, x: Tensor, tensors: Tensors) -> Tensor:
-        weight, bias = (None if t is None else t.to(x.dtype) for t in tensors.values())
-        return self.get_base_layer()._conv_forward(x, weight, bias)
+        return convolve(self.get_base_layer(), tensors, x)
 
     def adapted_forward(self, x: Tensor, adapter: str) -> Tensor:
         return self.functional(x, self.adapt(self.base_tensors(), adapter))

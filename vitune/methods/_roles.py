@@ -68,12 +68,26 @@ def parts_of(site: Site, roles: Sequence[str] | None) -> tuple[int, ...]:
     if roles is None or site.num_parts == 1:
         return tuple(range(site.num_parts))
     wanted = expand_roles(roles)
-    return tuple(index for index, part in enumerate(QKV_PARTS) if part in wanted)
+    return tuple(index for index, part in enumerate(site.parts) if part in wanted)
+
+
+def require_all_parts(site: Site, roles: Sequence[str] | None, by: str) -> None:
+    """Refuse roles that name only a part of a fused qkv which is adapted as a whole.
+
+    Raises:
+        BackboneError: they do.
+    """
+    left_out = [] if roles is None else sorted(set(site.parts) - expand_roles(roles))
+    if left_out:
+        raise BackboneError(
+            f"{by} at {site.name!r} (qkv): got roles without {left_out!r}, expected all of "
+            f"{', '.join(site.parts)}. {by} adapts this fused layer as a whole; use roles=qkv,..."
+        )
 
 
 def site_roles(site: Site) -> set[str]:
-    """The roles that a site counts as: a fused qkv is q, k and v."""
-    return set(QKV_PARTS) if site.role == "qkv" else {site.role}
+    """The roles that a site counts as: a fused qkv is each of its parts."""
+    return set(site.parts) if site.role == "qkv" else {site.role}
 
 
 def block_indices(sites: Sequence[Site], blocks: Sequence[int]) -> set[int]:

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from vitune.backbones import bare_name
 from vitune.backbones.sites import Site, find_sites
 from vitune.errors import AdapterError, BackboneError
+from vitune.methods._added_biases import kept_on_saving
+from vitune.methods._base_layers import require_free_names
 from vitune.methods._checks import check_choice
 from vitune.methods._combination import AdapterState as AdapterState
 from vitune.methods._combination import add_weighted
@@ -90,12 +92,16 @@ class SiteTuner(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
         """Fill in what is left open: the classifier head, and the sites to adapt."""
+        require_free_names(self.model)
         known = find_sites(self.model)
         sites = resolve(peft_config, self.model, known)
         for site in sites:
             module = linear_view(self.model.get_submodule(site.name))
             if not isinstance(module, MethodLayer):
-                _check_direct(site, peft_config.layer_class(site, module))
+                layer_class = peft_config.layer_class(site, module)
+                _check_direct(site, layer_class)
+                layer_class.require_base(site, module, peft_config.title)
+        peft_config.check(self.model, sites)
         self._sites = {site.name: site for site in sites}
         self._known_sites = known
         return peft_config
@@ -265,6 +271,11 @@ class SiteTuner(BaseTuner):
                 new = set(names) & set(module.configs) - set(module.merged_adapters)
                 if new:
                     module.check_finite(module.merged_tensors(sorted(new)))
+
+    def merge_and_unload(self, *args: Any, **options: Any) -> nn.Module:
+        """PEFT's; a transformers model that could not be saved whole afterwards refuses to be."""
+        with kept_on_saving(self.model):
+            return super().merge_and_unload(*args, **options)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **options: Any) -> nn.Module:
         if merge:

@@ -22,6 +22,10 @@ class WrapperLayer(MethodLayer):
 
     mergeable: ClassVar[bool] = False
 
+    @classmethod
+    def require_base(cls, site: Site, module: nn.Module, by: str) -> None:
+        """Any module will do: its weights are not read."""
+
     def around(self, inner: Call, adapter: str, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the module returns with `adapter`, `inner` being the module without it."""
         raise NotImplementedError

@@ -17,6 +17,7 @@ from vitune.methods._bottleneck import (
     truncated_normal,
 )
 from vitune.methods._checks import check_rank, check_rate
+from vitune.methods._token_checks import require_features_last
 from vitune.methods._tuner import MethodLayer
 from vitune.methods._wrapper import BlockConfig, Call, choose_blocks, with_tokens
 
@@ -34,7 +35,8 @@ class AdapterPlusConfig(BlockConfig):
 
     Raises:
         VituneError: a value out of range, or roles, which the method has no use for.
-        BackboneError: at injection, where the backbone has no transformer blocks.
+        BackboneError: at injection, where the backbone has no transformer blocks, or one whose
+            tokens do not have their features last.
     Source: Adapter+ (CVPR 2024) and its code: both matrices truncated normal with σ = .01, so
         training starts near, not at, the pre-trained function; γ = 1.
     """
@@ -59,6 +61,9 @@ class AdapterPlusConfig(BlockConfig):
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
         return choose_blocks(sites, self.blocks, by=self.title)
+
+    def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        require_features_last(model, sites, self.title)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         return PostBottleneck

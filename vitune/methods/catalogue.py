@@ -39,6 +39,7 @@ class MethodRow:
         mergeable: whether the result is a network of the same shape; None: ask PEFT.
         identity_at_init: whether training starts at the pre-trained function; None: ask PEFT.
         extra_gflops: per image at inference while not merged, in matrix products.
+        notice: what a user should know of the method on this backbone; empty for nothing.
         refusal: why the method cannot be used on this backbone; empty where it can.
     """
 
@@ -52,6 +53,7 @@ class MethodRow:
     mergeable: bool | None = None
     identity_at_init: bool | None = None
     extra_gflops: float | None = None
+    notice: str = ""
     refusal: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -116,6 +118,7 @@ def _traits(config: MethodConfig, model: nn.Module) -> dict[str, Any]:
         "formula": config.formula,
         "mergeable": config.mergeable,
         "identity_at_init": config.identity_at_init,
+        "notice": config.notice(model),
     }
 
 

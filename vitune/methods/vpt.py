@@ -16,6 +16,7 @@ from vitune.errors import BackboneError
 from vitune.methods._bottleneck import block_width
 from vitune.methods._checks import check_rank, check_rate
 from vitune.methods._linear import uniform
+from vitune.methods._token_checks import require_more_tokens
 from vitune.methods._tuner import MethodLayer
 from vitune.methods._wrapper import BlockConfig, Call, WrapperLayer, choose_blocks, with_tokens
 
@@ -34,7 +35,8 @@ class VPTDeepConfig(BlockConfig):
 
     Raises:
         VituneError: a value out of range, or roles, which the method has no use for.
-        BackboneError: at injection, where attention is in windows or has positions of its own.
+        BackboneError: at injection, where attention is in windows or has positions of its own, or
+            a block does not take more tokens than the network gives it.
     Source: VPT (ECCV 2022) and its code: U(±√(6/(3·patch² + d))), prompts between the class token
         and the patches, without position. The backbone's dropout and drop path stay on while
         training, unlike there.
@@ -62,11 +64,15 @@ class VPTDeepConfig(BlockConfig):
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
         return choose_blocks(sites, self.blocks, by=self.title, windowed=False)
 
+    def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        _refuse_positions(model, self.title)
+        names = [site.name for site in sites]
+        require_more_tokens(model, sites, names, names, self.title, number=self.num_prompts)
+
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         return PromptedBlock
 
     def new_shared(self, model: nn.Module, sites: Sequence[Site]) -> nn.Module:
-        _refuse_positions(model, self.title)
         return PromptPlan(model, num_prefix_tokens(model), sites)
 
     def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
@@ -89,6 +95,11 @@ class VPTShallowConfig(VPTDeepConfig):
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
         chosen = super().choose(sites)
         return chosen if len(chosen) == 1 else (chosen[0], chosen[-1])
+
+    def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        _refuse_positions(model, self.title)
+        first, last = [sites[0].name], [sites[-1].name]
+        require_more_tokens(model, sites, first, last, self.title, number=self.num_prompts)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         return PromptCarryingBlock

@@ -27,7 +27,7 @@ from vitune.counts import ParameterCounts, count_parameters, trained_parts
 from vitune.data import HeldOut, Splits, augmentation, load_splits, open_source
 from vitune.errors import DataError, VituneError, nearest
 from vitune.files import write_atomic
-from vitune.methods import get_method
+from vitune.methods import get_method, method_notice
 from vitune.report import write_report
 from vitune.runs import RunFolder
 from vitune.training.config import TrainConfig
@@ -191,6 +191,7 @@ def _fit(
     precision = resolve_precision(config.precision, process.device.type, _width(model))
     accelerator = _new_accelerator(config, precision)
     facts = _facts(config, backbone, counts, splits, recipe, precision, accelerator)
+    facts["notice"] = method_notice(model)
     observer.described(facts)
     if folder is not None and accelerator.is_main_process:
         write_atomic(folder.config, config.to_yaml())
