@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from vitune.backbones import bare_name
 from vitune.backbones.sites import Site, find_sites, head_names
@@ -209,17 +210,18 @@ def _in_other_blocks(model: nn.Module, names: Iterable[str], blocks: Sequence[in
 
 
 def own_parameters(model: nn.Module) -> list[Pair]:
-    """Every parameter of the network itself, nothing that an adapter added."""
+    """Every parameter of the network itself, computed ones too, nothing that an adapter added."""
     found: list[Pair] = []
     added: tuple[str, ...] = ()
     for module_name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
             added += (f"{module_name}.modules_to_save.",)
-        is_added = isinstance(module, MethodLayer | nn.ParameterDict | Slot)
+        is_added = isinstance(module, MethodLayer | ParametrizationList | nn.ParameterDict | Slot)
         if is_added or f"{module_name}.".startswith(added):
             continue
         names = [name for name, _ in module.named_parameters(recurse=False)]
         names += module.keepers() if isinstance(module, Standing) else []
+        names += module.parametrizations if is_parametrized(module) else []
         found += [(module_name, name) for name in names]
     return found
 
