@@ -24,7 +24,7 @@ def loading_text(method: str, title: str) -> str:
     return f"""{HEADING}
 
 Method: {title} (`{method}`), from vitune.
-PEFT reads it once vitune is imported; otherwise it stops with `KeyError: {method.upper()!r}`.
+PEFT reads it once vitune is imported; without that it stops with a `KeyError` that says so.
 
 ```python
 # pip install vitune

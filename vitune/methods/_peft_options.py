@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from peft import PeftConfig
+from peft.utils import CONFIG_NAME
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from vitune.errors import VituneError
@@ -21,8 +23,8 @@ OPTIONS = frozenset({"roles", "blocks", "target_modules", "exclude_modules", ALL
 PREFIX = "vitune_"
 """How the names of all tensors of an adapter begin, by which PEFT and transformers know them."""
 
-IMPORT_HINT = "import vitune"
-"""What has to run before PEFT can read one of vitune's adapters."""
+IMPORT_HINT = ": import vitune first"
+"""What the PEFT type in a file ends with: a reader without vitune stops with it as a `KeyError`."""
 
 Names = str | Sequence[str]
 """A regular expression for whole module names, or names and last parts of names."""
@@ -125,9 +127,10 @@ class PeftOptions(PeftConfig):
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """PEFT's, which also tells a reader without vitune what to import."""
-        mapping = kwargs.pop("auto_mapping_dict", None)
-        mapping = mapping and {**mapping, "requires": IMPORT_HINT}
-        super().save_pretrained(save_directory, auto_mapping_dict=mapping, **kwargs)
+        super().save_pretrained(save_directory, **kwargs)
+        file = Path(save_directory) / CONFIG_NAME
+        written = {**json.loads(file.read_text()), "peft_type": self.peft_type + IMPORT_HINT}
+        file.write_text(json.dumps(written, indent=2, sort_keys=True))
         readme = Path(save_directory) / "README.md"
         if readme.is_file():
             name_vitune(readme, self.method, self.title)

@@ -40,7 +40,7 @@ from vitune.methods._layer import MethodConfig as MethodConfig
 from vitune.methods._layer import MethodLayer as MethodLayer
 from vitune.methods._layer import Tensors as Tensors
 from vitune.methods._layer import cast, unmergeable
-from vitune.methods._peft_options import PREFIX, matches
+from vitune.methods._peft_options import IMPORT_HINT, PREFIX, matches
 from vitune.methods._targets import listed, resolve, warn_of_idle_exclusion
 
 COMBINATION_TYPES = {"linear": "compose", "cat": "sum"}
@@ -351,6 +351,7 @@ def register(config_class: type[MethodConfig]) -> None:
     )
     setattr(sys.modules[config_class.__module__], name, tuner)  # where pickle looks for it
     PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_class
+    PEFT_TYPE_TO_CONFIG_MAPPING[peft_type + IMPORT_HINT] = config_class
     PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = tuner
     PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = PREFIX
 
