@@ -36,6 +36,7 @@ from safetensors.torch import load_file, save_file
 from tiny_backbones import images, run
 from torch import multiprocessing
 
+from vitune.backbones.sites import head_names
 from vitune.errors import AdapterError, VituneError
 from vitune.methods import OWN, MethodLayer
 
@@ -84,9 +85,9 @@ def test_loading_as_peft_users_do(method: str, backbone: str, lean: bool, tmp_pa
     x = images(backbone)
     again = PeftModel.from_pretrained(fresh(backbone), tmp_path, low_cpu_mem_usage=lean).eval()
     again.load_adapter(tmp_path / "other", "other", low_cpu_mem_usage=lean)
-    assert torch.equal(run(again, x), first)
+    assert torch.allclose(run(again, x), first, atol=1e-6)
     again.set_adapter("other")
-    assert torch.equal(run(again, x), second)
+    assert torch.allclose(run(again, x), second, atol=1e-6)
     assert not any(parameter.is_meta for parameter in again.parameters())
 
 
@@ -100,8 +101,11 @@ def test_missing_tensors_are_named(method: str, tmp_path: Path) -> None:
         assert not ours
         return
     save_file({k: v for k, v in tensors.items() if k != ours[-1]}, tmp_path / TENSORS)
-    with pytest.warns(UserWarning, match=r"got a checkpoint without 1 of \d+ tensors"):
+    with warnings.catch_warnings(record=True) as seen:  # PEFT names some of them too
+        warnings.simplefilter("always")
         PeftModel.from_pretrained(fresh("vit"), tmp_path)
+    told = [str(one.message) for one in seen]
+    assert sum("got a checkpoint without 1 of" in text for text in told) == 1, told
     with pytest.raises(AdapterError, match="Load it without low_cpu_mem_usage"):
         PeftModel.from_pretrained(fresh("vit"), tmp_path, low_cpu_mem_usage=True)
 
@@ -119,10 +123,11 @@ def test_state_dicts_load_into_another_model(method: str, backbone: str) -> None
 def test_the_base_keeps_its_own_tensors(method: str, backbone: str) -> None:
     model, base = trained(method, backbone), fresh(backbone)
     state = model.base_model.model.state_dict()
-    own = {name: value for name, value in base.state_dict().items()}
+    own, heads = base.state_dict(), tuple(f"{name}." for name in head_names(base))
     kept = model.unload().state_dict()
     assert kept.keys() == own.keys()
-    assert all(torch.equal(kept[name], own[name]) for name in own)
+    for name in own:  # the head stays as it was trained, as PEFT has it
+        assert torch.equal(kept[name], own[name]) != name.startswith(heads), name
     assert len(state) > len(own) or method == "linear"
 
 
@@ -143,6 +148,7 @@ def test_injection_without_a_peft_model(method: str, backbone: str) -> None:
     assert len(get_peft_model_state_dict(network, adapter_name="default")) > 0
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # PEFT's, for any method
 @each_method
 def test_transformers_own_verbs(method: str, tmp_path: Path) -> None:
     backbone = "transformers_vit"
@@ -153,6 +159,7 @@ def test_transformers_own_verbs(method: str, tmp_path: Path) -> None:
     if refuses(method, "inject_adapter_in_model"):
         with refused(OWN[method].config_class, "inject_adapter_in_model"):
             network.add_adapter(config_of(method))
+        network = fresh(backbone)
         with refused(OWN[method].config_class, "inject_adapter_in_model"):
             network.load_adapter(str(tmp_path))
         assert torch.equal(run(network, x), run(fresh(backbone), x))
@@ -168,8 +175,8 @@ def test_transformers_own_verbs(method: str, tmp_path: Path) -> None:
     network.disable_adapters()
     assert torch.equal(run(network.eval(), x), run(fresh(backbone), x))
     network.enable_adapters()
-    network.delete_adapter("other")
     network.set_adapter("default")
+    network.delete_adapter("other")
     assert torch.equal(run(network.eval(), x), expected)
 
 
