@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import vitune
 from mypy import api
+
+import vitune
 from vitune.methods import OWN
 
 CONFIGS = sorted(method.config_class.__name__ for method in OWN.values())

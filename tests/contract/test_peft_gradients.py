@@ -31,9 +31,7 @@ def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """What one backward pass leaves on everything that trains."""
     model.zero_grad(set_to_none=True)
     loss(model, x).backward()
-    return {
-        name: value.grad for name, value in model.named_parameters() if value.grad is not None
-    }
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
 
 
 def agree(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
