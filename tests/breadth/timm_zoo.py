@@ -175,7 +175,10 @@ MODELS: dict[str, tuple[int, Build]] = {
         ),
     ),
     "mlp_mixer": (32, _mlp_mixer()),
-    "gmlp": (32, _mlp_mixer(block_layer="SpatialGatingBlock", mlp_layer="GatedMlp")),
+    "gmlp": (
+        32,
+        _mlp_mixer(block_layer="SpatialGatingBlock", mlp_layer="GatedMlp", mlp_ratio=4),
+    ),
     "mobilenetv3_small_050": (64, named("mobilenetv3_small_050")),
     "mobilevit_xxs": (64, named("mobilevit_xxs")),
     "mobilevitv2_050": (64, named("mobilevitv2_050")),
