@@ -23,7 +23,7 @@ from vitune.cards import adapter_folder as adapter_folder
 from vitune.environment import installed_versions as installed_versions
 from vitune.errors import AdapterError, one_line
 from vitune.files import atomic_folder, check_new_folder, recover_folder
-from vitune.methods import AdapterState, combine_states, get_method
+from vitune.methods import AdapterState, combine_states, current_names, get_method
 from vitune.tensors import disk_errors, read_tensors, write_tensors
 
 TENSORS = "adapter_model.safetensors"
@@ -140,6 +140,7 @@ def load_adapter(
     adapted = inject(model, config)
     try:
         _check_fingerprint(adapted, card, force)
+        tensors = current_names(adapted, tensors)
         _check_tensors(adapted, tensors, folder)
         card.check_file(folder / TENSORS, force=force)
     except AdapterError:

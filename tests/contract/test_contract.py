@@ -130,7 +130,7 @@ def test_only_adapter_and_head_train_and_all_of_them_move(method: str, backbone:
         for prefix, module in model.named_modules()
         if isinstance(module, MethodLayer)
         for name, _ in module.named_parameters(remove_duplicate=False)
-        if name.partition(".")[0] in module.adapter_layer_names
+        if name.partition(".")[0].removeprefix("vitune_") in module.adapter_layer_names
     }
     # No gradient reaches what only shifts all keys alike, nor, where the head reads the class
     # token, what only changes the patches behind the last attention.

@@ -112,6 +112,8 @@ class TrainingProgress(Observer):
             f"lr {facts['lr']:g}, weight decay {facts['weight_decay']:g}, {facts['precision']} on "
             f"{facts['device']}"
         )
+        if facts["notice"]:
+            console.print(f"[yellow]{facts['notice']}[/]")
         for remark in facts["remarks"]:
             print_named(remark["text"], remark["names"], remark["num"])
 

@@ -69,6 +69,8 @@ def _facts(path: str) -> dict[str, Any]:
             "head": summary.num_head,
             "backbone": summary.num_total,
         }
+        if summary.notice:
+            facts["note"] = summary.notice
         facts["validation accuracy"] = summary.reported.val_accuracy
         facts["reported epoch"] = summary.reported.epoch
         facts["status"] = summary.status

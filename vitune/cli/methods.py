@@ -60,6 +60,9 @@ def methods(
             row.paper,
         )
     console.print(table)
+    for row in rows:
+        if row.notice:
+            console.print(row.notice, style="yellow")
     console.print(f"trained parameters without the head, on {backbone}", style="dim")
     if flops:
         console.print("GFLOPs: extra matrix products per image while not merged", style="dim")

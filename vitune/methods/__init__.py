@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vitune.errors import VituneError, nearest
 from vitune.methods._combination import AdapterState as AdapterState
+from vitune.methods._coverage import method_notice as method_notice
 from vitune.methods._delta_noise import method_penalty as method_penalty
 from vitune.methods._delta_noise import noise_plan as noise_plan
 from vitune.methods._fact_official import load_official as load_official_fact  # noqa: F401
@@ -14,6 +15,7 @@ from vitune.methods._registry import own_method, peft_methods
 from vitune.methods._rlrr_arithmetic import combine_states as combine_states
 from vitune.methods._tuner import MethodConfig as MethodConfig
 from vitune.methods._tuner import MethodLayer as MethodLayer
+from vitune.methods._tuner import current_names as current_names
 from vitune.methods.adapter_plus import AdapterPlusConfig
 from vitune.methods.adaptformer import AdaptFormerConfig
 from vitune.methods.apla import APLAConfig

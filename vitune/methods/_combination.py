@@ -14,6 +14,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from vitune.errors import AdapterError, nearest
+from vitune.methods._peft_options import PREFIX
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def add_weighted(
     states = [
         AdapterState(tuner.peft_config[name], _tensors(tuner.model, name)) for name in adapters
     ]
+    require_combining(states)
     config: Any = states[0].config
     combined = config.combined(states, weights, how, head)
     tuner.peft_config[adapter_name] = combined.config
@@ -72,6 +74,25 @@ def add_weighted(
     with torch.no_grad():
         for name, value in combined.tensors.items():
             places[name].copy_(value)
+
+
+def require_combining(states: Sequence[AdapterState]) -> None:
+    """Refuse adapters of a method that has no such arithmetic.
+
+    Raises:
+        AdapterError: there is one.
+    """
+    for state in states:
+        if not getattr(state.config, "combines", False):
+            raise not_combining(state.config)
+
+
+def not_combining(config: Any) -> AdapterError:
+    """The error for a method whose adapters cannot be added."""
+    name = str(getattr(config.peft_type, "value", config.peft_type)).lower()
+    return AdapterError(
+        f"combine: got method {name!r}, expected one whose adapters can be added: rlrr."
+    )
 
 
 def check_weights(adapters: Sequence[Any], weights: Sequence[float]) -> None:
@@ -97,7 +118,7 @@ def _tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
             for part in module.adapter_layer_names:
                 values = getattr(module, part)
                 if adapter in values:
-                    found[f"{name}.{part}"] = values[adapter]
+                    found[f"{name}.{PREFIX}{part}"] = values[adapter]
         elif isinstance(module, ModulesToSaveWrapper) and adapter in module.modules_to_save:
             saved = module.modules_to_save[adapter].state_dict()
             found.update({f"{name}.{key}": value for key, value in saved.items()})

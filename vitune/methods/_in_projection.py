@@ -2,8 +2,8 @@
 
 The attention owns q, k, v as two parameters and calls no module for them. Here they are shown as a
 linear layer of their own, `in_proj`; the attention then reads its parameters from that layer, and
-so meets the adapted ones on PyTorch's fast path too. The parameters stay the attention's own, under
-their own names.
+so meets the adapted ones on PyTorch's fast path too. State dicts list them under the attention's
+names for them.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from vitune.backbones.structure import unwrapped
+from vitune.backbones.structure import IN_PROJECTION, unwrapped
 from vitune.errors import BackboneError
+from vitune.methods._dressed import Dressed, Keeper, dress, dressed_class, undress
 
-CHILD = "in_proj"
 SLOTS = {"weight": "in_proj_weight", "bias": "in_proj_bias"}
 
 
-class InProjection(nn.Linear):
-    """A linear layer (d -> 3d) whose weight and bias lie in the attention that owns them."""
+class InProjection(Keeper, nn.Linear):
+    """A linear layer (d -> 3d) of an attention's own weight and bias."""
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         nn.Module.__init__(self)
@@ -32,48 +32,30 @@ class InProjection(nn.Linear):
                 "Leave them out with roles=attn_out,fc1,fc2,norm1,norm2."
             )
         self.in_features, self.out_features = attention.embed_dim, 3 * attention.embed_dim
-        self._owner = (attention,)
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """The attention's own `in_proj_weight` (3d, d)."""
-        weight = self._owner[0]._parameters[SLOTS["weight"]]
-        assert weight is not None
-        return weight
-
-    @property
-    def bias(self) -> Tensor | None:  # type: ignore[override]
-        """The attention's own `in_proj_bias` (3d,), or None."""
-        return self._owner[0]._parameters[SLOTS["bias"]]
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Write through to the attention; this is how merging puts its result in place."""
-        self._owner[0]._parameters[SLOTS[name]] = param
+        for name, slot in SLOTS.items():
+            self._parameters[name] = attention._parameters[slot]
 
 
-class _OpenAttention:
+class OpenAttention(Dressed):
     """What an attention with an `in_proj` layer does differently: it reads that layer."""
 
-    @property
-    def in_proj_weight(self) -> Tensor:
-        """The effective weight of q, k, v."""
-        return self._modules[CHILD].weight  # type: ignore[attr-defined]
+    in_proj_weight = property(lambda self: self._modules[IN_PROJECTION].weight)
+    in_proj_bias = property(lambda self: self._modules[IN_PROJECTION].bias)
 
-    @property
-    def in_proj_bias(self) -> Tensor | None:
-        """The effective bias of q, k, v."""
-        return self._modules[CHILD].bias  # type: ignore[attr-defined]
+    def keepers(self) -> dict[str, str]:
+        return {slot: f"{IN_PROJECTION}.base_layer.{name}" for name, slot in SLOTS.items()}
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
         """PEFT's hook on unloading: the plain attention again."""
-        attention: Any = self
-        layer = attention._modules.pop(CHILD)
+        layer: Any = self._modules.pop(IN_PROJECTION)
         if merge:
             layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-        attention.__class__ = type(attention).__mro__[2]
-        return attention
+        undress(self)
+        for name, slot in SLOTS.items():
+            self.register_parameter(slot, layer.get_base_layer()._parameters[name])
+        return self
 
 
 def linear_view(module: nn.Module) -> nn.Module:
@@ -84,20 +66,22 @@ def linear_view(module: nn.Module) -> nn.Module:
     """
     if not isinstance(module, nn.MultiheadAttention):
         return module
-    return module._modules.get(CHILD) or InProjection(module)
+    return module._modules.get(IN_PROJECTION) or InProjection(module)
 
 
 def place(layer: nn.Module, target: nn.Module, target_name: str, parent: nn.Module) -> None:
     """Put `layer` where `target` was, or on the attention that `target` is."""
     if isinstance(target, nn.MultiheadAttention):
         assert isinstance(unwrapped(layer), InProjection)
-        kind: Any = type(target)
-        target.__class__ = _open_class(kind)
-        target._modules[CHILD] = layer
+        for slot in SLOTS.values():
+            del target._parameters[slot]
+        target._modules[IN_PROJECTION] = layer
+        dress(target, open_class)
     else:
         setattr(parent, target_name, layer)
 
 
 @functools.cache
-def _open_class(attention_class: Any) -> type:
-    return type(attention_class.__name__, (_OpenAttention, attention_class), {})
+def open_class(attention_class: type) -> type:
+    """An attention class whose q, k, v are read from its `in_proj` layer."""
+    return dressed_class(attention_class, OpenAttention)

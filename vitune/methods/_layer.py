@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from peft import PeftConfig
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from vitune.backbones.sites import Site
 from vitune.errors import AdapterError
-from vitune.methods._combination import AdapterState
+from vitune.methods._base_layers import require_own_weight
+from vitune.methods._combination import AdapterState, not_combining
+from vitune.methods._peft_options import PREFIX, PeftOptions
 
 Tensors = dict[str, Tensor | None]
 DeltaNoise = Callable[[int | None, Tensor], Tensor]
@@ -22,43 +24,23 @@ DeltaNoise = Callable[[int | None, Tensor], Tensor]
 
 
 @dataclass
-class MethodConfig(PeftConfig):
+class MethodConfig(PeftOptions):
     """What every vitune method can be told; the method's own fields follow in its file.
 
-    Args:
-        roles: roles to adapt; None means the method's own choice.
-        blocks: indices over depth to adapt, negative ones count from the end; None means all.
-            Sites outside blocks (patch embedding, final norm) are not affected by it.
-        target_modules: the exact module names; filled in at injection and stored with the adapter.
-        modules_to_save: modules trained whole beside the method; None means the classifier head
-            that is found in the model, [] means none.
+    A model keeps a copy of its own; the object given is never written to.
 
     Raises:
+        VituneError: an option that the method does not take.
         BackboneError: at injection, where the backbone has no site the method needs.
     """
 
-    roles: tuple[str, ...] | None = field(default=None)
-    blocks: tuple[int, ...] | None = field(default=None)
-    target_modules: tuple[str, ...] | None = field(default=None)
-    modules_to_save: list[str] | None = field(default=None)
-
-    method: ClassVar[str]
-    title: ClassVar[str]
     source: ClassVar[str]
     formula: ClassVar[str] = ""
-    mergeable: ClassVar[bool] = True
     exposes_delta: ClassVar[bool] = True
+    trains_in_place: ClassVar[bool] = False
+    every_site_has_tensors: ClassVar[bool] = True
     default_lr: ClassVar[float] = 1e-3
     default_weight_decay: ClassVar[float] = 1e-4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = self.method.upper()
-        for name in ("roles", "blocks", "target_modules"):
-            value = getattr(self, name)
-            if isinstance(value, str | int):
-                value = (value,)
-            setattr(self, name, None if value is None else tuple(value))
 
     @property
     def identity_at_init(self) -> bool:
@@ -80,7 +62,8 @@ class MethodConfig(PeftConfig):
     def new_shared(self, model: nn.Module, sites: Sequence[Site]) -> nn.Module | None:
         """State that all layers of one adapter share, or None; stored once in the checkpoint.
 
-        Its parameters lie on the module itself, not on children: PEFT finds them by that.
+        Its parameters lie on the module itself, not on children: PEFT finds them by that. A class
+        that has such parameters says so with `shares_parameters`.
         """
         return None
 
@@ -96,16 +79,25 @@ class MethodConfig(PeftConfig):
     def combined(
         self, states: Sequence[AdapterState], weights: Sequence[float], how: str, head: str
     ) -> AdapterState:
-        """One adapter for Σ w_i · adapter_i, where the method has such arithmetic.
+        """One adapter for Σ w_i · adapter_i, for methods that say `combines`.
 
         Raises:
-            AdapterError: it has none, or the adapters do not fit together.
+            AdapterError: the method has no such arithmetic, or the adapters do not fit together.
         """
-        raise AdapterError(
-            f"combine: got method {self.method!r}, expected one whose adapters can be added: rlrr."
-        )
+        raise not_combining(self)
 
-    def prepare(self, model: nn.Module, adapter: str) -> None:
+    def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        """Refuse a network on which the method would fail, or mean something else, at `sites`.
+
+        Raises:
+            BackboneError: it would.
+        """
+
+    def notice(self, model: nn.Module) -> str:
+        """What a user should know of the method on `model` before training; '' for nothing."""
+        return ""
+
+    def prepare(self, model: nn.Module, adapter: str, sites: Sequence[Site]) -> None:
         """Change parameters in place before injection, for methods without layers of their own."""
 
 
@@ -136,10 +128,29 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         self.shared: dict[str, nn.Module | None] = {}
         self.merged_adapters: list[str] = []
         self._originals: Tensors | None = None
+        self.new_containers()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let `self.name` be what is registered as PREFIX + name."""
+        super().__init_subclass__(**options)
+        for name in (*cls.adapter_layer_names, *cls.other_param_names):
+            setattr(cls, name, property(partial(_registered, PREFIX + name)))
+
+    def new_containers(self) -> None:
+        """Empty dictionaries for what adapters bring, by adapter name."""
         for name in self.adapter_layer_names:
-            setattr(self, name, nn.ParameterDict())
+            self.add_module(PREFIX + name, nn.ParameterDict())
         for name in self.other_param_names:
-            setattr(self, name, BufferDict(persistent=True))
+            self.add_module(PREFIX + name, BufferDict(persistent=True))
+
+    @classmethod
+    def require_base(cls, site: Site, module: nn.Module, by: str) -> None:
+        """Refuse a base layer that this kind of layer could not act on.
+
+        Raises:
+            BackboneError: here, where its weight cannot be read, changed and written back.
+        """
+        require_own_weight(site, module, by)
 
     def new_parameters(self, config: Any, shared: nn.Module | None) -> Mapping[str, Tensor]:
         """Initial values by parameter name; a name left out is absent from this adapter."""
@@ -173,15 +184,37 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         """Create the parameters of `adapter`, in at least float32, on the base layer's device."""
         self.configs[adapter] = config
         self.shared[adapter] = shared
-        base = self.get_base_layer()
-        own = getattr(base, "weight", None)
-        reference = own if isinstance(own, Tensor) else next(base.parameters())
+        reference = self.reference_tensor()
         dtype = torch.promote_types(reference.dtype, torch.float32)
         for name, value in self.new_buffers(config).items():
             getattr(self, name)[adapter] = value.to(reference.device)
         for name, value in self.new_parameters(config, shared).items():
             value = value.to(device=reference.device, dtype=dtype)
             getattr(self, name)[adapter] = nn.Parameter(value)
+
+    def reference_tensor(self) -> Tensor:
+        """A tensor of the base layer, for the device and number format of what is added to it."""
+        base = self.get_base_layer()
+        own = getattr(base, "weight", None)
+        return own if isinstance(own, Tensor) else next(base.parameters(), torch.empty(0))
+
+    def cast_adapter(self, adapter: str, *, at_least_float32: bool) -> None:
+        """Bring the parameters of `adapter` to the base layer's number format, or to float32."""
+        dtype = self.reference_tensor().dtype
+        for name in self.adapter_layer_names:
+            values = getattr(self, name)
+            if adapter in values:
+                values[adapter] = cast(values[adapter], dtype, at_least_float32)
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        """PEFT's, without its rounding to the base layer's number format on the way."""
+        device = device or self.reference_tensor().device
+        for name in (*self.adapter_layer_names, *self.other_param_names):
+            values = getattr(self, name)
+            if adapter_name in values and not values[adapter_name].is_meta:
+                values[adapter_name] = values[adapter_name].to(device)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget `adapter_name` on this layer; PEFT chooses the next active one."""
@@ -223,9 +256,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
     @property
     def weight(self) -> Tensor:
         """The effective weight: modules that read `.weight` themselves get the adapted one."""
-        weight = self._as_read("weight")
-        assert weight is not None
-        return weight
+        return self._as_read("weight")  # type: ignore[return-value]
 
     @property
     def bias(self) -> Tensor | None:
@@ -234,7 +265,10 @@ class MethodLayer(nn.Module, BaseTunerLayer):
 
     def _as_read(self, name: str) -> Tensor | None:
         """An effective tensor in the dtype that the base layer's owner expects."""
-        tensor, weight = self.effective_tensors()[name], self.base_tensors().get("weight")
+        base = self.base_tensors()
+        if name not in base:
+            raise AttributeError(f"{type(self.get_base_layer()).__name__!r} has no {name!r}")
+        tensor, weight = self.effective_tensors()[name], base.get("weight")
         return tensor if tensor is None or weight is None else tensor.to(weight.dtype)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -332,12 +366,27 @@ class MethodLayer(nn.Module, BaseTunerLayer):
             return getattr(super().__getattr__("base_layer"), name)
 
 
+def _registered(key: str, layer: nn.Module) -> nn.Module:
+    found = layer._modules[key]
+    assert found is not None
+    return found
+
+
 class InPlaceLayer(MethodLayer):
     """A layer that replaces no module but stands in for a parameter inside one."""
 
     def detach_from_owner(self) -> None:
         """Leave the owner as a plain module again, with the value it has now."""
         raise NotImplementedError
+
+
+def cast(value: nn.Parameter, dtype: torch.dtype, at_least_float32: bool) -> nn.Parameter:
+    """`value` in `dtype`, or in what both it and float32 fit into; the very same where it is."""
+    if at_least_float32:
+        dtype = torch.promote_types(dtype, torch.float32)
+    if value.dtype == dtype or not value.is_floating_point():
+        return value
+    return nn.Parameter(value.detach().to(dtype), value.requires_grad)
 
 
 def unmergeable(config: MethodConfig) -> AdapterError:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitune.backbones.sites import Site
-from vitune.errors import BackboneError, VituneError
+from vitune.errors import BackboneError
+from vitune.methods._base_layers import require_plain_linear
 from vitune.methods._in_projection import linear_view
-from vitune.methods._roles import QKV_PARTS, expand_roles
+from vitune.methods._roles import QKV_PARTS, require_all_parts
 from vitune.methods._tuner import MethodLayer, Tensors
 
 BLOCK_LINEARS = (*QKV_PARTS, "attn_out", "fc1", "fc2")
@@ -57,8 +59,8 @@ def require_linear(
         is_called: the method needs the layer's own `forward`, not only its weight.
 
     Raises:
-        BackboneError: no linear layer, or one whose owner reads its weight or keeps its bias.
-        VituneError: `roles` names a part of a fused qkv.
+        BackboneError: no linear layer, one whose owner reads its weight or keeps its bias, or a
+            fused qkv of which `roles` names a part.
     """
     named = f"{by} at {site.name!r} ({site.role})"
     if not isinstance(module, nn.Linear):
@@ -66,6 +68,8 @@ def require_linear(
             f"{named}: got {type(module).__name__!r}, expected a Linear. Leave the role out with "
             "roles=..., or choose another method."
         )
+    if not is_called:
+        require_plain_linear(site, module, by)
     if changes_bias and site.separate_bias:
         raise BackboneError(
             f"{named}: got an attention that adds its qkv bias itself, expected a plain linear. "
@@ -76,20 +80,14 @@ def require_linear(
             f"{named}: got an attention that reads the layer's weight itself, expected one that "
             "calls the layer. Leave the role out with roles=..., or choose another method."
         )
-    if roles is not None and site.role == "qkv":
-        left_out = sorted(set(QKV_PARTS) - expand_roles(roles))
-        if left_out:
-            raise VituneError(
-                f"{named}: got roles without {left_out!r}, expected all of q, k, v. "
-                f"{by} adapts this fused layer as a whole; use roles=qkv,..."
-            )
+    if site.role == "qkv":
+        require_all_parts(site, roles, by)
 
 
 def linear_shape(model: nn.Module, site: Site) -> tuple[int, int]:
     """(out_features, in_features) of the linear layer at `site`."""
-    weight = linear_view(model.get_submodule(site.name)).weight
-    assert isinstance(weight, Tensor)
-    return int(weight.shape[0]), int(weight.shape[1])
+    linear: Any = linear_view(model.get_submodule(site.name))
+    return int(linear.out_features), int(linear.in_features)
 
 
 def has_bias(model: nn.Module, site: Site) -> bool:

@@ -19,6 +19,8 @@ from vitune.methods._tuner import MethodConfig, register
 
 INTERNAL_FIELDS = frozenset(field.name for field in dataclasses.fields(PeftConfig)) | {
     "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
     "modules_to_save",
 }
 

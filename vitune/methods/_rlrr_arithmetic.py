@@ -12,7 +12,8 @@ from torch import Tensor
 
 from vitune.errors import AdapterError
 from vitune.methods._checks import check_choice
-from vitune.methods._combination import AdapterState, check_weights
+from vitune.methods._combination import AdapterState, check_weights, require_combining
+from vitune.methods._peft_options import PREFIX
 from vitune.methods._rlrr_init import neutral_scale
 from vitune.methods._roles import expand_roles
 
@@ -57,6 +58,7 @@ def combine_states(
     check_choice("how", how, HOWS)
     check_choice("head", head, HEADS)
     check_weights(states, weights)
+    states = [_of_today(state) for state in states]
     _check_alike(states, how)
     config: Any = states[0].config
     concatenates = how == "sum" and config.sides == "both"
@@ -64,7 +66,7 @@ def combine_states(
     missing = 0.0 if abs(missing) < ROUNDING else missing
     tensors = {}
     for name, first in _of_method(states[0]).items():
-        values, part = [state.tensors[name] for state in states], name.rpartition(".")[2]
+        values, part = [state.tensors[name] for state in states], _part(name)
         if part in SCALES and concatenates:
             tensors[name] = _concatenated(values, weights, part, missing)
         else:
@@ -150,6 +152,7 @@ def _differences(states: Sequence[AdapterState], how: str) -> Iterator[str]:
     if len(set(methods)) > 1:
         yield f"method {methods}"
         return
+    require_combining(states)
     configs: list[Any] = [state.config for state in states]
     for name in MUST_AGREE if how == "sum" else (*MUST_AGREE, "rank"):
         values = [getattr(config, name) for config in configs]
@@ -174,7 +177,21 @@ def _differences(states: Sequence[AdapterState], how: str) -> Iterator[str]:
 def _shape(name: str, value: Tensor) -> tuple[int, ...]:
     """Shape without the rank."""
     shape = tuple(value.shape)
-    return shape[:1] + shape[2:] if name.rpartition(".")[2] in SCALES else shape
+    return shape[:1] + shape[2:] if _part(name) in SCALES else shape
+
+
+def _part(name: str) -> str:
+    """The parameter of a layer that a tensor is."""
+    return name.rpartition(".")[2].removeprefix(PREFIX)
+
+
+def _of_today(state: AdapterState) -> AdapterState:
+    """The state under today's names: files of vitune 0.1 had no PREFIX."""
+    tensors = {}
+    for name, value in state.tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        tensors[f"{owner}.{PREFIX}{leaf}" if leaf in PARAMETERS else name] = value
+    return AdapterState(state.config, tensors)
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -185,11 +202,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def _of_method(state: AdapterState) -> dict[str, Tensor]:
     """The tensors that RLRR's layers hold."""
-    return {
-        name: value
-        for name, value in state.tensors.items()
-        if name.rpartition(".")[2] in PARAMETERS
-    }
+    return {name: value for name, value in state.tensors.items() if _part(name) in PARAMETERS}
 
 
 def _outside_method(state: AdapterState) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitune.backbones.sites import Site
+from vitune.methods._base_layers import convolve
 from vitune.methods._in_place import TrainedParameter, stand_in
 from vitune.methods._linear import LinearLayer
 from vitune.methods._rlrr_init import neutral_scale, new_scales
@@ -128,8 +129,7 @@ class RescaledConv2d(RescaledLinear):
         return {**values, "shift": torch.zeros(base.out_channels)} if has_shift else values
 
     def functional(self, x: Tensor, tensors: Tensors) -> Tensor:
-        weight, bias = (None if t is None else t.to(x.dtype) for t in tensors.values())
-        return self.get_base_layer()._conv_forward(x, weight, bias)
+        return convolve(self.get_base_layer(), tensors, x)
 
     def adapted_forward(self, x: Tensor, adapter: str) -> Tensor:
         return self.functional(x, self.adapt(self.base_tensors(), adapter))
@@ -149,20 +149,8 @@ class ShiftedBias(TrainedParameter):
     adapter_layer_names = ("shift",)
     no_decay = frozenset({"shift"})
 
-    def add_adapter(self, adapter: str, config: Any, shared: nn.Module | None) -> None:
-        self.configs[adapter], self.shared[adapter] = config, shared
-        original = self._slot()
-        dtype = torch.promote_types(original.dtype, torch.float32)
-        self.shift[adapter] = nn.Parameter(torch.zeros_like(original, dtype=dtype))
-
-    def forward(self, original: Tensor) -> Tensor:
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-            original = self._slot()
-        if self.disable_adapters or self.merged:
-            return original
-        shifts = [self.shift[adapter] for adapter in self.adapters_here()]
-        return sum(shifts, original).to(original.dtype)
+    def new_parameters(self, config: Any, shared: nn.Module | None) -> dict[str, Tensor]:
+        return {"shift": torch.zeros_like(self._slot())}
 
     def adapt(self, tensors: Tensors, adapter: str) -> Tensors:
         bias = tensors[self.parameter_name]

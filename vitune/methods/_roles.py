@@ -38,8 +38,8 @@ def choose_sites(
         BackboneError: no site at all, or a named role that is not there.
     """
     wanted = expand_roles(roles)
-    chosen = [site for site in sites if _site_roles(site) & wanted]
-    found = {role for site in sites for role in _site_roles(site)}
+    chosen = [site for site in sites if site_roles(site) & wanted]
+    found = {role for site in sites for role in site_roles(site)}
     missing = {role for role in roles if not expand_roles([role]) & found}
     if not chosen or (named and missing):
         raise BackboneError(
@@ -48,7 +48,7 @@ def choose_sites(
         )
     if blocks is None:
         return tuple(chosen)
-    kept = _block_indices(sites, blocks)
+    kept = block_indices(sites, blocks)
     return tuple(site for site in chosen if site.block is None or site.block in kept)
 
 
@@ -68,14 +68,30 @@ def parts_of(site: Site, roles: Sequence[str] | None) -> tuple[int, ...]:
     if roles is None or site.num_parts == 1:
         return tuple(range(site.num_parts))
     wanted = expand_roles(roles)
-    return tuple(index for index, part in enumerate(QKV_PARTS) if part in wanted)
+    return tuple(index for index, part in enumerate(site.parts) if part in wanted)
 
 
-def _site_roles(site: Site) -> set[str]:
-    return set(QKV_PARTS) if site.role == "qkv" else {site.role}
+def require_all_parts(site: Site, roles: Sequence[str] | None, by: str) -> None:
+    """Refuse roles that name only a part of a fused qkv which is adapted as a whole.
+
+    Raises:
+        BackboneError: they do.
+    """
+    left_out = [] if roles is None else sorted(set(site.parts) - expand_roles(roles))
+    if left_out:
+        raise BackboneError(
+            f"{by} at {site.name!r} (qkv): got roles without {left_out!r}, expected all of "
+            f"{', '.join(site.parts)}. {by} adapts this fused layer as a whole; use roles=qkv,..."
+        )
 
 
-def _block_indices(sites: Sequence[Site], blocks: Sequence[int]) -> set[int]:
+def site_roles(site: Site) -> set[str]:
+    """The roles that a site counts as: a fused qkv is each of its parts."""
+    return set(site.parts) if site.role == "qkv" else {site.role}
+
+
+def block_indices(sites: Sequence[Site], blocks: Sequence[int]) -> set[int]:
+    """Non-negative indices for `blocks`; VituneError where the backbone has none of an index."""
     depth = 1 + max((site.block for site in sites if site.block is not None), default=-1)
     odd = [index for index in blocks if not -depth <= index < depth]
     if odd:

@@ -15,6 +15,12 @@ from torch.nn import functional as F
 
 from vitune.backbones.sites import Site
 from vitune.errors import BackboneError
+from vitune.methods._base_layers import (
+    call_with,
+    convolve,
+    require_plain_linear,
+    scales_with_weight,
+)
 from vitune.methods._tuner import MethodLayer, Tensors
 
 INIT_STD = 0.02
@@ -67,12 +73,11 @@ class ScaleShiftNorm(ScaleShift):
 
     def functional(self, x: Tensor, tensors: Tensors) -> Tensor:
         base = self.get_base_layer()
+        if type(base).forward not in LAST_AXIS_NORMS:
+            return call_with(base, tensors, x)
         dtype = x.dtype if base.weight is None else base.weight.dtype
         weight, bias = (None if t is None else t.to(dtype) for t in tensors.values())
-        if type(base).forward in LAST_AXIS_NORMS:
-            return F.layer_norm(x, base.normalized_shape, weight, bias, base.eps)
-        values = {"weight": weight, "bias": bias}
-        return torch.func.functional_call(base, values, x)  # type: ignore[arg-type]
+        return F.layer_norm(x, base.normalized_shape, weight, bias, base.eps)
 
 
 class ScaleShiftLinear(ScaleShift):
@@ -91,9 +96,7 @@ class ScaleShiftConv(ScaleShift):
     """A convolution followed by γ, β; unfolded in training: its input needs no gradient."""
 
     def functional(self, x: Tensor, tensors: Tensors) -> Tensor:
-        base = self.get_base_layer()
-        weight, bias = (None if t is None else t.to(x.dtype) for t in tensors.values())
-        return base._conv_forward(x, weight, bias)
+        return convolve(self.get_base_layer(), tensors, x)
 
     def adapted_forward(self, x: Tensor, adapter: str) -> Tensor:
         y = self.base_layer(x)  # (b, c, h, w)
@@ -102,14 +105,25 @@ class ScaleShiftConv(ScaleShift):
 
 
 def scale_shift_class(site: Site, module: nn.Module, method: str) -> type[ScaleShift]:
-    """The scale-and-shift layer for `module`; BackboneError where its kind has none."""
-    for kind, layer in (
-        (nn.LayerNorm, ScaleShiftNorm),
-        (nn.Conv2d, ScaleShiftConv),
-        (nn.Linear, ScaleShiftLinear),
-    ):
-        if isinstance(module, kind):
-            return layer
+    """The scale-and-shift layer for `module`.
+
+    Raises:
+        BackboneError: its kind has none, or the scale could not be folded into its weight.
+    """
+    if isinstance(module, nn.LayerNorm):
+        return ScaleShiftNorm
+    if isinstance(module, nn.Linear):
+        require_plain_linear(site, module, method)
+        return ScaleShiftLinear
+    if isinstance(module, nn.Conv2d):
+        if not scales_with_weight(module):
+            raise BackboneError(
+                f"{method} at {site.name!r} ({site.role}): got {type(module).__name__!r}, which "
+                "standardises its weight and so cancels a scale on it, expected a convolution that "
+                "scales with its weight. Leave the role out with roles=..., or choose another"
+                " method."
+            )
+        return ScaleShiftConv
     raise BackboneError(
         f"{method} at {site.name!r} ({site.role}): got {type(module).__name__!r}, expected a "
         "LayerNorm, Conv2d or Linear. Leave the role out with roles=..., or choose another method."

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from vitune.backbones.sites import Site
-from vitune.errors import BackboneError, VituneError
+from vitune.errors import BackboneError
 from vitune.methods._roles import choose_sites
-from vitune.methods._tuner import MethodLayer, Tensors
+from vitune.methods._tuner import MethodConfig, MethodLayer, Tensors
 
 Call = Callable[..., Any]
 
@@ -22,15 +22,22 @@ class WrapperLayer(MethodLayer):
 
     mergeable: ClassVar[bool] = False
 
+    @classmethod
+    def require_base(cls, site: Site, module: nn.Module, by: str) -> None:
+        """Any module will do: its weights are not read."""
+
     def around(self, inner: Call, adapter: str, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the module returns with `adapter`, `inner` being the module without it."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        call: Call = self.base_layer
-        for adapter in [] if self.disable_adapters else self.adapters_here():
+        adapters = [] if self.disable_adapters else self.adapters_here()
+        if not adapters:
+            return self.base_layer(x, *args, **kwargs)
+        recomputed, call = recomputing(self.base_layer)
+        for adapter in adapters:
             call = partial(self.around, call, adapter)
-        return call(x, *args, **kwargs)
+        return recomputed(partial(call, **kwargs), x, *args)
 
     def base_tensors(self) -> Tensors:
         base = self.get_base_layer()
@@ -41,7 +48,10 @@ class WrapperLayer(MethodLayer):
 
     def inner_site(self, *roles: str) -> Site:
         """The first site inside this block, in forward order, with one of `roles`."""
-        return next(site for site in self.inner_sites if site.role in roles)
+        found = next((site for site in self.inner_sites if site.role in roles), None)
+        if found is None:
+            raise AttributeError(f"{type(self).__name__!r} has none of {roles!r} inside")
+        return found
 
     def inner_module(self, *roles: str) -> nn.Module:
         """The module at `inner_site`."""
@@ -54,6 +64,36 @@ class WrapperLayer(MethodLayer):
         if not isinstance(base, nn.Linear):
             base = self.inner_module("fc2")
         return int(base.out_features)
+
+
+def recomputing(block: Any) -> tuple[Call, Call]:
+    """How a block is checkpointed, and the block without that: (recomputed(call, *x), call).
+
+    An adapter taps what happens inside the block, so the block is recomputed together with it: a
+    tap around a checkpoint sees tensors without a graph (reentrant) or is gone by then.
+    """
+    if hasattr(block, "_checkpoint_wrapped_module"):  # PyTorch's apply_activation_checkpointing
+        return block.checkpoint_fn, block._checkpoint_wrapped_module
+    if block.training and getattr(block, "gradient_checkpointing", False):  # transformers
+        return block._gradient_checkpointing_func, partial(nn.Module.__call__, block)
+    return _as_it_is, block
+
+
+def _as_it_is(call: Call, *given: Any) -> Any:
+    return call(*given)
+
+
+class BlockConfig(MethodConfig):
+    """Base of the methods that act on whole blocks: a choice of roles has no meaning there."""
+
+    narrowed_by: ClassVar[frozenset[str]] = frozenset(
+        {"blocks", "target_modules", "exclude_modules"}
+    )
+
+    @classmethod
+    def reason_against(cls, option: str) -> str:
+        """Why the method does not take an option."""
+        return f"{cls.title} acts on whole blocks"
 
 
 def with_tokens(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -93,7 +133,6 @@ def tapped(
 
 def choose_blocks(
     sites: Sequence[Site],
-    roles: Sequence[str] | None,
     blocks: Sequence[int] | None,
     *,
     by: str,
@@ -107,11 +146,8 @@ def choose_blocks(
         windowed: whether blocks that attend in windows will do.
 
     Raises:
-        VituneError: `roles` was given, which such a method has no use for.
         BackboneError: no blocks, a block without what the method needs, or windows.
     """
-    if roles is not None and set(roles) != {"block"}:
-        raise VituneError(f"roles: got {roles!r}, expected none: {by} acts on whole blocks.")
     chosen = choose_sites(sites, ("block",), blocks, named=True, by=by)
     for site in chosen:
         inside = {inner.role for inner in sites if inner.name.startswith(f"{site.name}.")}

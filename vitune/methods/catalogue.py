@@ -41,6 +41,7 @@ class MethodRow:
         identity_at_init: whether training starts at the pre-trained function; None: ask PEFT.
         extra_gflops: per image at inference while not merged, in matrix products; None where it
             was not asked for or cannot be counted.
+        notice: what a user should know of the method on this backbone; empty for nothing.
         refusal: why the method cannot be used on this backbone; empty where it can.
     """
 
@@ -54,6 +55,7 @@ class MethodRow:
     mergeable: bool | None = None
     identity_at_init: bool | None = None
     extra_gflops: float | None = None
+    notice: str = ""
     refusal: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -123,6 +125,7 @@ def _traits(config: MethodConfig, model: nn.Module) -> dict[str, Any]:
         "formula": config.formula,
         "mergeable": config.mergeable,
         "identity_at_init": config.identity_at_init,
+        "notice": config.notice(model),
     }
 
 

@@ -42,6 +42,7 @@ class FacTTTConfig(MethodConfig):
     title = "FacT-TT"
     source = "Factor-Tuning, AAAI 2023"
     formula = "2·d·r + 12·L·r²"
+    shares_parameters = True
     tucker: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -59,7 +59,8 @@ class HTAConfig(MethodConfig):
         return choose_sites(sites, roles, self.blocks, named=True, by=self.title)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
-        require_linear(site, module, self.title, changes_bias=False)
+        whole = self.roles if site.num_parts == 1 else None
+        require_linear(site, module, self.title, roles=whole, changes_bias=False)
         return ReflectedLinear
 
     def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:

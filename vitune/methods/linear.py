@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from vitune.backbones.sites import Site
+from vitune.errors import BackboneError
 from vitune.methods._in_place import InPlaceConfig
 
 
@@ -22,6 +24,19 @@ class LinearProbeConfig(InPlaceConfig):
     source = "common practice"
     formula = "0"
     exposes_delta = True
+    narrowed_by = frozenset()
+
+    @classmethod
+    def reason_against(cls, option: str) -> str:
+        """Why the method does not take an option."""
+        return "only the head trains"
+
+    def prepare(self, model: nn.Module, adapter: str, sites: Sequence[Site]) -> None:
+        if not self.modules_to_save:
+            raise BackboneError(
+                f"{self.title}: got modules_to_save={self.modules_to_save!r} for "
+                f"{type(model).__name__}, expected a classifier to train. Name it there."
+            )
 
     def trained(self, model: nn.Module) -> Iterable[tuple[str, str]]:
         return ()

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from vitune.backbones.sites import Site, find_sites
+from vitune.backbones.sites import Site
 from vitune.errors import BackboneError
+from vitune.methods._base_layers import require_plain_linear
+from vitune.methods._coverage import coverage_notice, weight_coverage
 from vitune.methods._in_projection import linear_view
 from vitune.methods._rlrr_arithmetic import combine_states
 from vitune.methods._rlrr_checks import check_roles, check_values, check_variant
@@ -21,10 +23,9 @@ from vitune.methods._rlrr_layers import (
 from vitune.methods._roles import (
     LINEAR_ROLES,
     NORM_ROLES,
-    QKV_PARTS,
     choose_sites,
-    expand_roles,
     parts_of,
+    require_all_parts,
 )
 from vitune.methods._scale_shift import scale_shift_class
 from vitune.methods._tuner import AdapterState, MethodConfig, MethodLayer
@@ -95,6 +96,7 @@ class RLRRConfig(MethodConfig):
     title = "RLRR"
     source = "Residual-based Low-Rank Rescaling, CVPR 2024"
     formula = "Σ over linears of r·(parts·in + out) + out, Σ 2·out over norms and patch embedding"
+    combines = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,7 +119,14 @@ class RLRRConfig(MethodConfig):
             *(NORM_ROLES if self.norms else ()),
             *(("patch_embed",) if adapts_patches else ()),
         )
-        return choose_sites(sites, roles, self.blocks, named=self.roles is not None, by="RLRR")
+        return choose_sites(sites, roles, self.blocks, named=self.roles is not None, by=self.title)
+
+    def coverage(self, model: nn.Module) -> float:
+        """The share of `model`'s linear and convolution weights, head aside, that is adapted."""
+        return weight_coverage(self, model)
+
+    def notice(self, model: nn.Module) -> str:
+        return coverage_notice(self, model)
 
     def is_whole(self, site: Site) -> bool:
         """Whether the layer at `site` is one linear, and not parts with scales of their own."""
@@ -128,28 +137,22 @@ class RLRRConfig(MethodConfig):
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         if site.role in (*NORM_ROLES, "patch_embed"):
-            return scale_shift_class(site, module, "RLRR")
-        if site.role == "qkv" and site.num_parts == 1 and not self._names_all_parts():
-            raise BackboneError(
-                f"RLRR at {site.name!r} (qkv): got q, k, v of unequal widths in one layer, "
-                f"expected roles=qkv in place of {self.roles!r}: they can only be adapted together."
-            )
+            return scale_shift_class(site, module, self.title)
+        if site.role == "qkv" and site.num_parts == 1:
+            require_all_parts(site, self.roles, self.title)
         if isinstance(module, nn.Linear):
+            require_plain_linear(site, module, self.title)
             return RescaledLinear
         if isinstance(module, nn.Conv2d):
             return RescaledConv2d
         raise BackboneError(
-            f"RLRR at {site.name!r} ({site.role}): got {type(module).__name__!r}, expected a "
-            "Linear or Conv2d. Leave the role out with roles=..."
+            f"{self.title} at {site.name!r} ({site.role}): got {type(module).__name__!r}, expected "
+            "a Linear or Conv2d. Leave the role out with roles=..."
         )
 
-    def _names_all_parts(self) -> bool:
-        return self.roles is None or set(QKV_PARTS) <= expand_roles(self.roles)
-
-    def prepare(self, model: nn.Module, adapter: str) -> None:
-        targets = self.target_modules or ()
-        for site in find_sites(model):
-            if self.shift and site.separate_bias and site.name in targets:
+    def prepare(self, model: nn.Module, adapter: str, sites: Sequence[Site]) -> None:
+        for site in sites:
+            if self.shift and site.separate_bias:
                 for layer in stand_in_for_biases(model, site, parts_of(site, self.roles)):
                     layer.add_adapter(adapter, self, None)
 

@@ -27,7 +27,8 @@ class SSFConfig(MethodConfig):
     Raises:
         VituneError: another init, or roles that name a part of a fused qkv.
         BackboneError: at injection, where a layer has no scale and shift.
-    Source: SSF (NeurIPS 2022) eq. 2 and its code. Not after the norm inside a Swin's patch
+    Source: SSF (NeurIPS 2022) eq. 2 and its code. Convolutions between transformer blocks only
+        where roles name "conv". Not after the norm inside a Swin's patch
         embedding, nor on the norm of its patch merging, for which there is no site.
     """
 
@@ -47,7 +48,9 @@ class SSFConfig(MethodConfig):
         return self.init == "identity"
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        roles = self.roles or ("patch_embed", *NORM_ROLES, *LINEAR_ROLES, "conv")
+        is_transformer = any(site.role == "attn_out" for site in sites)
+        convolutions = () if is_transformer else ("conv",)
+        roles = self.roles or ("patch_embed", *NORM_ROLES, *LINEAR_ROLES, *convolutions)
         return choose_sites(sites, roles, self.blocks, named=self.roles is not None, by="SSF")
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:

@@ -87,6 +87,7 @@ class Summary:
     num_val: int | None
     num_classes: int | None
     held_out: str | None
+    notice: str | None
     remarks: tuple[Oddity, ...]
     cores_of_others: float | None
     trained_parts: tuple[TrainedPart, ...]
@@ -186,6 +187,7 @@ def _summary(path: Path) -> Summary:
         seconds=record.number("seconds"),
         peak_mib=record.number("peak_mib"),
         versions={str(name): str(version) for name, version in record.mapping("versions").items()},
+        notice=record.text("notice"),
         remarks=_oddities(record),
         cores_of_others=record.number("cores_of_others"),
         trained_parts=tuple(_trained_part(part) for part in record.records("trained_parts")),

@@ -25,7 +25,7 @@ from vitune.environment import Environment
 from vitune.errors import AdapterError, DataError, VituneError
 from vitune.files import write_atomic
 from vitune.machine import ProcessorUse
-from vitune.methods import get_method
+from vitune.methods import get_method, method_notice
 from vitune.objectives import new_objective
 from vitune.report import write_report
 from vitune.runs import RunFolder
@@ -150,6 +150,7 @@ class _Job:
         accelerator = _new_accelerator(settings)
         counts = count_parameters(model)
         facts = facts_of(settings, backbone, counts, splits, accelerator)
+        facts["notice"] = method_notice(model)
         self.observer.described(facts)
         fingerprint = fingerprint_of(model) if self.folder else ""
         loop = Loop(
