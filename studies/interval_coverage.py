@@ -29,8 +29,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import norm
 
-from vitune.bench.ranking import ranking
-from vitune.bench.statistics import Runs, difference
+from vitune.bench.tables.mixed_model import Runs, difference
+from vitune.bench.tables.ranking import ranking
 
 NUM_IMAGES = 1000
 TASK_MEAN, TASK_SPREAD = 0.8, 0.4

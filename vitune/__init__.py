@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from vitune.methods.arc import ARCAttentionConfig as ARCAttentionConfig
     from vitune.methods.arc import ARCConfig as ARCConfig
     from vitune.methods.bitfit import BitFitConfig as BitFitConfig
-    from vitune.methods.fact import FacTTKConfig as FacTTKConfig
-    from vitune.methods.fact import FacTTTConfig as FacTTTConfig
+    from vitune.methods.fact.factorised import FacTTKConfig as FacTTKConfig
+    from vitune.methods.fact.factorised import FacTTTConfig as FacTTTConfig
     from vitune.methods.full import FullConfig as FullConfig
     from vitune.methods.houlsby import HoulsbyConfig as HoulsbyConfig
     from vitune.methods.houlsby import PfeifferConfig as PfeifferConfig
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from vitune.methods.moppa import MoPPAConfig as MoPPAConfig
     from vitune.methods.moppa_min import MoPPAMinConfig as MoPPAMinConfig
     from vitune.methods.partial import PartialConfig as PartialConfig
-    from vitune.methods.rlrr import RLRRConfig as RLRRConfig
+    from vitune.methods.rlrr.config import RLRRConfig as RLRRConfig
     from vitune.methods.ssf import SSFConfig as SSFConfig
     from vitune.methods.vpt import VPTDeepConfig as VPTDeepConfig
     from vitune.methods.vpt import VPTShallowConfig as VPTShallowConfig

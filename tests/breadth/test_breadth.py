@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from verdict import METHODS, judge, logits
 
 from vitune.errors import VituneError
-from vitune.methods.rlrr import RLRRConfig
+from vitune.methods.rlrr.config import RLRRConfig
 
 BUILDERS: dict[str, Callable[[str], tuple[nn.Module, Tensor]]] = {
     "timm": timm_zoo.build,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vitune.backbones import find_sites, head_name, logits_of, token_layout
 from vitune.errors import AdapterError, BackboneError
 from vitune.methods import OWN, Method, MethodLayer
-from vitune.training.lean import class_tail, lean_training
+from vitune.training.last_block import class_tail, lean_training
 
 CASES = [(method, backbone) for method in OWN for backbone in BUILDERS]
 REFUSED = Counter({"swin": 4, "torchvision_vit": 1})

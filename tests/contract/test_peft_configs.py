@@ -30,7 +30,7 @@ from torch import nn
 from vitune.backbones import bare_name, find_sites, head_name
 from vitune.errors import BackboneError, VituneError
 from vitune.methods import OWN, MethodConfig
-from vitune.methods._peft_options import OPTIONS
+from vitune.methods.core.peft_options import OPTIONS
 
 LINEAR_TARGETS = [m for m in ON_VIT if not refuses(m, "roles") and m not in ("ssf", "moppa")]
 

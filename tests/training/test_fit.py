@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from vitune.errors import AdapterError, DataError, OutputError, TrainingError, VituneError
 from vitune.runs import RunFolder
 from vitune.training import Observer, TrainConfig, fit
-from vitune.training.checkpoint import has_checkpoint
+from vitune.training.resume_point import has_checkpoint
 
 DIGITS = "demo:digits?train=40"
 QUICK: dict[str, Any] = {"data": DIGITS, "batch_size": 16, "epochs": 3, "lr": 5e-3}

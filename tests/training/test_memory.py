@@ -49,7 +49,7 @@ def test_steps_that_cannot_fit_are_refused_and_named() -> None:
 
 
 def test_out_of_memory_is_a_users_mistake_and_a_reason_for_smaller_batches() -> None:
-    from vitune.bench.running import is_out_of_memory
+    from vitune.bench.study.running import is_out_of_memory
 
     assert issubclass(OutOfMemoryError, VituneError)
     assert is_out_of_memory(OutOfMemoryError("no"))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from vitune.analysis.drawing import heading, new_figure, run_style, svg
+from vitune.analysis.plot_style import heading, new_figure, run_style, svg
 from vitune.analysis.spectrum_report import DRIFT_K, RoleSummary
 from vitune.errors import VituneError
 

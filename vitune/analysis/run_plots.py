@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from vitune.analysis.drawing import EDGE, heading, new_figure, run_style, svg
+from vitune.analysis.plot_style import EDGE, heading, new_figure, run_style, svg
 from vitune.analysis.retention import Retention
 from vitune.analysis.spectrum_report import DRIFT_K
 from vitune.errors import VituneError

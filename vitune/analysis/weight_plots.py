@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vitune.analysis.drawing import (
+from vitune.analysis.plot_style import (
     BASE_COLOUR,
     EDGE,
     FAINT,

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vitune.backbones.checkpoint import converted, load_state, num_head_classes, read_state
 from vitune.backbones.google_npz import load_google_npz, npz_num_classes, npz_shapes
 from vitune.backbones.heads import num_outputs, zero_heads
 from vitune.backbones.rehearsal import rehearsed
+from vitune.backbones.weight_file import converted, load_state, num_head_classes, read_state
 from vitune.backbones.wording import one_line
 from vitune.errors import BackboneError
 from vitune.preprocessing import Preprocessing

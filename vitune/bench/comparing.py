@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitune.bench.choosing import Choice
-from vitune.bench.execution import Executor
-from vitune.bench.formats import split_text
 from vitune.bench.launching import seed_list
-from vitune.bench.protocol import Outcome, Watcher, run_study
-from vitune.bench.statistics import Difference
-from vitune.bench.study import Study, grid_of
-from vitune.bench.sureness import explanation, verdict
-from vitune.bench.table import Table, TableRow, make_table
+from vitune.bench.study.choosing import Choice
+from vitune.bench.study.execution import Executor
+from vitune.bench.study.plan import Study, grid_of
+from vitune.bench.study.protocol import Outcome, Watcher, run_study
+from vitune.bench.tables.mixed_model import Difference
+from vitune.bench.tables.study_table import Table, TableRow, make_table
+from vitune.bench.tables.sureness import explanation, verdict
+from vitune.bench.tables.table_formats import split_text
 from vitune.data import spec_name
 from vitune.errors import VituneError
 from vitune.methods import get_method

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitune.bench.cells import CellResult
-from vitune.bench.choosing import Choice
-from vitune.bench.journal import read_choices, read_study
-from vitune.bench.study import Study, Variant
-from vitune.bench.table import make_table
+from vitune.bench.study.cells import CellResult
+from vitune.bench.study.choosing import Choice
+from vitune.bench.study.journal import read_choices, read_study
+from vitune.bench.study.plan import Study, Variant
+from vitune.bench.tables.study_table import make_table
 from vitune.errors import VituneError
 from vitune.files import write_output
 from vitune.methods import METHODS, get_method

@@ -52,7 +52,7 @@ def analyze(
     from pathlib import Path
 
     from vitune.analysis import IntruderRule, map_effects, write_spectrum
-    from vitune.bench.study_analysis import is_study
+    from vitune.bench.study.kept_adapters import is_study
     from vitune.cli._progress import console
     from vitune.cli._study_analysis import analyze_study
     from vitune.errors import VituneError
@@ -188,7 +188,7 @@ def _images(
 
     from vitune.data import batches, load_splits, load_unlabelled, normalise
     from vitune.runs import RunFolder
-    from vitune.training.config import settings_in
+    from vitune.training.train_config import settings_in
 
     folder = RunFolder(Path(run))
     if num_images < 4 or (images is None and not folder.config.is_file()):

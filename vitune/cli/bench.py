@@ -10,9 +10,9 @@ import typer
 from vitune.cli._study_options import KEEP, METHOD_ARG, OVERLAP, RERUN, method_arguments
 
 if TYPE_CHECKING:
-    from vitune.bench.protocol import Outcome
-    from vitune.bench.study import Study
-    from vitune.bench.table import Table
+    from vitune.bench.study.plan import Study
+    from vitune.bench.study.protocol import Outcome
+    from vitune.bench.tables.study_table import Table
 
 bench = typer.Typer(help="Run studies under the honest protocol; measure speed.")
 
@@ -74,8 +74,8 @@ def run(
     the honest figure beside it. Exit code 1 means that some runs failed or diverged.
     """
     from vitune.bench.beside_honest import run_both
-    from vitune.bench.protocol import run_study
-    from vitune.bench.table import make_table
+    from vitune.bench.study.protocol import run_study
+    from vitune.bench.tables.study_table import make_table
     from vitune.cli._study import StudyProgress, check_study_folder, new_executor
     from vitune.cli._words import numbers, whole_numbers, words
     from vitune.errors import VituneError
@@ -173,9 +173,9 @@ def study(
 
     Exit code 1 means that some runs failed or diverged.
     """
-    from vitune.bench.protocol import run_study
-    from vitune.bench.study import Study
-    from vitune.bench.table import make_table
+    from vitune.bench.study.plan import Study
+    from vitune.bench.study.protocol import run_study
+    from vitune.bench.tables.study_table import make_table
     from vitune.cli._study import StudyProgress, check_study_folder, new_executor
     from vitune.cli._words import words
 
@@ -213,10 +213,10 @@ def table(
     longer those that its runs saw.
     """
     from vitune.bench.beside_honest import with_remarks
-    from vitune.bench.current import changed_since
-    from vitune.bench.formats import formatted
-    from vitune.bench.protocol import read_missing, read_results, read_study, read_unfinished
-    from vitune.bench.table import make_table
+    from vitune.bench.study.current import changed_since
+    from vitune.bench.study.protocol import read_missing, read_results, read_study, read_unfinished
+    from vitune.bench.tables.study_table import make_table
+    from vitune.bench.tables.table_formats import formatted
     from vitune.cli._study import print_table
 
     by_folder = {folder: read_results(folder) for folder in folders}
@@ -263,7 +263,7 @@ def defaults(
         markdown_of,
         record,
     )
-    from vitune.bench.protocol import read_results
+    from vitune.bench.study.protocol import read_results
 
     found, studies = defaults_of(folders)
     default, tuned = (
@@ -313,8 +313,8 @@ def speed(
     out: str = typer.Option(None, "--out", help="JSON; a second call compares with it"),
 ) -> None:
     """Time training steps of several methods in one process, in turns, and compare."""
-    from vitune.bench.speed import ALL_METHODS, SpeedPlan, bench_speed
-    from vitune.bench.speed_table import compare_with, format_table
+    from vitune.bench.speed.measuring import ALL_METHODS, SpeedPlan, bench_speed
+    from vitune.bench.speed.speed_table import compare_with, format_table
     from vitune.cli._progress import console
     from vitune.cli._speed import print_speed
     from vitune.cli._words import numbers, words
@@ -346,8 +346,8 @@ def _finish(
     """The table on the terminal and as a page in the study's folder; exit 1 for lost runs."""
     from pathlib import Path
 
-    from vitune.bench.formats import formatted
-    from vitune.bench.page import note_on, write_study_page
+    from vitune.bench.tables.study_page import note_on, write_study_page
+    from vitune.bench.tables.table_formats import formatted
     from vitune.cli._progress import console
     from vitune.cli._study import end_with, print_table
 
@@ -367,7 +367,7 @@ def _finish(
 
 
 def _print_estimate(study: Study, jobs: int) -> None:
-    from vitune.bench.planning import estimate, total_hours
+    from vitune.bench.cost import estimate, total_hours
     from vitune.cli._progress import console
     from vitune.cli._tables import print_columns
 

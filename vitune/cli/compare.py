@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from vitune.cli._study_options import KEEP, METHOD_ARG, OVERLAP, RERUN, method_arguments
-from vitune.training.config import TrainConfig
+from vitune.training.train_config import TrainConfig
 
 
 def add_to(app: typer.Typer) -> None:
@@ -56,7 +56,7 @@ def compare(
         print_table,
     )
     from vitune.cli._words import numbers, words
-    from vitune.training.config import read_yaml
+    from vitune.training.train_config import read_yaml
 
     check_study_folder(out, force=force)
     names = words(methods)

@@ -114,7 +114,7 @@ def _check_suite(root: str, suite: str, as_json: bool) -> bool:
 
     from rich.table import Table
 
-    from vitune.bench.checking import check_suite
+    from vitune.bench.suites.checking import check_suite
     from vitune.cli._progress import console
 
     found = check_suite(root, suite)
@@ -143,7 +143,7 @@ def fake(
     suite: str = typer.Option("vtab1k", "--suite", help="vtab1k, fgvc or fewshot"),
 ) -> None:
     """Write a tiny complete copy of a benchmark, for tests and trying things out."""
-    from vitune.bench.fake import write_fake
+    from vitune.bench.suites.tiny_copies import write_fake
     from vitune.cli._progress import console
 
     tasks = write_fake(root, suite)

@@ -65,8 +65,8 @@ def demo(
 
 def _train(method: str, out: str, epochs: int) -> Trained:
     from vitune.cli._progress import TrainingProgress
-    from vitune.training.config import TrainConfig
     from vitune.training.fitting import fit
+    from vitune.training.train_config import TrainConfig
 
     config = TrainConfig(
         data=DATA, method=method, lr=LEARNING_RATES[method], epochs=epochs, refit=True

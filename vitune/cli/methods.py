@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from vitune.training.config import TrainConfig
+from vitune.training.train_config import TrainConfig
 
 
 def add_to(app: typer.Typer) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from vitune.cli._settings import read_settings, with_settings
 from vitune.errors import InterruptError, VituneError
-from vitune.training.config import TrainConfig
+from vitune.training.train_config import TrainConfig
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,8 +33,8 @@ def train(
     looked at: 'vitune evaluate' does that.
     """
     from vitune.cli._progress import TrainingProgress, console, percent
-    from vitune.training.config import read_yaml
     from vitune.training.fitting import fit
+    from vitune.training.train_config import read_yaml
 
     for name, value in (("pace_lambda", pace_lambda), ("pace_sigma", pace_sigma)):
         if value is not None:
@@ -67,7 +67,7 @@ def _what_is_kept(out: str) -> str:
     from pathlib import Path
 
     from vitune.runs import RunFolder
-    from vitune.training.checkpoint import read_progress
+    from vitune.training.resume_point import read_progress
 
     folder = RunFolder(Path(out))
     if not folder.config.is_file():

@@ -19,6 +19,8 @@ from vitune.data.folder import list_images as list_images
 from vitune.data.holdout import hold_out as hold_out
 from vitune.data.inspection import Inspection as Inspection
 from vitune.data.inspection import inspect_images as inspect_images
+from vitune.data.labelled import load_labelled as load_labelled
+from vitune.data.labelled import load_unlabelled as load_unlabelled
 from vitune.data.loader import CachedImages as CachedImages
 from vitune.data.loader import EpochSampler as EpochSampler
 from vitune.data.loader import as_is as as_is
@@ -31,8 +33,6 @@ from vitune.data.records import ImageList as ImageList
 from vitune.data.records import Record as Record
 from vitune.data.remarks import TOLD as TOLD
 from vitune.data.remarks import Remark as Remark
-from vitune.data.scoring import load_labelled as load_labelled
-from vitune.data.scoring import load_unlabelled as load_unlabelled
 from vitune.data.source import SOURCES as SOURCES
 from vitune.data.source import absolute_source as absolute_source
 from vitune.data.source import is_source as is_source

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from vitune.data.demo import DEMOS, open_demo
 from vitune.data.folder import nearest_sibling, open_folder
+from vitune.data.path_table import TABLE_SUFFIXES, open_table
 from vitune.data.records import ImageList
-from vitune.data.table import TABLE_SUFFIXES, open_table
 from vitune.data.vtab import open_vtab
 from vitune.errors import DataError, nearest
 

@@ -19,8 +19,8 @@ from vitune.data.checks import (
     without_missing,
 )
 from vitune.data.decode import MAX_MEGAPIXELS, Decoding
+from vitune.data.decoded_splits import read_splits
 from vitune.data.holdout import hold_out
-from vitune.data.reading import read_splits
 from vitune.data.records import ImageList, Record
 from vitune.data.remarks import Remark, nearly_black, remarks_on, skipped
 from vitune.data.source import open_source

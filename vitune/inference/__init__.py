@@ -7,4 +7,4 @@ from vitune.inference.merging import merge_run as merge_run
 from vitune.inference.predict import Prediction as Prediction
 from vitune.inference.predict import predict as predict
 from vitune.inference.predict import predictions_csv as predictions_csv
-from vitune.inference.scoring import evaluate_run as evaluate_run
+from vitune.inference.run_scores import evaluate_run as evaluate_run

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from vitune.errors import VituneError, nearest
-from vitune.methods._combination import AdapterState as AdapterState
-from vitune.methods._coverage import method_notice as method_notice
-from vitune.methods._delta_noise import method_penalty as method_penalty
-from vitune.methods._delta_noise import noise_plan as noise_plan
-from vitune.methods._fact_official import load_official as load_official_fact  # noqa: F401
-from vitune.methods._peft_targets import UNSUPPORTED
-from vitune.methods._registry import Method as Method
-from vitune.methods._registry import keeps_tokens_apart as keeps_tokens_apart
-from vitune.methods._registry import own_method, peft_methods
-from vitune.methods._rlrr_arithmetic import combine_states as combine_states
-from vitune.methods._tuner import MethodConfig as MethodConfig
-from vitune.methods._tuner import MethodLayer as MethodLayer
-from vitune.methods._tuner import current_names as current_names
 from vitune.methods.adapter_plus import AdapterPlusConfig
 from vitune.methods.adaptformer import AdaptFormerConfig
 from vitune.methods.apla import APLAConfig
 from vitune.methods.arc import ARCAttentionConfig, ARCConfig
 from vitune.methods.bitfit import BitFitConfig
-from vitune.methods.fact import FacTTKConfig, FacTTTConfig
+from vitune.methods.core.combination import AdapterState as AdapterState
+from vitune.methods.core.coverage import method_notice as method_notice
+from vitune.methods.core.delta_noise import method_penalty as method_penalty
+from vitune.methods.core.delta_noise import noise_plan as noise_plan
+from vitune.methods.core.peft_targets import UNSUPPORTED
+from vitune.methods.core.registry import Method as Method
+from vitune.methods.core.registry import keeps_tokens_apart as keeps_tokens_apart
+from vitune.methods.core.registry import own_method, peft_methods
+from vitune.methods.core.tuner import MethodConfig as MethodConfig
+from vitune.methods.core.tuner import MethodLayer as MethodLayer
+from vitune.methods.core.tuner import current_names as current_names
+from vitune.methods.fact.factorised import FacTTKConfig, FacTTTConfig
+from vitune.methods.fact.official_layout import load_official as load_official_fact  # noqa: F401
 from vitune.methods.full import FullConfig
 from vitune.methods.houlsby import HoulsbyConfig, PfeifferConfig
 from vitune.methods.hta import HTAConfig, SequentialHTAConfig
@@ -31,7 +30,8 @@ from vitune.methods.lora_mul import LoRAAddConfig, LoRAMulVPTAddConfig, VPTAddCo
 from vitune.methods.moppa import MoPPAConfig
 from vitune.methods.moppa_min import MoPPAMinConfig
 from vitune.methods.partial import PartialConfig
-from vitune.methods.rlrr import RLRRConfig
+from vitune.methods.rlrr.arithmetic import combine_states as combine_states
+from vitune.methods.rlrr.config import RLRRConfig
 from vitune.methods.ssf import SSFConfig
 from vitune.methods.vpt import VPTDeepConfig, VPTShallowConfig
 

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from vitune.backbones.sites import Site
-from vitune.methods._bottleneck import (
+from vitune.methods.core.bottleneck import (
     BottleneckLayer,
     block_width,
     bottleneck_parameters,
     truncated_normal,
 )
-from vitune.methods._checks import check_rank, check_rate
-from vitune.methods._token_checks import require_features_last
-from vitune.methods._tuner import MethodLayer
-from vitune.methods._wrapper import BlockConfig, Call, choose_blocks, with_tokens
+from vitune.methods.core.token_checks import require_features_last
+from vitune.methods.core.tuner import MethodLayer
+from vitune.methods.core.value_checks import check_rank, check_rate
+from vitune.methods.core.wrapper import BlockConfig, Call, choose_blocks, with_tokens
 
 INIT_STD = 0.01
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from vitune.backbones.sites import Site, find_sites
-from vitune.methods._bottleneck import BottleneckLayer, block_width, bottleneck_parameters
-from vitune.methods._checks import check_rank, check_rate
-from vitune.methods._linear import uniform
-from vitune.methods._token_checks import require_features_last
-from vitune.methods._tuner import MethodLayer
-from vitune.methods._wrapper import BlockConfig, Call, choose_blocks, tapped, with_tokens
+from vitune.methods.core.bottleneck import BottleneckLayer, block_width, bottleneck_parameters
+from vitune.methods.core.linear_layers import uniform
+from vitune.methods.core.token_checks import require_features_last
+from vitune.methods.core.tuner import MethodLayer
+from vitune.methods.core.value_checks import check_rank, check_rate
+from vitune.methods.core.wrapper import BlockConfig, Call, choose_blocks, tapped, with_tokens
 
 ENTRANCE = ("norm2", "fc1")
 """Roles of the module with which a block's MLP begins, the norm where there is one."""

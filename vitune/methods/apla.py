@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from vitune.backbones.sites import Site
 from vitune.errors import VituneError
-from vitune.methods._checks import check_rank
-from vitune.methods._linear import LinearLayer, has_bias, linear_shape, require_linear
-from vitune.methods._roles import choose_sites
-from vitune.methods._tuner import MethodConfig, MethodLayer, Tensors
+from vitune.methods.core.linear_layers import LinearLayer, has_bias, linear_shape, require_linear
+from vitune.methods.core.roles import choose_sites
+from vitune.methods.core.tuner import MethodConfig, MethodLayer, Tensors
+from vitune.methods.core.value_checks import check_rank
 from vitune.ops.partial_linear import partial_linear, partial_weight
 
 

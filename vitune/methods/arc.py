@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from vitune.backbones.sites import Site
 from vitune.errors import VituneError
-from vitune.methods._checks import check_choice, check_rank, check_rate
-from vitune.methods._linear import LinearLayer, linear_shape, require_linear, uniform
-from vitune.methods._peft_options import ALL_LINEAR, OPTIONS
-from vitune.methods._roles import QKV_PARTS, choose_sites
-from vitune.methods._tuner import MethodConfig, MethodLayer, Tensors
+from vitune.methods.core.linear_layers import LinearLayer, linear_shape, require_linear, uniform
+from vitune.methods.core.peft_options import ALL_LINEAR, OPTIONS
+from vitune.methods.core.roles import QKV_PARTS, choose_sites
+from vitune.methods.core.tuner import MethodConfig, MethodLayer, Tensors
+from vitune.methods.core.value_checks import check_choice, check_rank, check_rate
 
 PLACES = {"qkv": "attn", "q": "attn", "k": "attn", "v": "attn", "fc1": "mlp"}
 """Which of a block's two adapters feeds a linear layer."""

@@ -18,8 +18,8 @@ from vitune.backbones.rehearsal import rehearsed
 from vitune.backbones.sites import ROLES, find_sites
 from vitune.errors import VituneError
 from vitune.methods import METHODS, Method
-from vitune.methods._peft_targets import UNSUPPORTED
-from vitune.methods._tuner import MethodConfig
+from vitune.methods.core.peft_targets import UNSUPPORTED
+from vitune.methods.core.tuner import MethodConfig
 
 HEAD_PART = "modules_to_save"
 
@@ -175,8 +175,8 @@ def methods_page() -> str:
             "",
             "## PEFT's own methods",
             "",
-            "They act on all linears of the blocks unless `vitune/methods/_peft_targets.py` says",
-            "otherwise. These train on a timm ViT (some ask for a smaller block or rank on a",
+            "They act on all linears of the blocks unless `vitune/methods/core/peft_targets.py`",
+            "says otherwise. These train on a timm ViT (some ask for a smaller block or rank on a",
             "narrow one):",
             "",
             ", ".join(f"`{name}`" for name in theirs) + ".",

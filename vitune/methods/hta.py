@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from vitune.backbones.sites import Site
 from vitune.errors import VituneError
-from vitune.methods._linear import LinearLayer, linear_shape, require_linear, uniform
-from vitune.methods._roles import QKV_PARTS, choose_sites, parts_of
-from vitune.methods._tuner import MethodConfig, MethodLayer, Tensors
+from vitune.methods.core.linear_layers import LinearLayer, linear_shape, require_linear, uniform
+from vitune.methods.core.roles import QKV_PARTS, choose_sites, parts_of
+from vitune.methods.core.tuner import MethodConfig, MethodLayer, Tensors
 
 EPSILON = 1e-12
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from vitune.errors import BackboneError
-from vitune.methods._in_place import InPlaceConfig, own_parameters
-from vitune.methods._peft_options import ALL_LINEAR
+from vitune.methods.core.in_place import InPlaceConfig, own_parameters
+from vitune.methods.core.peft_options import ALL_LINEAR
 
 
 @dataclass

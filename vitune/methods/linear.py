@@ -9,7 +9,7 @@ from torch import nn
 
 from vitune.backbones.sites import Site
 from vitune.errors import BackboneError
-from vitune.methods._in_place import InPlaceConfig
+from vitune.methods.core.in_place import InPlaceConfig
 
 
 @dataclass

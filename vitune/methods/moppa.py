@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from vitune.backbones.sites import Site, token_layout
 from vitune.errors import BackboneError, VituneError
-from vitune.methods._peft_options import ALL_LINEAR, OPTIONS
-from vitune.methods._spectral import filtered, new_tau, response, route_entropy
-from vitune.methods._token_checks import prefix_tokens
-from vitune.methods._tuner import MethodLayer
-from vitune.methods._wrapper import Call, WrapperLayer
-from vitune.methods.rlrr import RLRRConfig
+from vitune.methods.core.peft_options import ALL_LINEAR, OPTIONS
+from vitune.methods.core.spectral import filtered, new_tau, response, route_entropy
+from vitune.methods.core.token_checks import prefix_tokens
+from vitune.methods.core.tuner import MethodLayer
+from vitune.methods.core.wrapper import Call, WrapperLayer
+from vitune.methods.rlrr.config import RLRRConfig
 
 ROLES = ("v", "attn_out", "fc1", "fc2", "norm2", "patch_embed", "final_norm")
 GROUP_WIDTH = 64

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from vitune.backbones.sites import Site, find_sites
 from vitune.errors import VituneError
-from vitune.methods._bottleneck import block_width
-from vitune.methods._checks import check_rank
-from vitune.methods._linear import uniform
-from vitune.methods._spectral import filtered, new_tau, response, route_entropy
-from vitune.methods._tuner import MethodLayer
-from vitune.methods._wrapper import BlockConfig, Call, WrapperLayer, choose_blocks, tapped
+from vitune.methods.core.bottleneck import block_width
+from vitune.methods.core.linear_layers import uniform
+from vitune.methods.core.spectral import filtered, new_tau, response, route_entropy
+from vitune.methods.core.tuner import MethodLayer
+from vitune.methods.core.value_checks import check_rank
+from vitune.methods.core.wrapper import BlockConfig, Call, WrapperLayer, choose_blocks, tapped
 from vitune.methods.moppa import TEMPERATURE, PriorRates, grid_of
 
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from vitune.backbones.sites import find_sites
 from vitune.errors import BackboneError, VituneError
-from vitune.methods._checks import check_rank
-from vitune.methods._in_place import InPlaceConfig, own_parameters
+from vitune.methods.core.in_place import InPlaceConfig, own_parameters
+from vitune.methods.core.value_checks import check_rank
 
 
 @dataclass

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from vitune.backbones.sites import Site
-from vitune.methods._checks import check_choice
-from vitune.methods._in_projection import linear_view
-from vitune.methods._linear import require_linear
-from vitune.methods._roles import LINEAR_ROLES, NORM_ROLES, choose_sites
-from vitune.methods._scale_shift import scale_shift_class
-from vitune.methods._tuner import MethodConfig, MethodLayer
+from vitune.methods.core.in_projection import linear_view
+from vitune.methods.core.linear_layers import require_linear
+from vitune.methods.core.roles import LINEAR_ROLES, NORM_ROLES, choose_sites
+from vitune.methods.core.scale_shift import scale_shift_class
+from vitune.methods.core.tuner import MethodConfig, MethodLayer
+from vitune.methods.core.value_checks import check_choice
 
 
 @dataclass

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from vitune.backbones.sites import Site, find_sites, num_prefix_tokens
 from vitune.errors import BackboneError
-from vitune.methods._bottleneck import block_width
-from vitune.methods._checks import check_rank, check_rate
-from vitune.methods._linear import uniform
-from vitune.methods._token_checks import require_more_tokens
-from vitune.methods._tuner import MethodLayer
-from vitune.methods._wrapper import BlockConfig, Call, WrapperLayer, choose_blocks, with_tokens
+from vitune.methods.core.bottleneck import block_width
+from vitune.methods.core.linear_layers import uniform
+from vitune.methods.core.token_checks import require_more_tokens
+from vitune.methods.core.tuner import MethodLayer
+from vitune.methods.core.value_checks import check_rank, check_rate
+from vitune.methods.core.wrapper import BlockConfig, Call, WrapperLayer, choose_blocks, with_tokens
 
 POSITION_MODULES = ("rope", "rel_pos", "relative_position", "pos_bias")
 """Parts of module names that tell of positions inside attention, which prompts do not have."""

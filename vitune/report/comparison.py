@@ -10,8 +10,8 @@ from typing import Any
 from vitune.errors import VituneError
 from vitune.report.formatting import count, duration
 from vitune.report.intervals import mean_and_std
-from vitune.report.reading import Record, as_record
 from vitune.report.rendering import write_page
+from vitune.report.result_files import Record, as_record
 from vitune.report.scales import Scale, nice_scale
 from vitune.report.scatter import Measured, ScatterChart, scatter_chart
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from vitune.errors import VituneError
 from vitune.report.evaluations import Evaluation, read_evaluations
-from vitune.report.reading import (
+from vitune.report.result_files import (
     Record,
     as_record,
     read_json,

@@ -17,8 +17,8 @@ from vitune.data import HeldOut, Splits
 from vitune.environment import installed_versions
 from vitune.machine import ProcessorUse
 from vitune.methods import get_method
-from vitune.training.config import TrainConfig
 from vitune.training.loop import Loop
+from vitune.training.train_config import TrainConfig
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 

@@ -30,8 +30,6 @@ from vitune.objectives import new_objective
 from vitune.report import write_report
 from vitune.runs import RunFolder
 from vitune.training.accounting import facts_of, outcome_of, reset_peak
-from vitune.training.checkpoint import has_checkpoint, read_progress
-from vitune.training.config import TrainConfig
 from vitune.training.loop import Loop, Recipe
 from vitune.training.memory import require_memory
 from vitune.training.observer import Observer
@@ -45,6 +43,7 @@ from vitune.training.record import (
     plain_optimiser,
     set_optimiser,
 )
+from vitune.training.resume_point import has_checkpoint, read_progress
 from vitune.training.settling import (
     filled_in,
     new_settings,
@@ -52,6 +51,7 @@ from vitune.training.settling import (
     typed_arguments,
     with_fitting_batch,
 )
+from vitune.training.train_config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vitune.data import Augment, FileViews, Split, augmentation, normalise, seeded_generator
 from vitune.preprocessing import Preprocessing
-from vitune.training.config import TrainConfig
+from vitune.training.train_config import TrainConfig
 
 
 class TrainingInputs:

@@ -29,18 +29,18 @@ from vitune.objectives import Objective, Step, new_objective
 from vitune.ops import first_token_only
 from vitune.preprocessing import Preprocessing
 from vitune.training.averaging import Averager
-from vitune.training.checkpoint import (
+from vitune.training.inputs import TrainingInputs
+from vitune.training.last_block import class_tail, lean_training
+from vitune.training.metrics import append_row, keep_epochs
+from vitune.training.observer import Observer
+from vitune.training.optimiser import new_optimiser, new_schedule
+from vitune.training.resume_point import (
     Progress,
     has_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
-from vitune.training.config import TrainConfig
-from vitune.training.inputs import TrainingInputs
-from vitune.training.lean import class_tail, lean_training
-from vitune.training.metrics import append_row, keep_epochs
-from vitune.training.observer import Observer
-from vitune.training.optimiser import new_optimiser, new_schedule
+from vitune.training.train_config import TrainConfig
 
 EVAL_BATCH = 128
 """Images validated at a time: enough for a GPU, and activations that a CPU's caches still hold."""

@@ -13,7 +13,7 @@ from vitune.backbones.rehearsal import rehearsed
 from vitune.errors import OutOfMemoryError
 from vitune.machine import available_memory_mib
 from vitune.methods import get_method
-from vitune.training.config import TrainConfig
+from vitune.training.train_config import TrainConfig
 
 STATES_PER_PARAMETER = 4
 """A trained parameter with its gradient and AdamW's two moments."""

@@ -24,7 +24,7 @@ from vitune.environment import Environment
 from vitune.errors import AdapterError, explain
 from vitune.files import write_atomic
 from vitune.preprocessing import Preprocessing
-from vitune.training.config import CHECKSUM, TrainConfig, settings_in
+from vitune.training.train_config import CHECKSUM, TrainConfig, settings_in
 
 PLAIN = (bool, int, float, str, type(None))
 

@@ -13,9 +13,9 @@ from vitune.data import absolute_source
 from vitune.errors import DataError, VituneError, nearest
 from vitune.methods import Method
 from vitune.runs import RunFolder
-from vitune.training.checkpoint import read_progress
-from vitune.training.config import TrainConfig
 from vitune.training.record import RunRecord
+from vitune.training.resume_point import read_progress
+from vitune.training.train_config import TrainConfig
 
 SETTLED_BY_RESUME = ("epochs", "data")
 """What a resumed run may be told anew: images may have moved, as they are known by content."""

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from study_parts import paint
 
-from vitune.bench.cells import CellResult, Scores
-from vitune.bench.scores import packed
-from vitune.bench.study import Study
-from vitune.bench.workbench import Workbench
+from vitune.bench.study.cells import CellResult, Scores
+from vitune.bench.study.plan import Study
+from vitune.bench.study.scores import packed
+from vitune.bench.study.workbench import Workbench
 
 TINY = "demo:count?train=16&val=8&test=16"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import vitune
-from vitune.bench import as_published
+from vitune.bench.study import as_published
 from vitune.data.procedural import Scene
 from vitune.training import TrainConfig
 from vitune.training.fitting import fit

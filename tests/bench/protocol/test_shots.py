@@ -12,16 +12,16 @@ import pytest
 from study_parts import Invented
 
 import vitune.cli._study as cli_study
-from vitune.bench.cells import Cell
-from vitune.bench.execution import InProcess
-from vitune.bench.fake import write_fake
 from vitune.bench.launching import suite_study
-from vitune.bench.protocol import Planner, run_study
-from vitune.bench.shots import with_shots
-from vitune.bench.shots_chart import shots_chart
-from vitune.bench.study import Study, Task
-from vitune.bench.table import make_table
-from vitune.bench.workbench import Workbench
+from vitune.bench.study.cells import Cell
+from vitune.bench.study.execution import InProcess
+from vitune.bench.study.plan import Study, Task
+from vitune.bench.study.protocol import Planner, run_study
+from vitune.bench.study.workbench import Workbench
+from vitune.bench.suites.shots import with_shots
+from vitune.bench.suites.tiny_copies import write_fake
+from vitune.bench.tables.shots_chart import shots_chart
+from vitune.bench.tables.study_table import make_table
 from vitune.cli import run
 from vitune.data import open_source
 from vitune.errors import DataError, VituneError
@@ -147,7 +147,7 @@ def test_the_few_shot_suite_takes_its_own_lists(tmp_path: Path) -> None:
     assert [task.group for task in study.tasks] == ["2-shot"] * 2 + ["4-shot"] * 2
     assert {task.refit for task in study.tasks} == {False}
     planner = Planner(study, Workbench())
-    from vitune.bench.protocol import choose
+    from vitune.bench.study.protocol import choose
 
     variant, task = study.variants[0], study.tasks[0]
     choice = choose(study, variant, task, [])
@@ -221,7 +221,7 @@ def test_a_curve_is_a_mean_over_data_sets(result: Make) -> None:
 
 
 def test_a_dry_run_of_one_shot_needs_no_image_to_hold_out(photos: Make, tmp_path: Path) -> None:
-    from vitune.bench.planning import estimate
+    from vitune.bench.cost import estimate
 
     root = photos("few", {"train": 4, "test": 2})
     study = suite_study(str(root), ["linear"], tmp_path, shots=[1, 2], tune=False, epochs=1,

@@ -11,7 +11,7 @@ from torch import nn
 from vitune.backbones.sites import Site, find_sites
 from vitune.errors import BackboneError, VituneError
 from vitune.methods import MethodLayer, RLRRConfig
-from vitune.methods._rlrr_layers import RescaledLinear
+from vitune.methods.rlrr.layers import RescaledLinear
 
 REFUSED = [
     ({"rank": 0}, "rank: got 0"),

@@ -13,8 +13,8 @@ from torch import nn
 from vitune.backbones.sites import find_sites
 from vitune.errors import AdapterError, BackboneError
 from vitune.methods import MethodLayer, RLRRConfig
-from vitune.methods._in_projection import InProjection, linear_view
-from vitune.methods._rlrr_layers import ShiftedBias
+from vitune.methods.core.in_projection import InProjection, linear_view
+from vitune.methods.rlrr.layers import ShiftedBias
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:

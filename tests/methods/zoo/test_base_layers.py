@@ -18,7 +18,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from vitune.errors import BackboneError
 from vitune.methods import METHODS, MethodLayer, get_method
-from vitune.methods._base_layers import scales_with_weight
+from vitune.methods.core.base_layers import scales_with_weight
 
 WORKS_ON_QUANTISED = ("adapter_plus", "adaptformer", "vpt_deep", "lora")
 """What the refusal names."""

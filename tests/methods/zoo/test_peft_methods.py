@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from vitune.errors import VituneError
 from vitune.methods import METHODS, MethodConfig, get_method
-from vitune.methods._peft_targets import UNSUPPORTED
-from vitune.training.lean import class_tail, lean_training
+from vitune.methods.core.peft_targets import UNSUPPORTED
+from vitune.training.last_block import class_tail, lean_training
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}:UserWarning")
