@@ -18,7 +18,7 @@ from rich.progress import (
 from vitune.training.observer import Observer
 
 if TYPE_CHECKING:
-    from vitune.training.loop import Loop
+    from vitune.training.observer import Running
 
 console = Console(highlight=False)
 
@@ -90,7 +90,7 @@ class TrainingProgress(Observer):
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._epoch_started = 0.0
-        self._loop: Loop | None = None
+        self._loop: Running | None = None
 
     def prepared(self, stage: str, done: int, total: int) -> None:
         self.decoding(done, total)
@@ -117,7 +117,7 @@ class TrainingProgress(Observer):
         for remark in facts["remarks"]:
             print_named(remark["text"], remark["names"], remark["num"])
 
-    def started(self, loop: Loop) -> None:
+    def started(self, loop: Running) -> None:
         self._loop, self.epochs = loop, loop.config.epochs
         if loop.progress.epoch:
             console.print(f"continuing after epoch {loop.progress.epoch}")

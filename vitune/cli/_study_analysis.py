@@ -29,8 +29,8 @@ def analyze_study(
     """
     from vitune.analysis import map_effects, write_spectrum
     from vitune.bench.study.kept_adapters import kept_adapters, methods_csv, over_seeds, runs_csv
+    from vitune.cli._measured_run import measured_run, print_effects
     from vitune.cli._progress import console
-    from vitune.cli.analyze import measured_run, print_effects
     from vitune.files import write_atomic
 
     reports: dict[str, SpectrumReport] = {}

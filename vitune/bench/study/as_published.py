@@ -20,7 +20,7 @@ from vitune.bench.study.recipe import OfficialRecipe
 from vitune.data import Split
 from vitune.errors import VituneError
 from vitune.training import Observer
-from vitune.training.loop import Loop
+from vitune.training.observer import Running
 
 
 @dataclass
@@ -46,7 +46,7 @@ class PublishedRecipe(Observer):
         """
         return cls(test, OfficialRecipe.make(recipe))
 
-    def started(self, loop: Loop) -> None:
+    def started(self, loop: Running) -> None:
         """Put in the dropout and the schedule before the first step."""
         self.loop = loop
         self.test_accuracies.clear()

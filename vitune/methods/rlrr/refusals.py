@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
 from vitune.errors import VituneError
 from vitune.methods.core.roles import NORM_ROLES, QKV_PARTS, expand_roles
 from vitune.methods.core.value_checks import check_choice, check_rank, check_share
 from vitune.methods.rlrr.init import INITS
 
-if TYPE_CHECKING:
-    from vitune.methods.rlrr.config import RLRRConfig
-
 SWITCHES = ("hadamard", "residual", "shift", "allow_stationary", "fast", "exact")
 
 
-def check_values(config: RLRRConfig) -> None:
+class Options(Protocol):
+    """The fields of `RLRRConfig` that are looked at here."""
+
+    rank: int
+    sides: str
+    init: str
+    hadamard: bool
+    residual: bool
+    fast: bool
+    allow_stationary: bool
+    token_share: float
+    norms: str | None
+    fused_qkv: str | None
+    patch_embed: bool | None
+    roles: Sequence[str] | None
+
+
+def check_values(config: Options) -> None:
     """Refuse a single value out of range.
 
     Raises:
@@ -35,7 +50,7 @@ def check_values(config: RLRRConfig) -> None:
             raise VituneError(f"{name}: got {getattr(config, name)!r}, expected true or false.")
 
 
-def check_variant(config: RLRRConfig) -> None:
+def check_variant(config: Options) -> None:
     """Refuse a variant of which a part would be ignored or would never train.
 
     Raises:
@@ -69,7 +84,7 @@ def check_variant(config: RLRRConfig) -> None:
         )
 
 
-def check_roles(config: RLRRConfig) -> None:
+def check_roles(config: Options) -> None:
     """Refuse roles that another option contradicts, or that are no single layers.
 
     Raises:
