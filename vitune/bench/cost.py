@@ -106,7 +106,7 @@ def _measure(planner: Planner, variant: Variant, task: Task) -> _Measured:
         observer=watch,
     )
     shown = splits.val or splits.train
-    few = shown.subset(range(min(SCORED_IMAGES, len(shown))))
+    few = _as_scored(shown, planner.bench.facts(config).preprocessing.image_size)
     started = time.perf_counter()
     image_logits(trained, few)
     per_image = (time.perf_counter() - started) / len(few)
@@ -116,6 +116,12 @@ def _measure(planner: Planner, variant: Variant, task: Task) -> _Measured:
         peak_mib=trained.summary["peak_mib"],
         num_trainable=trained.summary["num_trainable"],
     )
+
+
+def _as_scored(split: Split, size: tuple[int, int]) -> Split:
+    """A few images at the network's size: training images that windows are cut from are larger."""
+    few = split.subset(range(min(SCORED_IMAGES, len(split))))
+    return replace(few, images=few.images[:, : size[0], : size[1]])
 
 
 def _first_splits(planner: Planner, variant: Variant, task: Task) -> Splits:
