@@ -18,7 +18,7 @@ def rehearsed(model: nn.Module) -> Iterator[nn.Module]:
 
     The copy plays a CPU model: some layers ask for their device's autocast state.
     """
-    mode = FakeTensorMode()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)  # some models keep a tensor as an attribute
     played, convert = copy.deepcopy(model), mode.fake_tensor_converter.from_meta_and_device
     for module in played.modules():
         stores: list[dict[str, Any]] = [module._parameters, module._buffers]

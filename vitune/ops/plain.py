@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+"""torch 2.6 cannot tell an export from a compilation."""
+
 
 def needs_plain_ops() -> bool:
     """Whether something looks at the operations themselves: torch.func or torch.export.
@@ -14,7 +17,7 @@ def needs_plain_ops() -> bool:
     Their transforms have no rule for a custom autograd function, and an exported program cannot
     hold one.
     """
-    return torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting()
+    return torch._C._are_functorch_transforms_active() or _is_exporting()
 
 
 def gradients_of(
