@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from results import ROOT, Results
 from verdict import METHODS
 
+PAGE = ROOT / "docs" / "backbones.md"
 TITLES = {"right": "works", "refused": "-", "wrong": "WRONG"}
 
 
-def page(results: Mapping[str, Mapping[str, Any]]) -> str:
+def write(results: Results) -> None:
+    """Write the page from what is kept, unless the one that is there tells of more networks."""
+    from test_breadth import NAMES
+
+    kept = {name: record for name, record in results.kept().items() if name in NAMES}
+    if len(kept) >= (num_run(PAGE.read_text()) if PAGE.exists() else 0):
+        PAGE.write_text(page(kept, NAMES))
+    if len(kept) == len(NAMES):
+        results.forget()
+
+
+def num_run(text: str) -> int:
+    """How many networks a page says were run."""
+    found = re.search(r"(\d+) of \d+ networks", text)
+    return int(found[1]) if found else 0
+
+
+def page(results: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
     """The page.
 
     Args:
         results: by "library name", what a test of `test_breadth.py` recorded.
+        names: every network; those without a result are listed as not run.
     """
     reasons: dict[str, int] = {}
-    rows = {
-        library: [
-            _row(name, record, reasons)
-            for (its, name), record in sorted(
-                (tuple(key.split(" ", 1)), value) for key, value in results.items()
-            )
-            if its == library
-        ]
-        for library in ("timm", "transformers")
-    }
+    rows: dict[str, list[str]] = {"timm": [], "transformers": []}
+    for library, name in sorted(key.split(" ", 1) for key in names):
+        record = results.get(f"{library} {name}")
+        rows[library].append(_row(name, record, reasons) if record else _not_run(name))
     counts = {kind: 0 for kind in TITLES}
     for record in results.values():
         for verdict in record["verdicts"].values():
@@ -46,8 +60,9 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
             "and un-merged logits agree. A number is the reason why the method refuses the network",
             "at injection. Nothing else may happen.",
             "",
-            f"{sum(counts.values())} cases: {counts['right']} work, {counts['refused']} are "
-            f"refused, {counts['wrong']} are wrong.",
+            f"{len(results)} of {len(names)} networks have run, {sum(counts.values())} cases: "
+            f"{counts['right']} work, {counts['refused']} are refused, "
+            f"{counts['wrong']} are wrong.",
             "",
             "*RLRR adapts* is the share of linear and convolution weights outside the head that",
             "RLRR adapts by default; `RLRRConfig().coverage(model)` gives it for any network.",
@@ -70,6 +85,10 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
             "",
         )
     )
+
+
+def _not_run(name: str) -> str:
+    return f"| {' | '.join((name, 'not run', *['' for _ in range(1 + len(METHODS))]))} |"
 
 
 def _row(name: str, record: Mapping[str, Any], reasons: dict[str, int]) -> str:
@@ -98,3 +117,7 @@ def reason(text: str) -> str:
     text = re.sub(r"got a block without .*", "no transformer block with all parts", text)
     text = re.sub(r"got a backbone with positions .*", "positions inside attention", text)
     return text.removeprefix("got ")
+
+
+if __name__ == "__main__":
+    write(Results())

@@ -12,6 +12,8 @@ import hf_zoo
 import pytest
 import timm_zoo
 import torch
+from page import PAGE, num_run, page
+from results import RESULT, Results
 from torch import Tensor, nn
 from verdict import METHODS, judge, logits
 
@@ -30,10 +32,29 @@ NAMES = [
 
 def test_the_zoos_are_whole_and_the_page_lists_them() -> None:
     assert len(timm_zoo.MODELS) >= 90 and len(hf_zoo.MODELS) >= 25 and len(METHODS) == 8
-    page = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text()
+    text = PAGE.read_text()
     for name in NAMES:
-        assert f"\n| {name.split(' ', 1)[1]} | " in page, name
-    assert "WRONG" not in page and f" {0} are wrong." in page
+        assert f"\n| {name.split(' ', 1)[1]} | " in text, name
+    assert "WRONG" not in text and ", 0 are wrong." in text
+    assert num_run(text) == len(NAMES) - text.count(" | not run | ") > 0
+
+
+def test_results_are_kept_as_they_come_and_told_of(tmp_path: Path) -> None:
+    verdicts = {method: {"kind": "right", "text": ""} for method in METHODS}
+    record = {"name": NAMES[0], "class": "Net", "coverage": 0.5, "verdicts": verdicts}
+    results = Results(tmp_path / "kept" / "breadth.jsonl")
+    assert results.kept() == {}
+    for share in (0.5, 0.75):
+        results.keep({**record, "coverage": share})
+    with results.path.open("a") as file:
+        file.write(json.dumps({**record, "name": NAMES[1], "code": "another"}) + "\n")
+    kept = Results(results.path).kept()
+    assert list(kept) == [NAMES[0]] and kept[NAMES[0]]["coverage"] == 0.75
+    text = page(kept, NAMES)
+    assert f"1 of {len(NAMES)} networks have run, 8 cases: 8 work" in text
+    assert num_run(text) == 1 and text.count(" | not run | ") == len(NAMES) - 1
+    results.forget()
+    assert results.kept() == {}
 
 
 @pytest.mark.breadth
@@ -53,7 +74,7 @@ def test_right_or_refused(name: str, record_property: Callable[[str, object], No
         "verdicts": verdicts,
         "cpu_seconds": time.process_time() - started,
     }
-    record_property("breadth", json.dumps(record))
+    record_property(RESULT, json.dumps(record))
     wrong = {method: v["text"] for method, v in verdicts.items() if v["kind"] == "wrong"}
     assert not wrong
 

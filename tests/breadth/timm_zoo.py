@@ -49,13 +49,12 @@ def _metaformer(path: str, **names: Any) -> Build:
     return build
 
 
-def _mlp_mixer(**names: Any) -> Build:
+def _mlp_mixer(*, mlp_ratio: Any = (0.5, 4.0), **names: str) -> Build:
     def build() -> nn.Module:
         home = import_module("timm.models.mlp_mixer")
         parts = {key: getattr(home, value) for key, value in names.items()}
-        return home.MlpMixer(
-            img_size=32, num_blocks=2, embed_dim=32, num_classes=NUM_CLASSES, **parts
-        )
+        sizes = {"num_blocks": 2, "embed_dim": 32, "mlp_ratio": mlp_ratio}
+        return home.MlpMixer(img_size=32, num_classes=NUM_CLASSES, **sizes, **parts)
 
     return build
 

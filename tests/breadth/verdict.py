@@ -170,5 +170,3 @@ def _require(is_so: Any, text: str) -> None:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
-
-

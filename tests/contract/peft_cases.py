@@ -56,8 +56,9 @@ def config_of(method: str, **options: Any) -> Any:
 
 def adapt(method: str, backbone: str, *, seed: int = 3, **options: Any) -> PeftModel:
     """A network with a fresh adapter, in evaluation mode."""
+    network = fresh(backbone)  # first: building one seeds the generator
     torch.manual_seed(seed)
-    return get_peft_model(fresh(backbone), config_of(method, **options)).eval()
+    return get_peft_model(network, config_of(method, **options)).eval()
 
 
 def move(model: nn.Module, seed: int = 4, size: float = 0.05) -> None:

@@ -18,6 +18,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.utils.hotswap import hotswap_adapter
+from peft.utils.save_and_load import get_base_model_state_dict
 from peft_cases import (
     ON_VIT,
     adapt,
@@ -132,6 +133,17 @@ def test_the_base_keeps_its_own_tensors(method: str, backbone: str) -> None:
 
 
 @each_case
+def test_the_state_of_the_base_model(method: str, backbone: str) -> None:
+    """PEFT's `get_base_model_state_dict`, with shared state and with parameters in slots."""
+    model, base = trained(method, backbone), fresh(backbone).state_dict()
+    found = get_base_model_state_dict(model)
+    assert found.keys() == base.keys()
+    assert all(torch.equal(found[name], base[name]) for name in base)
+    assert not any(value.requires_grad for value in found.values())
+    fresh(backbone).load_state_dict(found)
+
+
+@each_case
 def test_injection_without_a_peft_model(method: str, backbone: str) -> None:
     network = fresh(backbone)
     if refuses(method, "inject_adapter_in_model"):
@@ -175,7 +187,11 @@ def test_transformers_own_verbs(method: str, tmp_path: Path) -> None:
     network.disable_adapters()
     assert torch.equal(run(network.eval(), x), run(fresh(backbone), x))
     network.enable_adapters()
-    network.classifier.enable_adapters(enabled=True)  # transformers leaves whole modules out
+    if method == "linear":  # transformers switches layers on, and a linear probe has none
+        network.classifier.enable_adapters(enabled=True)
+    assert torch.allclose(run(network.eval(), x), second, atol=1e-6)
+    head = network.classifier.modules_to_save["other"]
+    assert all(parameter.requires_grad for parameter in head.parameters())
     network.set_adapter("default")
     network.delete_adapter("other")
     network.set_adapter("default")  # PEFT asks layers which is next, and a linear probe has none

@@ -36,7 +36,8 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
     with transformer or ConvNeXt blocks gives their linears and, with role `conv`, a ConvNeXt's
     depthwise convolutions and all convolutions outside the blocks but the patch embedding. Where
     only one of several towers embeds patches (CLIP's vision tower, a masked autoencoder's
-    encoder), the blocks of the others are left out.
+    encoder), the blocks of the others are left out. Of a transformers model with a head the base
+    model alone has sites.
 
     Raises:
         BackboneError: no transformer block, no ConvNeXt block and no convolutional network.
@@ -48,6 +49,7 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
     if not blocks and not _mostly_convolutional(root):
         raise BackboneError(_unrecognised(root))
     tower, stem = _patch_tower(root, blocks)
+    tower = tower or _named_tower(root)
     if tower:
         inner = list(_inner_sites(root, tower))
         blocks = [site for site in inner if site.role == "block"]
@@ -82,6 +84,12 @@ def _patch_tower(root: nn.Module, blocks: list[Site]) -> tuple[str, str | None]:
             if name is not None:
                 return tower, joined(tower, name)
     return "", None
+
+
+def _named_tower(root: nn.Module) -> str:
+    """What transformers calls the network without its head; '' elsewhere."""
+    name = getattr(root, "base_model_prefix", None)
+    return name if name in root._modules else ""
 
 
 def _final_norm(root: nn.Module, blocks: list[Site]) -> list[Site]:

@@ -16,6 +16,9 @@ from vitune.methods.core.in_place import InPlaceConfig
 class LinearProbeConfig(InPlaceConfig):
     """y = W_head f(x) + b_head with f frozen: the baseline every method has to beat.
 
+    A probe has no layers, and transformers' `enable_adapters` switches on nothing else: behind its
+    `disable_adapters` call `enable_adapters(True)` on the classifier itself.
+
     Source: common practice; the "Linear" rows of VTAB-1k and FGVC tables.
     """
 

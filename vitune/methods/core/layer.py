@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from vitune.backbones.sites import Site
@@ -119,6 +120,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
     patches_only: ClassVar[bool] = False
     inner_sites: tuple[Site, ...] = ()
     delta_noise: DeltaNoise | None = None
+    saved_whole: tuple[ModulesToSaveWrapper, ...] = ()
 
     def __init__(self, base_layer: nn.Module, site: Site) -> None:
         super().__init__()
@@ -197,6 +199,12 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         base = self.get_base_layer()
         own = getattr(base, "weight", None)
         return own if isinstance(own, Tensor) else next(base.parameters(), torch.empty(0))
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """PEFT's; modules that train whole come back too: transformers brings back layers alone."""
+        super().enable_adapters(enabled)
+        for module in self.saved_whole if enabled else ():
+            module.enable_adapters(True)
 
     def cast_adapter(self, adapter: str, *, at_least_float32: bool) -> None:
         """Bring the parameters of `adapter` to the base layer's number format, or to float32."""

@@ -127,8 +127,8 @@ def _saved_modules(
         beyond = [] if heads else modules_beyond_blocks(model, known)
         if beyond:
             warnings.warn(
-                f"{type(model).__name__}: no classifier was found, and {listed(beyond)} stay "
-                "frozen as they are. Name what should train in modules_to_save=[...], or [] for "
+                f"{type(model).__name__}: no classifier was found; frozen as they are stay "
+                f"{listed(beyond)}. Name what should train in modules_to_save=[...], or [] for "
                 "nothing.",
                 stacklevel=2,
             )

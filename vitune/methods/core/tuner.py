@@ -150,6 +150,10 @@ class SiteTuner(BaseTuner):
                 module.set_adapter(active, inference_mode=is_frozen)
                 setattr(model.get_submodule(owner), leaf, module)
             passed += (f"{name}.",)
+        wholes = tuple(part for part in model.modules() if isinstance(part, ModulesToSaveWrapper))
+        for layer in model.modules():
+            if isinstance(layer, MethodLayer):
+                layer.saved_whole = wholes
 
     @staticmethod
     def _check_target_module_exists(peft_config: Any, key: str) -> bool:

@@ -75,8 +75,17 @@ def recomputing(block: Any) -> tuple[Call, Call]:
     if hasattr(block, "_checkpoint_wrapped_module"):  # PyTorch's apply_activation_checkpointing
         return block.checkpoint_fn, block._checkpoint_wrapped_module
     if block.training and getattr(block, "gradient_checkpointing", False):  # transformers
-        return block._gradient_checkpointing_func, partial(nn.Module.__call__, block)
+        return block._gradient_checkpointing_func, partial(_uncheckpointed, block)
     return _as_it_is, block
+
+
+def _uncheckpointed(block: Any, *args: Any, **kwargs: Any) -> Any:
+    """The output of a transformers block that shall not checkpoint itself in this call."""
+    block.gradient_checkpointing = False
+    try:
+        return block(*args, **kwargs)
+    finally:
+        block.gradient_checkpointing = True
 
 
 def _as_it_is(call: Call, *given: Any) -> Any:
