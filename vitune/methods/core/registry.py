@@ -19,10 +19,10 @@ from vitune.methods.core.tuner import MethodConfig, register
 
 INTERNAL_FIELDS = frozenset(field.name for field in dataclasses.fields(PeftConfig)) | {
     "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
     "modules_to_save",
 }
+NARROWED_BY_ROLES = frozenset({"exclude_modules", "layers_to_transform"})
+"""PEFT's words for where an adapter goes; `--method-arg` narrows ours by role and block."""
 
 PEFT_DEFAULT_LR, PEFT_DEFAULT_WEIGHT_DECAY = 1e-3, 1e-4
 
@@ -62,10 +62,12 @@ class Method:
 
     def argument_names(self) -> tuple[str, ...]:
         """Names that `--method-arg` accepts."""
+        is_ours = issubclass(self.config_class, MethodConfig)
+        hidden = INTERNAL_FIELDS | NARROWED_BY_ROLES if is_ours else INTERNAL_FIELDS
         return tuple(
             field.name
             for field in dataclasses.fields(self.config_class)
-            if field.init and field.name not in INTERNAL_FIELDS
+            if field.init and field.name not in hidden
         )
 
     def configure(self, model: nn.Module, arguments: Mapping[str, Any] | None = None) -> PeftConfig:
