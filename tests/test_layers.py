@@ -14,7 +14,7 @@ ROWS = (
     ("cli",),
     ("bench",),
     ("training", "inference"),
-    ("analysis",),
+    ("analysis", "exits"),
     ("adapters", "counts", "runs"),
     ("methods",),
     ("backbones", "data"),

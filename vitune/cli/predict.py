@@ -18,6 +18,7 @@ def predict(
     skip_bad_images: bool = typer.Option(False, help="leave unreadable images out"),
     force: bool = typer.Option(False, "--force", help="load on another backbone all the same"),
     device: str = typer.Option("auto", help="auto, cpu or cuda"),
+    exits: str = typer.Option("auto", help="full: no image leaves early"),
 ) -> None:
     """Predict the classes of images as CSV: path, class_1, probability_1, class_2, ..."""
     from vitune import inference
@@ -25,7 +26,7 @@ def predict(
     from vitune.data import CacheSettings, load_unlabelled
     from vitune.files import write_atomic
 
-    loaded = inference.load_run(run, force=force, device=device)
+    loaded = inference.load_run(run, force=force, device=device, exits=exits)
     bar = Counting("reading images")
     settings = CacheSettings(skip_bad_images=skip_bad_images, on_progress=bar)
     split, skipped = load_unlabelled(images, loaded.card.preprocessing, settings=settings)

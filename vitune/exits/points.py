@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from vitune.backbones import find_sites, token_layout
+from vitune.backbones.structure import unwrapped
 from vitune.errors import BackboneError, VituneError
 from vitune.methods import keeps_tokens_apart
 
@@ -75,13 +76,12 @@ def find_trunk(model: nn.Module) -> Trunk:
     layout = token_layout(model)
     last = next(site for site in reversed(sites) if site.role == "fc2")
     norm = next((site.name for site in sites if site.role == "final_norm"), None)
-    width = getattr(model.get_submodule(last.name), "out_features", None)
-    if width is None:
-        width = model.get_submodule(last.name).base_layer.out_features  # type: ignore[union-attr]
+    linear = unwrapped(model.get_submodule(last.name))
+    assert isinstance(linear, nn.Linear)
     return Trunk(
         tuple(site.name for site in blocks),
         norm,
-        int(width),
+        linear.out_features,
         layout.num_prefix,
         layout.pooling.startswith("token"),
     )

@@ -1,6 +1,8 @@
 """Using a trained run: load it, score it on labelled images, predict unlabelled ones."""
 
 from vitune.inference.evaluate import evaluate as evaluate
+from vitune.inference.exits import add_exits as add_exits
+from vitune.inference.exits import calibrate_exits as calibrate_exits
 from vitune.inference.load import LoadedRun as LoadedRun
 from vitune.inference.load import load_run as load_run
 from vitune.inference.merging import merge_run as merge_run
