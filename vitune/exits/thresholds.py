@@ -173,17 +173,24 @@ def certify(
             "A certificate speaks of images drawn like these."
         )
     num_exits = len(recorded.logits) - 1
-    predicted, confidence = recorded.predicted, recorded.confidence
-    path = [(1 - doubt,) * num_exits for doubt in DOUBTS]
-    counts = [
-        int(_errors(predicted, confidence, recorded.labels, values, definition).sum())
-        for values in path
-    ]
+    counts = path_errors(recorded, definition).sum(1).tolist()
     step = last_certified(counts, num_images, risk=risk, delta=delta)
-    values, num_errors = (
-        ((NEVER,) * num_exits, 0) if step is None else (path[step], counts[step])
-    )
+    values, num_errors = ((NEVER,) * num_exits, 0)
+    if step is not None:
+        values, num_errors = (1 - DOUBTS[step],) * num_exits, counts[step]
     return values, Certificate(definition, risk, delta, num_images, num_errors, needed)
+
+
+def path_errors(recorded: Recorded, definition: str) -> Tensor:
+    """Which images are errors at each step of the path, (steps, b) bool."""
+    num_exits = len(recorded.logits) - 1
+    predicted, confidence = recorded.predicted, recorded.confidence
+    return torch.stack(
+        [
+            _errors(predicted, confidence, recorded.labels, (1 - doubt,) * num_exits, definition)
+            for doubt in DOUBTS
+        ]
+    )
 
 
 def for_budget(recorded: Recorded, costs: Sequence[float], budget: float) -> tuple[float, ...]:
