@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitune.errors import VituneError
+from vitune.report.exits import ExitScores, read_exits
 from vitune.report.intervals import wilson_interval
 from vitune.report.reading import Record, as_record, read_json, visible_files, whole_numbers
 
@@ -67,6 +68,7 @@ class Evaluation:
     per_class: tuple[ClassScore, ...]
     calibration: tuple[CalibrationBin, ...]
     mistakes: tuple[Mistake, ...]
+    exits: ExitScores | None = None
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -127,6 +129,7 @@ def _evaluation(path: Path) -> Evaluation:
         per_class=tuple(_class_score(entry) for entry in record.records("per_class")),
         calibration=tuple(_bins(record)),
         mistakes=tuple(_mistake(entry) for entry in record.records("mistakes")),
+        exits=read_exits(record, _mistake),
     )
 
 
