@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitune.report.formatting import percent
+from vitune.report.intervals import wilson_interval
 from vitune.report.reading import Record, as_record
 from vitune.report.scales import Tick
 from vitune.report.scatter import Measured, ScatterChart, scatter_chart
@@ -112,8 +113,8 @@ def read_exits(record: Record, example: Callable[[Record], Any]) -> ExitScores |
     )
 
 
-def exits_view(scores: ExitScores | None) -> ExitsView | None:
-    """The pictures of an evaluation's exits; None where there are none."""
+def exits_view(scores: ExitScores | None, num_images: int) -> ExitsView | None:
+    """The pictures of an evaluation's exits on so many images; None where there are none."""
     if scores is None:
         return None
     measured = [
@@ -121,7 +122,7 @@ def exits_view(scores: ExitScores | None) -> ExitsView | None:
             name=system.name,
             cost=system.ms_per_image,
             accuracy=system.accuracy,
-            spread=None,
+            spread=_half_interval(system.accuracy, num_images),
             cost_text=f"{system.ms_per_image:.3f} ms per image, {system.gflops:.3f} GFLOPs",
             highlighted=system.kind == "exits",
         )
@@ -155,11 +156,16 @@ def _bars(scores: ExitScores) -> ShareBars | None:
         bars=tuple(bars),
         x_ticks=tuple(Tick(LEFT + at * step, f"{at / 10:g}") for at in range(0, 11, 2)),
         y_ticks=tuple(
-            Tick(BOTTOM - at * (BOTTOM - TOP), f"{100 * at:.0f} %") for at in (0, 0.25, 0.5, 0.75, 1)
+            Tick(BOTTOM - at / 4 * (BOTTOM - TOP), f"{25 * at} %") for at in range(5)
         ),
         names=tuple(_exit_name(name) for name in names),
         description=f"Where images left over the first exit's confidence: {shares}.",
     )
+
+
+def _half_interval(accuracy: float, num_images: int) -> float:
+    low, high = wilson_interval(accuracy, num_images)
+    return (high - low) / 2
 
 
 def _exit_name(name: str) -> str:

@@ -86,7 +86,7 @@ def _view(key: str, evaluation: Evaluation) -> EvaluationView:
         taken_for=taken_for(evaluation),
         reliability=reliability(evaluation),
         mistakes=surest[:MOST_MISTAKES],
-        exits=exits_view(evaluation.exits),
+        exits=exits_view(evaluation.exits, evaluation.num_images),
     )
 
 
