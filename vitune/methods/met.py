@@ -56,7 +56,7 @@ class METConfig(MethodConfig):
     method = "met"
     title = "MET"
     source = "Multiple-Exit Tuning, arXiv 2409.13999 (reconstruction)"
-    formula = "2·d·r + |E|·(r + d) + (|E| - 1)·(d + 1)·c"
+    formula = "2·d·r + e·(r + d) + (e - 1)·(d + 1)·c, e exits"
     mergeable = False
     exposes_delta = False
 
