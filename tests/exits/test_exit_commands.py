@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from vitune.cli import run
 from vitune.data import load_labelled
@@ -203,6 +204,22 @@ def test_thresholds_of_another_run(
         assert "got thresholds of another run" in refused(*verb)
     words = ["--exits", "full", "--out", str(tmp_path / "p.csv")]
     assert run(["predict", str(other), str(held_out), *words]) == 0
+
+
+def test_an_adapter_that_changed_behind_its_exits(
+    copy: Path, held_out: Path, refused: Refused
+) -> None:
+    """What `vitune train --resume` would do to the folder, say."""
+    file = copy / "adapter" / "adapter_model.safetensors"
+    save_file({name: value + 0.01 for name, value in load_file(file).items()}, file)
+    assert "got exits of another adapter" in refused("predict", copy, held_out)
+
+
+def test_merging_says_that_exits_stay_behind(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["merge", str(copy), "--out", str(tmp_path / "merged")]) == 0
+    assert "its exits are not merged" in " ".join(capsys.readouterr().out.split())
 
 
 def test_damaged_files(copy: Path, held_out: Path, refused: Refused) -> None:

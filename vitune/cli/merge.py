@@ -21,6 +21,9 @@ def merge(
     un-merged logits are compared on random images before anything is written.
     """
     from vitune.cli._progress import console
+    from pathlib import Path
+
+    from vitune.exits import ExitsFolder
     from vitune.inference import merge_run
 
     difference = merge_run(run, out, force=force)
@@ -28,3 +31,5 @@ def merge(
         f"merged: {out}/model.safetensors (logits differ by {difference:.0e} of the largest)",
         soft_wrap=True,
     )
+    if ExitsFolder(Path(run)).record.is_file():
+        console.print(f"its exits are not merged: {run} itself runs with them", soft_wrap=True)

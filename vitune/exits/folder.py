@@ -59,9 +59,16 @@ class ExitsFolder:
     @property
     def fingerprint(self) -> str:
         """64 hex digits of the weights that decide where an image leaves: adapter and heads."""
-        files = sorted((self.run / "adapter").glob("*.safetensors"))
-        files += [self.heads] if self.heads.is_file() else []
-        return hashlib.sha256("\n".join(content_hashes(files)).encode()).hexdigest()
+        return _hash_of([*self._trunk_files, *([self.heads] if self.heads.is_file() else [])])
+
+    @property
+    def trunk(self) -> str:
+        """64 hex digits of the adapter alone, on whose features the heads were trained."""
+        return _hash_of(self._trunk_files)
+
+    @property
+    def _trunk_files(self) -> list[Path]:
+        return sorted((self.run / "adapter").glob("*.safetensors"))
 
     def read_record(self) -> dict[str, Any]:
         """What exits.json holds; empty where there is none.
@@ -88,7 +95,8 @@ class ExitsFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         heads.save(self.heads)
         write_atomic(self.seen, "".join(f"{digest}\n" for digest in sorted(set(seen))))
-        write_atomic(self.record, json.dumps({"format": FORMAT, **record}, indent=2) + "\n")
+        whole = {"format": FORMAT, "trunk": self.trunk, **record}
+        write_atomic(self.record, json.dumps(whole, indent=2) + "\n")
 
     def read_seen(self) -> set[str]:
         """Hashes of the images that took part, as recorded when the exits were trained."""
@@ -112,6 +120,10 @@ class ExitsFolder:
         return found
 
 
+def _hash_of(files: list[Path]) -> str:
+    return hashlib.sha256("\n".join(content_hashes(files)).encode()).hexdigest()
+
+
 def find_exits(model: nn.Module, folder: ExitsFolder, num_classes: int) -> tuple[Exit, ...]:
     """The early exits of a loaded run, in rising order; empty where it has none.
 
@@ -121,6 +133,11 @@ def find_exits(model: nn.Module, folder: ExitsFolder, num_classes: int) -> tuple
     record = folder.read_record()
     if not record:
         return _trained_with_the_method(model)
+    if record.get("trunk") != folder.trunk:
+        raise VituneError(
+            f"{folder.record}: got exits of another adapter than {folder.run / 'adapter'}, expected "
+            "the one they were trained on. Add the exits again."
+        )
     trunk = find_trunk(model)
     at = trunk.check(record["after"])
     heads = ExitHeads.load(folder.heads, len(at), trunk.width, num_classes)

@@ -123,7 +123,7 @@ def load_peft(path: str | Path, *, force: bool = False) -> tuple[PeftModel, Adap
     Raises:
         AdapterError: as `load_run`; also for a folder that holds a merged model.
     """
-    loaded = load_run(path, merge=False, force=force, device="cpu")
+    loaded = load_run(path, merge=False, force=force, device="cpu", exits="full")
     if not isinstance(loaded.model, PeftModel):
         raise AdapterError(
             f"{str(path)!r}: got a merged model, expected a run or an adapter. "
