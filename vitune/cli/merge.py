@@ -20,9 +20,9 @@ def merge(
     Writes model.safetensors with the backbone's parameter names, and vitune.json. Merged and
     un-merged logits are compared on random images before anything is written.
     """
-    from vitune.cli._progress import console
     from pathlib import Path
 
+    from vitune.cli._progress import console
     from vitune.exits import ExitsFolder
     from vitune.inference import merge_run
 

@@ -135,8 +135,8 @@ def find_exits(model: nn.Module, folder: ExitsFolder, num_classes: int) -> tuple
         return _trained_with_the_method(model)
     if record.get("trunk") != folder.trunk:
         raise VituneError(
-            f"{folder.record}: got exits of another adapter than {folder.run / 'adapter'}, expected "
-            "the one they were trained on. Add the exits again."
+            f"{folder.record}: got exits of another adapter than the run's, expected the one they "
+            "were trained on. Add the exits again."
         )
     trunk = find_trunk(model)
     at = trunk.check(record["after"])
