@@ -66,12 +66,12 @@ class Task:
     val_fraction: float = 0.2
 
 
-def run(out: Path, tasks: Sequence[Task]) -> None:
+def run(out: Path, tasks: Sequence[Task], seeds: Sequence[int]) -> None:
     """All cells that are not in OUT/cells.jsonl yet."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / "cells.jsonl"
     done = {cell_key(cell) for cell in read(file)}
-    for seed in SEEDS:
+    for seed in seeds:
         for task in tasks:
             for trunk in TRUNKS:
                 if (task.name, seed, trunk) not in done:
@@ -257,6 +257,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--sign", default="../shared/data/sign-digits")
     parser.add_argument("--cifar", default="../shared/data/vtab-1k/cifar")
+    parser.add_argument("--tasks", nargs="*", help="only these; default: all three")
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     given = parser.parse_args()
     tasks = (
         Task("digits", "demo:digits?train=400"),
@@ -265,7 +267,8 @@ def main() -> None:
     )
     torch.set_num_threads(1)
     if given.action == "run":
-        run(given.out, tasks)
+        chosen = [task for task in tasks if given.tasks is None or task.name in given.tasks]
+        run(given.out, chosen, given.seeds)
     else:
         table(given.out)
 
