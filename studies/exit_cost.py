@@ -72,11 +72,11 @@ def main() -> None:
     print("| what | ms per image | of full | predicted | measured / predicted |")
     print("|---|---:|---:|---:|---:|")
     expected = (1.0, 1.0, predicted, AT[0] / len(trunk.blocks), 1.0, AT[0] / len(trunk.blocks))
-    for name, time, share in zip(names, times, expected, strict=True):
+    for name, taken, share in zip(names, times, expected, strict=True):
         base = times[4] if "one image" in name else times[0]
         print(
-            f"| {name} | {1000 * time:.1f} | {time / base:.3f} | {share:.3f} | "
-            f"{time / base / share:.3f} |"
+            f"| {name} | {1000 * taken:.1f} | {taken / base:.3f} | {share:.3f} | "
+            f"{taken / base / share:.3f} |"
         )
 
 
