@@ -191,6 +191,13 @@ def test_what_cannot_be(
     assert "run without exits" in refused("evaluate", trained, *data, "--beside", trained)
 
 
+def test_a_run_whose_method_mixes_tokens(photos: Path, tmp_path: Path, refused: Refused) -> None:
+    words = ["--data", str(photos), "--epochs", "1", "--batch-size", "8"]
+    assert run(["train", "--method", "lily", *words, "--out", str(tmp_path / "run")]) == 0
+    error = refused("exits", "add", tmp_path / "run", "--at", "2", "--out", tmp_path / "new")
+    assert "got a method that mixes tokens" in error and not (tmp_path / "new").exists()
+
+
 def test_thresholds_of_another_run(
     copy: Path, trained: Path, held_out: Path, tmp_path: Path, refused: Refused
 ) -> None:
