@@ -84,6 +84,8 @@ def add_exits(
     if not source.config.is_file():
         raise AdapterError(f"run: got {str(run)!r} without config.yaml, expected a run folder.")
     config = source.read_config()
+    # What the method does inside a layer is seen un-merged only.
+    find_trunk(load_run(run, device=device, exits="full", merge=False).model).check(at)
     loaded = load_run(run, device=device, exits="full")
     if find_exits(loaded.model, ExitsFolder(source.path), len(loaded.classes)):
         raise VituneError(
