@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from vitune.bench.speed_memory import Question, ask
+from vitune.bench.speed.step_memory import Question, ask
 
 METHODS = (
     "rlrr,rlrr+exact=true,rlrr-textbook,rlrr-textbook+fused,rlrr-textbook+fused+lean"

@@ -18,7 +18,7 @@ ROWS = (
     ("bench.suites", "bench.speed"),
     ("bench.study",),
     ("training", "inference"),
-    ("analysis",),
+    ("analysis", "exits"),
     ("adapters", "counts"),
     ("methods",),
     ("methods.rlrr", "methods.fact"),

@@ -30,6 +30,7 @@ class RunFolder:
     checkpoint/     what --resume continues from
     snapshots/      epoch-000/, epoch-005/, ...: adapters along training, where asked for
     summary.json    what came out
+    exits/          early exits: heads, thresholds, certificate; where there are any
     evaluation/     one file per evaluated data set
     report.html     all of it for a reader
     """

@@ -23,6 +23,8 @@ def evaluate(
     skip_bad_images: bool = typer.Option(False, help="leave unreadable images out"),
     force: bool = typer.Option(False, "--force", help="load on another backbone all the same"),
     device: str = typer.Option("auto", help="auto, cpu or cuda"),
+    exits: str = typer.Option("auto", help="full: no image leaves early"),
+    beside: list[str] = typer.Option([], "--beside", help="another run to time beside the exits"),
 ) -> None:
     """Score a trained run on labelled images, once, with calibration and per-class figures.
 
@@ -44,6 +46,8 @@ def evaluate(
             force=force,
             device=device,
             including_training=including_training,
+            exits=exits,
+            beside=beside,
             on_read=reading,
             on_score=scoring,
         )
@@ -61,6 +65,8 @@ def evaluate(
     )
     for mark in _marks(result):
         console.print(mark, style="yellow")
+    for line in exit_lines(result.get("exits")):
+        console.print(line, soft_wrap=True)
     if result["skipped_images"]:
         total = result["skipped_images"]
         print_named(f"{total:,} unreadable images skipped", result["skipped"], total)
@@ -79,3 +85,30 @@ def _marks(result: dict[str, Any]) -> list[str]:
     return score_marks(
         result["num_images"], seen["trained"], seen["watched"], sum(left_out.values())
     )
+
+
+def exit_lines(found: dict[str, Any] | None) -> list[str]:
+    """Where images left, and what that costs beside the rivals, a line each."""
+    from vitune.cli._progress import percent
+
+    if found is None:
+        return []
+    lines = [] if found["is_calibrated"] else ["the exits are not calibrated: nobody leaves early"]
+    lines += [
+        f"exit {row['name']:>4}: {percent(row['share']):>7} of the images, of these right "
+        f"{percent(row['accuracy_of_leaving']):>7}, {row['gflops']:.3f} GFLOPs"
+        for row in found["exits"]
+    ]
+    lines.append(
+        f"leaving early changed {percent(found['disagreement'])} of the answers, and made "
+        f"{percent(found['error_gap'])} wrong that the full network has right"
+    )
+    if found["on_calibration_images"]:
+        lines.append("these are the calibration images: score others to check the certificate")
+    width = max(len(row["name"]) for row in found["systems"])
+    lines += [
+        f"{row['name']:<{width}}  accuracy {percent(row['accuracy'])}, {row['gflops']:.3f} GFLOPs, "
+        f"{row['ms_per_image']:.3f} ms per image ({row['num_timed']} images, batch 32)"
+        for row in found["systems"]
+    ]
+    return lines

@@ -20,6 +20,7 @@ def predict(
         False, "--force", help="load on another backbone all the same, and overwrite --out"
     ),
     device: str = typer.Option("auto", help="auto, cpu or cuda"),
+    exits: str = typer.Option("auto", help="full: no image leaves early"),
 ) -> None:
     """Predict the classes of images as CSV: path, class_1, probability_1, class_2, ...
 
@@ -32,7 +33,7 @@ def predict(
 
     if out is not None:
         check_output(out, force=force)
-    loaded = inference.load_run(run, force=force, device=device)
+    loaded = inference.load_run(run, force=force, device=device, exits=exits)
     bar = Counting("reading images")
     settings = CacheSettings(skip_bad_images=skip_bad_images, on_progress=bar)
     split, skipped = load_unlabelled(images, loaded.card.preprocessing, settings=settings)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import (
@@ -22,10 +19,10 @@ from torchmetrics.functional.classification import (
 from vitune.data import Split
 from vitune.errors import DataError
 from vitune.inference.load import LoadedRun
+from vitune.inference.thumbnails import thumbnail
 
 NUM_BINS = 15
 NUM_MISTAKES = 24
-THUMBNAIL = 96
 
 Progress = Callable[[int, int], None]
 
@@ -150,16 +147,7 @@ def _mistakes(logits: Tensor, labels: Tensor, split: Split) -> list[dict[str, An
             "label": split.classes[int(labels[index])],
             "predicted": split.classes[int(predicted[index])],
             "confidence": float(confidence[index]),
-            "thumbnail": _thumbnail(split, index),
+            "thumbnail": thumbnail(split, index),
         }
         for index in worst
     ]
-
-
-def _thumbnail(split: Split, index: int) -> str:
-    """A PNG data URL of one image as the network saw it, at most THUMBNAIL pixels a side."""
-    image = Image.fromarray(split.images[index])
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

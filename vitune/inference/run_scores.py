@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from vitune.data import TOLD, CacheSettings, absolute_source, load_labelled
 from vitune.errors import VituneError
 from vitune.files import write_atomic
 from vitune.inference.evaluate import evaluate
-from vitune.inference.load import load_run
+from vitune.inference.exit_scores import Rival, score_exits
+from vitune.inference.load import LoadedRun, load_run
 from vitune.inference.seen import Chooser, used_images
 from vitune.report import write_report
 from vitune.runs import RunFolder
@@ -30,6 +32,8 @@ def evaluate_run(
     force: bool = False,
     device: str = "auto",
     including_training: bool = False,
+    exits: str = "auto",
+    beside: Sequence[str | Path] = (),
     on_read: Progress | None = None,
     on_score: Progress | None = None,
 ) -> dict[str, Any]:
@@ -43,18 +47,27 @@ def evaluate_run(
         data: labelled images; None means the data of the run.
         split: None means test, or everything where the data has no splits.
         including_training: score images that trained the run too; the result says so.
+        exits: "auto" lets images leave early where the run can, "full" never does.
+        beside: other runs, a smaller backbone's say, to score and time on the same images; only
+            for a run with exits.
         on_read, on_score: called with (images done, images in all).
 
     Returns:
         What `evaluate` gives, with "skipped_images" and the first of their names in "skipped",
         and "seen" and "left_out": how many of the images that were scored, and were not, had
-        trained or been watched; None where the model does not know (a merged one, say).
+        trained or been watched; None where the model does not know (a merged one, say). Of a run
+        with exits, "exits" as `score_exits` gives it.
 
     Raises:
         AdapterError, BackboneError: the run cannot be loaded.
         DataError: images or labels that cannot be used, or only images that trained the run.
     """
-    run = load_run(path, force=force, device=device)
+    run = load_run(path, force=force, device=device, exits=exits)
+    if beside and run.exits is None:
+        raise VituneError(
+            f"--beside: got {str(beside[0])!r} for a run without exits, expected one with exits. "
+            "To compare runs use vitune compare."
+        )
     folder = RunFolder(Path(path))
     is_run = folder.config.is_file()
     if data is None:
@@ -73,6 +86,9 @@ def evaluate_run(
     )
     data = absolute_source(data)
     result = evaluate(run, images, data=data, on_progress=on_score)
+    if run.exits is not None:
+        asked = Asked(data, split, settings, Chooser(used_images(path), including_training, data))
+        result["exits"] = score_exits(run, images, [_rival(other, run, asked) for other in beside])
     result |= {"skipped_images": len(skipped), "skipped": list(skipped[:TOLD]), **choose.marks}
     result["name"] = evaluation_name(data, choose.name(images.name))
     if is_run:
@@ -81,6 +97,35 @@ def evaluate_run(
         write_atomic(file, json.dumps(result))
         write_report(folder.path)
     return result
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which images were asked for, so that another run can be given the same."""
+
+    data: str
+    split: str | None
+    settings: CacheSettings
+    choose: Chooser
+
+
+def _rival(path: str | Path, run: LoadedRun, asked: Asked) -> Rival:
+    """Another run with the same images at its own input size."""
+    other = load_run(path, device=str(run.device), exits="full")
+    if set(other.classes) != set(run.classes):
+        raise VituneError(
+            f"--beside: got {str(path)!r} with classes {other.classes[:3]!r} ..., expected those "
+            f"of the run, {run.classes[:3]!r} ..."
+        )
+    images, _ = load_labelled(
+        asked.data,
+        other.card.preprocessing,
+        classes=other.classes,
+        split=asked.split,
+        settings=asked.settings,
+        choose=asked.choose,
+    )
+    return Rival(Path(path).name, other, images)
 
 
 def evaluation_name(data: str, split: str) -> str:

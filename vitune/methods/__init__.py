@@ -27,6 +27,7 @@ from vitune.methods.hta import HTAConfig, SequentialHTAConfig
 from vitune.methods.layernorm import LayerNormConfig
 from vitune.methods.linear import LinearProbeConfig
 from vitune.methods.lora_mul import LoRAAddConfig, LoRAMulVPTAddConfig, VPTAddConfig
+from vitune.methods.met import METConfig
 from vitune.methods.moppa import MoPPAConfig
 from vitune.methods.moppa_min import MoPPAMinConfig
 from vitune.methods.partial import PartialConfig
@@ -53,6 +54,7 @@ OWN = {
         own_method(LoRAMulVPTAddConfig),
         own_method(LoRAAddConfig),
         own_method(VPTAddConfig),
+        own_method(METConfig),
         own_method(MoPPAConfig),
         own_method(MoPPAMinConfig),
         own_method(FacTTTConfig),

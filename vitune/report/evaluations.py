@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from vitune.errors import VituneError
+from vitune.report.exit_results import ExitScores, read_exits
 from vitune.report.formatting import count
 from vitune.report.intervals import wilson_interval
 from vitune.report.result_files import Record, as_record, read_json, visible_files, whole_numbers
@@ -103,6 +104,7 @@ class Evaluation:
     num_trained: int = 0
     num_watched: int = 0
     num_left_out: int = 0
+    exits: ExitScores | None = None
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -207,6 +209,7 @@ def _evaluation(path: Path) -> Evaluation:
         num_watched=_number(record, "seen", "watched"),
         num_left_out=_number(record, "left_out", "trained")
         + _number(record, "left_out", "watched"),
+        exits=read_exits(record, _mistake),
     )
 
 

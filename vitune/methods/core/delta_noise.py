@@ -63,14 +63,17 @@ def noise_plan(model: nn.Module) -> NoisePlan:
     return NoisePlan(len(blocks), is_hierarchical, applied)
 
 
-def method_penalty(model: nn.Module, progress: float) -> Tensor | None:
+def method_penalty(
+    model: nn.Module, progress: float, labels: Tensor | None = None
+) -> Tensor | None:
     """The sum of the active adapters' own terms of the training loss, None where there is none.
 
     Args:
         progress: share of training that is done, in [0, 1].
+        labels: of the batch, (b,) or target shares (b, c).
     """
     terms = [
-        layer.penalty(adapter, progress)
+        layer.penalty(adapter, progress, labels)
         for layer in model.modules()
         if isinstance(layer, MethodLayer)
         for adapter in layer.adapters_here()

@@ -162,12 +162,19 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         """What the adapter must remember without training it, by name in `other_param_names`."""
         return {}
 
-    def penalty(self, adapter: str, progress: float) -> Tensor | None:
+    def penalty(
+        self, adapter: str, progress: float, labels: Tensor | None = None
+    ) -> Tensor | None:
         """A term that the method adds to the training loss, None for most.
 
         Args:
             progress: share of training that is done, in [0, 1].
+            labels: of the batch, (b,) or target shares (b, c); None where there are none.
         """
+        return None
+
+    def exit_head(self, adapter: str) -> Callable[[Tensor], Tensor] | None:
+        """Tokens behind this layer's block -> logits of an early exit there; None for most."""
         return None
 
     def adapt(self, tensors: Tensors, adapter: str) -> Tensors:
