@@ -141,7 +141,7 @@ def test_a_damaged_card_and_missing_tensors_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["full", "bitfit", "linear", "apla", "ssf", "lora", "adaptformer"]
+    "method", ["full", "bitfit", "linear", "apla", "ssf", "lora", "lily", "adaptformer"]
 )
 def test_every_kind_of_method_is_loaded_from_its_run(method: str, tmp_path: Path) -> None:
     settings = {"data": DIGITS, "method": method, "epochs": 1, "batch_size": 16, "lr": 1e-2}

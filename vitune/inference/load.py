@@ -108,7 +108,7 @@ def load_run(
     else:
         adapted = load_adapter(backbone.model, folder, force=force, trainable=True)
         counts = count_parameters(adapted)
-        network = merged_model(adapted) if merge and _merges(card) else adapted
+        network = _folded(adapted) if merge and _merges(card) else adapted
     network.requires_grad_(False)
     network = network.to(_device(device)).eval()
     leaving = None
@@ -130,6 +130,16 @@ def load_peft(path: str | Path, *, force: bool = False) -> tuple[PeftModel, Adap
             "Give the run it was merged from."
         )
     return loaded.model, loaded.card
+
+
+def _folded(adapted: PeftModel) -> nn.Module:
+    """Merged; as it is where PEFT has no merge for the method, which it says only when asked to."""
+    try:
+        return merged_model(adapted)
+    except AdapterError as error:
+        if isinstance(error.__cause__, NotImplementedError):
+            return adapted
+        raise
 
 
 def _merges(card: AdapterCard) -> bool:
