@@ -100,9 +100,7 @@ def run_cell(
 
 def _ended(cell: Cell, status: Any, error: BaseException) -> CellResult:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return blank_result(
-        cell, status, error=reason, versions=versions_here(), finished=_now()
-    )
+    return blank_result(cell, status, error=reason, versions=versions_here(), finished=_now())
 
 
 def _run(cell: Cell, bench: Workbench, out: Path | None, train: Train) -> CellResult:
@@ -140,9 +138,7 @@ def _run(cell: Cell, bench: Workbench, out: Path | None, train: Train) -> CellRe
         device=summary["device"],
         precision=summary["precision"],
         versions=versions_here(),
-        weight_files={
-            path.name: value for path, value in bench.facts(cell.config).files.items()
-        },
+        weight_files={path.name: value for path, value in bench.facts(cell.config).files.items()},
         notes=notes,
         finished=_now(),
         **found,
