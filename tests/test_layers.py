@@ -29,8 +29,8 @@ ROWS = (
     ("objectives", "report"),
     ("ops",),
     ("runs",),
-    ("files", "preprocessing", "tensors"),
-    ("environment", "machine", "processes"),
+    ("files", "preprocessing", "result_files", "tensors"),
+    ("environment", "late_imports", "machine", "processes"),
     ("errors",),
 )
 """From the roof to the ground. A folder inside a room is a room of its own."""
@@ -79,7 +79,8 @@ def imported_modules(tree: ast.AST) -> set[str]:
     return found
 
 
-IMPORTS = {module: imported_modules(ast.parse(path.read_text())) for module, path in MODULES.items()}
+TREES = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
+IMPORTS = {module: imported_modules(tree) for module, tree in TREES.items()}
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:

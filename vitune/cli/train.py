@@ -65,10 +65,10 @@ def train(
     finally:
         observer.close()
     summary = trained.summary
-    reported = summary["reported"]
+    reported = summary.reported
     console.print(
-        f"validation accuracy {percent(reported['val_accuracy'])} "
-        f"(epoch {reported['epoch']}, {reported['which']}) in {summary['seconds']:.0f} s"
+        f"validation accuracy {percent(reported.val_accuracy)} "
+        f"(epoch {reported.epoch}, {reported.which}) in {summary.seconds:.0f} s"
     )
     console.print(f"report: {out}/report.html", soft_wrap=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,17 +18,16 @@ from peft import PeftModel
 from vitune.adapters import card_of, fingerprint_of, inject, save_adapter
 from vitune.backbones import Backbone, load_backbone, start_heads
 from vitune.cards import AdapterCard
-from vitune.counts import count_parameters, trained_parts
+from vitune.counts import count_parameters
 from vitune.data import Augment, Splits, UsedImages, augmentation, load_splits, open_source
 from vitune.environment import Environment
 from vitune.errors import AdapterError, DataError, VituneError
-from vitune.files import write_atomic
 from vitune.machine import ProcessorUse
 from vitune.methods import get_method, method_notice
 from vitune.objectives import new_objective
 from vitune.report import write_report
-from vitune.runs import RunFolder
-from vitune.training.accounting import facts_of, outcome_of, reset_peak
+from vitune.runs import RunFolder, RunSummary
+from vitune.training.accounting import facts_of, reset_peak, with_outcome
 from vitune.training.loop import Loop, Recipe
 from vitune.training.memory import require_memory
 from vitune.training.observer import Observer
@@ -63,14 +61,14 @@ class Trained:
         model: the PEFT model with the reported weights.
         backbone: what it was trained on; its `model` is the network inside `model`.
         classes: class names in the order of the logits.
-        summary: what summary.json holds.
+        summary: what the run was and what came out, as summary.json holds it.
     """
 
     folder: Path | None
     model: PeftModel
     backbone: Backbone
     classes: tuple[str, ...]
-    summary: dict[str, Any]
+    summary: RunSummary
 
 
 def fit(
@@ -149,8 +147,7 @@ class _Job:
         model, method = self._adapted(backbone, settings)
         accelerator = _new_accelerator(settings)
         counts = count_parameters(model)
-        facts = facts_of(settings, backbone, counts, splits, accelerator)
-        facts["notice"] = method_notice(model)
+        facts = facts_of(settings, backbone, counts, splits, accelerator, method_notice(model))
         self.observer.described(facts)
         fingerprint = fingerprint_of(model) if self.folder else ""
         loop = Loop(
@@ -186,12 +183,11 @@ class _Job:
             use = ProcessorUse()
             loop.run()
             accelerator.unwrap_model(loop.wrapped, keep_fp32_wrapper=False)
-            summary = {**facts, **outcome_of(loop, accelerator, use)}
-            summary["trained_parts"] = trained_parts(model)
+            summary = with_outcome(facts, loop, accelerator, use)
             path = None if self.folder is None else self.folder.path
             trained = Trained(path, model, backbone, splits.classes, summary)
             if self.folder is not None and accelerator.is_main_process:
-                _write(trained, self.folder, settings)
+                trained = _written(trained, self.folder, settings)
             accelerator.wait_for_everyone()
         return trained
 
@@ -395,15 +391,15 @@ def _new_accelerator(settings: TrainConfig) -> Accelerator:
     )
 
 
-def _write(trained: Trained, folder: RunFolder, settings: TrainConfig) -> None:
-    """The adapter, the summary and the report, in this order: a summary means a whole run."""
+def _written(trained: Trained, folder: RunFolder, settings: TrainConfig) -> Trained:
+    """Writes adapter, summary and report, in this order: a summary means a whole run."""
     card = _card(trained.model, trained.backbone, settings, trained.classes)
     save_adapter(trained.model, folder.adapter, card)
     size = sum(file.stat().st_size for file in folder.adapter.glob("*.safetensors"))
-    trained.summary["adapter_bytes"] = size
-    trained.summary["fingerprint"] = card.fingerprint
-    write_atomic(folder.summary, json.dumps(trained.summary, indent=2) + "\n")
+    summary = replace(trained.summary, adapter_bytes=size, fingerprint=card.fingerprint)
+    folder.write_summary(summary)
     write_report(folder.path)
+    return replace(trained, summary=summary)
 
 
 def _card(
