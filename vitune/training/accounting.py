@@ -94,6 +94,8 @@ def reset_peak(accelerator: Accelerator) -> None:
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     elif CLEAR_REFS.exists():
+        # Linux: "5" sets VmHWM, the peak of resident memory, back to what is resident now (man 5
+        # proc). Other digits would clear page flags instead.
         CLEAR_REFS.write_text("5")
 
 
@@ -122,5 +124,5 @@ def _peak_mib(accelerator: Accelerator) -> float:
     if CLEAR_REFS.exists():
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 2**10
-    scale = 1 if sys.platform == "darwin" else 1024
+    scale = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20

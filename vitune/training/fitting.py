@@ -182,6 +182,8 @@ class _Job:
             reset_peak(accelerator)
             use = ProcessorUse()
             loop.run()
+            # For its side effect: accelerate has put autocast into the model's own `forward`, and
+            # unwrapping takes it out again. The model that it returns is the one we have.
             accelerator.unwrap_model(loop.wrapped, keep_fp32_wrapper=False)
             summary = with_outcome(facts, loop, accelerator, use)
             path = None if self.folder is None else self.folder.path
@@ -203,6 +205,7 @@ class _Job:
         """The backbone and the images, both checked."""
         config = self.asked
         classes = open_source(config.data).classes if given is None else given.classes
+        # For whatever the checkpoint lacks (a new head) and the library draws for it.
         torch.manual_seed(config.seed)
         backbone = load_backbone(
             config.backbone,
@@ -257,6 +260,8 @@ class _Job:
         self, backbone: Backbone, settings: TrainConfig
     ) -> tuple[PeftModel, dict[str, Any]]:
         """The model with its adapter, and the method's every argument."""
+        # Again: how many numbers were drawn meanwhile depends on the library that built the
+        # network, and an adapter's start should depend on the seed alone.
         torch.manual_seed(settings.seed)
         if self.record is not None:
             config = self.record.resolved.new_peft_config()
@@ -382,6 +387,7 @@ def _sealed(splits: Splits) -> Splits:
 
 def _new_accelerator(settings: TrainConfig) -> Accelerator:
     """accelerate's processes, devices and precision; one process may train several times."""
+    # accelerate keeps the first run's precision for the whole process and refuses another.
     AcceleratorState._reset_state()
     precision = settings.precision
     return Accelerator(
