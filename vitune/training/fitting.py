@@ -150,20 +150,7 @@ class _Job:
         facts = facts_of(settings, backbone, counts, splits, accelerator, method_notice(model))
         self.observer.described(facts)
         fingerprint = fingerprint_of(model) if self.folder else ""
-        loop = Loop(
-            model,
-            splits.train,
-            splits.val,
-            backbone.preprocessing,
-            settings.model_copy(update={"objective_args": objective}),
-            Recipe(settings.lr or 0.0, settings.weight_decay or 0.0),
-            accelerator,
-            self.observer,
-            metrics_path=None if self.folder is None else self.folder.metrics,
-            checkpoint_path=None if self.folder is None else self.folder.checkpoint,
-            keep=partial(self._snapshot, model, backbone, splits.classes, settings),
-            augment=self._augment(backbone),
-        )
+        loop = self._loop(model, backbone, splits, settings, objective, accelerator)
         resolved = Resolved(
             method=method,
             objective=objective,
@@ -192,6 +179,31 @@ class _Job:
                 trained = _written(trained, self.folder, settings)
             accelerator.wait_for_everyone()
         return trained
+
+    def _loop(
+        self,
+        model: PeftModel,
+        backbone: Backbone,
+        splits: Splits,
+        settings: TrainConfig,
+        objective: dict[str, Any],
+        accelerator: Accelerator,
+    ) -> Loop:
+        assert splits.train is not None
+        return Loop(
+            model,
+            splits.train,
+            splits.val,
+            backbone.preprocessing,
+            settings.model_copy(update={"objective_args": objective}),
+            Recipe(settings.lr or 0.0, settings.weight_decay or 0.0),
+            accelerator,
+            self.observer,
+            metrics_path=None if self.folder is None else self.folder.metrics,
+            checkpoint_path=None if self.folder is None else self.folder.checkpoint,
+            keep=partial(self._snapshot, model, backbone, splits.classes, settings),
+            augment=self._augment(backbone),
+        )
 
     def _objective(self) -> dict[str, Any]:
         """Every argument of the training loss; an impossible one is refused before any work."""
