@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections import defaultdict
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -29,8 +31,8 @@ ROWS = (
     ("objectives", "report"),
     ("ops",),
     ("runs",),
-    ("files", "preprocessing", "tensors"),
-    ("environment", "machine", "processes"),
+    ("files", "preprocessing", "result_files", "tensors"),
+    ("environment", "late_imports", "machine", "processes"),
     ("errors",),
 )
 """From the roof to the ground. A folder inside a room is a room of its own."""
@@ -79,9 +81,8 @@ def imported_modules(tree: ast.AST) -> set[str]:
     return found
 
 
-IMPORTS = {
-    module: imported_modules(ast.parse(path.read_text())) for module, path in MODULES.items()
-}
+TREES = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
+IMPORTS = {module: imported_modules(tree) for module, tree in TREES.items()}
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
@@ -175,3 +176,77 @@ def test_only_bench_and_the_verbs_open_a_test_split() -> None:
         assert "vitune.data.load_labelled" not in imported_modules(ast.parse(path.read_text())), (
             path
         )
+
+
+MODULE_DOORS = (
+    "bench", "bench.study", "bench.suites", "bench.tables", "bench.speed", "methods.core",
+)  # fmt: skip
+NAME_DOORS = (
+    "analysis", "backbones", "data", "inference", "objectives", "ops", "report", "training",
+)  # fmt: skip
+
+
+def door_of(room: str) -> list[str]:
+    """What a room's `__init__` names in `__all__`: names, or of some rooms their files."""
+    for node in TREES[f"vitune.{room}"].body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return []
+
+
+DOORS = {room: door_of(room) for room in (*MODULE_DOORS, *NAME_DOORS)}
+
+
+def names_past_the_door(importer: str, tree: ast.AST) -> list[str]:
+    """What a file imports from another room that the room's door does not name."""
+    wrong = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("vitune."):
+            continue
+        assert node.module is not None
+        room = room_of(node.module)
+        if room == room_of(importer) or room not in DOORS:
+            continue
+        file = node.module.removeprefix(f"vitune.{room}").removeprefix(".")
+        for alias in node.names:
+            if (file if room in MODULE_DOORS and file else alias.name) not in DOORS[room]:
+                wrong.append(f"{node.module}.{alias.name}")
+    return wrong
+
+
+def test_what_passes_the_door_is_seen() -> None:
+    code = "from vitune.ops import hardware\nfrom vitune.bench.study.store import Store\n"
+    code += (
+        "from vitune.ops.hardware import cpu_multiplies_bf16\nfrom vitune.ops import attention\n"
+    )
+    found = names_past_the_door("vitune.cli.x", ast.parse(code))
+    assert found == ["vitune.ops.hardware", "vitune.bench.study.store.Store"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_file_imports_only_what_doors_name(module: str) -> None:
+    """A file outside a room takes only what the room's `__init__` lists.
+
+    It may take a listed name from the file that holds it, `from vitune.training.observer import
+    Observer`: importing a whole door can load PyTorch, which the command line must not do before
+    it knows that it needs it. The catalogue (`vitune.methods`) has its own tests.
+    """
+    assert names_past_the_door(module, TREES[module]) == []
+
+
+@pytest.mark.parametrize("room", DOORS)
+def test_a_door_names_what_there_is(room: str) -> None:
+    named = DOORS[room]
+    assert len(named) == len(set(named)) > 0
+    door = importlib.import_module(f"vitune.{room}")
+    for name in named:
+        if room in MODULE_DOORS:
+            assert f"vitune.{room}.{name}" in MODULES
+        else:
+            assert not isinstance(getattr(door, name), ModuleType)
+
+
+def test_every_room_with_a_door_is_checked() -> None:
+    """A folder that is a row of the house has a door, but for the roof and the catalogue."""
+    folders = {room for room in ROW_OF if (PACKAGE / room.replace(".", "/")).is_dir()}
+    assert folders - set(DOORS) == {"cli", "methods", "methods.rlrr", "methods.fact"}

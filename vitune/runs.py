@@ -1,4 +1,4 @@
-"""The run folder: its files, who may write into it, and how it is read."""
+"""The run folder: its files, who may write into it, and how it is read; a run's summary."""
 
 from __future__ import annotations
 
@@ -6,17 +6,174 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vitune.errors import AdapterError
-from vitune.files import check_new_folder, is_part, recover_folder, sweep
+from vitune.files import check_new_folder, is_part, recover_folder, sweep, write_atomic
 from vitune.processes import locked
+from vitune.result_files import Record, as_record, read_json
 
 LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Reported:
+    """Which epoch's weights the run keeps ("last" or "best" on validation), and its score."""
+
+    which: str | None = None
+    epoch: int | None = None
+    val_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainedPart:
+    """The trained parameters of one role: on how many modules, how many in all."""
+
+    role: str
+    num_modules: int | None
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class Oddity:
+    """What was odd about the images; `names` are the first of `num`."""
+
+    text: str
+    is_fault: bool
+    num: int
+    names: tuple[str, ...]
+    kind: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What a run was, how large, and what came out: summary.json, and what `fit` returns of it.
+
+    Everything but the method may be None: it is not known yet, or of an older run that did not
+    write it. Keys of newer runs are passed over.
+
+    Args:
+        num_trainable: with the head; `num_total` is the whole network without what was added.
+        held_out: how validation was cut from training, in words.
+        notice: what to know of the method on this backbone.
+        cores_of_others: processor cores that other programs kept busy meanwhile.
+        peak_mib: memory, of the GPU where there is one.
+        finished: when, ISO 8601.
+    """
+
+    method: str
+    method_title: str | None = None
+    source: str | None = None
+    backbone: str | None = None
+    num_trainable: int | None = None
+    num_trainable_without_head: int | None = None
+    num_head: int | None = None
+    num_total: int | None = None
+    mergeable: bool | None = None
+    data: str | None = None
+    num_train: int | None = None
+    num_val: int | None = None
+    num_classes: int | None = None
+    held_out: str | None = None
+    batch_size: int | None = None
+    skipped_images: int | None = None
+    remarks: tuple[Oddity, ...] = ()
+    lr: float | None = None
+    weight_decay: float | None = None
+    precision: str | None = None
+    device: str | None = None
+    num_processes: int | None = None
+    seed: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    notice: str | None = None
+    reported: Reported = Reported()
+    best_epoch: int | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    cpu_seconds: float | None = None
+    cores_of_others: float | None = None
+    peak_mib: float | None = None
+    finished: str | None = None
+    status: str | None = None
+    trained_parts: tuple[TrainedPart, ...] = ()
+    adapter_bytes: int | None = None
+    fingerprint: str | None = None
+
+    @classmethod
+    def of(cls, record: Record) -> RunSummary:
+        """The summary in a mapping of a result file.
+
+        Raises:
+            VituneError: no method, or a value of the wrong kind; the text names the key.
+        """
+        record.needed("method")
+        reported = as_record(record.mapping("reported"), f"{record.where}: reported")
+        plain = {
+            item.name: getattr(record, _READERS[item.type])(item.name)
+            for item in fields(cls)
+            if item.type in _READERS
+        }
+        versions = record.mapping("versions")
+        return cls(
+            **plain,
+            remarks=_oddities(record),
+            versions={str(name): str(version) for name, version in versions.items()},
+            reported=Reported(
+                which=reported.text("which"),
+                epoch=reported.whole("epoch"),
+                val_accuracy=reported.share("val_accuracy"),
+            ),
+            trained_parts=tuple(_trained_part(part) for part in record.records("trained_parts")),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The summary as summary.json holds it."""
+        parts = [
+            {"role": part.role, "count": part.num_modules, "parameters": part.num_parameters}
+            for part in self.trained_parts
+        ]
+        return {**asdict(self), "trained_parts": parts}
+
+
+_READERS: dict[Any, str] = {
+    "str": "text",
+    "str | None": "text",
+    "int | None": "whole",
+    "float | None": "number",
+    "bool | None": "flag",
+}
+"""How a field is read, by its annotation."""
+
+
+def _oddities(record: Record) -> tuple[Oddity, ...]:
+    """The remarks; of a run before there were any, how many images were skipped."""
+    count = record.whole("skipped_images") or 0
+    if count and "remarks" not in record.values:
+        images = "image" if count == 1 else "images"
+        return (Oddity(f"{count} unreadable {images} skipped", True, count, ()),)
+    return tuple(
+        Oddity(
+            text=str(remark.needed("text")),
+            is_fault=bool(remark.flag("is_fault")),
+            num=remark.whole("num") or 0,
+            names=tuple(str(name) for name in remark.listing("names")),
+            kind=remark.text("kind"),
+        )
+        for remark in record.records("remarks")
+    )
+
+
+def _trained_part(part: Record) -> TrainedPart:
+    return TrainedPart(
+        role=str(part.needed("role")),
+        num_modules=part.whole("count"),
+        num_parameters=part.whole("parameters") or 0,
+    )
 
 
 @dataclass(frozen=True)
@@ -175,24 +332,20 @@ class RunFolder:
             raise AdapterError(f"{self.config}: data: got {data!r}, expected a data source.")
         return data
 
-    def read_summary(self) -> dict[str, Any]:
-        """What came out of the run; empty while it is not finished.
+    def read_summary(self) -> RunSummary | None:
+        """What came out of the run; None while it is not finished.
 
         Raises:
-            AdapterError: summary.json is no JSON mapping.
+            VituneError: summary.json is not what training writes; the text names line or key.
         """
         if not self.summary.is_file():
-            return {}
-        try:
-            summary = json.loads(self.summary.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise AdapterError(
-                f"{self.summary}: got a damaged file ({error}), expected JSON. "
-                "Write it again with --resume."
-            ) from None
-        if not isinstance(summary, dict):
-            raise AdapterError(f"{self.summary}: got {type(summary).__name__}, expected a mapping.")
-        return summary
+            return None
+        where = str(self.summary)
+        return RunSummary.of(as_record(read_json(self.summary, where), where))
+
+    def write_summary(self, summary: RunSummary) -> None:
+        """Write summary.json, whole or not at all."""
+        write_atomic(self.summary, json.dumps(summary.as_dict(), indent=2) + "\n")
 
 
 def _is_left_over(name: str) -> bool:

@@ -18,6 +18,7 @@ from rich.progress import (
 from vitune.training.observer import Observer
 
 if TYPE_CHECKING:
+    from vitune.runs import RunSummary
     from vitune.training.observer import Running
 
 console = Console(highlight=False)
@@ -95,27 +96,28 @@ class TrainingProgress(Observer):
     def prepared(self, stage: str, done: int, total: int) -> None:
         self.decoding(done, total)
 
-    def described(self, facts: dict[str, Any]) -> None:
+    def described(self, facts: RunSummary) -> None:
         self.decoding.close()
-        share = facts["num_trainable_without_head"] / max(1, facts["num_total"])
-        held_out = f" (validation: {facts['held_out']})" if facts["held_out"] else ""
+        trained = facts.num_trainable_without_head or 0
+        share = trained / (facts.num_total or 1)
+        held_out = f" (validation: {facts.held_out})" if facts.held_out else ""
         console.print(
-            f"[bold]{facts['method_title']}[/] on {facts['backbone']}: "
-            f"{count(facts['num_trainable_without_head'])} parameters ({percent(share)}) "
-            f"+ head {count(facts['num_head'])}"
+            f"[bold]{facts.method_title}[/] on {facts.backbone}: "
+            f"{count(trained)} parameters ({percent(share)}) "
+            f"+ head {count(facts.num_head or 0)}"
         )
         console.print(
-            f"{facts['num_train']:,} training, {facts['num_val']:,} validation images of "
-            f"{facts['num_classes']} classes{held_out}"
+            f"{facts.num_train:,} training, {facts.num_val:,} validation images of "
+            f"{facts.num_classes} classes{held_out}"
         )
         console.print(
-            f"lr {facts['lr']:g}, weight decay {facts['weight_decay']:g}, {facts['precision']} on "
-            f"{facts['device']}"
+            f"lr {facts.lr:g}, weight decay {facts.weight_decay:g}, {facts.precision} on "
+            f"{facts.device}"
         )
-        if facts["notice"]:
-            console.print(f"[yellow]{facts['notice']}[/]")
-        for remark in facts["remarks"]:
-            print_named(remark["text"], remark["names"], remark["num"])
+        if facts.notice:
+            console.print(f"[yellow]{facts.notice}[/]")
+        for remark in facts.remarks:
+            print_named(remark.text, remark.names, remark.num)
 
     def started(self, loop: Running) -> None:
         self._loop, self.epochs = loop, loop.config.epochs

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from vitune.cli import _completion
+from vitune.cli._options import Verbs
+
 if TYPE_CHECKING:
     from vitune.data import Inspection
 
-data = typer.Typer(help="Check images before training, or write a tiny fake benchmark.")
+data = Verbs(help="Check images before training, or write a tiny fake benchmark.")
 
 NAMES_SHOWN = 5
 
@@ -23,7 +26,12 @@ def add_to(app: typer.Typer) -> None:
 @data.command("check")
 def check(
     source: str = typer.Argument(..., help="images, as for train; with --suite the data root"),
-    suite: str = typer.Option(None, "--suite", help="check a benchmark: vtab1k, fgvc or fewshot"),
+    suite: str = typer.Option(
+        None,
+        "--suite",
+        help="check a benchmark: vtab1k, fgvc or fewshot",
+        autocompletion=_completion.suites,
+    ),
     strict: bool = typer.Option(False, "--strict", help="notes count as faults too"),
     as_json: bool = typer.Option(False, "--json", help="print JSON with all names"),
 ) -> None:
@@ -140,7 +148,12 @@ def _check_suite(root: str, suite: str, as_json: bool) -> bool:
 @data.command("fake")
 def fake(
     root: str = typer.Argument(..., help="new folder"),
-    suite: str = typer.Option("vtab1k", "--suite", help="vtab1k, fgvc or fewshot"),
+    suite: str = typer.Option(
+        "vtab1k",
+        "--suite",
+        help="vtab1k, fgvc or fewshot",
+        autocompletion=_completion.suites,
+    ),
 ) -> None:
     """Write a tiny complete copy of a benchmark, for tests and trying things out."""
     from vitune.bench.suites.tiny_copies import write_fake

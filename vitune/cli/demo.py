@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
+    from vitune.runs import RunSummary
     from vitune.training import Trained
 
 DATA = "demo:digits"
@@ -38,21 +39,21 @@ def demo(
     from vitune.inference import evaluate_run, merge_run
 
     check_new_folder(out)
-    scores: dict[str, dict[str, Any]] = {}
+    scores: list[tuple[RunSummary, float]] = []
     for method in LEARNING_RATES:
         trained = _train(method, f"{out}/{method}", epochs)
-        scores[method] = {**trained.summary, **evaluate_run(f"{out}/{method}")}
+        scores.append((trained.summary, evaluate_run(f"{out}/{method}")["top1"]))
     table = Table(box=None, pad_edge=False)
     for title in ("method", "test accuracy", "parameters", "of the backbone", "seconds"):
         table.add_column(title, justify="left" if title == "method" else "right")
-    for row in scores.values():
-        trained_count = row["num_trainable_without_head"]
+    for summary, accuracy in scores:
+        trained_count = summary.num_trainable_without_head or 0
         table.add_row(
-            row["method_title"],
-            percent(row["top1"]),
+            summary.method_title,
+            percent(accuracy),
             count(trained_count),
-            percent(trained_count / row["num_total"]),
-            f"{row['seconds']:.0f}",
+            percent(trained_count / (summary.num_total or 1)),
+            f"{summary.seconds:.0f}",
         )
     console.print()
     console.print(table)

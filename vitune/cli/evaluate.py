@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from vitune.cli._options import DATA, MODEL, RUNNING
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
@@ -15,16 +17,29 @@ def add_to(app: typer.Typer) -> None:
 
 def evaluate(
     run: str = typer.Argument(..., help="run folder, adapter or merged model"),
-    data: str = typer.Option(None, "--data", help="labelled images; default: those of the run"),
-    split: str = typer.Option(None, "--split", help="default: test, or all where there is none"),
-    including_training: bool = typer.Option(
-        False, "--including-training", help="score images that trained the run too; it is marked"
+    data: str = typer.Option(
+        None, "--data", help="labelled images; default: those of the run", rich_help_panel=DATA
     ),
-    skip_bad_images: bool = typer.Option(False, help="leave unreadable images out"),
-    force: bool = typer.Option(False, "--force", help="load on another backbone all the same"),
-    device: str = typer.Option("auto", help="auto, cpu or cuda"),
-    exits: str = typer.Option("auto", help="full: no image leaves early"),
-    beside: list[str] = typer.Option([], "--beside", help="another run to time beside the exits"),
+    split: str = typer.Option(
+        None, "--split", help="default: test, or all where there is none", rich_help_panel=DATA
+    ),
+    including_training: bool = typer.Option(
+        False,
+        "--including-training",
+        help="score images that trained the run too; it is marked",
+        rich_help_panel=DATA,
+    ),
+    skip_bad_images: bool = typer.Option(
+        False, help="leave unreadable images out", rich_help_panel=DATA
+    ),
+    force: bool = typer.Option(
+        False, "--force", help="load on another backbone all the same", rich_help_panel=MODEL
+    ),
+    device: str = typer.Option("auto", help="auto, cpu or cuda", rich_help_panel=RUNNING),
+    exits: str = typer.Option("auto", help="full: no image leaves early", rich_help_panel=RUNNING),
+    beside: list[str] = typer.Option(
+        [], "--beside", help="other runs to time beside the exits", rich_help_panel=RUNNING
+    ),
 ) -> None:
     """Score a trained run on labelled images, once, with calibration and per-class figures.
 

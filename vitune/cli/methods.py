@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from vitune.cli import _completion
 from vitune.training.train_config import TrainConfig
 
 
@@ -14,7 +15,10 @@ def add_to(app: typer.Typer) -> None:
 
 def methods(
     backbone: str = typer.Option(
-        TrainConfig.model_fields["backbone"].default, "--backbone", help="counts are for this one"
+        TrainConfig.model_fields["backbone"].default,
+        "--backbone",
+        help="counts are for this one",
+        autocompletion=_completion.backbones,
     ),
     as_json: bool = typer.Option(False, "--json", help="print JSON with all figures"),
     everything: bool = typer.Option(False, "--all", help="PEFT's own methods too"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from vitune.cli._options import OUTPUT, TRAINING
 from vitune.cli._settings import read_settings, with_settings
 from vitune.errors import InterruptError, VituneError
 from vitune.training.train_config import TrainConfig
@@ -20,11 +21,21 @@ def add_to(app: typer.Typer) -> None:
 @with_settings(TrainConfig)
 def train(
     settings: dict[str, Any],
-    out: str = typer.Option(..., "--out", help="run folder; never overwritten"),
-    config: str = typer.Option(None, "--config", help="YAML file; options win over it"),
-    resume: bool = typer.Option(False, "--resume", help="continue the run in --out"),
-    pace_lambda: float = typer.Option(None, "--pace-lambda", help="of --objective pace"),
-    pace_sigma: float = typer.Option(None, "--pace-sigma", help="of --objective pace"),
+    out: str = typer.Option(
+        ..., "--out", help="run folder; never overwritten", rich_help_panel=OUTPUT
+    ),
+    config: str = typer.Option(
+        None, "--config", help="YAML file; options win over it", rich_help_panel=TRAINING
+    ),
+    resume: bool = typer.Option(
+        False, "--resume", help="continue the run in --out", rich_help_panel=OUTPUT
+    ),
+    pace_lambda: float = typer.Option(
+        None, "--pace-lambda", help="of --objective pace", rich_help_panel=TRAINING
+    ),
+    pace_sigma: float = typer.Option(
+        None, "--pace-sigma", help="of --objective pace", rich_help_panel=TRAINING
+    ),
 ) -> None:
     """Fine-tune a pre-trained Vision Transformer on your images.
 
@@ -54,10 +65,10 @@ def train(
     finally:
         observer.close()
     summary = trained.summary
-    reported = summary["reported"]
+    reported = summary.reported
     console.print(
-        f"validation accuracy {percent(reported['val_accuracy'])} "
-        f"(epoch {reported['epoch']}, {reported['which']}) in {summary['seconds']:.0f} s"
+        f"validation accuracy {percent(reported.val_accuracy)} "
+        f"(epoch {reported.epoch}, {reported.which}) in {summary.seconds:.0f} s"
     )
     console.print(f"report: {out}/report.html", soft_wrap=True)
 

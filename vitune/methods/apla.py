@@ -80,6 +80,8 @@ class PartialLinear(LinearLayer):
     no_decay = frozenset({"row_bias"})
 
     def new_buffers(self, config: Any) -> Mapping[str, Tensor]:
+        # A large factor, so that seed 1 of one block is not seed 0 of the next. On the CPU, since
+        # a GPU draws other rows for the same seed.
         generator = torch.Generator().manual_seed(1_000_003 * config.seed + (self.site.block or 0))
         with torch.device("cpu"):
             order = torch.randperm(self.num_out, generator=generator)

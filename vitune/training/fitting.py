@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,17 +18,16 @@ from peft import PeftModel
 from vitune.adapters import card_of, fingerprint_of, inject, save_adapter
 from vitune.backbones import Backbone, load_backbone, start_heads
 from vitune.cards import AdapterCard
-from vitune.counts import count_parameters, trained_parts
+from vitune.counts import count_parameters
 from vitune.data import Augment, Splits, UsedImages, augmentation, load_splits, open_source
 from vitune.environment import Environment
 from vitune.errors import AdapterError, DataError, VituneError
-from vitune.files import write_atomic
 from vitune.machine import ProcessorUse
 from vitune.methods import get_method, method_notice
 from vitune.objectives import new_objective
 from vitune.report import write_report
-from vitune.runs import RunFolder
-from vitune.training.accounting import facts_of, outcome_of, reset_peak
+from vitune.runs import RunFolder, RunSummary
+from vitune.training.accounting import facts_of, reset_peak, with_outcome
 from vitune.training.loop import Loop, Recipe
 from vitune.training.memory import require_memory
 from vitune.training.observer import Observer
@@ -63,14 +61,14 @@ class Trained:
         model: the PEFT model with the reported weights.
         backbone: what it was trained on; its `model` is the network inside `model`.
         classes: class names in the order of the logits.
-        summary: what summary.json holds.
+        summary: what the run was and what came out, as summary.json holds it.
     """
 
     folder: Path | None
     model: PeftModel
     backbone: Backbone
     classes: tuple[str, ...]
-    summary: dict[str, Any]
+    summary: RunSummary
 
 
 def fit(
@@ -149,24 +147,10 @@ class _Job:
         model, method = self._adapted(backbone, settings)
         accelerator = _new_accelerator(settings)
         counts = count_parameters(model)
-        facts = facts_of(settings, backbone, counts, splits, accelerator)
-        facts["notice"] = method_notice(model)
+        facts = facts_of(settings, backbone, counts, splits, accelerator, method_notice(model))
         self.observer.described(facts)
         fingerprint = fingerprint_of(model) if self.folder else ""
-        loop = Loop(
-            model,
-            splits.train,
-            splits.val,
-            backbone.preprocessing,
-            settings.model_copy(update={"objective_args": objective}),
-            Recipe(settings.lr or 0.0, settings.weight_decay or 0.0),
-            accelerator,
-            self.observer,
-            metrics_path=None if self.folder is None else self.folder.metrics,
-            checkpoint_path=None if self.folder is None else self.folder.checkpoint,
-            keep=partial(self._snapshot, model, backbone, splits.classes, settings),
-            augment=self._augment(backbone),
-        )
+        loop = self._loop(model, backbone, splits, settings, objective, accelerator)
         resolved = Resolved(
             method=method,
             objective=objective,
@@ -185,15 +169,41 @@ class _Job:
             reset_peak(accelerator)
             use = ProcessorUse()
             loop.run()
+            # For its side effect: accelerate has put autocast into the model's own `forward`, and
+            # unwrapping takes it out again. The model that it returns is the one we have.
             accelerator.unwrap_model(loop.wrapped, keep_fp32_wrapper=False)
-            summary = {**facts, **outcome_of(loop, accelerator, use)}
-            summary["trained_parts"] = trained_parts(model)
+            summary = with_outcome(facts, loop, accelerator, use)
             path = None if self.folder is None else self.folder.path
             trained = Trained(path, model, backbone, splits.classes, summary)
             if self.folder is not None and accelerator.is_main_process:
-                _write(trained, self.folder, settings)
+                trained = _written(trained, self.folder, settings)
             accelerator.wait_for_everyone()
         return trained
+
+    def _loop(
+        self,
+        model: PeftModel,
+        backbone: Backbone,
+        splits: Splits,
+        settings: TrainConfig,
+        objective: dict[str, Any],
+        accelerator: Accelerator,
+    ) -> Loop:
+        assert splits.train is not None
+        return Loop(
+            model,
+            splits.train,
+            splits.val,
+            backbone.preprocessing,
+            settings.model_copy(update={"objective_args": objective}),
+            Recipe(settings.lr or 0.0, settings.weight_decay or 0.0),
+            accelerator,
+            self.observer,
+            metrics_path=None if self.folder is None else self.folder.metrics,
+            checkpoint_path=None if self.folder is None else self.folder.checkpoint,
+            keep=partial(self._snapshot, model, backbone, splits.classes, settings),
+            augment=self._augment(backbone),
+        )
 
     def _objective(self) -> dict[str, Any]:
         """Every argument of the training loss; an impossible one is refused before any work."""
@@ -207,6 +217,7 @@ class _Job:
         """The backbone and the images, both checked."""
         config = self.asked
         classes = open_source(config.data).classes if given is None else given.classes
+        # For whatever the checkpoint lacks (a new head) and the library draws for it.
         torch.manual_seed(config.seed)
         backbone = load_backbone(
             config.backbone,
@@ -261,6 +272,8 @@ class _Job:
         self, backbone: Backbone, settings: TrainConfig
     ) -> tuple[PeftModel, dict[str, Any]]:
         """The model with its adapter, and the method's every argument."""
+        # Again: how many numbers were drawn meanwhile depends on the library that built the
+        # network, and an adapter's start should depend on the seed alone.
         torch.manual_seed(settings.seed)
         if self.record is not None:
             config = self.record.resolved.new_peft_config()
@@ -386,6 +399,7 @@ def _sealed(splits: Splits) -> Splits:
 
 def _new_accelerator(settings: TrainConfig) -> Accelerator:
     """accelerate's processes, devices and precision; one process may train several times."""
+    # accelerate keeps the first run's precision for the whole process and refuses another.
     AcceleratorState._reset_state()
     precision = settings.precision
     return Accelerator(
@@ -395,15 +409,15 @@ def _new_accelerator(settings: TrainConfig) -> Accelerator:
     )
 
 
-def _write(trained: Trained, folder: RunFolder, settings: TrainConfig) -> None:
-    """The adapter, the summary and the report, in this order: a summary means a whole run."""
+def _written(trained: Trained, folder: RunFolder, settings: TrainConfig) -> Trained:
+    """Writes adapter, summary and report, in this order: a summary means a whole run."""
     card = _card(trained.model, trained.backbone, settings, trained.classes)
     save_adapter(trained.model, folder.adapter, card)
     size = sum(file.stat().st_size for file in folder.adapter.glob("*.safetensors"))
-    trained.summary["adapter_bytes"] = size
-    trained.summary["fingerprint"] = card.fingerprint
-    write_atomic(folder.summary, json.dumps(trained.summary, indent=2) + "\n")
+    summary = replace(trained.summary, adapter_bytes=size, fingerprint=card.fingerprint)
+    folder.write_summary(summary)
     write_report(folder.path)
+    return replace(trained, summary=summary)
 
 
 def _card(

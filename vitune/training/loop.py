@@ -100,9 +100,7 @@ class Loop:
         self.objective = self._new_objective()
         self.tail = class_tail(model) if config.lean else ()
         self.sampler = EpochSampler(len(train), seed=config.seed)
-        loader = batches(
-            train, config.batch_size, sampler=self.sampler, drop_last=config.drop_last
-        )
+        loader = batches(train, config.batch_size, sampler=self.sampler, drop_last=config.drop_last)
         optimiser = new_optimiser(
             model,
             recipe.lr,

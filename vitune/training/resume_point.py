@@ -74,6 +74,7 @@ def save_checkpoint(
     for group, values in extra.items():
         tensors.update({f"{group}/{name}": value.detach() for name, value in values.items()})
     with atomic_folder(folder) as aside:
+        # safetensors refuses tensors that share memory, as views of one parameter do.
         stored = {name: value.contiguous().cpu().clone() for name, value in tensors.items()}
         write_tensors(aside / TENSORS, stored)
         values = asdict(progress)

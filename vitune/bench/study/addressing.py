@@ -84,8 +84,7 @@ def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: _without_place(value) if name == "backbone" else value
         for name, value in config.items()
-        if name not in WITHOUT_EFFECT
-        and (name not in AS_IF_ABSENT or value != AS_IF_ABSENT[name])
+        if name not in WITHOUT_EFFECT and (name not in AS_IF_ABSENT or value != AS_IF_ABSENT[name])
     }
 
 

@@ -90,6 +90,8 @@ class Processes:
 
     def _round(self, cells: Sequence[Cell], store: Store) -> Iterator[Finished]:
         threads = max(1, available_cores() // self.num_jobs)
+        # Not fork: a child would inherit OpenMP's and CUDA's state without their threads, and hang
+        # or fail at the first product.
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(
             self.num_jobs, mp_context=context, initializer=begin_worker, initargs=(threads,)

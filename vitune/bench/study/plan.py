@@ -27,6 +27,7 @@ SET_BY_STUDY = frozenset(
 EXTRA_SETTINGS = ("lr_factor",)
 """Settings beyond TrainConfig's: `lr_factor` times the method's default learning rate."""
 
+
 class Frozen(BaseModel):
     """A record that is checked when it is made and never changes."""
 

@@ -44,7 +44,7 @@ class TrainedParameter(InPlaceLayer):
         self.new_containers()
         self.site, self.parameter_name = site, parameter_name
         self.configs, self.shared, self.merged_adapters = {}, {}, []
-        self._owner = (base_layer,)
+        self._owner = (base_layer,)  # in a tuple nn.Module does not see it: no circle of modules
         self._originals: Tensors | None = None
 
     def get_base_layer(self) -> nn.Module:
