@@ -22,7 +22,6 @@ def place(
     num, start = (request.config.getoption(name) for name in ("--fuzz-cases", "--fuzz-seed"))
     made = Place(tmp_path_factory.mktemp("fuzz"), num, start)
     made.fill()
-    made.cases = cases(made.drawn, start, containers())
     yield made
     made.close()
 

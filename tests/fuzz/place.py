@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from cases import Case, counts_of
+from cases import Case, cases, counts_of
 from damage import damage
-from images import CONTAINERS, write_image
+from images import CONTAINERS, containers, write_image
 from PIL import Image
 
 MOST_LINES, LIMIT_S = 4, 20.0
@@ -57,6 +57,7 @@ class Place:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True,
         )  # fmt: skip
         self.drawn: dict[str, list[Any]] = self._answer()
+        self.cases = cases(self.drawn, start, containers())
 
     def close(self) -> None:
         assert self.worker.stdin is not None and self.worker.stdout is not None
@@ -162,21 +163,25 @@ def snapshot(folder: Path) -> Snapshot:
 
 def changes(before: Snapshot, after: Snapshot, argv: list[str], code: int | None) -> list[str]:
     """What the command changed that is not its to change."""
-    own = _outputs(argv)
-    resumed = "--resume" in argv or (argv[0] in STUDY_VERBS and "study" in argv)
+    places = _outputs(argv)
     found = []
     for name in sorted({*before, *after}):
         if before.get(name) == after.get(name):
             continue
-        inside = any(name == place or name.startswith(f"{place}/") for place in own)
-        part = name.endswith(".part") or name.endswith(".previous") or name.endswith(".lock")
-        if part and name not in before:
+        is_output = any(name == place or name.startswith(f"{place}/") for place in places)
+        if name not in before and name.endswith((".part", ".previous", ".lock")):
             found.append(f"left {name}")
-        elif (inside and (name not in before or "--force" in argv or (resumed and code != 2))) or (inside and argv[0] in ("evaluate", "analyze") and code == 0):
-            continue
-        else:
+        elif not is_output or (name in before and not _may_change(argv, code)):
             found.append(f"{'changed' if name in before else 'wrote'} {name}")
     return found
+
+
+def _may_change(argv: list[str], code: int | None) -> bool:
+    """Whether the command may change what was there where it writes."""
+    if "--force" in argv:
+        return True
+    goes_on = "--resume" in argv or argv[0] in ("evaluate", "analyze", *STUDY_VERBS)
+    return goes_on and code != 2
 
 
 def _outputs(argv: list[str]) -> list[str]:
