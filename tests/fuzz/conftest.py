@@ -1,17 +1,10 @@
-"""The place where all cases run, once per session."""
+"""The place where all cases run, made once per process."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from cases import cases
-from images import containers
 from place import Place
 
 
@@ -21,9 +14,11 @@ def place(
 ) -> Iterator[Place]:
     num, start = (request.config.getoption(name) for name in ("--fuzz-cases", "--fuzz-seed"))
     made = Place(tmp_path_factory.mktemp("fuzz"), num, start)
-    made.fill()
-    yield made
-    made.close()
+    try:
+        made.fill()
+        yield made
+    finally:
+        made.close()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
