@@ -117,12 +117,12 @@ def changed(value: Any, name: str, place: int, other: Any = None) -> Any:
     steps = places[place % len(places)]
     inside = _at(value, steps[:-1])
     last = steps[-1]
-    if name == "replace":
-        inside[last] = other
-    elif name == "remove":
+    if name == "remove":
         del inside[last]
     elif name == "rename" and isinstance(inside, dict):
         inside[str(other)] = inside.pop(last)
+    elif name != "swap":
+        inside[last] = other
     else:
         inside[last] = json.loads(json.dumps(_at(value, places[int(other) % len(places)])))
     return value

@@ -45,11 +45,12 @@ class Place:
 
     def __init__(self, root: Path, num_cases: int, start: int) -> None:
         self.here, self.template, self.told = root / "here", root / "template", root / "told"
-        for folder in (self.here, self.told):
+        for folder in (self.here, self.told, root / "home"):
             folder.mkdir(parents=True)
         environment = {
-            **os.environ, "VITUNE_CACHE": str(root / "cache"), "HOME": str(root / "here"),
+            **os.environ, "VITUNE_CACHE": str(root / "cache"), "HOME": str(root / "home"),
             "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "80",
+            "TQDM_DISABLE": "1",  # main sets it, but tqdm reads it when it is imported
         }  # fmt: skip
         worker = [sys.executable, str(Path(__file__).with_name("worker.py"))]
         self.worker = subprocess.Popen(

@@ -181,6 +181,7 @@ class _Job:
             self._check_unchanged(resolved)
             resolved = self.record.resolved
             set_optimiser(loop.raw_optimiser, resolved.optimiser)
+            loop.restore()  # a damaged checkpoint is refused before the folder is written to
         with self._kept(settings, resolved, images):
             reset_peak(accelerator)
             use = ProcessorUse()

@@ -123,12 +123,13 @@ class Loop:
         )
 
     def run(self) -> None:
-        """All epochs from where the checkpoint stands; leaves the selected weights in the model.
+        """All epochs that are still to come; leaves the selected weights in the model.
 
         Raises:
             TrainingError: the loss is no longer finite; the last checkpoint is untouched.
         """
-        self._resume()
+        if self.metrics_path is not None and self.accelerator.is_main_process:
+            keep_epochs(self.metrics_path, self.progress.epoch)
         if self.progress.epoch == 0:
             self._keep(0)
         self.observer.started(self)
@@ -339,12 +340,14 @@ class Loop:
             with self.averager.applied() if self.averager else nullcontext():
                 self.keep(epoch)
 
-    def _resume(self) -> None:
-        """Go back to where the checkpoint stands, to the start where there is none."""
+    def restore(self) -> None:
+        """Go to where the checkpoint stands, to the start where there is none; writes nothing.
+
+        Raises:
+            AdapterError: the checkpoint is damaged.
+        """
         if self.checkpoint_path is not None and has_checkpoint(self.checkpoint_path):
             self._restore(self.checkpoint_path)
-        if self.metrics_path is not None and self.accelerator.is_main_process:
-            keep_epochs(self.metrics_path, self.progress.epoch)
 
     def _restore(self, checkpoint_path: Path) -> None:
         self.progress, groups = load_checkpoint(
