@@ -6,9 +6,10 @@ import json
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from vitune.errors import AdapterError, VituneError, explain, one_line
 from vitune.files import file_sha256
@@ -17,6 +18,19 @@ from vitune.runs import RunFolder
 
 CARD = "vitune.json"
 FORMAT = 1
+
+
+class BackboneArgs(TypedDict, total=False):
+    """Arguments of `load_backbone` that a card may hold."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    image_size: Annotated[int, Field(gt=0)] | tuple[int, int]
+    checkpoint: str
+
+
+def _known(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {**TypeAdapter(BackboneArgs).validate_python(arguments)}
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,7 @@ class AdapterCard:
     method: str
     method_args: dict[str, Any]
     backbone: str
-    backbone_args: dict[str, Any]
+    backbone_args: Annotated[dict[str, Any], AfterValidator(_known)]
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     fingerprint: str | None = None

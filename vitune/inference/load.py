@@ -79,6 +79,7 @@ def load_run(
         AdapterError: no such folder, or one that is damaged or of another backbone.
         BackboneError: the backbone it names cannot be loaded.
     """
+    place = _device(device)
     folder = adapter_folder(path)
     card = AdapterCard.read(folder)
     arguments = dict(card.backbone_args)
@@ -93,7 +94,7 @@ def load_run(
         counts = count_parameters(adapted)
         network = merged_model(adapted) if merge and _merges(card) else adapted
     network.requires_grad_(False)
-    return LoadedRun(Path(path), card, network.to(_device(device)).eval(), counts)
+    return LoadedRun(Path(path), card, network.to(place).eval(), counts)
 
 
 def load_peft(path: str | Path, *, force: bool = False) -> tuple[PeftModel, AdapterCard]:
@@ -116,6 +117,8 @@ def _merges(card: AdapterCard) -> bool:
 
 
 def _device(asked: str) -> str:
+    if asked not in ("auto", "cpu", "cuda"):
+        raise AdapterError(f"--device: got {asked!r}, expected auto, cpu or cuda.")
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if asked == "cuda" and not torch.cuda.is_available():

@@ -5,12 +5,13 @@ from vitune.report.evaluations import Evaluation, is_test, score_marks
 from vitune.report.intervals import wilson_interval
 from vitune.report.page import write_report
 from vitune.report.parameters import role_words
-from vitune.report.results import RunResults, Summary, read_run
+from vitune.report.results import RunResults, Summary, check_readable, read_run
 
 __all__ = [
     "Evaluation",
     "RunResults",
     "Summary",
+    "check_readable",
     "is_test",
     "read_run",
     "role_words",

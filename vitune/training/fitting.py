@@ -27,7 +27,7 @@ from vitune.files import write_atomic
 from vitune.machine import ProcessorUse
 from vitune.methods import get_method, method_notice
 from vitune.objectives import new_objective
-from vitune.report import write_report
+from vitune.report import check_readable, write_report
 from vitune.runs import RunFolder
 from vitune.training.accounting import facts_of, outcome_of, reset_peak
 from vitune.training.loop import Loop, Recipe
@@ -181,7 +181,9 @@ class _Job:
             self._check_unchanged(resolved)
             resolved = self.record.resolved
             set_optimiser(loop.raw_optimiser, resolved.optimiser)
-            loop.restore()  # a damaged checkpoint is refused before the folder is written to
+            loop.restore()  # what is damaged is refused before the folder is written to
+            if self.folder is not None:
+                check_readable(self.folder.path)
         with self._kept(settings, resolved, images):
             reset_peak(accelerator)
             use = ProcessorUse()
