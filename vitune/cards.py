@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 
 from vitune.errors import AdapterError, VituneError, explain, one_line
 from vitune.files import file_sha256
@@ -20,17 +19,19 @@ CARD = "vitune.json"
 FORMAT = 1
 
 
-class BackboneArgs(TypedDict, total=False):
+Pixels = Annotated[int, Field(gt=0)]
+
+
+class BackboneArgs(BaseModel, extra="forbid"):
     """Arguments of `load_backbone` that a card may hold."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
-
-    image_size: Annotated[int, Field(gt=0)] | tuple[int, int]
-    checkpoint: str
+    image_size: Pixels | tuple[Pixels, Pixels] | None = None
+    checkpoint: str | None = None
 
 
 def _known(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {**TypeAdapter(BackboneArgs).validate_python(arguments)}
+    BackboneArgs.model_validate(arguments)
+    return arguments
 
 
 @dataclass(frozen=True)

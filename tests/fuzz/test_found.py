@@ -13,7 +13,7 @@ COMPARE = "compare --data photos --methods linear --epochs 1 --image-size 16 --s
 
 FOUND: list[tuple[str, str, list[Any], str]] = [
     ("run/images.npz", "evaluate run", ["replace", 1, -1], "got a damaged list of images"),
-    ("stopped/checkpoint/state.json", RESUME, ["replace", 0, 7], "got a damaged file"),
+    ("stopped/checkpoint/state.json", RESUME, ["replace", 2, 7], "got a damaged file"),
     ("notes.txt", f"{COMPARE} .", ["text", ""], "which exists, expected a new folder"),
     ("notes.txt", "bench study study.yaml --out .", ["text", ""], "which exists, expected a new"),
     ("stopped/checkpoint", RESUME, ["socket"], "no state.json in it"),
@@ -23,7 +23,7 @@ FOUND: list[tuple[str, str, list[Any], str]] = [
     ("run/adapter/vitune.json", "evaluate run", ["swap", 4, 0], "backbone_args"),
     ("study/study.jsonl", "bench defaults study", ["rename", 7, "odd"], ""),
     ("study/cells/*", "bench table study", ["replace", 23, "odd"], ""),
-    ("train.yaml", "train --config train.yaml --out new", ["text", "1: 2"], "valid"),
+    ("train.yaml", "train --config train.yaml --out new", ["text", "1: 2"], "should be strings"),
     ("notes.txt", "predict run photos --device 0", ["text", ""], "--device: got '0', expected"),
     ("notes.txt", "demo --out new --epochs 0", ["text", ""], "epochs: got 0"),
     ("notes.txt", f"{COMPARE} new --jobs 99999999999999", ["text", ""], ""),
