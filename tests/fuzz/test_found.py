@@ -9,6 +9,7 @@ from cases import Case
 from place import Place
 
 RESUME = "train --out stopped --resume"
+TRAIN = "train --data photos --epochs 1 --image-size 16 --out new"
 COMPARE = "compare --data photos --methods linear --epochs 1 --image-size 16 --seeds 1 --out"
 
 FOUND: list[tuple[str, str, list[Any], str]] = [
@@ -26,6 +27,7 @@ FOUND: list[tuple[str, str, list[Any], str]] = [
     ("train.yaml", "train --config train.yaml --out new", ["text", "1: 2"], "should be strings"),
     ("notes.txt", "predict run photos --device 0", ["text", ""], "--device: got '0', expected"),
     ("notes.txt", "demo --out new --epochs 0", ["text", ""], "epochs: got 0"),
+    ("notes.txt", f"{TRAIN} --batch-size 9655384737910817", ["text", ""], "memory: got steps of"),
     ("notes.txt", f"{COMPARE} new --jobs 99999999999999", ["text", ""], ""),
 ]
 

@@ -31,7 +31,7 @@ from vitune.preprocessing import Preprocessing
 from vitune.training.averaging import Averager
 from vitune.training.inputs import TrainingInputs
 from vitune.training.last_block import class_tail, lean_training
-from vitune.training.metrics import append_row, keep_epochs
+from vitune.training.metrics import append_row, keep_epochs, read_epochs
 from vitune.training.observer import Observer
 from vitune.training.optimiser import new_optimiser, new_schedule
 from vitune.training.resume_point import (
@@ -344,8 +344,10 @@ class Loop:
         """Go to where the checkpoint stands, to the start where there is none; writes nothing.
 
         Raises:
-            AdapterError: the checkpoint is damaged.
+            AdapterError: the checkpoint or the list of epochs is damaged.
         """
+        if self.metrics_path is not None:
+            read_epochs(self.metrics_path)
         if self.checkpoint_path is not None and has_checkpoint(self.checkpoint_path):
             self._restore(self.checkpoint_path)
 
