@@ -70,7 +70,9 @@ def _become(path: Path, kind: str) -> None:
     elif kind == "loop":
         path.symlink_to(path.name)
     elif kind == "other_file":
-        path.symlink_to(Path.cwd() / "notes.txt")
+        other = path.with_name(f"{path.name}.other")  # writers follow links, as they say
+        other.write_text("another file\n")
+        path.symlink_to(other.name)
     elif kind == "fifo":
         os.mkfifo(path)
     elif kind == "socket":
