@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-breadth check lint types clean
+.PHONY: setup demo test test-breadth fuzz check lint types clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,12 @@ test: setup lint types
 # Eight kinds of method on 138 networks; writes docs/backbones.md. A run cut short goes on.
 test-breadth: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m breadth tests/breadth/test_breadth.py
+
+# 2,000 damaged files, odd options, odd images and odd lists; `make test` runs 200 of this kind.
+# Another seed makes other cases: make fuzz FUZZ_SEED=1
+FUZZ_SEED ?= 0
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/fuzz --fuzz-cases 2000 --fuzz-seed $(FUZZ_SEED)
 
 lint: setup
 	$(BIN)/ruff check .

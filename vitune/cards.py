@@ -6,9 +6,9 @@ import json
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 
 from vitune.errors import AdapterError, VituneError, explain, one_line
 from vitune.files import file_sha256
@@ -17,6 +17,21 @@ from vitune.runs import RunFolder
 
 CARD = "vitune.json"
 FORMAT = 1
+
+
+Pixels = Annotated[int, Field(gt=0)]
+
+
+class BackboneArgs(BaseModel, extra="forbid"):
+    """Arguments of `load_backbone` that a card may hold."""
+
+    image_size: Pixels | tuple[Pixels, Pixels] | None = None
+    checkpoint: str | None = None
+
+
+def _known(arguments: dict[str, Any]) -> dict[str, Any]:
+    BackboneArgs.model_validate(arguments)
+    return arguments
 
 
 @dataclass(frozen=True)
@@ -38,7 +53,7 @@ class AdapterCard:
     method: str
     method_args: dict[str, Any]
     backbone: str
-    backbone_args: dict[str, Any]
+    backbone_args: Annotated[dict[str, Any], AfterValidator(_known)]
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     fingerprint: str | None = None

@@ -95,6 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     interrupted.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' progress bars would mix with ours
     settle_threads(os.environ)
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     if isinstance(sys.stdout, io.TextIOWrapper):

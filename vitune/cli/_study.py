@@ -75,9 +75,10 @@ def check_study_folder(out: str, *, force: bool) -> None:
     Raises:
         OutputError: the folder holds something else.
     """
-    from vitune.bench.study.journal import JOURNAL, OLD_MANIFEST, STUDY
+    from vitune.bench.study.journal import JOURNAL, OLD_MANIFEST
 
-    check_folder(out, marks=(STUDY, JOURNAL, OLD_MANIFEST, "cells", "lists"), force=force)
+    # A study.yaml alone is no mark: it may be the file that the user wrote for 'bench study'.
+    check_folder(out, marks=(JOURNAL, OLD_MANIFEST, "cells", "lists"), force=force)
 
 
 def new_executor(jobs: int, ray: str | None = None, gpus_per_run: float = 0.0) -> Executor:

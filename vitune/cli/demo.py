@@ -69,9 +69,8 @@ def _train(method: str, out: str, epochs: int) -> Trained:
     from vitune.training.fitting import fit
     from vitune.training.train_config import TrainConfig
 
-    config = TrainConfig(
-        data=DATA, method=method, lr=LEARNING_RATES[method], epochs=epochs, refit=True
-    )
+    settings = {"data": DATA, "method": method, "epochs": epochs, "refit": True}
+    config = TrainConfig.make({**settings, "lr": LEARNING_RATES[method]})
     observer = TrainingProgress()
     try:
         return fit(config, out=out, observer=observer)

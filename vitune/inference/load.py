@@ -96,6 +96,7 @@ def load_run(
     """
     if exits not in EXITS:
         raise VituneError(f"--exits: got {exits!r}, expected one of {EXITS}.")
+    place = _device(device)
     folder = adapter_folder(path)
     card = AdapterCard.read(folder)
     arguments = dict(card.backbone_args)
@@ -110,7 +111,7 @@ def load_run(
         counts = count_parameters(adapted)
         network = _folded(adapted) if merge and _merges(card) else adapted
     network.requires_grad_(False)
-    network = network.to(_device(device)).eval()
+    network = network.to(place).eval()
     leaving = None
     if exits == "auto":
         leaving = early_exit(network, ExitsFolder(Path(path)), len(card.classes))
@@ -147,6 +148,8 @@ def _merges(card: AdapterCard) -> bool:
 
 
 def _device(asked: str) -> str:
+    if asked not in ("auto", "cpu", "cuda"):
+        raise AdapterError(f"--device: got {asked!r}, expected auto, cpu or cuda.")
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if asked == "cuda" and not torch.cuda.is_available():

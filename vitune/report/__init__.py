@@ -7,7 +7,7 @@ from vitune.report.intervals import mean_and_std, wilson_interval
 from vitune.report.page import write_report
 from vitune.report.parameters import role_words
 from vitune.report.rendering import write_page
-from vitune.report.results import RunResults, read_run
+from vitune.report.results import RunResults, check_readable, read_run
 from vitune.report.scales import Scale, Tick, nice_scale
 from vitune.report.scatter import Measured, ScatterChart, scatter_chart
 
@@ -18,6 +18,7 @@ __all__ = [
     "Scale",
     "ScatterChart",
     "Tick",
+    "check_readable",
     "count",
     "duration",
     "is_test",

@@ -89,6 +89,21 @@ def read_run(run_dir: str | Path) -> RunResults:
     )
 
 
+def check_readable(run_dir: str | Path) -> None:
+    """See, before a run goes on, that its report can show what is there; no summary is needed.
+
+    Raises:
+        VituneError: a file that is not what it should be.
+    """
+    folder = Path(run_dir)
+    metrics, spectrum = folder / "metrics.jsonl", folder / "analysis" / "spectrum.json"
+    if metrics.is_file() and metrics.read_bytes().endswith(b"\n"):  # a torn line is cut off later
+        _epochs(metrics)
+    if spectrum.is_file():
+        _mapping(spectrum)
+    read_evaluations(folder / "evaluation")
+
+
 def _mapping(path: Path) -> dict[str, Any]:
     return as_record(read_json(path, str(path)), str(path)).values
 

@@ -25,7 +25,7 @@ from vitune.errors import AdapterError, DataError, VituneError
 from vitune.machine import ProcessorUse
 from vitune.methods import get_method, method_notice
 from vitune.objectives import new_objective
-from vitune.report import write_report
+from vitune.report import check_readable, write_report
 from vitune.runs import RunFolder, RunSummary
 from vitune.training.accounting import facts_of, reset_peak, with_outcome
 from vitune.training.loop import Loop, Recipe
@@ -165,6 +165,9 @@ class _Job:
             self._check_unchanged(resolved)
             resolved = self.record.resolved
             set_optimiser(loop.raw_optimiser, resolved.optimiser)
+            loop.restore()  # what is damaged is refused before the folder is written to
+            if self.folder is not None:
+                check_readable(self.folder.path)
         with self._kept(settings, resolved, images):
             reset_peak(accelerator)
             use = ProcessorUse()

@@ -57,7 +57,9 @@ def require_memory(backbone: Backbone, config: TrainConfig, device: torch.device
         )
     if images_mib * RARELY_MORE < free_mib:
         return
-    needed_mib = images_mib + adapter_mib + _step_mib(adapted, config, batch, size)
+    needed_mib = images_mib + adapter_mib
+    if needed_mib <= free_mib:  # the rehearsal has no numbers for absurd sizes
+        needed_mib += _step_mib(adapted, config, batch, size)
     if needed_mib > free_mib:
         raise OutOfMemoryError(
             f"memory: got steps of {batch} images of {size[0]} x {size[1]} pixels, which need "

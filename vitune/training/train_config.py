@@ -131,7 +131,7 @@ class TrainConfig(BaseModel):
             VituneError: an unknown key (the nearest is named) or a value out of range.
         """
         try:
-            return cls(**values)
+            return cls.model_validate(dict(values))
         except ValidationError as error:
             raise VituneError(explain(error, cls.model_fields)) from None
 

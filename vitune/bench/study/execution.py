@@ -93,8 +93,9 @@ class Processes:
         # Not fork: a child would inherit OpenMP's and CUDA's state without their threads, and hang
         # or fail at the first product.
         context = multiprocessing.get_context("spawn")
+        workers = max(1, min(self.num_jobs, len(cells)))
         pool = ProcessPoolExecutor(
-            self.num_jobs, mp_context=context, initializer=begin_worker, initargs=(threads,)
+            workers, mp_context=context, initializer=begin_worker, initargs=(threads,)
         )
         with pool:
             waiting = [pool.submit(complete_in_worker, cell, store) for cell in cells]
