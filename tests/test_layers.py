@@ -79,7 +79,8 @@ def imported_modules(tree: ast.AST) -> set[str]:
     return found
 
 
-IMPORTS = {module: imported_modules(ast.parse(path.read_text())) for module, path in MODULES.items()}
+TREES = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
+IMPORTS = {module: imported_modules(tree) for module, tree in TREES.items()}
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
@@ -122,6 +123,34 @@ def test_circles_are_seen() -> None:
 
 def test_nothing_is_imported_in_a_circle() -> None:
     assert circles(IMPORTS) == []
+
+
+CATALOGUE = [
+    module
+    for module in MODULES
+    if room_of(module) in ("methods", "methods.rlrr", "methods.fact")
+    and module not in ("vitune.methods", "vitune.methods.catalogue")
+]
+
+
+@pytest.mark.parametrize("module", CATALOGUE)
+def test_a_method_reaches_the_core_only_through_authoring(module: str) -> None:
+    assert not {name for name in IMPORTS[module] if name.startswith("vitune.methods.core")}
+
+
+def test_the_door_for_authors_shows_all_that_it_imports_and_nothing_private() -> None:
+    from vitune.methods import authoring
+
+    assert len(CATALOGUE) >= 24
+    handed_on = {
+        alias.asname or alias.name
+        for node in ast.walk(TREES["vitune.methods.authoring"])
+        if isinstance(node, ast.ImportFrom) and node.module != "__future__"
+        for alias in node.names
+    }
+    assert set(authoring.__all__) == handed_on
+    assert not any(name.startswith("_") for name in handed_on)
+    assert len(authoring.__all__) == len(handed_on) <= 60
 
 
 def test_a_files_name_says_one_thing_in_the_whole_house() -> None:
