@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from vitune.cli._plugins import with_plugins
+
 if TYPE_CHECKING:
 
     from vitune.analysis import IntruderRule, Retention, RoleSummary, SpectrumReport
@@ -18,6 +20,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("analyze")(analyze)
 
 
+@with_plugins
 def analyze(
     runs: list[str] = typer.Argument(..., help="run folders, adapters, merged models, or a study"),
     out: str = typer.Option(None, "--out", help="new folder; default for one run: RUN/analysis"),

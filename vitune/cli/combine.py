@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from vitune.cli._plugins import with_plugins
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
@@ -32,6 +34,7 @@ def _is_number(word: str) -> bool:
     return True
 
 
+@with_plugins
 def combine(
     adapters: list[str] = typer.Argument(..., help="run folders or adapters, on one backbone"),
     weights: str = typer.Option(

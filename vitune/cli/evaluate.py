@@ -7,12 +7,15 @@ from typing import Any
 
 import typer
 
+from vitune.cli._plugins import with_plugins
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
     app.command("evaluate")(evaluate)
 
 
+@with_plugins
 def evaluate(
     run: str = typer.Argument(..., help="run folder, adapter or merged model"),
     data: str = typer.Option(None, "--data", help="labelled images; default: those of the run"),

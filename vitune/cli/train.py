@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from vitune.cli._plugins import with_plugins
 from vitune.cli._settings import read_settings, with_settings
 from vitune.errors import InterruptError, VituneError
 from vitune.training.train_config import TrainConfig
@@ -17,14 +18,13 @@ def add_to(app: typer.Typer) -> None:
     app.command("train")(train)
 
 
+@with_plugins
 @with_settings(TrainConfig)
 def train(
     settings: dict[str, Any],
     out: str = typer.Option(..., "--out", help="run folder; never overwritten"),
     config: str = typer.Option(None, "--config", help="YAML file; options win over it"),
     resume: bool = typer.Option(False, "--resume", help="continue the run in --out"),
-    pace_lambda: float = typer.Option(None, "--pace-lambda", help="of --objective pace"),
-    pace_sigma: float = typer.Option(None, "--pace-sigma", help="of --objective pace"),
 ) -> None:
     """Fine-tune a pre-trained Vision Transformer on your images.
 
@@ -36,9 +36,6 @@ def train(
     from vitune.training.fitting import fit
     from vitune.training.train_config import read_yaml
 
-    for name, value in (("pace_lambda", pace_lambda), ("pace_sigma", pace_sigma)):
-        if value is not None:
-            settings.setdefault("objective_args", {})[name] = value
     observer = TrainingProgress()
     try:
         if resume:
