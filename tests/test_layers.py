@@ -12,7 +12,7 @@ import vitune
 
 PACKAGE = Path(vitune.__file__).parent
 ROWS = (
-    ("cli",),
+    ("cli", "testing"),
     ("bench",),
     ("bench.tables",),
     ("bench.suites", "bench.speed"),

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from peft_cases import each_case, each_method, trained
-from tiny_backbones import build, images
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from vitune.backbones import find_sites, logits_of
 from vitune.errors import VituneError
+from vitune.testing.cases import each_case, each_method, trained
+from vitune.testing.tiny_backbones import build, images
 
 TOLERANCE = 1e-9
 
