@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from outside_methods import tables, write_method  # noqa: F401
+from outside_methods import write_method
 from peft import PeftModel, get_peft_model
 from peft.mapping import (
     PEFT_TYPE_TO_CONFIG_MAPPING,

@@ -112,7 +112,7 @@ class PlainStack(nn.Module):
         super().__init__()
         self.patch_embed: Any = nn.Module()
         self.patch_embed.proj = nn.Conv2d(3, width, 16, 16)
-        self.patch_embed.grid_size = (2, 2)
+        self.patch_embed.grid_size = (2, 2)  # type: ignore[assignment]
         self.cls_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.pos_embed = nn.Parameter(torch.randn(1, 5, width) * 0.02)
         self.blocks = nn.ModuleList(Block(width, 2) for _ in range(depth))
