@@ -1,4 +1,4 @@
-"""vitune combine: arithmetic of trained RLRR adapters."""
+"""vitune combine: arithmetic of trained adapters."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def combine(
     how: str = typer.Option("compose", "--how", help="compose keeps the rank, sum adds the ΔW"),
     out: str = typer.Option(..., "--out", help="new folder for the combined adapter"),
 ) -> None:
-    """Combine trained RLRR adapters of one backbone into one adapter (paper, appendix H)."""
+    """Combine trained adapters of one method and backbone into one, where the method can."""
     from vitune.adapters import combine_adapters
     from vitune.cli._progress import console
     from vitune.errors import VituneError
