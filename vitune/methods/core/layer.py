@@ -152,7 +152,8 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         self.configs.pop(adapter_name, None)
         self.shared.pop(adapter_name, None)
         for name in self.derived_names:
-            getattr(self, name).pop(adapter_name, None)
+            if adapter_name in getattr(self, name):
+                del getattr(self, name)[adapter_name]
         super().delete_adapter(adapter_name)
 
     def parameter(self, name: str, adapter: str) -> Tensor | None:
