@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections import defaultdict
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,7 @@ import vitune
 
 PACKAGE = Path(vitune.__file__).parent
 ROWS = (
-    ("cli",),
+    ("cli", "testing"),
     ("bench",),
     ("bench.tables",),
     ("bench.suites", "bench.speed"),
@@ -127,6 +128,97 @@ def test_nothing_is_imported_in_a_circle() -> None:
     assert circles(IMPORTS) == []
 
 
+CATALOGUE = [
+    module
+    for module in MODULES
+    if room_of(module) in ("methods", "methods.rlrr", "methods.fact")
+    and module not in ("vitune.methods", "vitune.methods.catalogue")
+]
+
+
+@pytest.mark.parametrize("module", CATALOGUE)
+def test_a_method_reaches_the_core_only_through_authoring(module: str) -> None:
+    assert not {name for name in IMPORTS[module] if name.startswith("vitune.methods.core")}
+
+
+def test_the_door_for_authors_shows_all_that_it_imports_and_nothing_private() -> None:
+    from vitune.methods import authoring
+
+    assert len(CATALOGUE) >= 24
+    handed_on = {
+        alias.asname or alias.name
+        for node in ast.walk(TREES["vitune.methods.authoring"])
+        if isinstance(node, ast.ImportFrom) and node.module != "__future__"
+        for alias in node.names
+    }
+    assert set(authoring.__all__) == handed_on
+    assert not any(name.startswith("_") for name in handed_on)
+    assert len(authoring.__all__) == len(handed_on) <= 60
+
+
+NAMES_A_METHOD = {
+    "vitune.training.train_config": "the default method",
+    "vitune.cli.compare": "the methods compared when none are named",
+    "vitune.cli.demo": "what the demo shows",
+    "vitune.bench.speed.measuring": "the rows of the speed table",
+    "vitune.bench.speed.references": "RLRR against its textbook version",
+    "vitune.bench.speed.textbook": "RLRR's textbook version",
+    "vitune.bench.speed.speed_table": "RLRR against its textbook version",
+    "vitune.cli._speed": "RLRR against its textbook version",
+    "vitune.cli._words": "an example of a list, for the help text",
+    "vitune.inference.adding_exits": "a remedy: the method that trains exits",
+}
+"""Where a method is chosen by name, and why that is no knowledge of the method."""
+
+SHARED = [
+    module
+    for module in MODULES
+    if module not in CATALOGUE and module not in ("vitune.methods", *NAMES_A_METHOD)
+]
+
+
+def texts(tree: ast.AST) -> list[str]:
+    """The string constants of a file that are no docstrings."""
+    bare = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in bare
+    ]
+
+
+def named_methods(tree: ast.AST) -> set[str]:
+    """Methods that a file names in a text, or asks for with ==; common words count only there."""
+    from vitune.methods import OWN
+
+    common = {"linear", "full", "partial", "layernorm"}
+    words = {word for text in texts(tree) for word in re.findall(r"\w+", text.lower())}
+    compared = {
+        constant.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare) and "method" in ast.unparse(node.left)
+        for constant in ast.walk(node)
+        if isinstance(constant, ast.Constant)
+    }
+    return (words & (set(OWN) - common)) | (compared & set(OWN))
+
+
+def test_a_named_method_is_seen() -> None:
+    code = "if config.method == 'linear':\n    raise ValueError('use --method rlrr')\n"
+    assert named_methods(ast.parse(code)) == {"linear", "rlrr"}
+    assert named_methods(ast.parse("'RLRR, as documented.'\nx = 'a linear layer'")) == set()
+
+
+@pytest.mark.parametrize("module", SHARED)
+def test_shared_code_names_no_method(module: str) -> None:
+    assert named_methods(TREES[module]) == set()
+
+
+@pytest.mark.parametrize("module", NAMES_A_METHOD)
+def test_no_reason_to_name_a_method_is_kept_in_vain(module: str) -> None:
+    assert named_methods(TREES[module])
+
+
 def test_a_files_name_says_one_thing_in_the_whole_house() -> None:
     homes = defaultdict(list)
     for module, path in MODULES.items():
@@ -182,7 +274,7 @@ MODULE_DOORS = (
     "bench", "bench.study", "bench.suites", "bench.tables", "bench.speed", "methods.core",
 )  # fmt: skip
 NAME_DOORS = (
-    "analysis", "backbones", "data", "inference", "objectives", "ops", "report", "training",
+    "analysis", "backbones", "data", "exits", "inference", "objectives", "ops", "report", "training",
 )  # fmt: skip
 
 
@@ -249,4 +341,4 @@ def test_a_door_names_what_there_is(room: str) -> None:
 def test_every_room_with_a_door_is_checked() -> None:
     """A folder that is a row of the house has a door, but for the roof and the catalogue."""
     folders = {room for room in ROW_OF if (PACKAGE / room.replace(".", "/")).is_dir()}
-    assert folders - set(DOORS) == {"cli", "methods", "methods.rlrr", "methods.fact"}
+    assert folders - set(DOORS) == {"cli", "methods", "methods.rlrr", "methods.fact", "testing"}

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from vitune.inference import evaluate as evaluate
     from vitune.inference import load_run as load_run
     from vitune.inference import predict as predict
+    from vitune.methods import load_plugin as load_plugin
+    from vitune.methods import register_method as register_method
     from vitune.methods.adapter_plus import AdapterPlusConfig as AdapterPlusConfig
     from vitune.methods.adaptformer import AdaptFormerConfig as AdaptFormerConfig
     from vitune.methods.apla import APLAConfig as APLAConfig
@@ -60,6 +62,7 @@ _HOMES = {
     "vitune.data": ("load_labelled", "load_splits"),
     "vitune.errors": ("VituneError",),
     "vitune.inference": ("evaluate", "load_run", "predict"),
+    "vitune.methods": ("load_plugin", "register_method"),
     "vitune.training": ("TrainConfig", "fit"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

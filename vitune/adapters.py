@@ -23,7 +23,7 @@ from vitune.cards import adapter_folder as adapter_folder
 from vitune.environment import installed_versions as installed_versions
 from vitune.errors import AdapterError, one_line
 from vitune.files import atomic_folder, check_new_folder, recover_folder
-from vitune.methods import AdapterState, combine_states, current_names, get_method
+from vitune.methods import AdapterState, combined_state, current_names, get_method, require_plugin
 from vitune.tensors import disk_errors, read_tensors, write_tensors
 
 TENSORS = "adapter_model.safetensors"
@@ -78,6 +78,7 @@ def card_of(
         classes=tuple(classes),
         fingerprint=fingerprint_of(model),
         versions=installed_versions(),
+        plugin=dict(get_method(method).plugin),
     )
 
 
@@ -153,7 +154,7 @@ def load_adapter(
 def combine_adapters(
     folders: Sequence[str | Path], weights: Sequence[float], *, how: str, out: str | Path
 ) -> list[str]:
-    """Write Σ w_i · adapter_i of trained RLRR adapters to the new folder `out`.
+    """Write Σ w_i · adapter_i of trained adapters, by the arithmetic of their method, to `out`.
 
     Args:
         folders: run or adapter folders, all of one backbone.
@@ -163,9 +164,8 @@ def combine_adapters(
         Sentences on what could not be combined and how that was settled (the head, say).
 
     Raises:
-        AdapterError: `out` exists, or the adapters differ in backbone, variant, roles or ranks;
-            all differences are listed.
-    Source: RLRR (CVPR 2024) appendix H; see `vitune.methods.combine_states`.
+        AdapterError: `out` exists, the method has no such arithmetic, or the adapters differ in
+            backbone, variant, roles or ranks; all differences are listed.
     """
     check_new_folder(out)
     places = [adapter_folder(folder) for folder in folders]
@@ -175,9 +175,8 @@ def combine_adapters(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         same_classes = len({card.classes for card in cards}) == 1
-        combined = combine_states(states, weights, how, "auto" if same_classes else "first")
-    changed = {name: getattr(combined.config, name) for name in ("rank", "init")}
-    named = {**cards[0].method_args, **changed}
+        combined = combined_state(states, weights, how, "auto" if same_classes else "first")
+    named = {**cards[0].method_args, **_changed(states[0].config, combined.config, cards[0])}
     with atomic_folder(out) as aside:
         combined.config.save_pretrained(str(aside))
         tensors = {name: value.contiguous() for name, value in combined.tensors.items()}
@@ -187,6 +186,16 @@ def combine_adapters(
     if not same_classes:
         notes.append("The adapters have other classes each: the head and classes are the first's.")
     return notes
+
+
+def _changed(before: PeftConfig, after: PeftConfig, card: AdapterCard) -> dict[str, Any]:
+    """The method's arguments that a combination has set to something else."""
+    names = get_method(card.method).argument_names()
+    return {
+        name: getattr(after, name)
+        for name in names
+        if getattr(after, name) != getattr(before, name)
+    }
 
 
 def merged_model(model: PeftModel, *, safe: bool = True) -> nn.Module:
@@ -246,6 +255,7 @@ def _read_config(folder: Path, card: AdapterCard, force: bool = False) -> PeftCo
             "Get a whole copy."
         )
     card.check_file(file, force=force)
+    require_plugin(card.method, card.plugin)
     try:
         return PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:

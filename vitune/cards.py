@@ -47,6 +47,8 @@ class AdapterCard:
         preprocessing: how images become inputs.
         classes: class names in the order of the logits.
         versions: of the libraries that wrote it.
+        plugin: where a method from outside vitune came from: "file" and "sha256", or "package"
+            and "version"; empty, and not written, for all others.
         checksums: sha256 of the files beside the card, by name.
     """
 
@@ -59,13 +61,17 @@ class AdapterCard:
     fingerprint: str | None = None
     merged: bool = False
     versions: dict[str, str] = field(default_factory=dict)
+    plugin: dict[str, str] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write the card to `folder`, with the checksums of the files that are there."""
         files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CARD)
         card = replace(self, checksums={path.name: file_sha256(path) for path in files})
-        text = json.dumps({"format": FORMAT, **asdict(card)}, indent=2)
+        values = asdict(card)
+        if not card.plugin:
+            del values["plugin"]  # a vitune that knows no plugins reads the card
+        text = json.dumps({"format": FORMAT, **values}, indent=2)
         (folder / CARD).write_text(text + "\n")
 
     @classmethod

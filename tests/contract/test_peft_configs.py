@@ -10,7 +10,13 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
-from peft_cases import (
+from torch import nn
+
+from vitune.backbones import bare_name, find_sites, head_name
+from vitune.errors import BackboneError, VituneError
+from vitune.methods import OWN, MethodConfig
+from vitune.methods.core.peft_options import OPTIONS
+from vitune.testing.cases import (
     CASES,
     ON_VIT,
     adapt,
@@ -24,13 +30,7 @@ from peft_cases import (
     same,
     trained,
 )
-from tiny_backbones import build, images, run
-from torch import nn
-
-from vitune.backbones import bare_name, find_sites, head_name
-from vitune.errors import BackboneError, VituneError
-from vitune.methods import OWN, MethodConfig
-from vitune.methods.core.peft_options import OPTIONS
+from vitune.testing.tiny_backbones import build, images, run
 
 LINEAR_TARGETS = [m for m in ON_VIT if not refuses(m, "roles") and m not in ("ssf", "moppa")]
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from peft_cases import each_case, each_method, trained
-from tiny_backbones import build, images
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from vitune.backbones import find_sites, logits_of
+from vitune.testing.cases import each_case, each_method, trained
+from vitune.testing.tiny_backbones import build, images
 
 TOLERANCE = 1e-9
 STEP = 1e-6  # so short that no ReLU switches within it

@@ -19,7 +19,13 @@ from peft import (
 )
 from peft.utils.hotswap import hotswap_adapter
 from peft.utils.save_and_load import get_base_model_state_dict
-from peft_cases import (
+from safetensors.torch import load_file, save_file
+from torch import multiprocessing
+
+from vitune.backbones.sites import head_names
+from vitune.errors import AdapterError, VituneError
+from vitune.methods import OWN, MethodLayer
+from vitune.testing.cases import (
     ON_VIT,
     adapt,
     config_of,
@@ -33,13 +39,7 @@ from peft_cases import (
     trained,
     two_adapters,
 )
-from safetensors.torch import load_file, save_file
-from tiny_backbones import images, run
-from torch import multiprocessing
-
-from vitune.backbones.sites import head_names
-from vitune.errors import AdapterError, VituneError
-from vitune.methods import OWN, MethodLayer
+from vitune.testing.tiny_backbones import images, run
 
 TENSORS = "adapter_model.safetensors"
 

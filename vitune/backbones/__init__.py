@@ -3,7 +3,7 @@
 from vitune.backbones.backbone import Backbone
 from vitune.backbones.bundled import bundled_names
 from vitune.backbones.fingerprint import bare_name, fingerprint
-from vitune.backbones.heads import start_heads
+from vitune.backbones.heads import num_outputs, start_heads
 from vitune.backbones.hf_saving import make_savable
 from vitune.backbones.identity import identity, local_files, local_folder
 from vitune.backbones.observation import Call, Observation, observe, run_once
@@ -49,6 +49,7 @@ __all__ = [
     "logits_of",
     "make_savable",
     "network",
+    "num_outputs",
     "num_prefix_tokens",
     "observe",
     "one_line",

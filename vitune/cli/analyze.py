@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from vitune.cli._options import DATA, MEASURE, OUTPUT
+from vitune.cli._plugins import with_plugins
 
 if TYPE_CHECKING:
     from vitune.analysis import IntruderRule, Retention, RoleSummary, SpectrumReport
@@ -18,6 +19,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("analyze")(analyze)
 
 
+@with_plugins
 def analyze(
     runs: list[str] = typer.Argument(..., help="run folders, adapters, merged models, or a study"),
     out: str = typer.Option(

@@ -1,10 +1,11 @@
-"""vitune combine: arithmetic of trained RLRR adapters."""
+"""vitune combine: arithmetic of trained adapters."""
 
 from __future__ import annotations
 
 import typer
 
 from vitune.cli._options import NUMBERS
+from vitune.cli._plugins import with_plugins
 from vitune.cli._words import numbers
 
 
@@ -13,6 +14,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("combine")(combine)
 
 
+@with_plugins
 def combine(
     adapters: list[str] = typer.Argument(..., help="run folders or adapters, on one backbone"),
     weights: list[str] = typer.Option(
@@ -21,7 +23,7 @@ def combine(
     how: str = typer.Option("compose", "--how", help="compose keeps the rank, sum adds the ΔW"),
     out: str = typer.Option(..., "--out", help="new folder for the combined adapter"),
 ) -> None:
-    """Combine trained RLRR adapters of one backbone into one adapter (paper, appendix H)."""
+    """Combine trained adapters of one method and backbone into one, where the method can."""
     from vitune.adapters import combine_adapters
     from vitune.cli._progress import console
 

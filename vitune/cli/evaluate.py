@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from vitune.cli._options import DATA, MODEL, RUNNING
+from vitune.cli._plugins import with_plugins
 
 
 def add_to(app: typer.Typer) -> None:
@@ -15,6 +16,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("evaluate")(evaluate)
 
 
+@with_plugins
 def evaluate(
     run: str = typer.Argument(..., help="run folder, adapter or merged model"),
     data: str = typer.Option(

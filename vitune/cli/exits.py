@@ -31,7 +31,7 @@ def add(
     rank: int = typer.Option(32, help="of the adapters that the exits share"),
     lr: float = typer.Option(1e-3, help="peak learning rate"),
     distil: float = typer.Option(0.5, help="share of self-distillation in the loss"),
-    graph: float = typer.Option(0.0, help="weight of MET's graph term"),
+    graph: float = typer.Option(0.0, help="weight of the graph term (vitune.objectives)"),
     seed: int = typer.Option(0, help="of the exits' start and order"),
     device: str = typer.Option("auto", help="auto, cpu or cuda"),
 ) -> None:

@@ -51,6 +51,7 @@ def _facts(path: str) -> dict[str, Any]:
     tensors = list(folder.glob("*.safetensors"))
     facts: dict[str, Any] = {
         "method": card.method,
+        **({"plugin": card.plugin} if card.plugin else {}),
         "arguments": card.method_args,
         "backbone": card.backbone,
         "backbone arguments": card.backbone_args,

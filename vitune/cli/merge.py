@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import typer
 
+from vitune.cli._plugins import with_plugins
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
     app.command("merge")(merge)
 
 
+@with_plugins
 def merge(
     run: str = typer.Argument(..., help="run folder or adapter"),
     out: str = typer.Option(..., "--out", help="new folder for the merged model"),

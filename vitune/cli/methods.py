@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from vitune.cli import _completion
+from vitune.cli._plugins import with_plugins
 from vitune.training.train_config import TrainConfig
 
 
@@ -13,6 +14,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("methods")(methods)
 
 
+@with_plugins
 def methods(
     backbone: str = typer.Option(
         TrainConfig.model_fields["backbone"].default,
@@ -34,11 +36,11 @@ def methods(
 
     from vitune.backbones import load_backbone
     from vitune.cli._progress import console, count
-    from vitune.methods import METHODS, OWN
+    from vitune.methods import METHODS, OUTSIDE, OWN
     from vitune.methods.catalogue import method_rows
 
     loaded = load_backbone(backbone, num_classes=10, pretrained=False)
-    known = METHODS if everything else OWN
+    known = METHODS if everything else {**OWN, **OUTSIDE}
     rows = method_rows(
         loaded.model, loaded.preprocessing.image_size, known.values(), flops=flops or as_json
     )

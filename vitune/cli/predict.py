@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from vitune.cli._options import DATA, MODEL, OUTPUT, RUNNING
+from vitune.cli._plugins import with_plugins
 
 
 def add_to(app: typer.Typer) -> None:
@@ -12,6 +13,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("predict")(predict)
 
 
+@with_plugins
 def predict(
     run: str = typer.Argument(..., help="run folder, adapter or merged model"),
     images: str = typer.Argument(..., help="an image, or a folder searched to any depth"),

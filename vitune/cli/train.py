@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from vitune.cli._options import OUTPUT, TRAINING
+from vitune.cli._plugins import with_plugins
 from vitune.cli._settings import read_settings, with_settings
 from vitune.errors import InterruptError, VituneError
 from vitune.training.train_config import TrainConfig
@@ -18,6 +19,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("train")(train)
 
 
+@with_plugins
 @with_settings(TrainConfig)
 def train(
     settings: dict[str, Any],
@@ -30,12 +32,6 @@ def train(
     resume: bool = typer.Option(
         False, "--resume", help="continue the run in --out", rich_help_panel=OUTPUT
     ),
-    pace_lambda: float = typer.Option(
-        None, "--pace-lambda", help="of --objective pace", rich_help_panel=TRAINING
-    ),
-    pace_sigma: float = typer.Option(
-        None, "--pace-sigma", help="of --objective pace", rich_help_panel=TRAINING
-    ),
 ) -> None:
     """Fine-tune a pre-trained Vision Transformer on your images.
 
@@ -47,9 +43,6 @@ def train(
     from vitune.training.fitting import fit
     from vitune.training.train_config import read_yaml
 
-    for name, value in (("pace_lambda", pace_lambda), ("pace_sigma", pace_sigma)):
-        if value is not None:
-            settings.setdefault("objective_args", {})[name] = value
     observer = TrainingProgress()
     try:
         if resume:

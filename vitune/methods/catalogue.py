@@ -153,7 +153,7 @@ def methods_page() -> str:
 
     with torch.device("meta"):
         model = timm.create_model("vit_base_patch16_224", num_classes=100)
-    rows = method_rows(model, (224, 224), [m for m in METHODS.values() if m.ours])
+    rows = method_rows(model, (224, 224), [m for m in METHODS.values() if m.ours and not m.plugin])
     theirs = sorted(name for name, method in METHODS.items() if not method.ours)
     return "\n".join(
         (

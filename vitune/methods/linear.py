@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vitune.backbones.sites import Site
-from vitune.errors import BackboneError
-from vitune.methods.core.in_place import InPlaceConfig
+from vitune.methods.authoring import BackboneError, InPlaceConfig, Site
 
 
 @dataclass
@@ -26,6 +24,7 @@ class LinearProbeConfig(InPlaceConfig):
     title = "Linear probe"
     source = "common practice"
     formula = "0"
+    counts_on_vit_b16 = (({}, 0),)
     exposes_delta = True
     narrowed_by = frozenset()
 

@@ -6,6 +6,7 @@ from vitune.ops.hardware import cpu_multiplies_bf16
 from vitune.ops.lean_step import first_token_only, lean_step
 from vitune.ops.partial_linear import partial_linear, partial_weight
 from vitune.ops.rescaled_linear import rescaled_linear, rescaled_linear_reference, rescaled_weight
+from vitune.ops.spectral import filtered, new_tau, response, route_entropy
 from vitune.ops.token_sampling import sample_tokens
 
 __all__ = [
@@ -13,13 +14,17 @@ __all__ = [
     "attention_reference",
     "cpu_multiplies_bf16",
     "exit_adapter",
+    "filtered",
     "first_token_only",
     "lean_step",
+    "new_tau",
     "partial_linear",
     "partial_weight",
     "prefers_attention",
     "rescaled_linear",
     "rescaled_linear_reference",
     "rescaled_weight",
+    "response",
+    "route_entropy",
     "sample_tokens",
 ]

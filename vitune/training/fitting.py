@@ -160,6 +160,7 @@ class _Job:
             optimiser=plain_optimiser(loop.raw_optimiser),
             threads=torch.get_num_threads(),
             num_processes=accelerator.num_processes,
+            plugin=dict(get_method(settings.method).plugin),
         )
         if self.record is not None:
             self._check_unchanged(resolved)

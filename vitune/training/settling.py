@@ -11,7 +11,7 @@ import yaml
 from vitune.backbones import absolute_backbone
 from vitune.data import absolute_source
 from vitune.errors import DataError, VituneError, nearest
-from vitune.methods import Method
+from vitune.methods import Method, require_plugin
 from vitune.runs import RunFolder
 from vitune.training.record import RunRecord
 from vitune.training.resume_point import read_progress
@@ -106,6 +106,7 @@ def resumed_record(
     """
     folder = RunFolder.existing(out)
     record = RunRecord.parse(folder.read_config(), folder.config)
+    require_plugin(record.settings.method, record.resolved.plugin)
     given = dict(settings) if config is None else config.model_dump(exclude_unset=True)
     unknown = sorted(set(given) - set(TrainConfig.model_fields))
     if unknown:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +25,9 @@ PREFIX = "vitune_"
 
 IMPORT_HINT = ": import vitune first"
 """What the PEFT type in a file ends with: a reader without vitune stops with it as a `KeyError`."""
+
+AT_FIRST_CONFIG: list[Callable[[], object]] = []
+"""What waits until a config is made: entry points whose module was still being imported."""
 
 Names = str | Sequence[str]
 """A regular expression for whole module names, or names and last parts of names."""
@@ -75,6 +78,7 @@ class PeftOptions(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        catch_up()
         self.peft_type = MethodName(self.method.upper())
         for name in ("roles", "blocks", "layers_to_transform"):
             setattr(self, name, _as_tuple(getattr(self, name)))
@@ -134,6 +138,14 @@ class PeftOptions(PeftConfig):
         readme = Path(save_directory) / "README.md"
         if readme.is_file():
             name_vitune(readme, self.method, self.title)
+
+
+def catch_up() -> None:
+    """Do what waits in AT_FIRST_CONFIG; what has to wait on puts itself back."""
+    waiting = [*AT_FIRST_CONFIG]
+    AT_FIRST_CONFIG.clear()
+    for step in waiting:
+        step()
 
 
 def matches(names: Names | None, module: str) -> bool:

@@ -35,7 +35,7 @@ UNSUPPORTED: dict[str, str] = {
     "multitask_prompt_tuning": _NEEDS_LANGUAGE_MODEL,
     "p_tuning": _NEEDS_LANGUAGE_MODEL,
     "prefix_tuning": "it trains the key-value cache of a language model",
-    "prompt_tuning": _NEEDS_LANGUAGE_MODEL + "; vpt_deep and vpt_shallow do the same for images",
+    "prompt_tuning": _NEEDS_LANGUAGE_MODEL + "; visual prompt tuning does the same for images",
     "trainable_tokens": _NEEDS_LANGUAGE_MODEL,
     "xlora": "it mixes trained LoRA adapters by a language model's hidden states",
 }
