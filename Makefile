@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-breadth check lint types clean
+.PHONY: setup demo test test-breadth docs lint types clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,10 @@ test: setup lint types
 test-breadth: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m breadth tests/breadth/test_breadth.py
 
+# The site, into site/; a broken link or an undocumented name is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 lint: setup
 	$(BIN)/ruff check .
 
@@ -32,4 +36,4 @@ types: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
