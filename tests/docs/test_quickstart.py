@@ -32,13 +32,12 @@ def test_the_notebook_runs_as_printed(tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat", reason=f"nbformat {reason}")
     nbclient = pytest.importorskip("nbclient", reason=f"nbclient {reason}")
     pytest.importorskip("ipykernel", reason=f"ipykernel {reason}")
-    from jupyter_client.manager import AsyncKernelManager
-
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     printed = _accuracy(_outputs(notebook))
     client = nbclient.NotebookClient(
         notebook,
-        km=AsyncKernelManager(kernel_name="python3", transport="ipc"),
+        kernel_name="python3",
+        startup_timeout=180,
         timeout=300,
         resources={"metadata": {"path": str(tmp_path)}},
     )
