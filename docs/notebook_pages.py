@@ -1,4 +1,4 @@
-"""A hook of mkdocs: every notebook in docs/ becomes a page, with the text outputs it was saved with."""
+"""A hook of mkdocs: every notebook in docs/ becomes a page, with the outputs it was saved with."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def page(notebook: Path) -> str:
 
 def code_block(cell: nbformat.NotebookNode) -> str:
     text = "".join(shown(output) for output in cell.outputs).strip()
-    result = f"\n\n```text title=\"Output\"\n{text}\n```" if text else ""
+    result = f'\n\n```text title="Output"\n{text}\n```' if text else ""
     return f"```python\n{cell.source}\n```{result}"
 
 

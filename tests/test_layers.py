@@ -79,7 +79,9 @@ def imported_modules(tree: ast.AST) -> set[str]:
     return found
 
 
-IMPORTS = {module: imported_modules(ast.parse(path.read_text())) for module, path in MODULES.items()}
+IMPORTS = {
+    module: imported_modules(ast.parse(path.read_text())) for module, path in MODULES.items()
+}
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""The drawing of the house in docs/design.md, made from test_layers' rows and the rooms' docstrings.
+"""The drawing of the house in docs/design.md: test_layers' rows and the rooms' docstrings.
 
 `python tests/docs/house.py` writes it anew.
 """

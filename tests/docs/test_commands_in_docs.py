@@ -29,9 +29,7 @@ def commands(text: str) -> list[tuple[str, bool]]:
 
 
 FOUND = [
-    (page.name, command, whole)
-    for page in PAGES
-    for command, whole in commands(page.read_text())
+    (page.name, command, whole) for page in PAGES for command, whole in commands(page.read_text())
 ]
 
 

@@ -93,4 +93,12 @@ def test_the_house_is_drawn_as_it_stands() -> None:
 
 def test_a_changed_house_changes_the_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(house, "rows", lambda: (("cli",), ("not.built",), ("errors",)))
-    assert [line[:12] for line in house.drawing().splitlines()[2:]] == ["| 3 | `cli` ", "| 1 | `error"]
+    assert [line[:12] for line in house.drawing().splitlines()[2:]] == [
+        "| 3 | `cli` ",
+        "| 1 | `error",
+    ]
+
+
+def test_the_first_page_counts_the_methods() -> None:
+    for page in (ROOT / "README.md", DOCS / "index.md"):
+        assert f"{len(OWN) - 1} other methods" in page.read_text(), page

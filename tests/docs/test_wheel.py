@@ -31,9 +31,10 @@ def _done(command: list[str], cwd: Path) -> str:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    left_out = shutil.ignore_patterns("__pycache__")
     for name in SOURCES:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, source / name, ignore=left_out)
         else:
             shutil.copy(ROOT / name, source / name)
     build = "from setuptools.build_meta import build_wheel as b; import sys; print(b(sys.argv[1]))"

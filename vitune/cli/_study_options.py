@@ -6,15 +6,15 @@ from typing import Any
 
 import typer
 
-KEEP = typer.Option("", "--keep", help="adapters: keep every final run's, for vitune analyze")
+KEEP = typer.Option("", "--keep", help="'adapters' keeps those of all final runs")
 OVERLAP = typer.Option(
-    False, "--allow-overlap", help="score splits that share images, with and without these"
+    False, "--allow-overlap", help="accept splits that share images; score with and without"
 )
 RERUN = typer.Option(
-    False, "--rerun-changed", help="run again what other versions or another device ran"
+    False, "--rerun-changed", help="repeat runs of other versions or devices"
 )
 METHOD_ARG = typer.Option(
-    None, "--method-arg", metavar="[METHOD:]NAME=VALUE", help="e.g. lora:r=16"
+    None, "--method-arg", metavar="[METHOD:]NAME=VALUE", help="argument of a method, e.g. lora:r=16"
 )
 
 

@@ -22,19 +22,19 @@ def analyze(
     runs: list[str] = typer.Argument(..., help="run folders, adapters, merged models, or a study"),
     out: str = typer.Option(None, "--out", help="new folder; default for one run: RUN/analysis"),
     images: str = typer.Option(None, "--images", help="images to measure features on"),
-    num_images: int = typer.Option(512, help="at most so many images; 0 leaves features out"),
+    num_images: int = typer.Option(512, help="largest number of images; 0 skips features"),
     along: int = typer.Option(
-        6, "--along", help="at most so many snapshots of each run, from training with snapshots"
+        6, "--along", help="largest number of snapshots per run"
     ),
     intruder_cosine: float = typer.Option(
-        0.6, "--intruder-cosine", help="below it a singular vector is an intruder; its authors: 0.5"
+        0.6, "--intruder-cosine", help="cosine below which a vector is an intruder; authors: 0.5"
     ),
     intruder_side: str = typer.Option(
-        "both", "--intruder-side", help="left, right or both; its authors: left"
+        "both", "--intruder-side", help="left, right or both; authors: left"
     ),
-    force: bool = typer.Option(False, "--force", help="write into a folder that holds files"),
+    force: bool = typer.Option(False, "--force", help="use a folder that already holds files"),
 ) -> None:
-    """Measure what training did to the weights and features of one or several runs.
+    """Measure what training did to weights and features.
 
     Singular values before and after, relative deviation, subspace angles, effective rank and
     intruder dimensions of every adapted weight; CKA of every block's features; and by method what

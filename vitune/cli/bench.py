@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from vitune.bench.study.protocol import Outcome
     from vitune.bench.tables.study_table import Table
 
-bench = typer.Typer(help="Run studies under the honest protocol; measure speed.")
+bench = typer.Typer(help="Compare methods over tasks and seeds; measure speed.")
 
-FORCE = typer.Option(False, "--force", help="write into a folder that holds files")
-OUT = typer.Option(..., "--out", help="folder; a stopped study continues in it")
-JOBS = typer.Option(1, "--jobs", help="processes on this machine")
+FORCE = typer.Option(False, "--force", help="use a folder that already holds files")
+OUT = typer.Option(..., "--out", help="folder; give it again to continue")
+JOBS = typer.Option(1, "--jobs", help="parallel processes on this machine")
 RAY = typer.Option(None, "--ray", help="'local', or the address of a Ray cluster")
 GPUS = typer.Option(0.0, "--gpus-per-run", help="with --ray; 0.5 puts two runs on one GPU")
 FORMAT = typer.Option("", "--format", help="also print markdown, csv or latex")
@@ -34,29 +34,33 @@ def run(
     suite: str = typer.Option(
         None, "--suite", help="demo, vtab1k, fgvc, fewshot, FILE.yaml or one data set"
     ),
-    preset: str = typer.Option(None, "--preset", help="a published recipe: vitune bench presets"),
-    methods: str = typer.Option("", "--methods", help="with --suite: names separated by ,"),
-    data_root: str = typer.Option(None, "--data-root", help="where the suite's folders lie"),
+    preset: str = typer.Option(
+        None, "--preset", help="a published recipe; see vitune bench presets"
+    ),
+    methods: str = typer.Option("", "--methods", help="with --suite: names, separated by commas"),
+    data_root: str = typer.Option(None, "--data-root", help="folder with the suite's data"),
     out: str = OUT,
     backbone: str = typer.Option(None, "--backbone"),
     checkpoint: str = typer.Option(None, "--checkpoint", help="local weights for the backbone"),
     epochs: int = typer.Option(None, "--epochs"),
     batch_size: int = typer.Option(
-        None, "--batch-size", help="images a step; default 32, or all where they are fewer"
+        None, "--batch-size", help="images per step; default: 32, or all if fewer"
     ),
-    lrs: str = typer.Option("", "--lrs", help="learning rates to choose from on validation"),
-    search: str = typer.Option("", "--search", help="tpe or asha (Optuna), instead of a grid"),
-    trials: int = typer.Option(16, "--trials", help="with --search: of each method and task"),
-    untuned: bool = typer.Option(False, "--defaults", help="choose nothing, use the defaults"),
-    seeds: int = typer.Option(3, "--seeds", help="runs of each method and task"),
-    shots: str = typer.Option(
-        "", "--shots", help="training images of each class, e.g. 1,2,4,8,16: a curve on the page"
+    lrs: str = typer.Option("", "--lrs", help="learning rates to choose from"),
+    search: str = typer.Option("", "--search", help="tpe or asha: search with Optuna, not a grid"),
+    trials: int = typer.Option(16, "--trials", help="with --search: trials per method and task"),
+    untuned: bool = typer.Option(
+        False, "--defaults", help="use the default settings; choose nothing"
     ),
+    seeds: int = typer.Option(3, "--seeds", help="final runs per method and task"),
+    shots: str = typer.Option("", "--shots", help="training images per class, e.g. 1,2,4,8,16"),
     method_arg: list[str] = METHOD_ARG,
-    tasks: str = typer.Option("", "--tasks", help="only these, separated by ,"),
-    allow_missing: bool = typer.Option(False, "--allow-missing", help="go on without some tasks"),
+    tasks: str = typer.Option("", "--tasks", help="only these tasks, separated by commas"),
+    allow_missing: bool = typer.Option(
+        False, "--allow-missing", help="continue if some tasks are missing"
+    ),
     protocol: str = typer.Option("honest", "--protocol", help="honest or as-published"),
-    dry_run: bool = typer.Option(False, "--dry-run", help="print runs, hours and memory only"),
+    dry_run: bool = typer.Option(False, "--dry-run", help="only print runs, hours and memory"),
     keep: str = KEEP,
     allow_overlap: bool = OVERLAP,
     rerun_changed: bool = RERUN,
@@ -201,13 +205,13 @@ def study(
 @bench.command("table")
 def table(
     folders: list[str] = typer.Argument(..., help="study folders"),
-    split: bool = typer.Option(False, "--split", help="backbones and protocols in own rows"),
+    split: bool = typer.Option(False, "--split", help="separate rows per backbone and protocol"),
     check: bool = typer.Option(
-        True, "--check/--no-check", help="say which files have changed since the runs"
+        True, "--check/--no-check", help="report files that changed since the runs"
     ),
     table_format: str = FORMAT,
 ) -> None:
-    """Print the table of one or several studies, as far as they have come.
+    """Print the table of one or more studies, finished or not.
 
     Runs that are still to come are named, and so is every task or backbone whose files are no
     longer those that its runs saw.
@@ -244,12 +248,12 @@ def table(
 @bench.command("defaults")
 def defaults(
     folders: list[str] = typer.Argument(..., help="study folders with a grid"),
-    out: str = typer.Option(None, "--out", help="JSON to record them in; other backbones stay"),
+    out: str = typer.Option(None, "--out", help="JSON file to update; other backbones stay"),
     against: list[str] = typer.Option(
-        None, "--against", help="a study at the defaults ('bench run --defaults'); repeatable"
+        None, "--against", help="a study run with --defaults; repeatable"
     ),
 ) -> None:
-    """Choose one setting a method over all tasks of studies, on validation alone.
+    """Choose one setting per method over all tasks of studies, on validation images.
 
     With --against, test accuracies of a study that ran at the defaults stand beside those of the
     per-task choices.
@@ -280,10 +284,10 @@ def defaults(
 
 @bench.command("presets")
 def presets(
-    name: str = typer.Argument(None, help="show this one whole"),
-    page: bool = typer.Option(False, "--page", help="print docs/deviations.md, about them all"),
+    name: str = typer.Argument(None, help="show this one in full"),
+    page: bool = typer.Option(False, "--page", help="print docs/deviations.md: all presets"),
 ) -> None:
-    """List the published recipes, or show one with its images and all that differs."""
+    """List the published recipes, or show one and how it differs from its source."""
     from vitune.bench.preset_page import deviations_page, preset_lines
     from vitune.bench.presets import load_preset, preset_names
     from vitune.cli._progress import console
@@ -302,17 +306,17 @@ def presets(
 @bench.command("speed")
 def speed(
     backbone: str = typer.Option("vit_base_patch16_224", "--backbone"),
-    methods: str = typer.Option("", "--methods", help="separated by ,; default: all that it knows"),
-    batch: str = typer.Option("8,32", "--batch", help="images a step"),
+    methods: str = typer.Option("", "--methods", help="separated by commas; default: all known"),
+    batch: str = typer.Option("8,32", "--batch", help="images per step"),
     precision: str = typer.Option("fp32,bf16", "--precision"),
     device: str = typer.Option("auto", "--device"),
-    rounds: int = typer.Option(5, "--rounds", help="counted rounds after one of warm-up"),
+    rounds: int = typer.Option(5, "--rounds", help="timed rounds, after one warm-up round"),
     image_size: int = typer.Option(None, "--image-size"),
-    memory: bool = typer.Option(True, help="take peak memory, a fresh process a figure"),
+    memory: bool = typer.Option(True, help="measure peak memory, each in a new process"),
     inference: bool = typer.Option(True, help="time merged and un-merged inference"),
-    out: str = typer.Option(None, "--out", help="JSON; a second call compares with it"),
+    out: str = typer.Option(None, "--out", help="JSON file; a second call compares with it"),
 ) -> None:
-    """Time training steps of several methods in one process, in turns, and compare."""
+    """Compare the step time and memory of several methods."""
     from vitune.bench.speed.measuring import ALL_METHODS, SpeedPlan, bench_speed
     from vitune.bench.speed.speed_table import compare_with, format_table
     from vitune.cli._progress import console

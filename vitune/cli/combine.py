@@ -33,11 +33,11 @@ def _is_number(word: str) -> bool:
 
 
 def combine(
-    adapters: list[str] = typer.Argument(..., help="run folders or adapters, on one backbone"),
+    adapters: list[str] = typer.Argument(..., help="run folders or adapters of one backbone"),
     weights: str = typer.Option(
-        ..., "--weights", help="one number an adapter, e.g. 0.7 0.3; may be negative"
+        ..., "--weights", help="one number per adapter, e.g. 0.7 0.3; may be negative"
     ),
-    how: str = typer.Option("compose", "--how", help="compose keeps the rank, sum adds the ΔW"),
+    how: str = typer.Option("compose", "--how", help="compose keeps the rank; sum adds the ΔW"),
     out: str = typer.Option(..., "--out", help="new folder for the combined adapter"),
 ) -> None:
     """Combine trained RLRR adapters of one backbone into one adapter (paper, appendix H)."""

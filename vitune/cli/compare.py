@@ -16,27 +16,27 @@ def add_to(app: typer.Typer) -> None:
 
 
 def compare(
-    data: str = typer.Option(..., "--data", help="images, as for train"),
-    methods: str = typer.Option("linear,bitfit,lora,rlrr,full", "--methods", help="separated by ,"),
-    out: str = typer.Option(..., "--out", help="folder; a stopped comparison continues in it"),
+    data: str = typer.Option(..., "--data", help="images, as for vitune train"),
+    methods: str = typer.Option(
+        "linear,bitfit,lora,rlrr,full", "--methods", help="method names, separated by commas"
+    ),
+    out: str = typer.Option(..., "--out", help="folder; give it again to continue"),
     backbone: str = typer.Option(TrainConfig.model_fields["backbone"].default, "--backbone"),
     checkpoint: str = typer.Option(None, "--checkpoint", help="local weights for the backbone"),
     image_size: int = typer.Option(None, "--image-size", help="input size in pixels"),
-    epochs: int = typer.Option(20, "--epochs", help="of every run"),
-    lrs: str = typer.Option(
-        "", "--lrs", help="learning rates to choose from on validation, e.g. 1e-3,3e-3,1e-2"
-    ),
-    seeds: int = typer.Option(3, "--seeds", help="runs of each method"),
+    epochs: int = typer.Option(20, "--epochs", help="epochs of each run"),
+    lrs: str = typer.Option("", "--lrs", help="learning rates to choose from, e.g. 1e-3,3e-3,1e-2"),
+    seeds: int = typer.Option(3, "--seeds", help="final runs per method"),
     method_arg: list[str] = METHOD_ARG,
     batch_size: int = typer.Option(
-        None, "--batch-size", help="images a step; default 32, or all where they are fewer"
+        None, "--batch-size", help="images per step; default: 32, or all if fewer"
     ),
-    jobs: int = typer.Option(1, "--jobs", help="processes on this machine"),
-    config: str = typer.Option(None, "--config", help="YAML of further training settings"),
+    jobs: int = typer.Option(1, "--jobs", help="parallel processes on this machine"),
+    config: str = typer.Option(None, "--config", help="YAML file with more training settings"),
     keep: str = KEEP,
     allow_overlap: bool = OVERLAP,
     rerun_changed: bool = RERUN,
-    force: bool = typer.Option(False, "--force", help="write into a folder that holds files"),
+    force: bool = typer.Option(False, "--force", help="use a folder that already holds files"),
 ) -> None:
     """Train several methods under one honest protocol and print one table.
 

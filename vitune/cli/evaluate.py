@@ -16,12 +16,14 @@ def add_to(app: typer.Typer) -> None:
 def evaluate(
     run: str = typer.Argument(..., help="run folder, adapter or merged model"),
     data: str = typer.Option(None, "--data", help="labelled images; default: those of the run"),
-    split: str = typer.Option(None, "--split", help="default: test, or all where there is none"),
-    including_training: bool = typer.Option(
-        False, "--including-training", help="score images that trained the run too; it is marked"
+    split: str = typer.Option(
+        None, "--split", help="default: test, or all images if there is none"
     ),
-    skip_bad_images: bool = typer.Option(False, help="leave unreadable images out"),
-    force: bool = typer.Option(False, "--force", help="load on another backbone all the same"),
+    including_training: bool = typer.Option(
+        False, "--including-training", help="also score images that trained the run; marked"
+    ),
+    skip_bad_images: bool = typer.Option(False, help="skip unreadable images"),
+    force: bool = typer.Option(False, "--force", help="accept another backbone"),
     device: str = typer.Option("auto", help="auto, cpu or cuda"),
 ) -> None:
     """Score a trained run on labelled images, once, with calibration and per-class figures.

@@ -13,11 +13,11 @@ def add_to(app: typer.Typer) -> None:
 def predict(
     run: str = typer.Argument(..., help="run folder, adapter or merged model"),
     images: str = typer.Argument(..., help="an image, or a folder searched to any depth"),
-    top_k: int = typer.Option(1, "--top-k", help="classes an image, most probable first"),
-    out: str = typer.Option(None, "--out", help="new CSV file; default: standard output"),
-    skip_bad_images: bool = typer.Option(False, help="leave unreadable images out"),
+    top_k: int = typer.Option(1, "--top-k", help="classes per image, most probable first"),
+    out: str = typer.Option(None, "--out", help="CSV file; default: standard output"),
+    skip_bad_images: bool = typer.Option(False, help="skip unreadable images"),
     force: bool = typer.Option(
-        False, "--force", help="load on another backbone all the same, and overwrite --out"
+        False, "--force", help="accept another backbone; overwrite --out"
     ),
     device: str = typer.Option("auto", help="auto, cpu or cuda"),
 ) -> None:

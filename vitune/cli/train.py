@@ -20,11 +20,11 @@ def add_to(app: typer.Typer) -> None:
 @with_settings(TrainConfig)
 def train(
     settings: dict[str, Any],
-    out: str = typer.Option(..., "--out", help="run folder; never overwritten"),
-    config: str = typer.Option(None, "--config", help="YAML file; options win over it"),
+    out: str = typer.Option(..., "--out", help="new run folder"),
+    config: str = typer.Option(None, "--config", help="YAML file; options override it"),
     resume: bool = typer.Option(False, "--resume", help="continue the run in --out"),
-    pace_lambda: float = typer.Option(None, "--pace-lambda", help="of --objective pace"),
-    pace_sigma: float = typer.Option(None, "--pace-sigma", help="of --objective pace"),
+    pace_lambda: float = typer.Option(None, "--pace-lambda", help="weight of PACE's consistency"),
+    pace_sigma: float = typer.Option(None, "--pace-sigma", help="noise of PACE"),
 ) -> None:
     """Fine-tune a pre-trained Vision Transformer on your images.
 
