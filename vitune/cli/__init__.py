@@ -1,4 +1,4 @@
-"""The command line: one file a verb. A user's mistake is one line on stderr and exit code 2."""
+"""The command line: one file per verb. A user's mistake is one line on stderr and exit code 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One row a method for a given backbone: what it touches, what it costs, what it promises."""
+"""One row per method for a given backbone: what it touches, what it costs, what it promises."""
 
 from __future__ import annotations
 
