@@ -10,6 +10,8 @@ import pytest
 import typer
 
 from vitune.cli import ClickException, app, combine
+from vitune.methods import get_method
+from vitune.training import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -71,3 +73,11 @@ def test_the_command_line_takes_it(page: str, command: str, whole: bool) -> None
 def test_a_wrong_command_is_seen(command: str) -> None:
     with pytest.raises(ClickException):
         parse(command)
+
+
+def test_the_pages_say_the_default_rate_that_trains() -> None:
+    rate = get_method("rlrr").default_lr(TrainConfig.model_fields["backbone"].default)
+    for page in ("results-small.md", "howto/choose-a-method.md"):
+        text = " ".join((ROOT / "docs" / page).read_text().split())
+        told = re.search(r"RLRR's default (?:there )?is ([\d.]+\d)", text)
+        assert told and float(told[1]) == rate, page

@@ -96,7 +96,7 @@ def analyze(
 def _along(
     run: str, name: str, most: int, rule: IntruderRule
 ) -> list[tuple[str, int | None, RoleSummary]]:
-    """The figures of a run's snapshots, at most so many of them, evenly from first to last."""
+    """The figures of a run's snapshots, at most `along` of them, evenly from first to last."""
     from pathlib import Path
 
     from vitune.analysis import spectrum
@@ -158,7 +158,7 @@ def _short_names(runs: list[str]) -> list[str]:
 
 
 def _print_summary(reports: dict[str, SpectrumReport], retentions: dict[str, Retention]) -> None:
-    """One table: a role a line for one run, a run a line for several."""
+    """One table: one line per role for one run, one line per run for several."""
     from rich.table import Table
 
     from vitune.cli._progress import console, percent

@@ -1,4 +1,4 @@
-"""vitune data: look at one's own images or a benchmark's folders, or write a tiny benchmark."""
+"""vitune data: check your own images or a benchmark's folders, or write a tiny benchmark."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check(
 
 
 def _check_images(source: str, strict: bool, as_json: bool) -> bool:
-    """Print what is odd about one's own images; whether they are fit to train on."""
+    """Print what is odd about your images; return whether they are fit to train on."""
     import json
     from dataclasses import asdict
 

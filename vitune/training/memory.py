@@ -1,4 +1,4 @@
-"""The memory that a run needs, estimated before it begins: refused in a line, not killed."""
+"""The memory that a run needs, estimated before it starts: refused with a message, not killed."""
 
 from __future__ import annotations
 
