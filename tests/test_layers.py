@@ -274,7 +274,8 @@ MODULE_DOORS = (
     "bench", "bench.study", "bench.suites", "bench.tables", "bench.speed", "methods.core",
 )  # fmt: skip
 NAME_DOORS = (
-    "analysis", "backbones", "data", "exits", "inference", "objectives", "ops", "report", "training",
+    "analysis", "backbones", "data", "exits", "inference", "objectives", "ops", "report",
+    "training",
 )  # fmt: skip
 
 

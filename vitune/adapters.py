@@ -101,7 +101,7 @@ def save_adapter(
     """Write PEFT's files and the card to `folder`; the previous ones survive any failure.
 
     Args:
-        dtype: of the stored tensors; None keeps theirs.
+        dtype: type of the stored tensors; None keeps theirs.
     """
     with atomic_folder(folder) as aside:
         with warnings.catch_warnings():
@@ -290,7 +290,7 @@ def _check_fingerprint(model: PeftModel, card: AdapterCard, force: bool) -> None
     )
     if not force:
         raise AdapterError(f"{text} Load that backbone, or use --force.")
-    warnings.warn(f"{text} Loading it all the same, as asked.", stacklevel=3)
+    warnings.warn(f"{text} Loading it anyway, as asked.", stacklevel=3)
 
 
 def _check_tensors(model: PeftModel, tensors: Mapping[str, Tensor], folder: Path) -> None:

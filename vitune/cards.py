@@ -133,7 +133,7 @@ class AdapterCard:
         )
         if not force:
             raise AdapterError(f"{text} Get a whole copy, or use --force.")
-        warnings.warn(f"{text} Loading it all the same, as asked.", stacklevel=3)
+        warnings.warn(f"{text} Loading it anyway, as asked.", stacklevel=3)
 
 
 def adapter_folder(path: str | Path) -> Path:

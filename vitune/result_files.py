@@ -125,7 +125,7 @@ def read_json(path: Path, where: str) -> Any:
 
 
 def read_json_lines(path: Path, where: str) -> list[Record]:
-    """The mappings of a file with one JSON object a line; empty lines are passed over.
+    """The mappings of a file with one JSON object per line; empty lines are passed over.
 
     Raises:
         VituneError: a line is no JSON object; the text names the file and the line.

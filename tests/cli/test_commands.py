@@ -242,7 +242,7 @@ def test_another_backbone_or_damaged_tensors_are_refused(
     message = refused("merge", copy, "--out", tmp_path / "m")
     assert "v1-0000000000000000" in message and card["fingerprint"] in message
     assert "--force" in message
-    with pytest.warns(UserWarning, match="Loading it all the same"):
+    with pytest.warns(UserWarning, match="Loading it anyway"):
         assert run(["merge", str(copy), "--out", str(tmp_path / "m"), "--force"]) == 0
 
     (copy / "vitune.json").write_text(json.dumps(card))

@@ -92,7 +92,7 @@ def test_another_backbone_is_refused_by_name(tmp_path: Path) -> None:
         vitune.load_adapter(other.model, tmp_path / "run" / "adapter")
     assert not any(isinstance(m, PeftModel) for m in other.model.modules())
     assert not hasattr(other.model, "peft_config")
-    with pytest.warns(UserWarning, match="Loading it all the same"):
+    with pytest.warns(UserWarning, match="Loading it anyway"):
         vitune.load_adapter(other.model, tmp_path / "run" / "adapter", force=True)
     model, card = load_peft(tmp_path / "run")
     assert card.classes == trained.classes and isinstance(model, PeftModel)

@@ -25,7 +25,7 @@ WIDEST = 16
 
 
 class StudyProgress(Watcher):
-    """A bar over cells on a terminal, a line a cell in a log."""
+    """A bar over cells on a terminal, one line per cell in a log."""
 
     def __init__(self) -> None:
         self.bar, self.total, self.done = Counting("runs"), 0, 0

@@ -35,7 +35,7 @@ METHODS = methods_option()
 METHOD_ARG = typer.Option(
     "--method-arg",
     metavar="[METHOD:]NAME=VALUE,...",
-    help="e.g. lora:r=16",
+    help="argument of a method, e.g. lora:r=16",
     rich_help_panel=MODEL,
 )
 BACKBONE = typer.Option(
@@ -61,12 +61,12 @@ LRS = typer.Option(
 )
 OVERLAP = typer.Option(
     "--allow-overlap",
-    help="score splits that share images, with and without these",
+    help="accept splits that share images; score with and without",
     rich_help_panel=DATA,
 )
 RERUN = typer.Option(
     "--rerun-changed",
-    help="run again what other versions or another device ran",
+    help="repeat runs of other versions or devices",
     rich_help_panel=RUNNING,
 )
 JOBS = typer.Option("--jobs", help="processes on this machine", rich_help_panel=RUNNING)

@@ -29,31 +29,31 @@ def analyze(
         None, "--images", help="images to measure features on", rich_help_panel=DATA
     ),
     num_images: int = typer.Option(
-        512, help="at most so many images; 0 leaves features out", rich_help_panel=DATA
+        512, help="largest number of images; 0 skips features", rich_help_panel=DATA
     ),
     along: int = typer.Option(
         6,
         "--along",
-        help="at most so many snapshots of each run, from training with snapshots",
+        help="largest number of snapshots per run",
         rich_help_panel=MEASURE,
     ),
     intruder_cosine: float = typer.Option(
         0.6,
         "--intruder-cosine",
-        help="below it a singular vector is an intruder; its authors: 0.5",
+        help="cosine below which a vector is an intruder; authors: 0.5",
         rich_help_panel=MEASURE,
     ),
     intruder_side: str = typer.Option(
         "both",
         "--intruder-side",
-        help="left, right or both; its authors: left",
+        help="left, right or both; authors: left",
         rich_help_panel=MEASURE,
     ),
     force: bool = typer.Option(
-        False, "--force", help="write into a folder that holds files", rich_help_panel=OUTPUT
+        False, "--force", help="use a folder that already holds files", rich_help_panel=OUTPUT
     ),
 ) -> None:
-    """Measure what training did to the weights and features of one or several runs.
+    """Measure what training did to weights and features.
 
     Singular values before and after, relative deviation, subspace angles, effective rank and
     intruder dimensions of every adapted weight; CKA of every block's features; and by method what

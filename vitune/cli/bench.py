@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vitune.bench.study.protocol import Outcome
     from vitune.bench.tables.study_table import Table
 
-bench = Verbs(help="Run studies under the honest protocol; measure speed.")
+bench = Verbs(help="Compare methods over tasks and seeds; measure speed.")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -46,7 +46,7 @@ def run(
     running: Running,
     kept: Kept,
     dry_run: bool = typer.Option(
-        False, "--dry-run", help="print runs, hours and memory only", rich_help_panel=OUTPUT
+        False, "--dry-run", help="only print runs, hours and memory", rich_help_panel=OUTPUT
     ),
 ) -> None:
     """Run methods on a suite, or a published recipe, and print the table.
@@ -109,13 +109,13 @@ def study(
 @bench.command("table")
 def table(
     folders: list[str] = typer.Argument(..., help="study folders"),
-    split: bool = typer.Option(False, "--split", help="backbones and protocols in own rows"),
+    split: bool = typer.Option(False, "--split", help="separate rows per backbone and protocol"),
     check: bool = typer.Option(
-        True, "--check/--no-check", help="say which files have changed since the runs"
+        True, "--check/--no-check", help="report files that changed since the runs"
     ),
     table_format: Annotated[str, _study_options.FORMAT] = "",
 ) -> None:
-    """Print the table of one or several studies, as far as they have come.
+    """Print the table of one or more studies, finished or not.
 
     Runs that are still to come are named, and so is every task or backbone whose files are no
     longer those that its runs saw.
@@ -152,7 +152,7 @@ def table(
 @bench.command("defaults")
 def defaults(
     folders: list[str] = typer.Argument(..., help="study folders with a grid"),
-    out: str = typer.Option(None, "--out", help="JSON to record them in; other backbones stay"),
+    out: str = typer.Option(None, "--out", help="JSON file to update; other backbones stay"),
     against: list[str] = typer.Option(
         None, "--against", metavar=PATHS, help="studies at the defaults ('bench run --defaults')"
     ),
@@ -189,11 +189,11 @@ def defaults(
 @bench.command("presets")
 def presets(
     name: str = typer.Argument(
-        None, help="show this one whole", autocompletion=_completion.presets
+        None, help="show this one in full", autocompletion=_completion.presets
     ),
-    page: bool = typer.Option(False, "--page", help="print docs/deviations.md, about them all"),
+    page: bool = typer.Option(False, "--page", help="print docs/deviations.md: all presets"),
 ) -> None:
-    """List the published recipes, or show one with its images and all that differs."""
+    """List the published recipes, or show one and how it differs from its source."""
     from vitune.bench.preset_page import deviations_page, preset_lines
     from vitune.bench.presets import load_preset, preset_names
     from vitune.cli._progress import console
@@ -236,7 +236,7 @@ class Timed:
     rounds: Annotated[
         int,
         typer.Option(
-            "--rounds", help="counted rounds after one of warm-up", rich_help_panel=MEASURE
+            "--rounds", help="timed rounds, after one warm-up round", rich_help_panel=MEASURE
         ),
     ] = 5
     memory: Annotated[
@@ -258,10 +258,10 @@ def speed(
         "auto", "--device", help="auto, cpu or cuda", rich_help_panel=RUNNING
     ),
     out: str = typer.Option(
-        None, "--out", help="JSON; a second call compares with it", rich_help_panel=OUTPUT
+        None, "--out", help="JSON file; a second call compares with it", rich_help_panel=OUTPUT
     ),
 ) -> None:
-    """Time training steps of several methods in one process, in turns, and compare."""
+    """Compare the step time and memory of several methods."""
     from vitune.bench.speed.measuring import ALL_METHODS, SpeedPlan, bench_speed
     from vitune.bench.speed.speed_table import compare_with, format_table
     from vitune.cli._progress import console

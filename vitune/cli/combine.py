@@ -16,11 +16,11 @@ def add_to(app: typer.Typer) -> None:
 
 @with_plugins
 def combine(
-    adapters: list[str] = typer.Argument(..., help="run folders or adapters, on one backbone"),
+    adapters: list[str] = typer.Argument(..., help="run folders or adapters of one backbone"),
     weights: list[str] = typer.Option(
         ..., "--weights", metavar=NUMBERS, help="one per adapter, e.g. 0.7,-0.3"
     ),
-    how: str = typer.Option("compose", "--how", help="compose keeps the rank, sum adds the ΔW"),
+    how: str = typer.Option("compose", "--how", help="compose keeps the rank; sum adds the ΔW"),
     out: str = typer.Option(..., "--out", help="new folder for the combined adapter"),
 ) -> None:
     """Combine trained adapters of one method and backbone into one, where the method can."""

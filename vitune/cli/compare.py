@@ -28,7 +28,9 @@ def add_to(app: typer.Typer) -> None:
 class Compared:
     """What is trained, and on which images."""
 
-    data: Annotated[str, typer.Option("--data", help="images, as for train", rich_help_panel=DATA)]
+    data: Annotated[
+        str, typer.Option("--data", help="images, as for vitune train", rich_help_panel=DATA)
+    ]
     allow_overlap: Annotated[bool, _study_options.OVERLAP] = False
     methods: Annotated[
         list[str] | None,
@@ -47,15 +49,17 @@ class Compared:
 class Trained:
     """How every method is trained."""
 
-    epochs: Annotated[int, typer.Option("--epochs", help="of every run", rich_help_panel=STUDY)] = (
-        20
-    )
+    epochs: Annotated[
+        int, typer.Option("--epochs", help="epochs of each run", rich_help_panel=STUDY)
+    ] = 20
     batch_size: Annotated[int | None, _study_options.BATCH_SIZE] = None
     lrs: Annotated[list[str] | None, _study_options.LRS] = None
     seeds: Annotated[int, _study_options.SEEDS] = 3
     config: Annotated[
         str | None,
-        typer.Option("--config", help="YAML of further training settings", rich_help_panel=STUDY),
+        typer.Option(
+            "--config", help="YAML file with more training settings", rich_help_panel=STUDY
+        ),
     ] = None
 
 
@@ -66,7 +70,7 @@ def compare(
     jobs: Annotated[int, _study_options.JOBS] = 1,
     rerun_changed: Annotated[bool, _study_options.RERUN] = False,
     out: str = typer.Option(
-        ..., "--out", help="folder; a stopped comparison continues in it", rich_help_panel=OUTPUT
+        ..., "--out", help="folder; give it again to continue", rich_help_panel=OUTPUT
     ),
     keep: Annotated[list[str] | None, _study_options.KEEP] = None,
     force: Annotated[bool, _study_options.FORCE] = False,

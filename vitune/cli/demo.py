@@ -23,7 +23,7 @@ def add_to(app: typer.Typer) -> None:
 
 def demo(
     out: str = typer.Option("runs/demo", "--out", help="new folder for the three runs"),
-    epochs: int = typer.Option(EPOCHS, "--epochs", help="of each run"),
+    epochs: int = typer.Option(EPOCHS, "--epochs", help="epochs of each run"),
 ) -> None:
     """Compare linear probe, RLRR and full fine-tuning on real handwritten digits.
 

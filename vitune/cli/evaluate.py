@@ -23,19 +23,19 @@ def evaluate(
         None, "--data", help="labelled images; default: those of the run", rich_help_panel=DATA
     ),
     split: str = typer.Option(
-        None, "--split", help="default: test, or all where there is none", rich_help_panel=DATA
+        None, "--split", help="default: test, or all images if there is none", rich_help_panel=DATA
     ),
     including_training: bool = typer.Option(
         False,
         "--including-training",
-        help="score images that trained the run too; it is marked",
+        help="also score images that trained the run; marked",
         rich_help_panel=DATA,
     ),
     skip_bad_images: bool = typer.Option(
-        False, help="leave unreadable images out", rich_help_panel=DATA
+        False, help="skip unreadable images", rich_help_panel=DATA
     ),
     force: bool = typer.Option(
-        False, "--force", help="load on another backbone all the same", rich_help_panel=MODEL
+        False, "--force", help="accept another backbone", rich_help_panel=MODEL
     ),
     device: str = typer.Option("auto", help="auto, cpu or cuda", rich_help_panel=RUNNING),
     exits: str = typer.Option("auto", help="full: no image leaves early", rich_help_panel=RUNNING),

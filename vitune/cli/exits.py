@@ -41,9 +41,7 @@ def add(
     from vitune.inference import add_exits
 
     reading, training = Counting("reading images"), Counting("training exits")
-    recipe = ExitRecipe(
-        rank=rank, epochs=epochs, lr=lr, distil=distil, graph=graph, seed=seed
-    )
+    recipe = ExitRecipe(rank=rank, epochs=epochs, lr=lr, distil=distil, graph=graph, seed=seed)
     try:
         record = add_exits(
             run, parse_places(at), out, data,

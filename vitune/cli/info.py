@@ -19,7 +19,7 @@ def info(
     path: str = typer.Argument(..., help="run folder, adapter or merged model"),
     as_json: bool = typer.Option(False, "--json", help="print JSON"),
 ) -> None:
-    """Show method, backbone, fingerprint, classes, counts and scores; loads no weights."""
+    """Show a run's method, backbone, classes, counts and scores; load no weights."""
     import json
 
     from rich.table import Table

@@ -19,14 +19,14 @@ def methods(
     backbone: str = typer.Option(
         TrainConfig.model_fields["backbone"].default,
         "--backbone",
-        help="counts are for this one",
+        help="backbone to count for",
         autocompletion=_completion.backbones,
     ),
-    as_json: bool = typer.Option(False, "--json", help="print JSON with all figures"),
-    everything: bool = typer.Option(False, "--all", help="PEFT's own methods too"),
-    flops: bool = typer.Option(False, "--flops", help="count extra GFLOPs too, which takes longer"),
+    as_json: bool = typer.Option(False, "--json", help="print JSON"),
+    everything: bool = typer.Option(False, "--all", help="include PEFT's own methods"),
+    flops: bool = typer.Option(False, "--flops", help="count extra GFLOPs; takes longer"),
 ) -> None:
-    """List the methods with trainable parameters (without head) on a backbone.
+    """List the methods and how many parameters they train on a backbone, without the head.
 
     Only the architecture is built; no weights are loaded.
     """

@@ -21,15 +21,15 @@ def predict(
         1, "--top-k", help="classes per image, most probable first", rich_help_panel=OUTPUT
     ),
     out: str = typer.Option(
-        None, "--out", help="new CSV file; default: standard output", rich_help_panel=OUTPUT
+        None, "--out", help="CSV file; default: standard output", rich_help_panel=OUTPUT
     ),
     skip_bad_images: bool = typer.Option(
-        False, help="leave unreadable images out", rich_help_panel=DATA
+        False, help="skip unreadable images", rich_help_panel=DATA
     ),
     force: bool = typer.Option(
         False,
         "--force",
-        help="load on another backbone all the same, and overwrite --out",
+        help="accept another backbone; overwrite --out",
         rich_help_panel=MODEL,
     ),
     device: str = typer.Option("auto", help="auto, cpu or cuda", rich_help_panel=RUNNING),

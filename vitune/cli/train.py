@@ -23,11 +23,9 @@ def add_to(app: typer.Typer) -> None:
 @with_settings(TrainConfig)
 def train(
     settings: dict[str, Any],
-    out: str = typer.Option(
-        ..., "--out", help="run folder; never overwritten", rich_help_panel=OUTPUT
-    ),
+    out: str = typer.Option(..., "--out", help="new run folder", rich_help_panel=OUTPUT),
     config: str = typer.Option(
-        None, "--config", help="YAML file; options win over it", rich_help_panel=TRAINING
+        None, "--config", help="YAML file; options override it", rich_help_panel=TRAINING
     ),
     resume: bool = typer.Option(
         False, "--resume", help="continue the run in --out", rich_help_panel=OUTPUT

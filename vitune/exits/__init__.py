@@ -1,7 +1,14 @@
 """Early exits: images that are easy leave a network early, with a certified risk."""
 
 from vitune.exits.bounds import images_needed, upper_bound
-from vitune.exits.exit_cost import block_share, cut_off, exit_gflops, full_gflops, seconds_per_image
+from vitune.exits.exit_cost import (
+    Subject,
+    block_share,
+    cut_off,
+    exit_gflops,
+    full_gflops,
+    seconds_per_image,
+)
 from vitune.exits.exit_folder import ExitsFolder, early_exit, find_exits
 from vitune.exits.exit_heads import ExitHeads, norm_of, num_parameters, parse_places
 from vitune.exits.leaving import EarlyExit, Exit, Outcome
@@ -30,6 +37,7 @@ __all__ = [
     "ExitsFolder",
     "Outcome",
     "Recorded",
+    "Subject",
     "Thresholds",
     "Trunk",
     "block_share",

@@ -1,4 +1,4 @@
-"""One file a method, one line here; importing this registers them all with PEFT."""
+"""One file per method, one line here; importing this registers them all with PEFT."""
 
 from __future__ import annotations
 

@@ -82,23 +82,22 @@ def fit(
 ) -> Trained:
     """Train one method on one data source and keep the result in a run folder.
 
-    Only the training and validation splits are ever decoded here; a test split is opened by
-    `vitune evaluate` alone. The folder appears when the first step can be made; a start that
-    fails leaves nothing behind.
+    Only training and validation images are read; `vitune evaluate` opens a test split. The run
+    folder appears when the first step can run; a start that fails leaves nothing behind.
 
     Args:
         config: the settings; or give them as keywords, e.g. `fit(data="photos/", epochs=20)`.
         out: a new folder for the run; None writes nothing.
-        resume: continue the run in `out` from its checkpoint, with the settings it was begun with.
-        observer: is told about progress.
-        splits: images of `config.data` that are decoded already, so that many runs share them;
-            `train` is trained on and `val` watched, whatever the config says of hold-out or refit.
+        resume: continue the run in `out` from its checkpoint with its own settings.
+        observer: receives progress.
+        splits: decoded images of `config.data`, shared by several runs. `train` trains and `val`
+            validates, whatever the config says about hold-out or refit.
 
     Raises:
-        VituneError: settings, data or backbone that cannot be used; the text names the remedy.
-        OutputError: `out` holds something, or another process writes to it.
+        VituneError: unusable settings, data or backbone; the text names the remedy.
+        OutputError: `out` is not empty, or another process writes to it.
         TrainingError: the loss became non-finite; the last checkpoint is kept.
-        OSError: the disk is full, say; what was saved before is whole.
+        OSError: for example a full disk; what was saved before is intact.
     """
     if resume and out is None:
         raise VituneError("resume: got no folder, expected out= with the run to continue.")

@@ -1,4 +1,4 @@
-"""The memory that a run needs, estimated before it begins: refused in a line, not killed."""
+"""The memory that a run needs, estimated before it starts: refused with a message, not killed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RARELY_MORE = 2000
 
 LEAN_PART, HALF_PART = 0.6, 0.6
 """What the lean step and 16-bit numbers leave of what is kept. For RLRR on ViT-B/16 at batch 8 the
-rehearsal counts 902 MiB; docs/performance.md has peaks of 570, and of 347 in bf16."""
+rehearsal counts 902 MiB; docs/performance-log.md has peaks of 570, and of 347 in bf16."""
 
 _MIB = 2**20
 

@@ -141,7 +141,7 @@ def read_remarks(out: str | Path) -> tuple[str, ...]:
 
 
 def read_results(out: str | Path) -> list[CellResult]:
-    """The final results of the study in a folder, as far as it has come, under its own names.
+    """The final results of the study in a folder, finished or not, under its own names.
 
     Runs that were planned and have no result yet are left out; `read_unfinished` names them.
 
@@ -175,7 +175,7 @@ def read_unfinished(out: str | Path) -> list[tuple[str, str, int]]:
 
 
 def read_choices(out: str | Path) -> list[Choice]:
-    """What stage 1 of the study in a folder chose and tried, as far as it has come.
+    """What stage 1 of the study in a folder chose and tried so far.
 
     Raises:
         VituneError: the folder holds no study.

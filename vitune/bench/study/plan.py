@@ -160,7 +160,7 @@ class Search(Frozen):
 
 
 class Study(Frozen):
-    """Variants x tasks x settings x seeds, and how the figures are come by.
+    """Variants x tasks x settings x seeds, and how scores are computed.
 
     Precedence of settings, weakest first: the study's, the task's, the variant's, the variant's
     for the task, the grid's.

@@ -27,7 +27,7 @@ MIXING_TOKENS = frozenset({"lily"})
 _NEEDS_LANGUAGE_MODEL = "it acts on the token embeddings of a language model"
 UNSUPPORTED: dict[str, str] = {
     "adalora": "its ranks are re-allocated by a call that the training loop must make each step",
-    "poly": "it is told the task of every image",
+    "poly": "it needs the task of every image",
     "shadow": "it wraps the decoder blocks of a language model",
     "adaption_prompt": "it is written for the attention of Llama, Mistral and GPT-2",
     "cartridge": "it trains the key-value cache of a language model",
