@@ -39,3 +39,12 @@ def test_train_evaluate_merge_and_info(tmp_path: Path, monkeypatch: pytest.Monke
     assert "path,class_1" in vitune("predict", tmp_path / "merged", photos)
     file.write_text(file.read_text() + "\n# edited\n")
     assert "was edited after training" in vitune("predict", out, photos, "--plugin", file)
+
+
+def test_plugins_are_listed_by_commas_and_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitune.cli._plugins import with_plugins
+
+    loaded: list[str] = []
+    monkeypatch.setattr("vitune.methods.load_plugin", loaded.append)
+    with_plugins(lambda: None)(plugin=["a.py,b.py", "c.py"])
+    assert loaded == ["a.py", "b.py", "c.py"]

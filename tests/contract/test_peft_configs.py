@@ -36,7 +36,7 @@ LINEAR_TARGETS = [m for m in ON_VIT if not refuses(m, "roles") and m not in ("ss
 
 
 def test_there_are_as_many_cases_as_expected() -> None:
-    assert len(CASES) == 25 * 4 - 4
+    assert len(CASES) == 26 * 4 - 5
     assert len(ON_VIT) == 25
 
 
@@ -174,7 +174,7 @@ def test_a_narrowed_adapter_comes_back_as_it_was(method: str, backbone: str, tmp
         again = PeftModel.from_pretrained(fresh(backbone), tmp_path / str(index)).eval()
         assert torch.equal(run(again, images(backbone)), run(model, images(backbone)))
         assert _places_of(again) == _places_of(model)
-    assert len(options) == {"linear": 0, "partial": 3}.get(
+    assert len(options) == {"linear": 0, "partial": 3, "met": 2}.get(
         method, 4 - refuses(method, "all-linear")
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from vitune.cli import ClickException, app, combine
+from vitune.cli import ClickException, app
 from vitune.methods import get_method
 from vitune.training import TrainConfig
 
@@ -38,8 +38,6 @@ FOUND = [
 def parse(command: str) -> None:
     """Parse as the command line would, down to the verb, without running it."""
     words = [STANDS_FOR.get(word, word) for word in shlex.split(command)[1:]]
-    if words[:1] == ["combine"]:
-        words = combine.join_weights(words)
     here = typer.main.get_command(app)
     context = None
     while True:

@@ -40,6 +40,8 @@ COMMANDS: dict[str, Words] = {
         "--precision": "fp32", "--rounds": "1", "--no-memory": None, "--no-inference": None,
     },
     "data check": {"source": "photos"},
+    "exits add": {"run": "run", "--at": "1", "--epochs": "1", **OUT},
+    "exits calibrate": {"run": "run", "--data": "photos", "--risk": "0.5"},
     "data fake": {"root": "new", "--suite": "fgvc"},
 }  # fmt: skip
 """A right and quick command of every verb: arguments by name, options by their word."""
@@ -50,7 +52,7 @@ WORK = {
 }  # fmt: skip
 """Options that rightly make a command take longer: no number between 4 and 10,000 for them."""
 
-SLOW = ("methods", "bench speed", "data fake")
+SLOW = ("methods", "bench speed", "data fake", "exits add")
 """Verbs that take seconds: each of their options comes once."""
 
 RUN_FILES = (

@@ -8,8 +8,15 @@ from typing import Any
 
 import typer
 
+from vitune.cli._options import MODEL
+from vitune.cli._words import paths
+
 PLUGIN = typer.Option(
-    None, "--plugin", metavar="FILE.py", help="Python file with a method of your own"
+    None,
+    "--plugin",
+    metavar="FILE.py,...",
+    help="Python files with methods of your own",
+    rich_help_panel=MODEL,
 )
 
 
@@ -21,7 +28,7 @@ def with_plugins(command: Callable[..., Any]) -> Callable[..., Any]:
     )
 
     def called(plugin: list[str] | None = None, **given: Any) -> Any:
-        for file in plugin or ():
+        for file in paths(plugin):
             from vitune.methods import load_plugin
 
             load_plugin(file)

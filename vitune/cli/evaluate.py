@@ -7,8 +7,9 @@ from typing import Any
 
 import typer
 
-from vitune.cli._options import DATA, MODEL, RUNNING
+from vitune.cli._options import DATA, MODEL, PATHS, RUNNING
 from vitune.cli._plugins import with_plugins
+from vitune.cli._words import paths
 
 
 def add_to(app: typer.Typer) -> None:
@@ -40,7 +41,11 @@ def evaluate(
     device: str = typer.Option("auto", help="auto, cpu or cuda", rich_help_panel=RUNNING),
     exits: str = typer.Option("auto", help="full: no image leaves early", rich_help_panel=RUNNING),
     beside: list[str] = typer.Option(
-        [], "--beside", help="other runs to time beside the exits", rich_help_panel=RUNNING
+        [],
+        "--beside",
+        metavar=PATHS,
+        help="other runs to time beside the exits",
+        rich_help_panel=RUNNING,
     ),
 ) -> None:
     """Score a trained run on labelled images, once, with calibration and per-class figures.
@@ -64,7 +69,7 @@ def evaluate(
             device=device,
             including_training=including_training,
             exits=exits,
-            beside=beside,
+            beside=paths(beside),
             on_read=reading,
             on_score=scoring,
         )

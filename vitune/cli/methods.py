@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from vitune.cli import _completion
+from vitune.cli._options import MODEL, OUTPUT
 from vitune.cli._plugins import with_plugins
 from vitune.training.train_config import TrainConfig
 
@@ -20,11 +21,16 @@ def methods(
         TrainConfig.model_fields["backbone"].default,
         "--backbone",
         help="backbone to count for",
+        rich_help_panel=MODEL,
         autocompletion=_completion.backbones,
     ),
-    as_json: bool = typer.Option(False, "--json", help="print JSON"),
-    everything: bool = typer.Option(False, "--all", help="include PEFT's own methods"),
-    flops: bool = typer.Option(False, "--flops", help="count extra GFLOPs; takes longer"),
+    as_json: bool = typer.Option(False, "--json", help="print JSON", rich_help_panel=OUTPUT),
+    everything: bool = typer.Option(
+        False, "--all", help="include PEFT's own methods", rich_help_panel=OUTPUT
+    ),
+    flops: bool = typer.Option(
+        False, "--flops", help="count extra GFLOPs; takes longer", rich_help_panel=OUTPUT
+    ),
 ) -> None:
     """List the methods and how many parameters they train on a backbone, without the head.
 

@@ -64,7 +64,9 @@ class METConfig(BlockConfig):
     formula = "2·d·r + e·(r + d) + (e - 1)·(d + 1)·c, e exits"
     mergeable = False
     exposes_delta = False
+    shares_parameters = True
     acts_in_windows = False
+    narrowed_by = frozenset({"target_modules", "exclude_modules"})
     counts_on_vit_b16 = (({}, 52_352 + 3 * 7_690),)  # with the heads of three early exits
 
     def __post_init__(self) -> None:
@@ -77,8 +79,11 @@ class METConfig(BlockConfig):
         for name in ("exit_weight", "graph"):
             if getattr(self, name) < 0:
                 raise VituneError(f"{name}: got {getattr(self, name)!r}, expected 0 or more.")
-        if self.blocks is not None:
-            raise VituneError(f"blocks: got {self.blocks!r}, expected none: MET acts on all.")
+
+    @classmethod
+    def reason_against(cls, option: str) -> str:
+        """Why the method does not take an option."""
+        return "MET leads every block to an exit"
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
         found = super().choose(sites)
