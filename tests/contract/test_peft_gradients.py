@@ -13,8 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from vitune.backbones import find_sites, logits_of
-from vitune.testing.cases import each_case, each_method, trained
+from vitune.testing.cases import CASES, each_case, each_method, trained
 from vitune.testing.tiny_backbones import build, images
+
+TWO = [case for case in CASES if case[1] in ("vit", "swin")]
+each_of_two = pytest.mark.parametrize(("method", "backbone"), TWO)
+"""Plain and windowed attention: what is dear to compute twice is computed on these alone."""
 
 TOLERANCE = 1e-9
 STEP = 1e-6  # so short that no ReLU switches within it
@@ -83,7 +87,7 @@ def reached(model: nn.Module, x: Tensor) -> list[nn.Parameter]:
     return [p for p, grad in zip(trained_ones, found, strict=True) if grad is not None]
 
 
-@each_case
+@each_of_two
 def test_second_order_gradients_are_right(method: str, backbone: str) -> None:
     """Against differences of the first ones along one direction, by a rule of fourth order."""
     model, x = in_float64(method, backbone), images(backbone).double()
@@ -109,7 +113,7 @@ def test_second_order_gradients_are_right(method: str, backbone: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap over attention
-@each_case
+@each_of_two
 def test_torch_func_gives_the_same_gradients(method: str, backbone: str) -> None:
     model, x = in_float64(method, backbone), images(backbone).double()
     expected = gradients(model, x)
