@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from vitune.methods.lora_mul import LoRAAddConfig as LoRAAddConfig
     from vitune.methods.lora_mul import LoRAMulVPTAddConfig as LoRAMulVPTAddConfig
     from vitune.methods.lora_mul import VPTAddConfig as VPTAddConfig
+    from vitune.methods.met import METConfig as METConfig
     from vitune.methods.moppa import MoPPAConfig as MoPPAConfig
     from vitune.methods.moppa_min import MoPPAMinConfig as MoPPAMinConfig
     from vitune.methods.partial import PartialConfig as PartialConfig
