@@ -22,6 +22,7 @@ class RunFolder:
     adapter/        PEFT's files and vitune.json
     checkpoint/     what --resume continues from
     snapshots/      epoch-000/, epoch-005/, ...: adapters along training, where asked for
+    probe/          the solved probe that the run is compared with: an adapter, and probe.json
     summary.json    what came out
     evaluation/     one file per evaluated data set
     report.html     all of it for a reader
@@ -40,6 +41,10 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def probe(self) -> Path:
+        return self.path / "probe"
 
     @property
     def checkpoint(self) -> Path:

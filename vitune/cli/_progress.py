@@ -94,10 +94,13 @@ class TrainingProgress(Observer):
             f"{facts['num_train']:,} training, {facts['num_val']:,} validation images of "
             f"{facts['num_classes']} classes{held_out}"
         )
-        console.print(
-            f"lr {facts['lr']:g}, weight decay {facts['weight_decay']:g}, {facts['precision']} on "
-            f"{facts['device']}"
-        )
+        if facts["lr"] is None:
+            console.print(f"solved on frozen features, {facts['precision']} on {facts['device']}")
+        else:
+            console.print(
+                f"lr {facts['lr']:g}, weight decay {facts['weight_decay']:g}, "
+                f"{facts['precision']} on {facts['device']}"
+            )
         if facts["skipped_images"]:
             console.print(f"[yellow]{facts['skipped_images']} unreadable images skipped[/]")
 

@@ -46,6 +46,10 @@ def train(
         observer.close()
     summary = trained.summary
     reported = summary["reported"]
+    if "solved" in summary:
+        solved = summary["solved"]
+        chosen = ", ".join(f"{name} {value:g}" for name, value in solved["chosen"].items())
+        console.print(f"{chosen} by {solved['how']}, copies: {solved['copies']}")
     console.print(
         f"validation accuracy {percent(reported['val_accuracy'])} "
         f"(epoch {reported['epoch']}, {reported['which']}) in {summary['seconds']:.0f} s"

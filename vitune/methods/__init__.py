@@ -12,6 +12,10 @@ from vitune.methods._registry import Method as Method
 from vitune.methods._registry import keeps_tokens_apart as keeps_tokens_apart
 from vitune.methods._registry import own_method, peft_methods
 from vitune.methods._rlrr_arithmetic import combine_states as combine_states
+from vitune.methods._solved import HeadProblem as HeadProblem
+from vitune.methods._solved import Labelled as Labelled
+from vitune.methods._solved import SolvedConfig as SolvedConfig
+from vitune.methods._solved import SolvedHead as SolvedHead
 from vitune.methods._tuner import MethodConfig as MethodConfig
 from vitune.methods._tuner import MethodLayer as MethodLayer
 from vitune.methods.adapter_plus import AdapterPlusConfig
@@ -25,9 +29,11 @@ from vitune.methods.houlsby import HoulsbyConfig, PfeifferConfig
 from vitune.methods.hta import HTAConfig, SequentialHTAConfig
 from vitune.methods.layernorm import LayerNormConfig
 from vitune.methods.linear import LinearProbeConfig
+from vitune.methods.linear_sgd import SteppedProbeConfig
 from vitune.methods.lora_mul import LoRAAddConfig, LoRAMulVPTAddConfig, VPTAddConfig
 from vitune.methods.moppa import MoPPAConfig
 from vitune.methods.moppa_min import MoPPAMinConfig
+from vitune.methods.ncm import NearestClassMeanConfig
 from vitune.methods.partial import PartialConfig
 from vitune.methods.rlrr import RLRRConfig
 from vitune.methods.ssf import SSFConfig
@@ -37,6 +43,8 @@ OWN = {
     method.name: method
     for method in (
         own_method(LinearProbeConfig),
+        own_method(SteppedProbeConfig),
+        own_method(NearestClassMeanConfig),
         own_method(FullConfig),
         own_method(BitFitConfig),
         own_method(LayerNormConfig),

@@ -53,6 +53,16 @@ class Method:
         return float(recorded(backbone, self.name, "weight_decay", usual))
 
     @property
+    def solved(self) -> bool:
+        """Whether the head is solved from features instead of trained by steps."""
+        return bool(getattr(self.config_class, "solved", False))
+
+    @property
+    def starts_at_probe(self) -> bool:
+        """Whether the head starts at the solved probe unless the user says otherwise."""
+        return bool(getattr(self.config_class, "starts_at_probe", True))
+
+    @property
     def mergeable(self) -> bool:
         """Whether the result folds into the backbone's weights; PEFT's say so when asked to."""
         return bool(getattr(self.config_class, "mergeable", True))

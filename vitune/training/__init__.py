@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vitune.training.config import STEPPING as STEPPING
 from vitune.training.config import TrainConfig as TrainConfig
 from vitune.training.config import read_yaml as read_yaml
 from vitune.training.observer import Observer as Observer

@@ -16,6 +16,13 @@ from vitune.preprocessing import PIXEL_STATS, Preprocessing
 DecayRule = Literal["vitune", "published"]
 HeadInit = Literal["zero", "linear", "trunc_normal", "kaiming_normal"]
 
+STEPPING = (
+    "lr", "head_lr", "weight_decay", "warmup_epochs", "clip_grad", "label_smoothing", "mixup",
+    "cutmix", "drop_path", "random_erasing", "augment", "ema", "patience", "optimiser", "start",
+    "head_init", "objective",
+)  # fmt: skip
+"""Settings of training by steps, which mean nothing where a head is solved."""
+
 
 class TrainConfig(BaseModel):
     """What `vitune train` and `vitune.fit` take; unknown keys are errors with the nearest name.
@@ -34,7 +41,8 @@ class TrainConfig(BaseModel):
     method_args: dict[str, Any] = Field(default_factory=dict, description="of the method")
 
     epochs: int = Field(100, ge=1, description="passes over the training images")
-    lr: float | None = Field(None, gt=0, description="peak learning rate; None: the method's")
+    lr: float | None = Field(None, gt=0, description="peak learning rate; None: by rule")
+    head_lr: float | None = Field(None, gt=0, description="of the classifier; None: as --lr")
     batch_size: int = Field(32, ge=1, description="images a step and process")
     drop_last: bool = Field(False, description="leave out an epoch's last batch if it is not full")
     optimiser: Literal["adamw", "sgd"] = Field("adamw", description="sgd needs --lr")
@@ -60,6 +68,9 @@ class TrainConfig(BaseModel):
     ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights a step")
     ema_ramp: bool = Field(True, description="averages start with a smaller decay")
     head_init: HeadInit = Field("zero", description="how the new classifier starts")
+    start: Literal["plain", "probe"] | None = Field(
+        None, description="probe: the classifier starts at the solved probe; None: the method's"
+    )
     objective: str = Field("cross_entropy", description="training loss")
     objective_args: dict[str, Any] = Field(default_factory=dict, description="of the objective")
 

@@ -36,6 +36,8 @@ from vitune.training.config import TrainConfig
 from vitune.training.loop import Loop, Recipe
 from vitune.training.observer import Observer
 from vitune.training.precision import resolve_precision
+from vitune.training.probing import install, require_no_steps, solve_probe
+from vitune.training.starting import starting_probe
 
 SETTLED_BY_RESUME = ("epochs",)
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -173,7 +175,7 @@ def _fit(
     given: Splits | None,
 ) -> Trained:
     method = get_method(config.method)
-    _require_rate(config)
+    require_no_steps(config) if method.solved else _require_rate(config)
     classes = open_source(config.data).classes if given is None else given.classes
     torch.manual_seed(config.seed)
     backbone = load_backbone(
@@ -190,9 +192,16 @@ def _fit(
     with process.main_process_first():
         splits = prepare_data(config, backbone, observer) if given is None else _sealed(given)
     assert splits.train is not None
+    if method.solved:
+        return _fit_solved(config, folder, process, observer, backbone, splits)
     _require_batch(config, len(splits.train))
+    probe = starting_probe(
+        config, folder, backbone, splits, process.device, observer, is_main=process.is_main_process
+    )
     torch.manual_seed(config.seed)
     model = attach(backbone, config.method, config.method_args)
+    if probe is not None and len(probe.head.bias):
+        install(model, probe.head)
     counts = count_parameters(model)
     recipe = Recipe(
         lr=config.lr or method.default_lr(config.backbone),
@@ -232,6 +241,47 @@ def _fit(
         None if folder is None else folder.path, model, backbone, splits.classes, summary
     )
     if folder is not None and accelerator.is_main_process:
+        _write(trained, folder, config)
+    accelerator.wait_for_everyone()
+    return trained
+
+
+def _fit_solved(
+    config: TrainConfig, folder: RunFolder | None, process: PartialState, observer: Observer,
+    backbone: Backbone, splits: Splits,
+) -> Trained:  # fmt: skip
+    """A run without steps: features once, the head solved, all files as of any run."""
+    accelerator = _new_accelerator(config, "fp32")
+    model = attach(backbone, config.method, config.method_args)
+    facts = _facts(
+        config, backbone, count_parameters(model), splits, None, "fp32", accelerator
+    )
+    observer.described(facts)
+    if folder is not None and accelerator.is_main_process:
+        write_atomic(folder.config, config.to_yaml())
+    _reset_peak(accelerator)
+    probe = solve_probe(
+        backbone, splits, method=config.method, method_args=config.method_args,
+        device=process.device, seed=config.seed, budget_mib=config.memory_budget_mib,
+        on_progress=observer.prepared,
+    )  # fmt: skip
+    install(model, probe.head)
+    row = probe.as_epoch(len(splits.train or ()))
+    summary = {
+        **facts,
+        "reported": {"which": "solved", "epoch": 1, "val_accuracy": probe.val_accuracy},
+        "solved": probe.facts(),
+        "best_epoch": 1, "epochs": 1, "steps": 0,
+        "seconds": probe.seconds,
+        "peak_mib": _peak_mib(accelerator),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "status": "finished",
+        "trained_parts": trained_parts(model),
+    }  # fmt: skip
+    path = None if folder is None else folder.path
+    trained = Trained(path, model, backbone, splits.classes, summary)
+    if folder is not None and accelerator.is_main_process:
+        folder.metrics.write_text(json.dumps(row) + "\n")
         _write(trained, folder, config)
     accelerator.wait_for_everyone()
     return trained
@@ -316,7 +366,7 @@ def _facts(
     backbone: Backbone,
     counts: ParameterCounts,
     splits: Splits,
-    recipe: Recipe,
+    recipe: Recipe | None,
     precision: str,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
@@ -338,8 +388,8 @@ def _facts(
         "num_classes": len(splits.classes),
         "held_out": _describe(splits.held_out),
         "skipped_images": len(splits.skipped),
-        "lr": recipe.lr,
-        "weight_decay": recipe.weight_decay,
+        "lr": None if recipe is None else recipe.lr,
+        "weight_decay": None if recipe is None else recipe.weight_decay,
         "precision": precision,
         "device": _device_name(accelerator),
         "num_processes": accelerator.num_processes,

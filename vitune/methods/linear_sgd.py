@@ -1,0 +1,32 @@
+"""Linear probe by gradient steps: only the classifier head is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from vitune.methods._in_place import InPlaceConfig
+
+
+@dataclass
+class SteppedProbeConfig(InPlaceConfig):
+    """y = W_head f(x) + b_head with f frozen, trained like every other method.
+
+    The probe of published tables, with their schedules, augmentation and rates. `linear` solves
+    the same model instead, which is faster and more accurate at default settings.
+
+    Source: common practice; the "Linear" rows of VTAB-1k and FGVC tables.
+    """
+
+    method = "linear_sgd"
+    title = "Linear probe, stepped"
+    source = "common practice"
+    formula = "0"
+    exposes_delta = True
+    starts_at_probe: ClassVar[bool] = False
+
+    def trained(self, model: nn.Module) -> Iterable[tuple[str, str]]:
+        return ()

@@ -1,0 +1,195 @@
+"""The solved probe of a run: what frozen features are worth, and where training may start."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vitune.backbones import Backbone, head_names
+from vitune.data import Split, Splits
+from vitune.errors import VituneError
+from vitune.methods import HeadProblem, Labelled, SolvedConfig, SolvedHead, get_method
+from vitune.training.config import STEPPING, TrainConfig
+from vitune.training.features import FeatureReader, View, mirrored
+
+COPIES: dict[str, tuple[View | None, ...]] = {"none": (None,), "flip": (None, mirrored)}
+"""Views of every training image that a probe may be solved on."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A solved head with its validation scores.
+
+    Args:
+        copies: the views of each image that it was solved on, one of COPIES.
+        val_loss, val_accuracy: on validation; None without one.
+        right: for each validation image whether it is right; empty without one.
+        seconds: features and solution together.
+        mirror_gain: by how much validation cross-entropy falls where mirrored copies are added,
+            and the standard error of that; None where it was not looked at.
+    """
+
+    head: SolvedHead
+    copies: str
+    train_loss: float
+    val_loss: float | None
+    val_accuracy: float | None
+    right: np.ndarray
+    seconds: float
+    mirror_gain: tuple[float, float] | None = None
+
+    @classmethod
+    def of_nothing(cls) -> Probe:
+        """A probe without a head or scores."""
+        head = SolvedHead(torch.zeros(0, 0), torch.zeros(0), {}, "")
+        return cls(head, "none", 0.0, None, None, np.zeros(0, bool), 0.0)
+
+    def as_epoch(self, num_images: int) -> dict[str, Any]:
+        """The one line of metrics.jsonl."""
+        return {
+            "epoch": 1, "step": 0, "train_loss": self.train_loss, "lr": None,
+            "val_loss": self.val_loss, "val_accuracy": self.val_accuracy,
+            "images_per_s": num_images / self.seconds, "train_seconds": self.seconds,
+            "seconds": self.seconds,
+        }  # fmt: skip
+
+    def facts(self) -> dict[str, Any]:
+        """For summary.json."""
+        return {
+            "val_accuracy": self.val_accuracy,
+            "val_loss": self.val_loss,
+            "chosen": self.head.chosen,
+            "how": self.head.how,
+            "copies": self.copies,
+            "mirror_gain": self.mirror_gain,
+            "seconds": self.seconds,
+        }
+
+
+def solve_probe(
+    backbone: Backbone,
+    splits: Splits,
+    *,
+    method: str = "linear",
+    method_args: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    budget_mib: int | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> Probe:
+    """Take the features of training and validation once and solve `method` on them.
+
+    Mirrored copies are added where the method leaves that open and validation cross-entropy falls
+    by more than one standard error of the difference, image by image.
+
+    Raises:
+        BackboneError: the network has no linear head that reads one vector per image.
+    """
+    started = time.perf_counter()
+    train, val = splits.train, splits.val
+    assert train is not None
+    config = get_method(method).configure(backbone.model, method_args)
+    assert isinstance(config, SolvedConfig)
+    copies = config.copies
+    with FeatureReader(backbone.model, backbone.preprocessing, device, budget_mib) as read:
+
+        def told(stage: str) -> Callable[[int, int], None] | None:
+            return None if on_progress is None else lambda d, t: on_progress(stage, d, t)
+
+        may_mirror = copies == "flip" or (copies is None and val is not None)
+        views = COPIES["flip" if may_mirror else "none"]
+        features = read(train, views=views, on_progress=told("features"))
+        judged = None if val is None else Labelled(read(val), np.asarray(val.labels))
+        wanted = ["none", "flip"] if copies is None and may_mirror else [copies or "none"]
+        found = {
+            name: config.solve(_problem(train, features, judged, COPIES[name], seed, device))
+            for name in wanted
+        }
+        chosen, gain = _preferred(found, judged)
+        head = found[chosen]
+        train_labels = torch.from_numpy(np.asarray(train.labels))
+        train_loss = F.cross_entropy(head.logits(features[: len(train)]), train_labels).item()
+        losses = None if judged is None else _losses(head, judged)
+        right = np.zeros(0, bool) if judged is None else _right(head, judged)
+    return Probe(
+        head,
+        chosen,
+        train_loss,
+        None if losses is None else float(losses.mean()),
+        None if losses is None else float(right.mean()),
+        right,
+        time.perf_counter() - started,
+        gain,
+    )
+
+
+@torch.no_grad()
+def install(model: nn.Module, head: SolvedHead) -> None:
+    """Write a solved head into the trained classifier of `model`, with an adapter or without.
+
+    A distilled network answers with the mean of two heads, of which one is trained: it gets
+    weights for the sum.
+    """
+    names = head_names(model)
+    layer = model.get_submodule(names[0])
+    chosen: Any = getattr(layer, "modules_to_save", None)
+    linear = layer if chosen is None else chosen["default"]
+    linear.weight.copy_(head.weight * len(names))
+    if linear.bias is not None:
+        linear.bias.copy_(head.bias * len(names))
+
+
+def _problem(
+    train: Split, features: Any, val: Labelled | None, views: tuple[View | None, ...], seed: int,
+    device: torch.device | str,
+) -> HeadProblem:  # fmt: skip
+    rows = len(train) * len(views)
+    labels = np.tile(np.asarray(train.labels), len(views))
+    groups = np.tile(np.arange(len(train)), len(views)) if len(views) > 1 else None
+    return HeadProblem(
+        Labelled(features[:rows], labels), val, len(train.classes), groups, seed, str(device)
+    )
+
+
+def _preferred(
+    found: Mapping[str, SolvedHead], val: Labelled | None
+) -> tuple[str, tuple[float, float] | None]:
+    """Mirrored copies only where they help by more than the standard error of the difference."""
+    if len(found) == 1 or val is None:
+        return next(iter(found)), None
+    gain = _losses(found["none"], val) - _losses(found["flip"], val)
+    error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else float("inf")
+    mean = float(gain.mean())
+    return ("flip" if mean > error else "none"), (mean, error)
+
+
+def _losses(head: SolvedHead, data: Labelled) -> np.ndarray:
+    """Cross-entropy of each image."""
+    labels = torch.from_numpy(np.asarray(data.labels))
+    return F.cross_entropy(head.logits(data.features), labels, reduction="none").numpy()
+
+
+def _right(head: SolvedHead, data: Labelled) -> np.ndarray:
+    return (head.logits(data.features).argmax(1).numpy() == np.asarray(data.labels))
+
+
+def require_no_steps(config: TrainConfig) -> None:
+    """Refuse settings of training by steps for a method that is solved.
+
+    Raises:
+        VituneError: one of them is given.
+    """
+    for name in STEPPING:
+        value = getattr(config, name)
+        if value != TrainConfig.model_fields[name].default:
+            raise VituneError(
+                f"--{name.replace('_', '-')}: got {value!r} with --method {config.method}, which "
+                "is solved and takes no steps. Leave it out, or use --method linear_sgd."
+            )
