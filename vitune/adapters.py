@@ -51,6 +51,7 @@ class AdapterCard:
         fingerprint: of the frozen weights the adapter touches; None for a merged model.
         preprocessing: how images become inputs.
         classes: class names in the order of the logits.
+        temperature: what logits are divided by before they become probabilities.
         versions: of the libraries that wrote it.
     """
 
@@ -62,6 +63,7 @@ class AdapterCard:
     classes: tuple[str, ...]
     fingerprint: str | None = None
     merged: bool = False
+    temperature: float = 1.0
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -89,6 +91,8 @@ class AdapterCard:
                     f"{path}: got format {given!r}, expected {FORMAT}. Update vitune to read it."
                 )
             prepared = Preprocessing.from_dict(values.pop("preprocessing"))
+            if not float(values.get("temperature", 1.0)) > 0:
+                raise TypeError(f"temperature {values['temperature']!r}")
             return cls(**{**values, "preprocessing": prepared, "classes": tuple(values["classes"])})
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise AdapterError(f"{path}: got a damaged card ({error}), expected JSON.") from error
@@ -138,6 +142,7 @@ def card_of(
     method_args: Mapping[str, Any],
     backbone_args: Mapping[str, Any],
     classes: Iterable[str],
+    temperature: float = 1.0,
 ) -> AdapterCard:
     """The card for an adapter in `model`, with the fingerprint of the weights it touches."""
     return AdapterCard(
@@ -148,6 +153,7 @@ def card_of(
         preprocessing=backbone.preprocessing,
         classes=tuple(classes),
         fingerprint=fingerprint_of(model),
+        temperature=temperature,
         versions=installed_versions(),
     )
 
@@ -256,7 +262,7 @@ def combine_adapters(
         combined.config.save_pretrained(str(aside))
         tensors = {name: value.contiguous() for name, value in combined.tensors.items()}
         save_file(tensors, aside / TENSORS, metadata={"format": "pt"})
-        card = replace(cards[0], method_args=named, versions=installed_versions())
+        card = replace(cards[0], method_args=named, temperature=1.0, versions=installed_versions())
         (aside / CARD).write_text(card.to_json())
     notes = [str(warning.message) for warning in caught]
     if not same_classes:

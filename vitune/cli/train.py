@@ -30,6 +30,7 @@ def train(
     give none) and writes a run folder with the adapter and report.html. The test images are not
     looked at: 'vitune evaluate' does that.
     """
+    from vitune.cli._closing import closing_lines
     from vitune.cli._progress import TrainingProgress, console, percent
     from vitune.training.fitting import fit
 
@@ -46,12 +47,10 @@ def train(
         observer.close()
     summary = trained.summary
     reported = summary["reported"]
-    if "solved" in summary:
-        solved = summary["solved"]
-        chosen = ", ".join(f"{name} {value:g}" for name, value in solved["chosen"].items())
-        console.print(f"{chosen} by {solved['how']}, copies: {solved['copies']}")
     console.print(
         f"validation accuracy {percent(reported['val_accuracy'])} "
         f"(epoch {reported['epoch']}, {reported['which']}) in {summary['seconds']:.0f} s"
     )
+    for line in closing_lines(summary, out):
+        console.print(line, soft_wrap=True)
     console.print(f"report: {out}/report.html", soft_wrap=True)

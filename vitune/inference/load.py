@@ -53,7 +53,7 @@ class LoadedRun:
         return next(self.model.parameters()).device
 
     def logits(self, split: Split, batch_size: int = BATCH) -> Iterator[Tensor]:
-        """Logits of all images in order, a batch at a time.
+        """Logits of all images in order, a batch at a time, divided by the card's temperature.
 
         Shapes: yields (b, c) float32 on the CPU.
         """
@@ -61,7 +61,7 @@ class LoadedRun:
         with torch.inference_mode():
             for batch in batches(split, batch_size):
                 inputs = normalise(batch["images"], self.card.preprocessing, device=self.device)
-                yield logits_of(self.model(inputs)).float().cpu()
+                yield logits_of(self.model(inputs)).float().cpu() / self.card.temperature
 
 
 def load_run(

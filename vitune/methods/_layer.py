@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -50,6 +51,8 @@ class MethodConfig(PeftConfig):
     exposes_delta: ClassVar[bool] = True
     default_lr: ClassVar[float] = 1e-3
     default_weight_decay: ClassVar[float] = 1e-4
+    identity_args: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Arguments with which it starts at the pre-trained function, for a start at the probe."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -62,6 +62,10 @@ class Method:
         """Whether the head starts at the solved probe unless the user says otherwise."""
         return bool(getattr(self.config_class, "starts_at_probe", True))
 
+    def from_identity(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """`arguments`, with those it needs to start at the pre-trained function where it can."""
+        return {**getattr(self.config_class, "identity_args", {}), **arguments}
+
     @property
     def mergeable(self) -> bool:
         """Whether the result folds into the backbone's weights; PEFT's say so when asked to."""

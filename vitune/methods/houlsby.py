@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class HoulsbyConfig(MethodConfig):
     rank: int = field(default=8)
     init: str = field(default="paper")
 
+    identity_args = MappingProxyType({"init": "identity"})
     method = "houlsby"
     title = "Houlsby adapter"
     source = "Parameter-Efficient Transfer Learning for NLP, ICML 2019"

@@ -87,8 +87,17 @@ class TrainConfig(BaseModel):
         None, description="mean and std, 0.5 each or ImageNet's; None: same"
     )
 
-    select: Literal["last", "best"] = Field("last", description="epoch that is reported and saved")
-    patience: int | None = Field(None, ge=1, description="stop after so many epochs without gain")
+    select: Literal["auto", "last", "best"] = Field(
+        "auto",
+        description="epoch that is saved: the last, the best on validation, or the last unless "
+        "validation loss has turned",
+    )
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many epochs without gain; None: as --select auto"
+    )
+    choose_best: bool = Field(
+        False, description="save the solved probe instead where it is better on validation"
+    )
     val_fraction: float = Field(0.2, gt=0, lt=1, description="held out where no val split is given")
     refit: bool = Field(False, description="train on training and validation images together")
     skip_bad_images: bool = Field(False, description="leave unreadable images out and count them")

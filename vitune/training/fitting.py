@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -36,8 +37,10 @@ from vitune.training.config import TrainConfig
 from vitune.training.loop import Loop, Recipe
 from vitune.training.observer import Observer
 from vitune.training.precision import resolve_precision
-from vitune.training.probing import install, require_no_steps, solve_probe
-from vitune.training.starting import starting_probe
+from vitune.training.probing import Probe, install, require_no_steps, solve_probe
+from vitune.training.starting import METHOD as PROBE_METHOD
+from vitune.training.starting import probe_alone, starting_probe
+from vitune.training.verdict import calibration, compare
 
 SETTLED_BY_RESUME = ("epochs",)
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -198,6 +201,9 @@ def _fit(
     probe = starting_probe(
         config, folder, backbone, splits, process.device, observer, is_main=process.is_main_process
     )
+    if probe is not None:
+        own = method.from_identity(config.method_args)
+        config = config.model_copy(update={"method_args": own})
     torch.manual_seed(config.seed)
     model = attach(backbone, config.method, config.method_args)
     if probe is not None and len(probe.head.bias):
@@ -210,6 +216,7 @@ def _fit(
             if config.weight_decay is None
             else config.weight_decay
         ),
+        head_lr=config.head_lr,
     )
     precision = resolve_precision(config.precision, process.device.type, _width(model))
     accelerator = _new_accelerator(config, precision)
@@ -232,18 +239,61 @@ def _fit(
             None if folder is None
             else partial(_snapshot, model, backbone, config, folder, splits.classes)
         ),
+        has_start=probe is not None,
     )
     _reset_peak(accelerator)
     loop.run()
+    seen = loop.reported_logits()
     accelerator.unwrap_model(loop.wrapped, keep_fp32_wrapper=False)
-    summary = {**facts, **_outcome(loop, accelerator), "trained_parts": trained_parts(model)}
+    summary = {
+        **facts,
+        **_outcome(loop, accelerator),
+        "trained_parts": trained_parts(model),
+        "calibration": calibration(seen),
+        "probe": None if probe is None else probe.facts(),
+    }
+    verdict = None if probe is None or seen is None else compare(probe, *seen)
+    summary["verdict"] = None if verdict is None else verdict.as_dict()
     trained = Trained(
         None if folder is None else folder.path, model, backbone, splits.classes, summary
     )
     if folder is not None and accelerator.is_main_process:
         _write(trained, folder, config)
+    if config.choose_best and probe is not None and verdict is not None:
+        if verdict.probe_is_better:
+            trained = _chosen_probe(trained, folder, config, probe, accelerator)
     accelerator.wait_for_everyone()
     return trained
+
+
+def _chosen_probe(
+    trained: Trained, folder: RunFolder | None, config: TrainConfig, probe: Probe,
+    accelerator: Accelerator,
+) -> Trained:  # fmt: skip
+    """The probe in the place of the adapted network, which is kept in RUN/adapted."""
+    model = probe_alone(config, folder, probe, len(trained.classes)).to(accelerator.device)
+    counts = count_parameters(model)
+    method = get_method(PROBE_METHOD)
+    summary = {
+        **trained.summary,
+        "chosen": "probe",
+        "asked": config.method,
+        "method": method.name,
+        "method_title": method.title,
+        "source": method.source,
+        "num_trainable": counts.trainable,
+        "num_trainable_without_head": counts.without_head,
+        "num_head": counts.head,
+        "trained_parts": trained_parts(model),
+        "reported": {"which": "probe", "epoch": 0, "val_accuracy": probe.val_accuracy},
+        "calibration": {**trained.summary["calibration"], "temperature": probe.temperature},
+    }
+    chosen = replace(trained, model=model, summary=summary)
+    if folder is not None and accelerator.is_main_process:
+        folder.summary.unlink()
+        shutil.copytree(folder.adapter, folder.path / "adapted", dirs_exist_ok=True)
+        _write(chosen, folder, config.model_copy(update={"method": method.name, "method_args": {}}))
+    return chosen
 
 
 def _fit_solved(
@@ -271,6 +321,7 @@ def _fit_solved(
         **facts,
         "reported": {"which": "solved", "epoch": 1, "val_accuracy": probe.val_accuracy},
         "solved": probe.facts(),
+        "calibration": {"temperature": probe.temperature},
         "best_epoch": 1, "epochs": 1, "steps": 0,
         "seconds": probe.seconds,
         "peak_mib": _peak_mib(accelerator),
@@ -289,7 +340,10 @@ def _fit_solved(
 
 def _write(trained: Trained, folder: RunFolder, config: TrainConfig) -> None:
     """The adapter, the summary and the report, in this order: a summary means a whole run."""
-    card = _card(trained.model, trained.backbone, config, trained.classes)
+    card = replace(
+        _card(trained.model, trained.backbone, config, trained.classes),
+        temperature=trained.summary["calibration"]["temperature"],
+    )
     save_adapter(trained.model, folder.adapter, card)
     size = sum(file.stat().st_size for file in folder.adapter.glob("*.safetensors"))
     trained.summary["adapter_bytes"] = size

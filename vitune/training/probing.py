@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitune.backbones import Backbone, head_names
 from vitune.data import Split, Splits
 from vitune.errors import VituneError
 from vitune.methods import HeadProblem, Labelled, SolvedConfig, SolvedHead, get_method
+from vitune.ops.temperature import fit_temperature
 from vitune.training.config import STEPPING, TrainConfig
 from vitune.training.features import FeatureReader, View, mirrored
+from vitune.training.watching import calibrated_losses
 
 COPIES: dict[str, tuple[View | None, ...]] = {"none": (None,), "flip": (None, mirrored)}
 """Views of every training image that a probe may be solved on."""
@@ -31,6 +33,8 @@ class Probe:
         copies: the views of each image that it was solved on, one of COPIES.
         val_loss, val_accuracy: on validation; None without one.
         right: for each validation image whether it is right; empty without one.
+        losses: of each validation image at the best temperature; empty without one.
+        temperature: what makes its confidence honest on validation; 1 without one.
         seconds: features and solution together.
         mirror_gain: by how much validation cross-entropy falls where mirrored copies are added,
             and the standard error of that; None where it was not looked at.
@@ -42,6 +46,8 @@ class Probe:
     val_loss: float | None
     val_accuracy: float | None
     right: np.ndarray
+    losses: np.ndarray
+    temperature: float
     seconds: float
     mirror_gain: tuple[float, float] | None = None
 
@@ -49,7 +55,7 @@ class Probe:
     def of_nothing(cls) -> Probe:
         """A probe without a head or scores."""
         head = SolvedHead(torch.zeros(0, 0), torch.zeros(0), {}, "")
-        return cls(head, "none", 0.0, None, None, np.zeros(0, bool), 0.0)
+        return cls(head, "none", 0.0, None, None, np.zeros(0, bool), np.zeros(0), 1.0, 0.0)
 
     def as_epoch(self, num_images: int) -> dict[str, Any]:
         """The one line of metrics.jsonl."""
@@ -68,6 +74,7 @@ class Probe:
             "chosen": self.head.chosen,
             "how": self.head.how,
             "copies": self.copies,
+            "temperature": self.temperature,
             "mirror_gain": self.mirror_gain,
             "seconds": self.seconds,
         }
@@ -116,17 +123,23 @@ def solve_probe(
         head = found[chosen]
         train_labels = torch.from_numpy(np.asarray(train.labels))
         train_loss = F.cross_entropy(head.logits(features[: len(train)]), train_labels).item()
-        losses = None if judged is None else _losses(head, judged)
-        right = np.zeros(0, bool) if judged is None else _right(head, judged)
-    return Probe(
-        head,
-        chosen,
-        train_loss,
-        None if losses is None else float(losses.mean()),
-        None if losses is None else float(right.mean()),
-        right,
-        time.perf_counter() - started,
-        gain,
+    probe = replace(Probe.of_nothing(), head=head, copies=chosen, mirror_gain=gain,
+                    train_loss=train_loss)  # fmt: skip
+    if judged is not None:
+        probe = _scored(probe, head.logits(judged.features), torch.from_numpy(judged.labels))
+    return replace(probe, seconds=time.perf_counter() - started)
+
+
+def _scored(probe: Probe, logits: Tensor, labels: Tensor) -> Probe:
+    """The probe with its validation scores. Shapes: logits (n, c); labels (n,)."""
+    right = (logits.argmax(1) == labels).numpy()
+    return replace(
+        probe,
+        val_loss=F.cross_entropy(logits, labels).item(),
+        val_accuracy=float(right.mean()),
+        right=right,
+        losses=calibrated_losses(logits, labels).numpy(),
+        temperature=fit_temperature(logits, labels),
     )
 
 
@@ -174,10 +187,6 @@ def _losses(head: SolvedHead, data: Labelled) -> np.ndarray:
     """Cross-entropy of each image."""
     labels = torch.from_numpy(np.asarray(data.labels))
     return F.cross_entropy(head.logits(data.features), labels, reduction="none").numpy()
-
-
-def _right(head: SolvedHead, data: Labelled) -> np.ndarray:
-    return (head.logits(data.features).argmax(1).numpy() == np.asarray(data.labels))
 
 
 def require_no_steps(config: TrainConfig) -> None:

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from peft import PeftModel
 
-from vitune.adapters import attach, card_of, save_adapter
-from vitune.backbones import Backbone, start_heads
+from vitune.adapters import attach, card_of, load_adapter, save_adapter
+from vitune.backbones import Backbone, load_backbone, start_heads
 from vitune.data import Splits
 from vitune.errors import BackboneError, VituneError
 from vitune.methods import get_method
@@ -95,11 +96,13 @@ def _keep(
         method_args={},
         backbone_args={key: value for key, value in given.items() if value is not None},
         classes=classes,
+        temperature=probe.temperature,
     )
     save_adapter(model, folder.probe, card)
     model.unload()
     start_heads(backbone.model, "zero")
-    record = {**probe.facts(), "train_loss": probe.train_loss, "right": probe.right.tolist()}
+    record = {**probe.facts(), "train_loss": probe.train_loss, "right": probe.right.tolist(),
+              "losses": probe.losses.tolist()}  # fmt: skip
     (folder.probe / RECORD).write_text(json.dumps(record) + "\n")
 
 
@@ -116,5 +119,21 @@ def _read(folder: RunFolder) -> Probe | None:
         val_loss=known["val_loss"],
         val_accuracy=known["val_accuracy"],
         right=np.array(known["right"], bool),
+        losses=np.array(known["losses"], float),
+        temperature=known["temperature"],
         seconds=known["seconds"],
     )
+
+
+def probe_alone(
+    config: TrainConfig, folder: RunFolder | None, probe: Probe, num_classes: int
+) -> PeftModel:
+    """The solved probe as a model of its own, on a backbone that is loaded again."""
+    given = {"image_size": config.image_size, "checkpoint": config.checkpoint}
+    fresh = load_backbone(config.backbone, num_classes=num_classes, **given)  # type: ignore[arg-type]
+    if not len(probe.head.bias):
+        assert folder is not None
+        return load_adapter(fresh.model, folder.probe, trainable=True)
+    model = attach(fresh, METHOD)
+    install(model, probe.head)
+    return model

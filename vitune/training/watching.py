@@ -1,0 +1,92 @@
+"""Validation along training: where its loss turns, which epoch to keep, when to stop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitune.ops.temperature import fit_temperature
+
+STOP_ERRORS = 2.0
+"""Standard errors by which an epoch must be worse than the best one for training to stop."""
+
+KEEP_ERRORS = 1.0
+"""Standard errors by which the last epoch must be worse than the best one to be given up for it."""
+
+
+@dataclass
+class Watch:
+    """Follows validation cross-entropy, each epoch at its own best temperature.
+
+    Confidence that grows too large is mended by a temperature afterwards and is no reason to stop;
+    an order of the classes that gets worse is. Differences are paired, image by image.
+
+    Args:
+        patience: epochs since the best one before training may stop.
+        best_epoch: with the lowest loss; 0 is before the first step, -1 before any was seen.
+        best, latest: (n,) losses of that epoch and of the latest.
+    """
+
+    patience: int
+    best_epoch: int = -1
+    epoch: int = -1
+    best: Tensor = field(default_factory=lambda: torch.zeros(0))
+    latest: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    @classmethod
+    def over(cls, epochs: int) -> Watch:
+        """For a run of so many epochs: a tenth of them, and at least three, may be worse."""
+        return cls(patience=max(3, math.ceil(epochs / 10)))
+
+    def saw(self, epoch: int, logits: Tensor, labels: Tensor) -> bool:
+        """Take in the logits of all validation images after `epoch`; whether it is the best.
+
+        Shapes: logits (n, c); labels (n,) int64.
+        """
+        self.epoch, self.latest = epoch, calibrated_losses(logits, labels)
+        is_best = self.best_epoch < 0 or self.latest.mean() < self.best.mean()
+        if is_best:
+            self.best_epoch, self.best = epoch, self.latest
+        return bool(is_best)
+
+    @property
+    def has_turned(self) -> bool:
+        """Whether loss has risen for long enough and by more than chance: time to stop."""
+        return self.epoch - self.best_epoch >= self.patience and self._is_worse(STOP_ERRORS)
+
+    @property
+    def prefers_best(self) -> bool:
+        """Whether the best epoch is to be kept, not the latest."""
+        return self.epoch > self.best_epoch >= 0 and self._is_worse(KEEP_ERRORS)
+
+    def _is_worse(self, errors: float) -> bool:
+        mean, error = paired(self.latest, self.best)
+        return mean > errors * error
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For the checkpoint."""
+        return {"best": self.best, "latest": self.latest}
+
+
+def calibrated_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each image at the temperature that is best for all.
+
+    Shapes: logits (n, c); labels (n,) int64; returns (n,) float64.
+    """
+    scaled = logits.double() / fit_temperature(logits, labels)
+    return F.cross_entropy(scaled, labels, reduction="none")
+
+
+def paired(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """Mean of first - second, and its standard error; infinite for a single image.
+
+    Shapes: first, second (n,).
+    """
+    difference = first.double() - second.double()
+    if len(difference) < 2:
+        return difference.sum().item(), math.inf
+    return difference.mean().item(), (difference.std() / math.sqrt(len(difference))).item()
