@@ -139,7 +139,8 @@ def test_images_are_prepared_as_told_and_stay_so(tmp_path: Path) -> None:
                 pixels = rng.integers(0, 256, (20, 70, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{index}.png")
     command = ["train", "--data", str(tmp_path / "photos"), "--out", str(tmp_path / "run")]
-    command += ["--method", "linear_sgd", "--epochs", "1", "--batch-size", "4", "--crop-mode", "center"]
+    command += ["--method", "linear_sgd", "--epochs", "1", "--batch-size", "4"]
+    command += ["--crop-mode", "center"]
     command += ["--crop-pct", "0.875", "--interpolation", "bilinear", "--pixel-stats", "imagenet"]
     assert run([*command, "--augment", "window"]) == 0
     prepared = AdapterCard.read(tmp_path / "run" / "adapter").preprocessing

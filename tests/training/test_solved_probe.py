@@ -59,7 +59,9 @@ def test_a_solved_run_is_a_run_like_any_other(method: str, tmp_path: Path) -> No
         for path in (tmp_path / "run", tmp_path / "merged")
     )
     assert plain == merged
-    right = np.mean([c == (splits.classes[y],) for c, y in zip(plain, splits.val.labels)])
+    right = np.mean(
+        [c == (splits.classes[y],) for c, y in zip(plain, splits.val.labels, strict=True)]
+    )
     assert right == pytest.approx(trained.summary["reported"]["val_accuracy"], abs=1e-6)
 
 

@@ -142,7 +142,9 @@ def test_a_card_with_a_temperature_that_is_none_is_refused(tmp_path: Path) -> No
         AdapterCard.read(tmp_path / "run" / "adapter")
 
 
-def logits_with(right: int, sure: float = 3.0, images: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
+def logits_with(
+    right: int, sure: float = 3.0, images: int = 200
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Two classes; the first `right` images are right, all equally sure."""
     labels = torch.zeros(images, dtype=torch.int64)
     signs = torch.where(torch.arange(images) < right, 1.0, -1.0)

@@ -32,6 +32,12 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
+def _head_rate(facts: dict[str, Any]) -> str:
+    """The classifier's own rate, where it has one."""
+    rate = facts.get("head_lr")
+    return "" if rate is None else f" (classifier {rate:g}, from the solved probe)"
+
+
 class Counting:
     """A bar for work with a known number of pieces: use as `on_progress(done, total)`."""
 
@@ -98,7 +104,7 @@ class TrainingProgress(Observer):
             console.print(f"solved on frozen features, {facts['precision']} on {facts['device']}")
         else:
             console.print(
-                f"lr {facts['lr']:g}, weight decay {facts['weight_decay']:g}, "
+                f"lr {facts['lr']:g}{_head_rate(facts)}, weight decay {facts['weight_decay']:g}, "
                 f"{facts['precision']} on {facts['device']}"
             )
         if facts["skipped_images"]:

@@ -43,9 +43,13 @@ class Method:
     ours: bool
 
     def default_lr(self, backbone: str) -> float:
-        """Peak learning rate used when the user gives none: recorded for `backbone`, or usual."""
-        usual = getattr(self.config_class, "default_lr", PEFT_DEFAULT_LR)
-        return float(recorded(backbone, self.name, "lr", usual))
+        """Peak learning rate of a plain start: recorded for `backbone`, or usual."""
+        return float(recorded(backbone, self.name, "lr", self.usual_lr))
+
+    @property
+    def usual_lr(self) -> float:
+        """The method's rate on a ViT-B, which vitune's rule scales for other runs."""
+        return float(getattr(self.config_class, "default_lr", PEFT_DEFAULT_LR))
 
     def default_weight_decay(self, backbone: str) -> float:
         """AdamW's weight decay used when the user gives none: recorded, or usual."""

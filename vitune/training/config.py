@@ -42,7 +42,9 @@ class TrainConfig(BaseModel):
 
     epochs: int = Field(100, ge=1, description="passes over the training images")
     lr: float | None = Field(None, gt=0, description="peak learning rate; None: by rule")
-    head_lr: float | None = Field(None, gt=0, description="of the classifier; None: as --lr")
+    head_lr: float | None = Field(
+        None, gt=0, description="of the classifier; None: --lr, a tenth of it from the probe"
+    )
     batch_size: int = Field(32, ge=1, description="images a step and process")
     drop_last: bool = Field(False, description="leave out an epoch's last batch if it is not full")
     optimiser: Literal["adamw", "sgd"] = Field("adamw", description="sgd needs --lr")

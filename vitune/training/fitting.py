@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import shutil
 import sys
@@ -38,6 +39,7 @@ from vitune.training.loop import Loop, Recipe
 from vitune.training.observer import Observer
 from vitune.training.precision import resolve_precision
 from vitune.training.probing import Probe, install, require_no_steps, solve_probe
+from vitune.training.rates import HEAD_FACTOR, rate_of, shape_of
 from vitune.training.starting import METHOD as PROBE_METHOD
 from vitune.training.starting import probe_alone, starting_probe
 from vitune.training.verdict import calibration, compare
@@ -209,15 +211,7 @@ def _fit(
     if probe is not None and len(probe.head.bias):
         install(model, probe.head)
     counts = count_parameters(model)
-    recipe = Recipe(
-        lr=config.lr or method.default_lr(config.backbone),
-        weight_decay=(
-            method.default_weight_decay(config.backbone)
-            if config.weight_decay is None
-            else config.weight_decay
-        ),
-        head_lr=config.head_lr,
-    )
+    recipe = _recipe(config, backbone, len(splits.train), process.num_processes, probe is not None)
     precision = resolve_precision(config.precision, process.device.type, _width(model))
     accelerator = _new_accelerator(config, precision)
     facts = _facts(config, backbone, counts, splits, recipe, precision, accelerator)
@@ -259,9 +253,8 @@ def _fit(
     )
     if folder is not None and accelerator.is_main_process:
         _write(trained, folder, config)
-    if config.choose_best and probe is not None and verdict is not None:
-        if verdict.probe_is_better:
-            trained = _chosen_probe(trained, folder, config, probe, accelerator)
+    if config.choose_best and probe and verdict and verdict.probe_is_better:
+        trained = _chosen_probe(trained, folder, config, probe, accelerator)
     accelerator.wait_for_everyone()
     return trained
 
@@ -336,6 +329,26 @@ def _fit_solved(
         _write(trained, folder, config)
     accelerator.wait_for_everyone()
     return trained
+
+
+def _recipe(
+    config: TrainConfig, backbone: Backbone, num_images: int, num_processes: int, from_probe: bool
+) -> Recipe:
+    """Rates and decay: as given, else by rule from the probe, else the method's own."""
+    method = get_method(config.method)
+    lr = config.lr
+    if lr is None and from_probe:
+        batches = math.ceil(num_images / (config.batch_size * num_processes))
+        steps = math.ceil(batches / config.accumulation_steps) * config.epochs
+        images = config.batch_size * num_processes * config.accumulation_steps
+        lr = rate_of(method.usual_lr, shape_of(backbone.model, steps, images))
+    lr = lr or method.default_lr(config.backbone)
+    decay = config.weight_decay
+    return Recipe(
+        lr=lr,
+        weight_decay=method.default_weight_decay(config.backbone) if decay is None else decay,
+        head_lr=config.head_lr or (lr * HEAD_FACTOR if from_probe else None),
+    )
 
 
 def _write(trained: Trained, folder: RunFolder, config: TrainConfig) -> None:
@@ -443,6 +456,7 @@ def _facts(
         "held_out": _describe(splits.held_out),
         "skipped_images": len(splits.skipped),
         "lr": None if recipe is None else recipe.lr,
+        "head_lr": None if recipe is None else recipe.head_lr,
         "weight_decay": None if recipe is None else recipe.weight_decay,
         "precision": precision,
         "device": _device_name(accelerator),

@@ -224,9 +224,12 @@ class Loop:
 
     def _watch_epoch(self, epoch: int) -> None:
         """Tell the watch of the latest validation, and keep the weights if it is the best."""
-        if self.config.select == "auto" and self.seen is not None and len(self.seen[1]):
-            if self.watch.saw(epoch, *self.seen):
-                self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
+        has_seen = self.seen is not None and len(self.seen[1]) > 0
+        if self.config.select != "auto" or not has_seen:
+            return
+        assert self.seen is not None
+        if self.watch.saw(epoch, *self.seen):
+            self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         """One pass over the training images, then validation and the checkpoint."""

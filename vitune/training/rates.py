@@ -1,0 +1,73 @@
+"""The learning rate of a run that was given none: a rule, not a number per backbone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import nn
+
+from vitune.backbones import find_sites
+
+REFERENCE_STEPS, REFERENCE_BATCH = 300, 32
+REFERENCE_WIDTH, REFERENCE_DEPTH = 768, 12
+"""A ViT-B trained for 10 epochs on 1,000 images: there a method's own rate holds as it is."""
+
+FEWEST_STEPS = 100
+"""Below so many steps a higher rate does not make up for them."""
+
+HEAD_FACTOR = 0.1
+"""The classifier's rate over the adapter's where it starts at the solved probe."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the rule knows of a run.
+
+    Args:
+        width: features of a token.
+        depth: blocks.
+        steps: optimiser steps in all.
+        batch: images per optimiser step, over all processes.
+    """
+
+    width: int
+    depth: int
+    steps: int
+    batch: int
+
+
+def rate_of(usual: float, shape: Shape) -> float:
+    """usual · √(768 / width) · √(12 / depth) · √(batch / 32) · √(300 / max(steps, 100)).
+
+    Each step of AdamW moves a parameter by about the rate: over n steps of noise that is a random
+    walk of rate · √n, and it is this length that the rule holds fixed. The square roots of width
+    and depth keep the change of the network's function alike.
+
+    Args:
+        usual: the method's rate on a ViT-B in 300 steps of 32 images.
+
+    Source: the square root in the batch is that of Malladi et al., On the SDEs and scaling rules
+        for adaptive gradient algorithms (NeurIPS 2022); the others are vitune's own, see
+        docs/defaults.md for what they were tested on.
+    """
+    factor = (
+        (REFERENCE_WIDTH / max(1, shape.width))
+        * (REFERENCE_DEPTH / max(1, shape.depth))
+        * (shape.batch / REFERENCE_BATCH)
+        * (REFERENCE_STEPS / max(FEWEST_STEPS, shape.steps))
+    )
+    return float(f"{usual * math.sqrt(factor):.2g}")
+
+
+def shape_of(model: nn.Module, steps: int, batch: int) -> Shape:
+    """Width and depth of a backbone, adapted or not, read from its sites."""
+    sites = [site for site in find_sites(model) if site.block is not None]
+    depth = len({site.block for site in sites})
+    inputs = [
+        getattr(model.get_submodule(site.name), "in_features", None)
+        for site in sites
+        if site.role in ("fc1", "q", "qkv")
+    ]
+    widths = [width for width in inputs if isinstance(width, int)]
+    return Shape(max(widths, default=REFERENCE_WIDTH), depth or REFERENCE_DEPTH, steps, batch)
