@@ -21,6 +21,9 @@ def train(
     out: str = typer.Option(..., "--out", help="run folder; never overwritten"),
     config: str = typer.Option(None, "--config", help="YAML file; options win over it"),
     resume: bool = typer.Option(False, "--resume", help="continue the run in --out"),
+    tune: str = typer.Option(
+        None, "--tune", help="best within a time, e.g. 20m: methods, rates and epochs are tried"
+    ),
     pace_lambda: float = typer.Option(None, "--pace-lambda", help="of --objective pace"),
     pace_sigma: float = typer.Option(None, "--pace-sigma", help="of --objective pace"),
 ) -> None:
@@ -39,7 +42,9 @@ def train(
             settings.setdefault("objective_args", {})[name] = value
     observer = TrainingProgress()
     try:
-        if resume:
+        if tune is not None:
+            trained = _tuned(settings, config, out, tune, resume, observer)
+        elif resume:
             trained = fit(None, out=out, resume=True, observer=observer, **settings)
         else:
             trained = fit(read_settings(config, settings), out=out, observer=observer)
@@ -54,3 +59,29 @@ def train(
     for line in closing_lines(summary, out):
         console.print(line, soft_wrap=True)
     console.print(f"report: {out}/report.html", soft_wrap=True)
+
+
+def _tuned(
+    settings: dict[str, Any], config: str | None, out: str, budget: str, resume: bool,
+    observer: Any,
+) -> Any:  # fmt: skip
+    """The result of a search within a time budget; says what it tries as it goes."""
+    from pathlib import Path
+
+    from vitune.cli._progress import console
+    from vitune.training.tuning import METHODS, Tuning, require_tunable, rungs_of, seconds_of
+
+    given = read_settings(config, settings)
+    named = given.model_dump(exclude_unset=True)
+    require_tunable(named)
+    trained = Tuning(
+        given,
+        Path(out),
+        budget_s=seconds_of(budget),
+        methods=(named["method"],) if "method" in named else METHODS,
+        rungs=rungs_of(named.get("epochs")),
+        observer=observer,
+        told=lambda line: console.print(line, soft_wrap=True),
+    ).run(resume)
+    console.print(f"what was tried: {out}/tune.md", soft_wrap=True)
+    return trained

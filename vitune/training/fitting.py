@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from peft import PeftModel
+from torch import Tensor, nn
 
 from vitune.adapters import (
     AdapterCard,
@@ -58,6 +59,7 @@ class Trained:
         backbone: what it was trained on; its `model` is the network inside `model`.
         classes: class names in the order of the logits.
         summary: what summary.json holds.
+        seen: validation logits (n, c) of the reported weights and labels (n,); None without.
     """
 
     folder: Path | None
@@ -65,6 +67,15 @@ class Trained:
     backbone: Backbone
     classes: tuple[str, ...]
     summary: dict[str, Any]
+    seen: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a caller knows of a run beforehand, see `fit`."""
+
+    probe: Probe | None
+    temperature: float | None
 
 
 def fit(
@@ -74,6 +85,8 @@ def fit(
     resume: bool = False,
     observer: Observer | None = None,
     splits: Splits | None = None,
+    probe: Probe | None = None,
+    temperature: float | None = None,
     **settings: Any,
 ) -> Trained:
     """Train one method on one data source and keep the result in a run folder.
@@ -88,6 +101,8 @@ def fit(
         observer: is told about progress.
         splits: images of `config.data` that are decoded already, so that many runs share them;
             `train` is trained on and `val` watched, whatever the config says of hold-out or refit.
+        probe: solved on these splits already, so that many runs share it.
+        temperature: to store with the run where there are no validation images to find one on.
 
     Raises:
         VituneError: settings, data or backbone that cannot be used; the text names the remedy.
@@ -98,7 +113,7 @@ def fit(
     observer = (observer or Observer()) if process.is_main_process else Observer()
     folder = _open_folder(out, resume, process)
     try:
-        return _fit(config, folder, process, observer, splits)
+        return _fit(config, folder, process, observer, splits, _Known(probe, temperature))
     except VituneError:
         if folder is not None and folder.path.is_dir() and not any(folder.path.iterdir()):
             folder.path.rmdir()
@@ -178,6 +193,7 @@ def _fit(
     process: PartialState,
     observer: Observer,
     given: Splits | None,
+    known: _Known,
 ) -> Trained:
     method = get_method(config.method)
     require_no_steps(config) if method.solved else _require_rate(config)
@@ -198,11 +214,12 @@ def _fit(
         splits = prepare_data(config, backbone, observer) if given is None else _sealed(given)
     assert splits.train is not None
     if method.solved:
-        return _fit_solved(config, folder, process, observer, backbone, splits)
+        return _fit_solved(config, folder, process, observer, backbone, splits, known)
     _require_batch(config, len(splits.train))
     probe = starting_probe(
-        config, folder, backbone, splits, process.device, observer, is_main=process.is_main_process
-    )
+        config, folder, backbone, splits, process.device, observer,
+        is_main=process.is_main_process, given=known.probe,
+    )  # fmt: skip
     if probe is not None:
         own = method.from_identity(config.method_args)
         config = config.model_copy(update={"method_args": own})
@@ -243,13 +260,13 @@ def _fit(
         **facts,
         **_outcome(loop, accelerator),
         "trained_parts": trained_parts(model),
-        "calibration": calibration(seen),
+        "calibration": calibration(seen, known.temperature),
         "probe": None if probe is None else probe.facts(),
     }
     verdict = None if probe is None or seen is None else compare(probe, *seen)
     summary["verdict"] = None if verdict is None else verdict.as_dict()
     trained = Trained(
-        None if folder is None else folder.path, model, backbone, splits.classes, summary
+        None if folder is None else folder.path, model, backbone, splits.classes, summary, seen
     )
     if folder is not None and accelerator.is_main_process:
         _write(trained, folder, config)
@@ -291,7 +308,7 @@ def _chosen_probe(
 
 def _fit_solved(
     config: TrainConfig, folder: RunFolder | None, process: PartialState, observer: Observer,
-    backbone: Backbone, splits: Splits,
+    backbone: Backbone, splits: Splits, known: _Known,
 ) -> Trained:  # fmt: skip
     """A run without steps: features once, the head solved, all files as of any run."""
     accelerator = _new_accelerator(config, "fp32")
@@ -314,7 +331,10 @@ def _fit_solved(
         **facts,
         "reported": {"which": "solved", "epoch": 1, "val_accuracy": probe.val_accuracy},
         "solved": probe.facts(),
-        "calibration": {"temperature": probe.temperature},
+        "calibration": {
+            "temperature": known.temperature or probe.temperature if splits.val is None
+            else probe.temperature
+        },
         "best_epoch": 1, "epochs": 1, "steps": 0,
         "seconds": probe.seconds,
         "peak_mib": _peak_mib(accelerator),
@@ -338,10 +358,7 @@ def _recipe(
     method = get_method(config.method)
     lr = config.lr
     if lr is None and from_probe:
-        batches = math.ceil(num_images / (config.batch_size * num_processes))
-        steps = math.ceil(batches / config.accumulation_steps) * config.epochs
-        images = config.batch_size * num_processes * config.accumulation_steps
-        lr = rate_of(method.usual_lr, shape_of(backbone.model, steps, images))
+        lr = rate_by_rule(config, backbone.model, num_images, num_processes)
     lr = lr or method.default_lr(config.backbone)
     decay = config.weight_decay
     return Recipe(
@@ -349,6 +366,16 @@ def _recipe(
         weight_decay=method.default_weight_decay(config.backbone) if decay is None else decay,
         head_lr=config.head_lr or (lr * HEAD_FACTOR if from_probe else None),
     )
+
+
+def rate_by_rule(
+    config: TrainConfig, model: nn.Module, num_images: int, num_processes: int
+) -> float:
+    """The peak rate that vitune's rule gives for a run that starts at the probe."""
+    batches = math.ceil(num_images / (config.batch_size * num_processes))
+    steps = math.ceil(batches / config.accumulation_steps) * config.epochs
+    images = config.batch_size * num_processes * config.accumulation_steps
+    return rate_of(get_method(config.method).usual_lr, shape_of(model, steps, images))
 
 
 def _write(trained: Trained, folder: RunFolder, config: TrainConfig) -> None:

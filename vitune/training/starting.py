@@ -48,10 +48,14 @@ def starting_probe(
     observer: Observer,
     *,
     is_main: bool,
+    given: Probe | None = None,
 ) -> Probe | None:
     """The solved probe that the run starts from and is compared with; None where it does neither.
 
     A resumed run reads what its first part wrote down. `backbone` comes back with a zero head.
+
+    Args:
+        given: solved already on the same images.
 
     Raises:
         BackboneError: a probe was asked for by name and the network has no head to solve.
@@ -63,7 +67,7 @@ def starting_probe(
         if known is not None:
             return known
     try:
-        probe = solve_probe(
+        probe = given or solve_probe(
             backbone,
             splits,
             method=METHOD,

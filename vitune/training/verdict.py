@@ -68,10 +68,16 @@ def compare(probe: Probe, logits: Tensor, labels: Tensor) -> Verdict | None:
     )  # fmt: skip
 
 
-def calibration(seen: tuple[Tensor, Tensor] | None) -> dict[str, float | None]:
-    """The temperature on validation with the calibration error before and after; 1 without."""
+def calibration(
+    seen: tuple[Tensor, Tensor] | None, otherwise: float | None = None
+) -> dict[str, float | None]:
+    """The temperature on validation with the calibration error before and after.
+
+    Args:
+        otherwise: the temperature where there is no validation; None is 1.
+    """
     if seen is None or not len(seen[1]):
-        return {"temperature": 1.0, "val_ece": None, "val_ece_tempered": None}
+        return {"temperature": otherwise or 1.0, "val_ece": None, "val_ece_tempered": None}
     logits, labels = seen
     temperature = fit_temperature(logits, labels)
     return {
