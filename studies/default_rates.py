@@ -1,4 +1,4 @@
-"""Runs that vitune's default rates are chosen from and judged by; killed and started again, it goes on.
+"""Runs that vitune's default rates are judged by; killed and started again, it goes on.
 
     python studies/default_ground.py OUT
     python studies/default_rates.py OUT --methods rlrr,lora --rates 1e-3,3e-3 --epochs 10 --seeds 0

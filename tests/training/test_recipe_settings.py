@@ -112,8 +112,8 @@ def test_sgd_needs_a_rate() -> None:
 
 
 def test_sgd_resumes_where_it_stopped(tmp_path: Path) -> None:
-    settings = {"data": TINY, "method": "linear_sgd", "epochs": 3, "batch_size": 8, "optimiser": "sgd",
-                "lr": 0.5, "ema": 0.9, "ema_ramp": False, "random_erasing": 0.5,
+    settings = {"data": TINY, "method": "linear_sgd", "epochs": 3, "batch_size": 8,
+                "optimiser": "sgd", "lr": 0.5, "ema": 0.9, "ema_ramp": False, "random_erasing": 0.5,
                 "augment": "resized_crop"}  # fmt: skip
 
     class Stop(Observer):

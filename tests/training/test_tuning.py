@@ -98,7 +98,7 @@ def test_it_stops_on_time(tmp_path: Path) -> None:
 
 def test_a_budget_too_small_says_what_a_run_takes(tmp_path: Path) -> None:
     tuning = Tuning(TrainConfig.make(QUICK), tmp_path / "run", budget_s=0.01)
-    with pytest.raises(VituneError, match=r"--tune: got 0 s, expected at least \d+ s: one run of 3"):
+    with pytest.raises(VituneError, match=r"got 0 s, expected at least \d+ s: one run of 3"):
         tuning.run()
 
 

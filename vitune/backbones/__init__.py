@@ -10,6 +10,8 @@ from vitune.backbones.identity import local_files as local_files
 from vitune.backbones.identity import local_folder as local_folder
 from vitune.backbones.load import load_backbone as load_backbone
 from vitune.backbones.pixels import preprocessing_of as preprocessing_of
+from vitune.backbones.preferred import notice_of as notice_of
+from vitune.backbones.preferred import preferred_backbone as preferred_backbone
 from vitune.backbones.sites import ROLES as ROLES
 from vitune.backbones.sites import Site as Site
 from vitune.backbones.sites import find_sites as find_sites

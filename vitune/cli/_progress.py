@@ -89,6 +89,8 @@ class TrainingProgress(Observer):
 
     def described(self, facts: dict[str, Any]) -> None:
         self.decoding.close()
+        if facts.get("backbone_notice"):
+            console.print(f"[yellow]{facts['backbone_notice']}[/]", soft_wrap=True)
         share = facts["num_trainable_without_head"] / max(1, facts["num_total"])
         held_out = f" (validation: {facts['held_out']})" if facts["held_out"] else ""
         console.print(
@@ -107,6 +109,8 @@ class TrainingProgress(Observer):
                 f"lr {facts['lr']:g}{_head_rate(facts)}, weight decay {facts['weight_decay']:g}, "
                 f"{facts['precision']} on {facts['device']}"
             )
+        if facts.get("scarcity_notice"):
+            console.print(f"[yellow]{facts['scarcity_notice']}[/]", soft_wrap=True)
         if facts["skipped_images"]:
             console.print(f"[yellow]{facts['skipped_images']} unreadable images skipped[/]")
 

@@ -27,7 +27,13 @@ from vitune.adapters import (
     installed_versions,
     save_adapter,
 )
-from vitune.backbones import Backbone, load_backbone, start_heads
+from vitune.backbones import (
+    Backbone,
+    load_backbone,
+    notice_of,
+    preferred_backbone,
+    start_heads,
+)
 from vitune.counts import ParameterCounts, count_parameters, trained_parts
 from vitune.data import HeldOut, Splits, augmentation, load_splits, open_source
 from vitune.errors import DataError, VituneError, nearest
@@ -41,6 +47,7 @@ from vitune.training.observer import Observer
 from vitune.training.precision import resolve_precision
 from vitune.training.probing import Probe, install, require_no_steps, solve_probe
 from vitune.training.rates import HEAD_FACTOR, rate_of, shape_of
+from vitune.training.scarce import lone_classes, scarcity_notice
 from vitune.training.starting import METHOD as PROBE_METHOD
 from vitune.training.starting import probe_alone, starting_probe
 from vitune.training.verdict import calibration, compare
@@ -76,6 +83,8 @@ class _Known:
 
     probe: Probe | None
     temperature: float | None
+    notice: str
+    scarcity: str = ""
 
 
 def fit(
@@ -109,15 +118,25 @@ def fit(
         TrainingError: the loss became non-finite; the last checkpoint is kept.
     """
     config = _settle(config, settings, out if resume else None)
+    config, notice = with_backbone(config)
     process = PartialState(cpu=_on_cpu(config))
     observer = (observer or Observer()) if process.is_main_process else Observer()
     folder = _open_folder(out, resume, process)
     try:
-        return _fit(config, folder, process, observer, splits, _Known(probe, temperature))
+        return _fit(config, folder, process, observer, splits, _Known(probe, temperature, notice))
     except VituneError:
         if folder is not None and folder.path.is_dir() and not any(folder.path.iterdir()):
             folder.path.rmdir()
         raise
+
+
+def with_backbone(config: TrainConfig) -> tuple[TrainConfig, str]:
+    """The settings with the backbone they leave open, and what the user should know of it."""
+    given = config.model_fields_set
+    if not given & {"backbone", "checkpoint", "image_size"}:
+        config = config.model_copy(update={"backbone": preferred_backbone()})
+    name = config.backbone if config.checkpoint is None else f"{config.backbone}@file"
+    return config, notice_of(name, was_named="backbone" in given)
 
 
 def _on_cpu(config: TrainConfig) -> bool:
@@ -148,7 +167,7 @@ def prepare_data(
         config.data,
         backbone.preprocessing,
         seed=config.seed,
-        val_fraction=config.val_fraction,
+        val_fraction=0 if lone_classes(config) else config.val_fraction,
         skip_bad_images=config.skip_bad_images,
         memory_budget_mib=config.memory_budget_mib,
         cache_dir=cache_dir,
@@ -213,8 +232,13 @@ def _fit(
     with process.main_process_first():
         splits = prepare_data(config, backbone, observer) if given is None else _sealed(given)
     assert splits.train is not None
+    lone = lone_classes(config) if given is None else []
+    known = replace(known, scarcity=scarcity_notice(config, lone, solved=method.solved))
     if method.solved:
         return _fit_solved(config, folder, process, observer, backbone, splits, known)
+    if "batch_size" not in config.model_fields_set:
+        smaller = min(config.batch_size, len(splits.train))
+        config = config.model_copy(update={"batch_size": smaller})
     _require_batch(config, len(splits.train))
     probe = starting_probe(
         config, folder, backbone, splits, process.device, observer,
@@ -232,6 +256,7 @@ def _fit(
     precision = resolve_precision(config.precision, process.device.type, _width(model))
     accelerator = _new_accelerator(config, precision)
     facts = _facts(config, backbone, counts, splits, recipe, precision, accelerator)
+    facts |= {"backbone_notice": known.notice, "scarcity_notice": known.scarcity}
     observer.described(facts)
     if folder is not None and accelerator.is_main_process:
         write_atomic(folder.config, config.to_yaml())
@@ -316,6 +341,7 @@ def _fit_solved(
     facts = _facts(
         config, backbone, count_parameters(model), splits, None, "fp32", accelerator
     )
+    facts |= {"backbone_notice": known.notice, "scarcity_notice": known.scarcity}
     observer.described(facts)
     if folder is not None and accelerator.is_main_process:
         write_atomic(folder.config, config.to_yaml())

@@ -25,7 +25,14 @@ from vitune.files import write_atomic
 from vitune.methods import get_method
 from vitune.runs import RunFolder
 from vitune.training.config import TrainConfig
-from vitune.training.fitting import Trained, backbone_arguments, fit, prepare_data
+from vitune.training.fitting import (
+    Trained,
+    backbone_arguments,
+    fit,
+    prepare_data,
+    rate_by_rule,
+    with_backbone,
+)
 from vitune.training.observer import Observer
 from vitune.training.probing import Probe, solve_probe
 from vitune.training.watching import calibrated_losses, paired
@@ -130,6 +137,7 @@ class Tuning:
         return self.earlier_s + time.monotonic() - self.started
 
     def _images(self) -> Splits:
+        self.config, _ = with_backbone(self.config)
         classes = open_source(self.config.data).classes
         backbone = load_backbone(
             self.config.backbone, num_classes=len(classes), **backbone_arguments(self.config)
@@ -251,8 +259,6 @@ class Tuning:
 
     def config_of(self, method: str, factor: float, epochs: int, splits: Splits) -> TrainConfig:
         """The settings of a trial; its rate is `factor` times the rule's for so many steps."""
-        from vitune.training.fitting import rate_by_rule
-
         assert splits.train is not None
         base = self.config.model_copy(
             update={"method": method, "epochs": epochs, "refit": False, "start": "probe"}
