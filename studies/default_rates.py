@@ -22,7 +22,7 @@ import torch
 
 from vitune.backbones import load_backbone, logits_of
 from vitune.data import Split, Splits, batches, load_splits, normalise
-from vitune.ops.temperature import calibrated_loss, expected_calibration_error, fit_temperature
+from vitune.ops.temperature import calibrated_losses, expected_calibration_error, fit_temperature
 from vitune.training import Observer, TrainConfig, fit
 from vitune.training.fitting import Trained
 from vitune.training.loop import inference_weights
@@ -54,7 +54,7 @@ def scores(trained: Trained, split: Split, temperature: float | None) -> dict[st
     return {
         "accuracy": (logits.argmax(1) == labels).float().mean().item(),
         "loss": torch.nn.functional.cross_entropy(logits, labels).item(),
-        "calibrated": calibrated_loss(logits, labels),
+        "calibrated": calibrated_losses(logits, labels).mean().item(),
         "ece": expected_calibration_error(logits, labels),
         "ece_tempered": expected_calibration_error(logits / fitted, labels),
         "temperature": fitted,

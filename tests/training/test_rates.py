@@ -9,7 +9,7 @@ import pytest
 from vitune.backbones import load_backbone
 from vitune.methods import get_method
 from vitune.training import TrainConfig, fit
-from vitune.training.rates import Shape, rate_of, shape_of
+from vitune.training.rates import Shape, demand_of, rate_of, shape_of
 
 VIT_B = Shape(768, 12, 300, 32)
 
@@ -33,6 +33,12 @@ def test_every_quantity_enters_by_its_square_root(changed: Shape, factor: float)
     assert rate_of(1e-3, changed) == pytest.approx(1e-3 * factor, rel=0.05)
 
 
+def test_a_weak_penalty_asks_for_a_higher_rate_within_bounds() -> None:
+    assert demand_of(None, 800) == demand_of(0.1, 800) == demand_of(1.0, 400) == 1.0
+    assert demand_of(0.03, 800) == pytest.approx(50 / 24)
+    assert demand_of(1e-3, 800) == 10.0
+
+
 def test_width_and_depth_are_read_from_the_network() -> None:
     backbone = load_backbone("vitune/vit_micro_patch4_32")
     assert shape_of(backbone.model, 7, 8) == Shape(128, 6, 7, 8)
@@ -45,7 +51,9 @@ def test_width_and_depth_are_read_from_the_network() -> None:
 def test_a_given_rate_and_a_plain_start_are_left_alone() -> None:
     quick = {"data": "demo:digits?train=40", "epochs": 1, "batch_size": 16}
     by_rule = fit(TrainConfig.make(quick)).summary
-    assert by_rule["lr"] == rate_of(1e-3, Shape(128, 6, 2, 16))
+    chosen = by_rule["probe"]["chosen"]["penalty_1se"]
+    expected = rate_of(1e-3, Shape(128, 6, 2, 16)) * demand_of(chosen, 32)
+    assert by_rule["lr"] == pytest.approx(expected, rel=0.05)
     assert by_rule["head_lr"] == pytest.approx(by_rule["lr"] / 10)
     given = fit(TrainConfig.make({**quick, "lr": 2e-3, "head_lr": 7e-4})).summary
     assert (given["lr"], given["head_lr"]) == (2e-3, 7e-4)

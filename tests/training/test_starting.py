@@ -15,12 +15,13 @@ from vitune.data import load_splits
 from vitune.errors import AdapterError, VituneError
 from vitune.inference import evaluate_run, load_run
 from vitune.methods import OWN
+from vitune.ops.temperature import paired
 from vitune.training import Observer, TrainConfig, fit
 from vitune.training.loop import Loop
 from vitune.training.optimiser import new_optimiser
 from vitune.training.probing import Probe
 from vitune.training.verdict import compare
-from vitune.training.watching import Watch, paired
+from vitune.training.watching import Watch
 
 DIGITS = "demo:digits?train=60"
 QUICK: dict[str, Any] = {
@@ -86,10 +87,12 @@ def test_a_resumed_run_keeps_its_probe_and_its_verdict(tmp_path: Path) -> None:
         def epoch_ended(self, row: dict[str, Any]) -> None:
             raise KeyboardInterrupt
 
-    whole = fit(TrainConfig.make(QUICK), out=tmp_path / "whole")
+    by_rule = TrainConfig.make({**QUICK, "lr": None})
+    whole = fit(by_rule, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        fit(TrainConfig.make(QUICK), out=tmp_path / "cut", observer=Cut())
+        fit(by_rule, out=tmp_path / "cut", observer=Cut())
     cut = fit(out=tmp_path / "cut", resume=True)
+    assert cut.summary["lr"] == whole.summary["lr"]
     assert cut.summary["verdict"] == whole.summary["verdict"]
     assert cut.summary["calibration"] == whole.summary["calibration"]
     one, two = (

@@ -10,7 +10,8 @@ def closing_lines(summary: Mapping[str, Any], out: str) -> Iterator[str]:
     """One line each on how a solved head was chosen, early stopping, the probe, confidence."""
     solved = summary.get("solved")
     if solved:
-        chosen = ", ".join(f"{name} {value:.3g}" for name, value in solved["chosen"].items())
+        name, value = next(iter(solved["chosen"].items()))
+        chosen = f"{name} {value:.3g}"
         copies = " and mirrored copies" if solved["copies"] == "flip" else ""
         yield f"solved on the images{copies}; {chosen}, chosen by {solved['how']}"
     yield from _stopped(summary)

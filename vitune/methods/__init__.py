@@ -28,6 +28,7 @@ from vitune.methods.full import FullConfig
 from vitune.methods.houlsby import HoulsbyConfig, PfeifferConfig
 from vitune.methods.hta import HTAConfig, SequentialHTAConfig
 from vitune.methods.layernorm import LayerNormConfig
+from vitune.methods.linear import CAUTIOUS as CAUTIOUS
 from vitune.methods.linear import LinearProbeConfig
 from vitune.methods.linear_sgd import SteppedProbeConfig
 from vitune.methods.lora_mul import LoRAAddConfig, LoRAMulVPTAddConfig, VPTAddConfig

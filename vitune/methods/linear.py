@@ -7,17 +7,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vitune.errors import VituneError
 from vitune.methods._solved import HeadProblem, Labelled, SolvedConfig, SolvedHead, folds
 from vitune.ops.logistic import Solution, Standardiser, solve_logistic
-from vitune.ops.temperature import calibrated_loss
+from vitune.ops.temperature import calibrated_losses, paired
 
 STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4, 1e-5)
 """Penalties of the path, strongest first, so that each solution starts the next."""
 
 PRIOR = 0.1
 """The penalty where no image can be spared to choose one on."""
+
+CAUTIOUS = "penalty_1se"
+"""The strongest penalty within one standard error of the best: how little the data demand."""
 
 PATIENCE = 2
 """The path ends after so many penalties in a row that are worse than the best."""
@@ -57,10 +61,12 @@ class LinearProbeConfig(SolvedConfig):
         judged, how = _judgement(problem)
         if not judged:
             return _fitted(problem, (PRIOR,), PRIOR, "prior", ())
-        tried = _path(problem, judged)
-        best = min(tried, key=lambda entry: entry["loss"])["penalty"]
-        path = tuple(entry["penalty"] for entry in tried if entry["penalty"] >= best)
-        return _fitted(problem, path[-2:], best, how, tuple(tried))
+        tried, losses = _path(problem, judged)
+        best = min(range(len(tried)), key=lambda place: tried[place]["loss"])
+        path = tuple(entry["penalty"] for entry in tried[: best + 1])
+        head = _fitted(problem, path[-2:], path[-1], how, tuple(tried))
+        strongest = tried[_within_one_error(losses, best)]["penalty"]
+        return replace(head, chosen={**head.chosen, CAUTIOUS: strongest})
 
 
 def _judgement(problem: HeadProblem) -> tuple[list[tuple[Labelled, Labelled]], str]:
@@ -73,11 +79,16 @@ def _judgement(problem: HeadProblem) -> tuple[list[tuple[Labelled, Labelled]], s
 
 def _path(
     problem: HeadProblem, judged: list[tuple[Labelled, Labelled]]
-) -> list[dict[str, float]]:
-    """Calibrated cross-entropy and accuracy at each penalty, until it has got worse for a while."""
+) -> tuple[list[dict[str, float]], list[Tensor]]:
+    """Calibrated cross-entropy and accuracy at each penalty, until it has got worse for a while.
+
+    Returns:
+        One entry per penalty, and the losses of the judged images at each.
+    """
     standardisers = [Standardiser.of(fit.features) for fit, _ in judged]
     solutions: list[Solution | None] = [None] * len(judged)
     tried: list[dict[str, float]] = []
+    losses: list[Tensor] = []
     labels = torch.cat([torch.from_numpy(np.asarray(judge.labels)) for _, judge in judged])
     for penalty in STRENGTHS:
         logits = []
@@ -87,12 +98,22 @@ def _path(
             logits.append(_head(solution, standardisers[index]).logits(judge.features))
         together = torch.cat(logits)
         right = (together.argmax(1) == labels).float().mean().item()
-        loss = calibrated_loss(together, labels)
+        losses.append(calibrated_losses(together, labels))
+        loss = losses[-1].mean().item()
         tried.append({"penalty": penalty, "loss": loss, "accuracy": right})
         best = min(range(len(tried)), key=lambda place: tried[place]["loss"])
         if len(tried) - 1 - best >= PATIENCE:
             break
-    return tried
+    return tried, losses
+
+
+def _within_one_error(losses: list[Tensor], best: int) -> int:
+    """The first place whose loss is within one standard error, image by image, of the best."""
+    for place in range(best):
+        mean, error = paired(losses[place], losses[best])
+        if mean <= error:
+            return place
+    return best
 
 
 def _head(solution: Solution, standardiser: Standardiser) -> SolvedHead:

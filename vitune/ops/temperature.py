@@ -35,12 +35,24 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return math.exp((low + high) / 2)
 
 
-def calibrated_loss(logits: Tensor, labels: Tensor) -> float:
-    """Mean cross-entropy at the best temperature.
+def calibrated_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each image at the temperature that is best for all.
 
-    Shapes: logits (n, c); labels (n,) int64.
+    Shapes: logits (n, c); labels (n,) int64; returns (n,) float64.
     """
-    return F.cross_entropy(logits.double() / fit_temperature(logits, labels), labels).item()
+    scaled = logits.double() / fit_temperature(logits, labels)
+    return F.cross_entropy(scaled, labels, reduction="none")
+
+
+def paired(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """Mean of first - second, and its standard error; infinite for a single image.
+
+    Shapes: first, second (n,).
+    """
+    difference = first.double() - second.double()
+    if len(difference) < 2:
+        return difference.sum().item(), math.inf
+    return difference.mean().item(), (difference.std() / math.sqrt(len(difference))).item()
 
 
 def expected_calibration_error(logits: Tensor, labels: Tensor, num_bins: int = 15) -> float:

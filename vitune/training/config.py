@@ -40,7 +40,7 @@ class TrainConfig(BaseModel):
     method: str = Field("rlrr", description="see 'vitune methods'")
     method_args: dict[str, Any] = Field(default_factory=dict, description="of the method")
 
-    epochs: int = Field(100, ge=1, description="passes over the training images")
+    epochs: int = Field(30, ge=1, description="passes over the training images")
     lr: float | None = Field(None, gt=0, description="peak learning rate; None: by rule")
     head_lr: float | None = Field(
         None, gt=0, description="of the classifier; None: --lr, a tenth of it from the probe"

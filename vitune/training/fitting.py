@@ -38,7 +38,7 @@ from vitune.counts import ParameterCounts, count_parameters, trained_parts
 from vitune.data import HeldOut, Splits, augmentation, load_splits, open_source
 from vitune.errors import DataError, VituneError, nearest
 from vitune.files import write_atomic
-from vitune.methods import get_method
+from vitune.methods import CAUTIOUS, get_method
 from vitune.report import write_report
 from vitune.runs import RunFolder
 from vitune.training.config import TrainConfig
@@ -46,7 +46,7 @@ from vitune.training.loop import Loop, Recipe
 from vitune.training.observer import Observer
 from vitune.training.precision import resolve_precision
 from vitune.training.probing import Probe, install, require_no_steps, solve_probe
-from vitune.training.rates import HEAD_FACTOR, rate_of, shape_of
+from vitune.training.rates import HEAD_FACTOR, demand_of, rate_of, shape_of
 from vitune.training.scarce import lone_classes, scarcity_notice
 from vitune.training.starting import METHOD as PROBE_METHOD
 from vitune.training.starting import probe_alone, starting_probe
@@ -252,7 +252,7 @@ def _fit(
     if probe is not None and len(probe.head.bias):
         install(model, probe.head)
     counts = count_parameters(model)
-    recipe = _recipe(config, backbone, len(splits.train), process.num_processes, probe is not None)
+    recipe = _recipe(config, backbone, len(splits.train), process.num_processes, probe)
     precision = resolve_precision(config.precision, process.device.type, _width(model))
     accelerator = _new_accelerator(config, precision)
     facts = _facts(config, backbone, counts, splits, recipe, precision, accelerator)
@@ -378,30 +378,32 @@ def _fit_solved(
 
 
 def _recipe(
-    config: TrainConfig, backbone: Backbone, num_images: int, num_processes: int, from_probe: bool
-) -> Recipe:
+    config: TrainConfig, backbone: Backbone, num_images: int, num_processes: int,
+    probe: Probe | None,
+) -> Recipe:  # fmt: skip
     """Rates and decay: as given, else by rule from the probe, else the method's own."""
     method = get_method(config.method)
     lr = config.lr
-    if lr is None and from_probe:
-        lr = rate_by_rule(config, backbone.model, num_images, num_processes)
+    if lr is None and probe is not None:
+        lr = rate_by_rule(config, backbone.model, num_images, num_processes, probe)
     lr = lr or method.default_lr(config.backbone)
     decay = config.weight_decay
     return Recipe(
         lr=lr,
         weight_decay=method.default_weight_decay(config.backbone) if decay is None else decay,
-        head_lr=config.head_lr or (lr * HEAD_FACTOR if from_probe else None),
+        head_lr=config.head_lr or (lr * HEAD_FACTOR if probe is not None else None),
     )
 
 
 def rate_by_rule(
-    config: TrainConfig, model: nn.Module, num_images: int, num_processes: int
+    config: TrainConfig, model: nn.Module, num_images: int, num_processes: int, probe: Probe
 ) -> float:
-    """The peak rate that vitune's rule gives for a run that starts at the probe."""
+    """The peak rate that vitune's rule gives for a run that starts at `probe`."""
     batches = math.ceil(num_images / (config.batch_size * num_processes))
     steps = math.ceil(batches / config.accumulation_steps) * config.epochs
     images = config.batch_size * num_processes * config.accumulation_steps
-    return rate_of(get_method(config.method).usual_lr, shape_of(model, steps, images))
+    usual = rate_of(get_method(config.method).usual_lr, shape_of(model, steps, images))
+    return float(f"{usual * demand_of(probe.head.chosen.get(CAUTIOUS), num_images):.2g}")
 
 
 def _write(trained: Trained, folder: RunFolder, config: TrainConfig) -> None:

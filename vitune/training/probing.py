@@ -16,10 +16,9 @@ from vitune.backbones import Backbone, head_names
 from vitune.data import Split, Splits
 from vitune.errors import VituneError
 from vitune.methods import HeadProblem, Labelled, SolvedConfig, SolvedHead, get_method
-from vitune.ops.temperature import fit_temperature
+from vitune.ops.temperature import calibrated_losses, fit_temperature
 from vitune.training.config import STEPPING, TrainConfig
 from vitune.training.features import FeatureReader, View, mirrored
-from vitune.training.watching import calibrated_losses
 
 COPIES: dict[str, tuple[View | None, ...]] = {"none": (None,), "flip": (None, mirrored)}
 """Views of every training image that a probe may be solved on."""

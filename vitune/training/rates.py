@@ -16,6 +16,12 @@ REFERENCE_WIDTH, REFERENCE_DEPTH = 768, 12
 FEWEST_STEPS = 100
 """Below so many steps a higher rate does not make up for them."""
 
+DEMAND_REFERENCE = 50.0
+"""Summed penalty (λ times images) of a probe at and above which features are good as they are."""
+
+MOST_DEMAND = 10.0
+"""By how much the rate rises at most where the features fall short."""
+
 HEAD_FACTOR = 0.1
 """The classifier's rate over the adapter's where it starts at the solved probe."""
 
@@ -58,6 +64,22 @@ def rate_of(usual: float, shape: Shape) -> float:
         * (REFERENCE_STEPS / max(FEWEST_STEPS, shape.steps))
     )
     return float(f"{usual * math.sqrt(factor):.2g}")
+
+
+def demand_of(penalty: float | None, num_images: int) -> float:
+    """min(10, max(1, 50 / (λ · n))): how far features fall short, told by the probe's penalty.
+
+    A probe whose best penalty is weak squeezes what it can out of features that were not made for
+    the task; there the blocks have much to learn, and a high rate pays. Where a strong penalty is
+    best (photographs on a network that saw photographs), a high rate only over-fits.
+
+    Args:
+        penalty: λ, the strongest within one standard error of the best; None where unknown.
+        num_images: n, that the probe was solved on.
+    """
+    if penalty is None:
+        return 1.0
+    return min(MOST_DEMAND, max(1.0, DEMAND_REFERENCE / (penalty * max(1, num_images))))
 
 
 def shape_of(model: nn.Module, steps: int, batch: int) -> Shape:

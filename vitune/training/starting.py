@@ -116,8 +116,10 @@ def _read(folder: RunFolder) -> Probe | None:
     if not path.is_file():
         return None
     known = json.loads(path.read_text())
+    nothing = Probe.of_nothing()
     return replace(
-        Probe.of_nothing(),
+        nothing,
+        head=replace(nothing.head, chosen=known["chosen"], how=known["how"]),
         copies=known["copies"],
         train_loss=known["train_loss"],
         val_loss=known["val_loss"],

@@ -23,6 +23,7 @@ from vitune.data import Splits, open_source
 from vitune.errors import VituneError
 from vitune.files import write_atomic
 from vitune.methods import get_method
+from vitune.ops.temperature import calibrated_losses, paired
 from vitune.runs import RunFolder
 from vitune.training.config import TrainConfig
 from vitune.training.fitting import (
@@ -35,7 +36,6 @@ from vitune.training.fitting import (
 )
 from vitune.training.observer import Observer
 from vitune.training.probing import Probe, solve_probe
-from vitune.training.watching import calibrated_losses, paired
 
 if TYPE_CHECKING:
     import optuna
@@ -238,7 +238,7 @@ class Tuning:
         if known is not None:
             return known
         begun = time.monotonic()
-        config = self.config_of(method, factor, epochs, splits)
+        config = self.config_of(method, factor, epochs, splits, probe)
         trained = fit(config, splits=splits, probe=probe)
         assert trained.seen is not None
         losses = calibrated_losses(*trained.seen).numpy()
@@ -257,13 +257,15 @@ class Tuning:
         )
         return attempt
 
-    def config_of(self, method: str, factor: float, epochs: int, splits: Splits) -> TrainConfig:
+    def config_of(
+        self, method: str, factor: float, epochs: int, splits: Splits, probe: Probe
+    ) -> TrainConfig:
         """The settings of a trial; its rate is `factor` times the rule's for so many steps."""
         assert splits.train is not None
         base = self.config.model_copy(
             update={"method": method, "epochs": epochs, "refit": False, "start": "probe"}
         )
-        lr = factor * rate_by_rule(base, self.backbone.model, len(splits.train), 1)
+        lr = factor * rate_by_rule(base, self.backbone.model, len(splits.train), 1, probe)
         return base.model_copy(update={"lr": float(f"{lr:.3g}")})
 
     def _has_time(self, epochs: int, method: str | None) -> bool:

@@ -9,9 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitune.ops.temperature import expected_calibration_error, fit_temperature
+from vitune.ops.temperature import (
+    calibrated_losses,
+    expected_calibration_error,
+    fit_temperature,
+    paired,
+)
 from vitune.training.probing import Probe
-from vitune.training.watching import calibrated_losses, paired
 
 
 @dataclass(frozen=True)

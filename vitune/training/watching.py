@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from vitune.ops.temperature import fit_temperature
+from vitune.ops.temperature import calibrated_losses, paired
 
 STOP_ERRORS = 2.0
 """Standard errors by which an epoch must be worse than the best one for training to stop."""
@@ -70,23 +69,3 @@ class Watch:
     def tensors(self) -> dict[str, Tensor]:
         """For the checkpoint."""
         return {"best": self.best, "latest": self.latest}
-
-
-def calibrated_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each image at the temperature that is best for all.
-
-    Shapes: logits (n, c); labels (n,) int64; returns (n,) float64.
-    """
-    scaled = logits.double() / fit_temperature(logits, labels)
-    return F.cross_entropy(scaled, labels, reduction="none")
-
-
-def paired(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """Mean of first - second, and its standard error; infinite for a single image.
-
-    Shapes: first, second (n,).
-    """
-    difference = first.double() - second.double()
-    if len(difference) < 2:
-        return difference.sum().item(), math.inf
-    return difference.mean().item(), (difference.std() / math.sqrt(len(difference))).item()
