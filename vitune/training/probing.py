@@ -152,7 +152,7 @@ def install(model: nn.Module, head: SolvedHead) -> None:
     names = head_names(model)
     layer = model.get_submodule(names[0])
     chosen: Any = getattr(layer, "modules_to_save", None)
-    linear = layer if chosen is None else chosen["default"]
+    linear: Any = layer if chosen is None else chosen["default"]
     linear.weight.copy_(head.weight * len(names))
     if linear.bias is not None:
         linear.bias.copy_(head.bias * len(names))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,9 +36,6 @@ from vitune.training.fitting import (
 )
 from vitune.training.observer import Observer
 from vitune.training.probing import Probe, solve_probe
-
-if TYPE_CHECKING:
-    import optuna
 
 METHODS = ("rlrr", "lora", "ssf", "hta", "full")
 """Tried where the user names no method."""
@@ -194,13 +191,13 @@ class Tuning:
                     break
             study.tell(trial, value, state=None if value is not None else _failed())
 
-    def _study(self) -> optuna.Study:
+    def _study(self) -> Any:
         """The journal of this search, its warm start queued when it is new."""
         optuna = require_optuna()
         storage = optuna.storages.JournalStorage(
             optuna.storages.journal.JournalFileBackend(str(self.folder / "journal.log"))
         )
-        study: optuna.Study = optuna.create_study(
+        study = optuna.create_study(
             study_name="tune",
             storage=storage,
             load_if_exists=True,
