@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     asked = parser.parse_args()
     tasks = json.loads((asked.out / "tasks.json").read_text())
-    print("| task | linear | ECE | s | λ | λ, one error | ncm | sklearn C .03 | sklearn, C chosen |")
+    print("| task | linear | ECE | s | λ | λ, one error | ncm | sklearn C .03 | C chosen |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     rows = []
     for name, task in tasks.items():

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vitune.backbones import Backbone, find_sites, fingerprint
+from vitune.backbones import Backbone, find_sites, fingerprint, head_names
 from vitune.errors import AdapterError
 from vitune.files import atomic_folder, recover_folder
 from vitune.methods import AdapterState, combine_states, get_method
@@ -161,10 +161,11 @@ def card_of(
 def fingerprint_of(model: PeftModel) -> str:
     """The fingerprint of the frozen weights that the adapters of `model` touch.
 
-    A method without layers of its own (linear probe) touches the features of the whole backbone.
+    A method without layers outside the head (a probe) touches the whole backbone's features.
     """
     tuner = model.base_model
-    touched = list(getattr(tuner, "targeted_module_names", ()))
+    heads = head_names(tuner.model)
+    touched = [n for n in getattr(tuner, "targeted_module_names", ()) if n not in heads]
     if not touched:
         sites = find_sites(tuner.model)
         touched = [site.name for site in sites if site.role not in ("block", "head")]

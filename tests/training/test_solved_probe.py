@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import NearestCentroid
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.preprocessing import StandardScaler
 
 from vitune.adapters import AdapterCard
 from vitune.backbones import load_backbone
 from vitune.data import Split, load_splits
-from vitune.errors import VituneError
+from vitune.errors import AdapterError, VituneError
 from vitune.inference import evaluate_run, load_run, merge_run, predict
 from vitune.methods import HeadProblem, Labelled, get_method
 from vitune.training import TrainConfig, fit
@@ -93,6 +93,35 @@ def test_ncm_answers_as_scikit_learn_s_nearest_centroid() -> None:
     known = NearestCentroid().fit(inputs, labels).predict(inputs)
     assert (head.logits(features).argmax(1).numpy() == known).mean() == 1
     assert head.how == "5-fold cross-validation" and len(head.tried) > 10
+
+
+def test_neighbours_vote_as_scikit_learn_s_and_their_memory_is_saved(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 200)
+    features = (rng.normal(size=(4, 12))[labels] + rng.normal(size=(200, 12))).astype(np.float32)
+    config = get_method("knn").configure(torch.nn.Linear(1, 1), {"num_neighbours": 5})
+    head = config.solve(HeadProblem(Labelled(features[:150], labels[:150]), None, 4))
+    known = KNeighborsClassifier(
+        5, metric="cosine", weights=lambda far: np.exp((1 - far) / 0.07)
+    ).fit(features[:150], labels[:150])
+    found = head.logits(features[150:]).argmax(1).numpy()
+    assert (found == known.predict(features[150:])).all()
+    trained = fit(data=DIGITS, method="knn", out=tmp_path / "run")
+    accuracy = trained.summary["reported"]["val_accuracy"]
+    assert accuracy > 0.5
+    assert trained.summary["num_trainable_without_head"] == 80 * (128 + 10)
+    splits = load_splits(DIGITS, trained.backbone.preprocessing, seed=0)
+    assert splits.val is not None
+    rows = predict(load_run(tmp_path / "run", device="cpu"), splits.val)
+    right = [row.classes == (splits.classes[y],) for row, y in zip(rows, splits.val.labels,
+                                                                 strict=True)]  # fmt: skip
+    assert np.mean(right) == pytest.approx(accuracy, abs=1e-6)
+    with pytest.raises(AdapterError, match=r"merge: got method 'knn', expected one that merges"):
+        merge_run(tmp_path / "run", tmp_path / "merged")
+    with pytest.raises(VituneError, match=r"num_neighbours: got 0, expected at least 1"):
+        fit(data=DIGITS, method="knn", method_args={"num_neighbours": "0"})
+    folded = get_method("knn").configure(torch.nn.Linear(1, 1))
+    assert folded.solve(HeadProblem(Labelled(features, labels), None, 4)).tried
 
 
 def test_without_validation_folds_choose_and_copies_stay_together() -> None:

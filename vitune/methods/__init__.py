@@ -27,6 +27,7 @@ from vitune.methods.fact import FacTTKConfig, FacTTTConfig
 from vitune.methods.full import FullConfig
 from vitune.methods.houlsby import HoulsbyConfig, PfeifferConfig
 from vitune.methods.hta import HTAConfig, SequentialHTAConfig
+from vitune.methods.knn import NearestNeighboursConfig
 from vitune.methods.layernorm import LayerNormConfig
 from vitune.methods.linear import CAUTIOUS as CAUTIOUS
 from vitune.methods.linear import LinearProbeConfig
@@ -46,6 +47,7 @@ OWN = {
         own_method(LinearProbeConfig),
         own_method(SteppedProbeConfig),
         own_method(NearestClassMeanConfig),
+        own_method(NearestNeighboursConfig),
         own_method(FullConfig),
         own_method(BitFitConfig),
         own_method(LayerNormConfig),

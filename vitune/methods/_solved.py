@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vitune.backbones.sites import head_names
 from vitune.errors import VituneError
 from vitune.methods.linear_sgd import SteppedProbeConfig
 
@@ -77,6 +78,25 @@ class SolvedHead:
         """Shapes: features (n, d); returns (n, c) float32 on the CPU."""
         rows = features if isinstance(features, Tensor) else torch.from_numpy(np.array(features))
         return rows.float().cpu() @ self.weight.T + self.bias
+
+    def arguments(self) -> dict[str, Any]:
+        """What the method must be told to make room for this head."""
+        return {}
+
+    @torch.no_grad()
+    def place(self, model: nn.Module) -> None:
+        """Write it into the trained classifier of `model`, with an adapter or without.
+
+        A distilled network answers with the mean of two heads, of which one is trained: it gets
+        weights for the sum.
+        """
+        names = head_names(model)
+        layer = model.get_submodule(names[0])
+        chosen: Any = getattr(layer, "modules_to_save", None)
+        linear: Any = layer if chosen is None else chosen["default"]
+        linear.weight.copy_(self.weight * len(names))
+        if linear.bias is not None:
+            linear.bias.copy_(self.bias * len(names))
 
 
 @dataclass

@@ -45,7 +45,7 @@ from vitune.training.config import TrainConfig
 from vitune.training.loop import Loop, Recipe
 from vitune.training.observer import Observer
 from vitune.training.precision import resolve_precision
-from vitune.training.probing import Probe, install, require_no_steps, solve_probe
+from vitune.training.probing import Probe, require_no_steps, solve_probe
 from vitune.training.rates import HEAD_FACTOR, demand_of, rate_of, shape_of
 from vitune.training.scarce import lone_classes, scarcity_notice
 from vitune.training.starting import METHOD as PROBE_METHOD
@@ -250,7 +250,7 @@ def _fit(
     torch.manual_seed(config.seed)
     model = attach(backbone, config.method, config.method_args)
     if probe is not None and len(probe.head.bias):
-        install(model, probe.head)
+        probe.head.place(model)
     counts = count_parameters(model)
     recipe = _recipe(config, backbone, len(splits.train), process.num_processes, probe)
     precision = resolve_precision(config.precision, process.device.type, _width(model))
@@ -337,21 +337,20 @@ def _fit_solved(
 ) -> Trained:  # fmt: skip
     """A run without steps: features once, the head solved, all files as of any run."""
     accelerator = _new_accelerator(config, "fp32")
-    model = attach(backbone, config.method, config.method_args)
-    facts = _facts(
-        config, backbone, count_parameters(model), splits, None, "fp32", accelerator
-    )
-    facts |= {"backbone_notice": known.notice, "scarcity_notice": known.scarcity}
-    observer.described(facts)
-    if folder is not None and accelerator.is_main_process:
-        write_atomic(folder.config, config.to_yaml())
     _reset_peak(accelerator)
     probe = solve_probe(
         backbone, splits, method=config.method, method_args=config.method_args,
         device=process.device, seed=config.seed, budget_mib=config.memory_budget_mib,
         on_progress=observer.prepared,
     )  # fmt: skip
-    install(model, probe.head)
+    own = {**config.method_args, **probe.head.arguments()}
+    model = attach(backbone, config.method, own)
+    probe.head.place(model)
+    facts = _facts(config, backbone, count_parameters(model), splits, None, "fp32", accelerator)
+    facts |= {"backbone_notice": known.notice, "scarcity_notice": known.scarcity}
+    observer.described(facts)
+    if folder is not None and accelerator.is_main_process:
+        write_atomic(folder.config, config.to_yaml())
     row = probe.as_epoch(len(splits.train or ()))
     summary = {
         **facts,
@@ -372,7 +371,7 @@ def _fit_solved(
     trained = Trained(path, model, backbone, splits.classes, summary)
     if folder is not None and accelerator.is_main_process:
         folder.metrics.write_text(json.dumps(row) + "\n")
-        _write(trained, folder, config)
+        _write(trained, folder, config.model_copy(update={"method_args": own}))
     accelerator.wait_for_everyone()
     return trained
 

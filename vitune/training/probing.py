@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from vitune.backbones import Backbone, head_names
+from vitune.backbones import Backbone
 from vitune.data import Split, Splits
 from vitune.errors import VituneError
 from vitune.methods import HeadProblem, Labelled, SolvedConfig, SolvedHead, get_method
@@ -140,22 +140,6 @@ def _scored(probe: Probe, logits: Tensor, labels: Tensor) -> Probe:
         losses=calibrated_losses(logits, labels).numpy(),
         temperature=fit_temperature(logits, labels),
     )
-
-
-@torch.no_grad()
-def install(model: nn.Module, head: SolvedHead) -> None:
-    """Write a solved head into the trained classifier of `model`, with an adapter or without.
-
-    A distilled network answers with the mean of two heads, of which one is trained: it gets
-    weights for the sum.
-    """
-    names = head_names(model)
-    layer = model.get_submodule(names[0])
-    chosen: Any = getattr(layer, "modules_to_save", None)
-    linear: Any = layer if chosen is None else chosen["default"]
-    linear.weight.copy_(head.weight * len(names))
-    if linear.bias is not None:
-        linear.bias.copy_(head.bias * len(names))
 
 
 def _problem(

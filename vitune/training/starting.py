@@ -18,7 +18,7 @@ from vitune.runs import RunFolder
 from vitune.training.checkpoint import has_checkpoint
 from vitune.training.config import TrainConfig
 from vitune.training.observer import Observer
-from vitune.training.probing import Probe, install, solve_probe
+from vitune.training.probing import Probe, solve_probe
 
 METHOD = "linear"
 RECORD = "probe.json"
@@ -91,7 +91,7 @@ def _keep(
 ) -> None:  # fmt: skip
     """Write RUN/probe: an adapter like any other, so that it can be evaluated and merged."""
     model = attach(backbone, METHOD)
-    install(model, probe.head)
+    probe.head.place(model)
     given = {"image_size": config.image_size, "checkpoint": config.checkpoint}
     card = card_of(
         model,
@@ -141,5 +141,5 @@ def probe_alone(
         assert folder is not None
         return load_adapter(fresh.model, folder.probe, trainable=True)
     model = attach(fresh, METHOD)
-    install(model, probe.head)
+    probe.head.place(model)
     return model
