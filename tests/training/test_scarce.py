@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from vitune.cli import run
-from vitune.training import TrainConfig
-from vitune.training.scarce import lone_classes
+from vitune.training import TrainConfig, fit
+from vitune.training.scarce import LoneClasses, lone_classes
 
 
 @pytest.fixture
@@ -43,8 +43,19 @@ def test_a_given_batch_that_is_too_large_is_still_refused(
     assert "--batch-size: got 32, expected at most the 4" in capsys.readouterr().err
 
 
+def test_a_single_lone_class_costs_no_validation(photos: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    for name in ("ant", "bee", "cow"):
+        for index in range(2, 7):
+            pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(Path(photos) / name / f"{index}.png")
+    trained = fit(data=photos, method="linear")
+    assert (trained.summary["num_train"], trained.summary["num_val"]) == (15, 4)
+    assert trained.summary["scarcity_notice"].startswith("1 class has one image (dog)")
+
+
 def test_classes_with_one_image_are_found_only_where_it_matters(photos: str) -> None:
     config = TrainConfig(data=photos)
-    assert lone_classes(config) == ["ant", "bee", "cow", "dog"]
-    assert lone_classes(config.model_copy(update={"refit": True})) == []
-    assert lone_classes(TrainConfig(data="demo:count")) == []
+    assert lone_classes(config) == LoneClasses(("ant", "bee", "cow", "dog"), True)
+    assert lone_classes(config.model_copy(update={"refit": True})) == LoneClasses()
+    assert lone_classes(TrainConfig(data="demo:count")) == LoneClasses()

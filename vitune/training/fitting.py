@@ -125,6 +125,8 @@ def fit(
     try:
         return _fit(config, folder, process, observer, splits, _Known(probe, temperature, notice))
     except VituneError:
+        if folder is not None and not folder.config.is_file():
+            shutil.rmtree(folder.probe, ignore_errors=True)
         if folder is not None and folder.path.is_dir() and not any(folder.path.iterdir()):
             folder.path.rmdir()
         raise
@@ -163,11 +165,13 @@ def prepare_data(
         DataError: what `load_splits` refuses.
     """
     size = backbone.preprocessing.image_size
+    lone = lone_classes(config)
     splits = load_splits(
         config.data,
         backbone.preprocessing,
         seed=config.seed,
-        val_fraction=0 if lone_classes(config) else config.val_fraction,
+        val_fraction=0 if lone.are_all else config.val_fraction,
+        lone_classes=bool(lone.names),
         skip_bad_images=config.skip_bad_images,
         memory_budget_mib=config.memory_budget_mib,
         cache_dir=cache_dir,
@@ -232,8 +236,9 @@ def _fit(
     with process.main_process_first():
         splits = prepare_data(config, backbone, observer) if given is None else _sealed(given)
     assert splits.train is not None
-    lone = lone_classes(config) if given is None else []
-    known = replace(known, scarcity=scarcity_notice(config, lone, solved=method.solved))
+    if given is None:
+        notice = scarcity_notice(lone_classes(config), solved=method.solved)
+        known = replace(known, scarcity=notice)
     if method.solved:
         return _fit_solved(config, folder, process, observer, backbone, splits, known)
     if "batch_size" not in config.model_fields_set:

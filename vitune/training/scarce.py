@@ -1,36 +1,48 @@
-"""Data with so few images that nothing can be held out, and what the user is told of it."""
+"""Classes with a single image: nothing of theirs can be held out, and the user is told."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 from vitune.data import open_source
 from vitune.training.config import TrainConfig
 
 
-def lone_classes(config: TrainConfig) -> list[str]:
-    """Classes with a single image, where validation would have to be cut from training.
+@dataclass(frozen=True)
+class LoneClasses:
+    """Classes with one image, where validation has to be cut from training.
 
-    Then nothing is held out: every class keeps its images, and no epoch can be chosen.
+    Args:
+        are_all: whether every class is such a one, so that there is no validation at all.
     """
+
+    names: tuple[str, ...] = ()
+    are_all: bool = False
+
+
+def lone_classes(config: TrainConfig) -> LoneClasses:
+    """The classes of `config.data` with one image; none where it brings validation of its own."""
     if config.refit:
-        return []
+        return LoneClasses()
     images = open_source(config.data)
-    if "val" in images.splits:
-        return []
     training = next((n for n in ("train", "all", "trainval") if n in images.splits), None)
-    counts = Counter(record.label for record in images.splits[training]) if training else {}
-    return [images.classes[label] for label, count in sorted(counts.items()) if count == 1]
+    if training is None or "val" in images.splits:
+        return LoneClasses()
+    counts = Counter(record.label for record in images.splits[training])
+    names = tuple(images.classes[label] for label in sorted(counts) if counts[label] == 1)
+    return LoneClasses(names, len(names) == len(counts))
 
 
-def scarcity_notice(config: TrainConfig, lone: list[str], *, solved: bool) -> str:
+def scarcity_notice(lone: LoneClasses, *, solved: bool) -> str:
     """One line where classes have a single image; empty elsewhere."""
-    if not lone:
+    if not lone.names:
         return ""
-    names = ", ".join(lone[:3]) + (" and others" if len(lone) > 3 else "")
-    text = f"{len(lone)} classes have one image ({names}): nothing is held out for validation"
+    shown = ", ".join(lone.names[:3]) + (" and others" if len(lone.names) > 3 else "")
+    many = "1 class has" if len(lone.names) == 1 else f"{len(lone.names)} classes have"
+    if not lone.are_all:
+        return f"{many} one image ({shown}): trained on, but absent from validation."
+    text = f"{many} one image ({shown}): nothing is held out for validation"
     if solved:
         return f"{text}."
-    return (
-        f"{text}, and nothing tells whether adapting helps. --method linear is the safe choice."
-    )
+    return f"{text}, and nothing tells whether adapting helps. --method linear is the safe choice."

@@ -16,6 +16,8 @@ from vitune.methods import OWN
 
 COUNTS: list[tuple[str, dict[str, Any], int]] = [
     ("linear", {}, 0),
+    ("linear_sgd", {}, 0),
+    ("ncm", {}, 0),
     ("bitfit", {}, 102_912),
     ("layernorm", {}, 38_400),
     ("partial", {"num_blocks": 2}, 2 * 7_087_872 + 1_536),
@@ -71,5 +73,5 @@ def test_count_on_vit_b16(name: str, arguments: dict[str, Any], expected: int) -
 
 
 def test_the_table_is_complete() -> None:
-    assert len(COUNTS) == 35
-    assert set(OWN) - {name for name, _, _ in COUNTS} == {"full", "rlrr"}
+    assert len(COUNTS) == 37
+    assert set(OWN) - {name for name, _, _ in COUNTS} == {"full", "rlrr", "knn"}
