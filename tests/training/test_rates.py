@@ -9,7 +9,7 @@ import pytest
 from vitune.backbones import load_backbone
 from vitune.methods import get_method
 from vitune.training import TrainConfig, fit
-from vitune.training.rates import Shape, demand_of, rate_of, shape_of
+from vitune.training.rates import Shape, demand_of, falls_short, plain_rate, rate_of, shape_of
 
 VIT_B = Shape(768, 12, 300, 32)
 
@@ -39,6 +39,12 @@ def test_a_weak_penalty_asks_for_a_higher_rate_within_bounds() -> None:
     assert demand_of(1e-3, 800) == 10.0
 
 
+def test_short_features_are_told_by_the_summed_penalty() -> None:
+    assert falls_short(0.01, 800) and not falls_short(0.1, 800) and not falls_short(None, 800)
+    assert falls_short(0.01, 2000) and not falls_short(0.01, 20_000)
+    assert plain_rate(0.03, 250) == 0.03 and plain_rate(0.03, 1200) == 0.015
+
+
 def test_width_and_depth_are_read_from_the_network() -> None:
     backbone = load_backbone("vitune/vit_micro_patch4_32")
     assert shape_of(backbone.model, 7, 8) == Shape(128, 6, 7, 8)
@@ -49,7 +55,9 @@ def test_width_and_depth_are_read_from_the_network() -> None:
 
 
 def test_a_given_rate_and_a_plain_start_are_left_alone() -> None:
-    quick = {"data": "demo:digits?train=40", "epochs": 1, "batch_size": 16}
+    quick = {
+        "data": "demo:digits?train=40", "epochs": 1, "batch_size": 16, "start": "probe"
+    }  # fmt: skip
     by_rule = fit(TrainConfig.make(quick)).summary
     chosen = by_rule["probe"]["chosen"]["penalty_1se"]
     expected = rate_of(1e-3, Shape(128, 6, 2, 16)) * demand_of(chosen, 32)

@@ -26,6 +26,7 @@ from vitune.training.watching import Watch
 DIGITS = "demo:digits?train=60"
 QUICK: dict[str, Any] = {
     "data": DIGITS, "batch_size": 16, "epochs": 2, "lr": 1e-3, "precision": "fp32",
+    "start": "probe",
 }  # fmt: skip
 
 
@@ -66,10 +67,22 @@ def test_every_method_with_an_identity_start_takes_it() -> None:
 def test_plain_starts_are_left_alone(tmp_path: Path) -> None:
     plain = fit(TrainConfig.make({**QUICK, "epochs": 1, "start": "plain"}), out=tmp_path / "run")
     assert plain.summary["probe"] is None and not (tmp_path / "run" / "probe").exists()
-    drawn = fit(TrainConfig.make({**QUICK, "epochs": 1, "head_init": "linear"}))
+    drawn = fit(TrainConfig.make({**QUICK, "epochs": 1, "start": None, "head_init": "linear"}))
     assert drawn.summary["probe"] is None
     with pytest.raises(VituneError, match=r"--start: got 'probe' with --head-init linear"):
         fit(TrainConfig.make({**QUICK, "start": "probe", "head_init": "linear"}))
+
+
+def test_features_that_fall_short_are_no_place_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe is kept for the comparison, and the run is that of a plain start."""
+    by_rule = {**QUICK, "epochs": 1, "start": None, "lr": None}
+    monkeypatch.setattr("vitune.training.rates.FALLS_SHORT", 1e9)
+    short = fit(TrainConfig.make(by_rule)).summary
+    assert short["head_lr"] is None and short["probe"] and short["verdict"]
+    assert short["lr"] == OWN["rlrr"].default_lr("vitune/vit_micro_patch4_32")
+    monkeypatch.setattr("vitune.training.rates.FALLS_SHORT", 0.0)
+    good = fit(TrainConfig.make(by_rule)).summary
+    assert good["head_lr"] == pytest.approx(good["lr"] / 10) and good["lr"] != short["lr"]
 
 
 def test_the_head_has_its_own_rate() -> None:
@@ -164,7 +177,9 @@ def test_the_watch_stops_where_order_gets_worse_not_where_confidence_grows() -> 
     assert worse.saw(1, *logits_with(160))
     assert not any(worse.saw(epoch, *logits_with(130)) for epoch in (2, 3))
     assert worse.prefers_best and not worse.has_turned
-    worse.saw(4, *logits_with(130))
+    for epoch in (4, 5, 6):
+        assert not worse.has_turned
+        worse.saw(epoch, *logits_with(130))
     assert worse.has_turned and worse.best_epoch == 1
     hardly = Watch.over(10)
     for epoch, right in enumerate((160, 159, 159, 159, 159, 159)):

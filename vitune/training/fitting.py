@@ -46,7 +46,14 @@ from vitune.training.loop import Loop, Recipe
 from vitune.training.observer import Observer
 from vitune.training.precision import resolve_precision
 from vitune.training.probing import Probe, require_no_steps, solve_probe
-from vitune.training.rates import HEAD_FACTOR, demand_of, rate_of, shape_of
+from vitune.training.rates import (
+    HEAD_FACTOR,
+    demand_of,
+    falls_short,
+    plain_rate,
+    rate_of,
+    shape_of,
+)
 from vitune.training.scarce import lone_classes, scarcity_notice
 from vitune.training.starting import METHOD as PROBE_METHOD
 from vitune.training.starting import probe_alone, starting_probe
@@ -249,15 +256,20 @@ def _fit(
         config, folder, backbone, splits, process.device, observer,
         is_main=process.is_main_process, given=known.probe,
     )  # fmt: skip
-    if probe is not None:
+    from_probe = probe is not None and (
+        config.start == "probe"
+        or not falls_short(probe.head.chosen.get(CAUTIOUS), len(splits.train))
+    )
+    if from_probe:
         own = method.from_identity(config.method_args)
         config = config.model_copy(update={"method_args": own})
     torch.manual_seed(config.seed)
     model = attach(backbone, config.method, config.method_args)
-    if probe is not None and len(probe.head.bias):
+    if from_probe and probe is not None and len(probe.head.bias):
         probe.head.place(model)
     counts = count_parameters(model)
-    recipe = _recipe(config, backbone, len(splits.train), process.num_processes, probe)
+    recipe = _recipe(config, backbone, len(splits.train), process.num_processes,
+                     probe if from_probe else None)  # fmt: skip
     precision = resolve_precision(config.precision, process.device.type, _width(model))
     accelerator = _new_accelerator(config, precision)
     facts = _facts(config, backbone, counts, splits, recipe, precision, accelerator)
@@ -280,7 +292,7 @@ def _fit(
             None if folder is None
             else partial(_snapshot, model, backbone, config, folder, splits.classes)
         ),
-        has_start=probe is not None,
+        has_start=from_probe,
     )
     _reset_peak(accelerator)
     loop.run()
@@ -390,6 +402,9 @@ def _recipe(
     lr = config.lr
     if lr is None and probe is not None:
         lr = rate_by_rule(config, backbone.model, num_images, num_processes, probe)
+    elif lr is None and config.start is None:
+        steps = _num_steps(config, num_images, num_processes)
+        lr = plain_rate(method.default_lr(config.backbone), steps)
     lr = lr or method.default_lr(config.backbone)
     decay = config.weight_decay
     return Recipe(
@@ -403,11 +418,16 @@ def rate_by_rule(
     config: TrainConfig, model: nn.Module, num_images: int, num_processes: int, probe: Probe
 ) -> float:
     """The peak rate that vitune's rule gives for a run that starts at `probe`."""
-    batches = math.ceil(num_images / (config.batch_size * num_processes))
-    steps = math.ceil(batches / config.accumulation_steps) * config.epochs
+    steps = _num_steps(config, num_images, num_processes)
     images = config.batch_size * num_processes * config.accumulation_steps
     usual = rate_of(get_method(config.method).usual_lr, shape_of(model, steps, images))
     return float(f"{usual * demand_of(probe.head.chosen.get(CAUTIOUS), num_images):.2g}")
+
+
+def _num_steps(config: TrainConfig, num_images: int, num_processes: int) -> int:
+    """Optimiser steps of the whole run."""
+    batches = math.ceil(num_images / (config.batch_size * num_processes))
+    return math.ceil(batches / config.accumulation_steps) * config.epochs
 
 
 def _write(trained: Trained, folder: RunFolder, config: TrainConfig) -> None:

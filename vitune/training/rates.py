@@ -22,6 +22,9 @@ DEMAND_REFERENCE = 50.0
 MOST_DEMAND = 10.0
 """By how much the rate rises at most where the features fall short."""
 
+FALLS_SHORT = 25.0
+"""Summed penalty of the probe below which training does not start at it."""
+
 HEAD_FACTOR = 0.1
 """The classifier's rate over the adapter's where it starts at the solved probe."""
 
@@ -80,6 +83,24 @@ def demand_of(penalty: float | None, num_images: int) -> float:
     if penalty is None:
         return 1.0
     return min(MOST_DEMAND, max(1.0, DEMAND_REFERENCE / (penalty * max(1, num_images))))
+
+
+def falls_short(penalty: float | None, num_images: int) -> bool:
+    """Whether λ · n < 25: features were not made for the task, and a probe is a poor start.
+
+    A head that leans hard on such features is undone by the first steps that change them, and it
+    holds the blocks back; from zero, at a high rate, head and blocks find each other.
+
+    Args:
+        penalty: λ, the strongest within one standard error of the best; None where unknown.
+        num_images: n, that the probe was solved on.
+    """
+    return penalty is not None and penalty * num_images < FALLS_SHORT
+
+
+def plain_rate(usual: float, steps: int) -> float:
+    """The rate of a start from zero: the method's own, √(300 / steps) of it in longer runs."""
+    return float(f"{usual * min(1.0, math.sqrt(REFERENCE_STEPS / max(1, steps))):.2g}")
 
 
 def shape_of(model: nn.Module, steps: int, batch: int) -> Shape:

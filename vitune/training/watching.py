@@ -38,8 +38,11 @@ class Watch:
 
     @classmethod
     def over(cls, epochs: int) -> Watch:
-        """For a run of so many epochs: a tenth of them, and at least three, may be worse."""
-        return cls(patience=max(3, math.ceil(epochs / 10)))
+        """For a run of so many epochs: a third of them, and at least five, may be worse.
+
+        While the rate is high, loss may rise for a while and still come down with the rate.
+        """
+        return cls(patience=max(5, math.ceil(epochs / 3)))
 
     def saw(self, epoch: int, logits: Tensor, labels: Tensor) -> bool:
         """Take in the logits of all validation images after `epoch`; whether it is the best.
