@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check lint types clean
+.PHONY: setup demo test test-breadth check lint types clean
 
 setup: $(STAMP)
 
@@ -20,6 +20,10 @@ demo: setup
 
 test: setup lint types
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# Eight kinds of method on 138 networks; writes docs/backbones.md. A run cut short goes on.
+test-breadth: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m breadth tests/breadth/test_breadth.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -29,8 +29,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import norm
 
-from vitune.bench.ranking import ranking
-from vitune.bench.statistics import Runs, difference
+from vitune.bench.tables.mixed_model import Runs, difference
+from vitune.bench.tables.ranking import ranking
 
 NUM_IMAGES = 1000
 TASK_MEAN, TASK_SPREAD = 0.8, 0.4
@@ -58,6 +58,7 @@ class World:
         shape: of the seeds: "normal", or "found" where a seed finds the trick or does not (two
             values, as far apart as the spread wants).
         skewed: the gaps over tasks are exponential instead of normal: a few tasks stand out.
+        num_images: of a task's test set.
     """
 
     num_tasks: int
@@ -69,6 +70,7 @@ class World:
     keeps_images: bool = True
     shape: str = "normal"
     skewed: bool = False
+    num_images: int = NUM_IMAGES
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def simulate(world: World, rng: np.random.Generator) -> Trial:
     for _ in range(world.num_tasks):
         level = rng.normal(TASK_MEAN, TASK_SPREAD)
         half = float(_gaps(world, rng, 1)[0]) / PEAK / 2
-        difficulty = rng.standard_normal(NUM_IMAGES)
+        difficulty = rng.standard_normal(world.num_images)
         common = rng.standard_normal(world.num_seeds)
         pair = []
         truth = 0.0
@@ -122,8 +124,8 @@ def _runs(
     rng: np.random.Generator,
 ) -> tuple[Runs, float]:
     """Runs of one method on one task, and its expected accuracy."""
-    noise = min(0.5, SEED_X_IMAGE * spread**2 * NUM_IMAGES / (PEAK * 0.564))
-    own = math.sqrt(max(spread**2 - noise * PEAK * 0.564 / NUM_IMAGES, 0.0)) / PEAK
+    noise = min(0.5, SEED_X_IMAGE * spread**2 * world.num_images / (PEAK * 0.564))
+    own = math.sqrt(max(spread**2 - noise * PEAK * 0.564 / world.num_images, 0.0)) / PEAK
     if world.shape == "found":
         seeds = own * rng.choice([-1.0, 1.0], world.num_seeds)
         expected = float(norm.cdf(level + np.array([-own, own])).mean())
@@ -133,13 +135,13 @@ def _runs(
         seeds = own * (math.sqrt(share) * common + math.sqrt(1 - share) * alone)
         expected = float(norm.cdf(level / math.sqrt(1 + own**2)))
     shared = math.sqrt(1 - METHOD_X_IMAGE**2 - noise**2)
-    image = shared * difficulty + METHOD_X_IMAGE * rng.standard_normal(NUM_IMAGES)
-    single = noise * rng.standard_normal((world.num_seeds, NUM_IMAGES))
+    image = shared * difficulty + METHOD_X_IMAGE * rng.standard_normal(world.num_images)
+    single = noise * rng.standard_normal((world.num_seeds, world.num_images))
     right = level + seeds[:, None] + image + single > 0  # (k, n)
     accuracies = tuple(float(mean) for mean in right.mean(1))
     kept = right if world.keeps_images else None
     numbers = () if world.together is None else tuple(range(world.num_seeds))
-    return Runs(accuracies, NUM_IMAGES, kept, "test", numbers), expected
+    return Runs(accuracies, world.num_images, kept, "test", numbers), expected
 
 
 def coverage(world: World, num_trials: int, seed: int = 0, with_before: bool = True) -> Coverage:
@@ -182,8 +184,8 @@ def _population(world: World, rng: np.random.Generator, num_draws: int = 400_000
     total = np.zeros(num_draws)
     for sign, factor in ((1, 1.0), (-1, world.ratio)):
         spread = world.spread * factor
-        noise = min(0.5, SEED_X_IMAGE * spread**2 * NUM_IMAGES / (PEAK * 0.564))
-        own = math.sqrt(max(spread**2 - noise * PEAK * 0.564 / NUM_IMAGES, 0.0)) / PEAK
+        noise = min(0.5, SEED_X_IMAGE * spread**2 * world.num_images / (PEAK * 0.564))
+        own = math.sqrt(max(spread**2 - noise * PEAK * 0.564 / world.num_images, 0.0)) / PEAK
         if world.shape == "found":
             found = (norm.cdf(level + sign * half - own), norm.cdf(level + sign * half + own))
             total += sign * np.mean(found, axis=0)
@@ -242,6 +244,9 @@ def worlds() -> Iterator[tuple[str, World]]:
     yield "three tasks", replace(base, num_tasks=3)
     for tasks in (6, 19):
         yield "gaps over tasks are skewed", replace(base, num_tasks=tasks, gap=0.06, skewed=True)
+    for num_images, spread in itertools.product((1000, 10_000), (0.005, 0.010, 0.019)):
+        wide = replace(base, spread=spread, together=0.0, num_images=num_images)
+        yield f"methods' seeds independent, {num_images:,} images", wide
 
 
 def _row(job: tuple[str, World, int, int]) -> str:
@@ -270,14 +275,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--only", default="", help="rows whose first column holds this text")
     given = parser.parse_args()
-    jobs = [(kind, world, given.trials, n) for n, (kind, world) in enumerate(worlds())]
+    jobs = [
+        (kind, world, given.trials, n)
+        for n, (kind, world) in enumerate(worlds())
+        if given.only in kind
+    ]
     with ProcessPoolExecutor(given.jobs) as pool:
         rows = list(zip(jobs, pool.map(_row, jobs), strict=True))
     for is_grid, heads in ((True, HEADS), (False, ("what differs", *HEADS))):
         print("| " + " | ".join(heads) + " |")
         print("|" + "---|" * len(heads))
         print("\n".join(row for job, row in rows if (job[0] == "grid") == is_grid), end="\n\n")
+    if given.only:
+        return
     print("| methods | tasks | equal methods told apart, % |\n|---|---|---|")
     for methods, tasks in itertools.product((3, 7, 14), (5, 6, 10, 19)):
         share = false_orders(methods, tasks, given.trials)

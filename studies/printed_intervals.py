@@ -24,9 +24,9 @@ from pathlib import Path
 
 from scipy.stats import t
 
-from vitune.bench.statistics import Difference, Interval, Runs, difference
-from vitune.bench.sureness import interval_text, p_text
-from vitune.bench.table_differences import corrected
+from vitune.bench.tables.differences import corrected
+from vitune.bench.tables.mixed_model import Difference, Interval, Runs, difference
+from vitune.bench.tables.sureness import interval_text, p_text
 
 CELL = re.compile(r"^\**(\d+\.\d+)\** ± (\d+\.\d+)$")
 Rows = dict[str, dict[str, Runs]]

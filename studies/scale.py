@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitune.bench.speed_subject import Contestant, Subject
-from vitune.bench.speed_table import exponent
+from vitune.bench.speed.speed_table import exponent
+from vitune.bench.speed.subject import Contestant, Subject
 from vitune.data.disk_array import lookup, new_array, store_index
 from vitune.data.loader import EpochSampler, batches, normalise
 from vitune.data.split import Split

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import sys
 
-from vitune.bench.protocol import read_choices, read_results
-from vitune.bench.speed import read_result
-from vitune.bench.speed_ratios import step_ratio
-from vitune.bench.table import TableRow, make_table
+from vitune.bench.speed.measuring import read_result
+from vitune.bench.speed.ratios import step_ratio
+from vitune.bench.study.protocol import read_choices, read_results
+from vitune.bench.tables.study_table import TableRow, make_table
 
 BASE = "linear"
 

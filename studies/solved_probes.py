@@ -24,7 +24,7 @@ from vitune.backbones import load_backbone
 from vitune.data import load_splits
 from vitune.methods import HeadProblem, Labelled, get_method
 from vitune.ops.temperature import expected_calibration_error, fit_temperature
-from vitune.training.features import FeatureReader, mirrored
+from vitune.training.feature_reader import FeatureReader, mirrored
 
 BACKBONE = "vitune/vit_micro_patch4_32"
 NUM_TEST = 1000

@@ -7,7 +7,9 @@ Importing it registers vitune's methods with PEFT, so that `get_peft_model(model
 from __future__ import annotations
 
 import importlib
+import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +26,31 @@ if TYPE_CHECKING:
     from vitune.inference import evaluate as evaluate
     from vitune.inference import load_run as load_run
     from vitune.inference import predict as predict
+    from vitune.methods.adapter_plus import AdapterPlusConfig as AdapterPlusConfig
+    from vitune.methods.adaptformer import AdaptFormerConfig as AdaptFormerConfig
+    from vitune.methods.apla import APLAConfig as APLAConfig
+    from vitune.methods.arc import ARCAttentionConfig as ARCAttentionConfig
+    from vitune.methods.arc import ARCConfig as ARCConfig
     from vitune.methods.bitfit import BitFitConfig as BitFitConfig
-    from vitune.methods.rlrr import RLRRConfig as RLRRConfig
+    from vitune.methods.fact.factorised import FacTTKConfig as FacTTKConfig
+    from vitune.methods.fact.factorised import FacTTTConfig as FacTTTConfig
+    from vitune.methods.full import FullConfig as FullConfig
+    from vitune.methods.houlsby import HoulsbyConfig as HoulsbyConfig
+    from vitune.methods.houlsby import PfeifferConfig as PfeifferConfig
+    from vitune.methods.hta import HTAConfig as HTAConfig
+    from vitune.methods.hta import SequentialHTAConfig as SequentialHTAConfig
+    from vitune.methods.layernorm import LayerNormConfig as LayerNormConfig
+    from vitune.methods.linear import LinearProbeConfig as LinearProbeConfig
+    from vitune.methods.lora_mul import LoRAAddConfig as LoRAAddConfig
+    from vitune.methods.lora_mul import LoRAMulVPTAddConfig as LoRAMulVPTAddConfig
+    from vitune.methods.lora_mul import VPTAddConfig as VPTAddConfig
+    from vitune.methods.moppa import MoPPAConfig as MoPPAConfig
+    from vitune.methods.moppa_min import MoPPAMinConfig as MoPPAMinConfig
+    from vitune.methods.partial import PartialConfig as PartialConfig
+    from vitune.methods.rlrr.config import RLRRConfig as RLRRConfig
+    from vitune.methods.ssf import SSFConfig as SSFConfig
+    from vitune.methods.vpt import VPTDeepConfig as VPTDeepConfig
+    from vitune.methods.vpt import VPTShallowConfig as VPTShallowConfig
     from vitune.training import TrainConfig as TrainConfig
     from vitune.training import fit as fit
 
@@ -44,18 +69,20 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [*_HOME_OF, "analysis"]
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name from its room at first use: `import vitune` stays light."""
-    if name in _HOME_OF:
-        return getattr(importlib.import_module(_HOME_OF[name]), name)
-    if name == "analysis":
-        return importlib.import_module("vitune.analysis")
-    if name.endswith("Config"):
-        methods = importlib.import_module("vitune.methods")
-        for method in methods.OWN.values():
-            if method.config_class.__name__ == name:
-                return method.config_class
-    raise AttributeError(f"module 'vitune' has no attribute {name!r}")
+if not TYPE_CHECKING:  # which would let any name pass
+
+    def __getattr__(name: str) -> Any:
+        """Load a public name from its room at first use: `import vitune` stays light."""
+        if name in _HOME_OF:
+            return getattr(importlib.import_module(_HOME_OF[name]), name)
+        if name == "analysis":
+            return importlib.import_module("vitune.analysis")
+        if name.endswith("Config"):
+            methods = importlib.import_module("vitune.methods")
+            for method in methods.OWN.values():
+                if method.config_class.__name__ == name:
+                    return method.config_class
+        raise AttributeError(f"module 'vitune' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
@@ -64,6 +91,14 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__, *configs])
 
 
-if Path(sys.argv[0]).name != "vitune":
+def _is_command_line() -> bool:
+    """Whether `vitune ...` or `python -m vitune ...` runs; -m hides the name while it imports."""
+    if sys.argv[0] == "-m":
+        words = pairwise(sys.orig_argv)
+        return any(re.fullmatch("-[A-Za-z]*m", flag) and word == "vitune" for flag, word in words)
+    return Path(sys.argv[0]).name == "vitune"
+
+
+if not _is_command_line():
     # The command line answers --help without PyTorch; its verbs import what they use.
     importlib.import_module("vitune.methods")

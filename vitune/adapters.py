@@ -1,111 +1,36 @@
 """Adapters on disk and in a model: PEFT's format plus what PEFT lacks.
 
-Beside PEFT's two files stands `vitune.json`, the card: which backbone (name and fingerprint), how
-its images are prepared, the class names, the method with its arguments, and versions. The head is
-always part of an adapter.
+Beside PEFT's two files stands `vitune.json`, the card: see `vitune.cards`. The head is always part
+of an adapter.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils.save_and_load import set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitune.backbones import Backbone, find_sites, fingerprint, head_names
-from vitune.errors import AdapterError
-from vitune.files import atomic_folder, recover_folder
-from vitune.methods import AdapterState, combine_states, get_method
-from vitune.preprocessing import Preprocessing
-from vitune.runs import RunFolder, require_new_folder
+from vitune.cards import AdapterCard as AdapterCard
+from vitune.cards import adapter_folder as adapter_folder
+from vitune.environment import installed_versions as installed_versions
+from vitune.errors import AdapterError, one_line
+from vitune.files import atomic_folder, check_new_folder, recover_folder
+from vitune.methods import AdapterState, combine_states, current_names, get_method
+from vitune.tensors import disk_errors, read_tensors, write_tensors
 
-CARD = "vitune.json"
 TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 MERGED = "model.safetensors"
-FORMAT = 1
 ADDED_BIASES = ("bias", "in_proj_bias")
 """Names under which a merge may give a bias to a layer that had none."""
-RECORDED_VERSIONS = ("vitune", "torch", "timm", "peft", "transformers")
-
-
-@dataclass(frozen=True)
-class AdapterCard:
-    """What must be known to use an adapter again: `vitune.json`.
-
-    Args:
-        method: vitune's method name.
-        method_args: its arguments, as given.
-        backbone: the name `load_backbone` takes.
-        backbone_args: further arguments of `load_backbone` (image_size, checkpoint).
-        fingerprint: of the frozen weights the adapter touches; None for a merged model.
-        preprocessing: how images become inputs.
-        classes: class names in the order of the logits.
-        temperature: what logits are divided by before they become probabilities.
-        versions: of the libraries that wrote it.
-    """
-
-    method: str
-    method_args: dict[str, Any]
-    backbone: str
-    backbone_args: dict[str, Any]
-    preprocessing: Preprocessing
-    classes: tuple[str, ...]
-    fingerprint: str | None = None
-    merged: bool = False
-    temperature: float = 1.0
-    versions: dict[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """The card as JSON text."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
-
-    @classmethod
-    def read(cls, folder: str | Path) -> AdapterCard:
-        """The card in `folder`.
-
-        Raises:
-            AdapterError: the folder or the card is missing, or the card is not one.
-        """
-        path = Path(folder) / CARD
-        if not path.is_file():
-            raise AdapterError(
-                f"adapter: got {str(folder)!r} without {CARD}, expected a folder that vitune wrote "
-                "(RUN/adapter or the result of 'vitune merge')."
-            )
-        try:
-            values = json.loads(path.read_text())
-            given = values.pop("format")
-            if given != FORMAT:
-                raise AdapterError(
-                    f"{path}: got format {given!r}, expected {FORMAT}. Update vitune to read it."
-                )
-            prepared = Preprocessing.from_dict(values.pop("preprocessing"))
-            if not float(values.get("temperature", 1.0)) > 0:
-                raise TypeError(f"temperature {values['temperature']!r}")
-            return cls(**{**values, "preprocessing": prepared, "classes": tuple(values["classes"])})
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise AdapterError(f"{path}: got a damaged card ({error}), expected JSON.") from error
-
-
-def adapter_folder(path: str | Path) -> Path:
-    """Where the card of `path` lies: `path` itself, or `adapter/` of a run folder.
-
-    Raises:
-        AdapterError: no such folder, or a run without an adapter yet.
-    """
-    folder = Path(path)
-    return folder if (folder / CARD).is_file() else RunFolder.open(folder).adapter
 
 
 def attach(
@@ -183,20 +108,17 @@ def save_adapter(
     with atomic_folder(folder) as aside:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Could not find a config file")
-            model.save_pretrained(str(aside))
+            with disk_errors(Path(folder) / TENSORS):
+                model.save_pretrained(str(aside))
         if dtype is not None:
-            tensors = load_file(aside / TENSORS)
-            save_file(
-                {
-                    key: value.to(dtype) if value.is_floating_point() else value
-                    for key, value in tensors.items()
-                },
-                aside / TENSORS,
-                metadata={"format": "pt"},
-            )
+            tensors = {
+                key: value.to(dtype) if value.is_floating_point() else value
+                for key, value in read_tensors(aside / TENSORS).items()
+            }
+            write_tensors(aside / TENSORS, tensors)
         readme = aside / "README.md"
         readme.unlink(missing_ok=True)
-        (aside / CARD).write_text(card.to_json())
+        card.write(aside)
 
 
 def load_adapter(
@@ -205,7 +127,8 @@ def load_adapter(
     """`model` with the adapter in `folder`, every tensor checked.
 
     Args:
-        force: load although the backbone's weights are not those the adapter was trained on.
+        force: load although the backbone's weights are not those the adapter was trained on, or
+            the files are not as they were written.
 
     Raises:
         AdapterError: files missing or damaged; another backbone; tensors missing, left over or
@@ -214,16 +137,15 @@ def load_adapter(
     folder = Path(folder)
     recover_folder(folder)
     card = AdapterCard.read(folder)
-    tensors = _read_tensors(folder / TENSORS)
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise AdapterError(f"{folder / CONFIG}: got a damaged file ({error}).") from error
+    tensors = read_tensors(folder / TENSORS)
+    config = _read_config(folder, card, force)
     config.inference_mode = not trainable
     adapted = inject(model, config)
     try:
         _check_fingerprint(adapted, card, force)
+        tensors = current_names(adapted, tensors)
         _check_tensors(adapted, tensors, folder)
+        card.check_file(folder / TENSORS, force=force)
     except AdapterError:
         adapted.unload()
         raise
@@ -248,11 +170,11 @@ def combine_adapters(
             all differences are listed.
     Source: RLRR (CVPR 2024) appendix H; see `vitune.methods.combine_states`.
     """
-    require_new_folder(out)
+    check_new_folder(out)
     places = [adapter_folder(folder) for folder in folders]
     cards = [AdapterCard.read(place) for place in places]
     _check_same_backbone(cards, places)
-    states = [_read_state(place) for place in places]
+    states = [_read_state(place, card) for place, card in zip(places, cards, strict=True)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         same_classes = len({card.classes for card in cards}) == 1
@@ -262,9 +184,9 @@ def combine_adapters(
     with atomic_folder(out) as aside:
         combined.config.save_pretrained(str(aside))
         tensors = {name: value.contiguous() for name, value in combined.tensors.items()}
-        save_file(tensors, aside / TENSORS, metadata={"format": "pt"})
+        write_tensors(aside / TENSORS, tensors)
         card = replace(cards[0], method_args=named, temperature=1.0, versions=installed_versions())
-        (aside / CARD).write_text(card.to_json())
+        card.write(aside)
     notes = [str(warning.message) for warning in caught]
     if not same_classes:
         notes.append("The adapters have other classes each: the head and classes are the first's.")
@@ -293,52 +215,53 @@ def save_merged(model: nn.Module, folder: str | Path, card: AdapterCard) -> None
     """
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_folder(folder) as aside:
-        save_file(_untied(state), aside / MERGED, metadata={"format": "pt"})
-        text = replace(card, merged=True, fingerprint=None).to_json()
-        (aside / CARD).write_text(text)
+        write_tensors(aside / MERGED, _untied(state))
+        replace(card, merged=True, fingerprint=None).write(aside)
 
 
-def load_merged(model: nn.Module, folder: str | Path) -> nn.Module:
+def load_merged(model: nn.Module, folder: str | Path, *, force: bool = False) -> nn.Module:
     """`model` (the plain backbone with a head of the right size) with merged weights.
 
+    Args:
+        force: load although the file is not as it was written.
+
     Raises:
-        AdapterError: tensors missing, left over or of the wrong shape; all are listed.
+        AdapterError: tensors missing, left over or of the wrong shape, all of which are listed; or
+            a file that is not as it was written.
     """
-    tensors = _read_tensors(Path(folder) / MERGED)
+    tensors = read_tensors(Path(folder) / MERGED)
     for name in sorted(set(tensors) - set(model.state_dict())):
         owner, _, leaf = name.rpartition(".")
         if leaf in ADDED_BIASES and getattr(model.get_submodule(owner), leaf, 0) is None:
             bias = nn.Parameter(torch.empty_like(tensors[name]), requires_grad=False)
             model.get_submodule(owner).register_parameter(leaf, bias)
     _compare_tensors(model.state_dict(), tensors, Path(folder))
+    AdapterCard.read(folder).check_file(Path(folder) / MERGED, force=force)
     model.load_state_dict(tensors)
     return model
 
 
-def installed_versions() -> dict[str, str]:
-    """Versions of the libraries that decide a result."""
-    found = {}
-    for name in RECORDED_VERSIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise AdapterError(f"adapter: got no file {str(path)!r}, expected safetensors there.")
+def _read_config(folder: Path, card: AdapterCard, force: bool = False) -> PeftConfig:
+    """PEFT's configuration of an adapter; PEFT would look on the hub for one that is missing."""
+    file = folder / CONFIG
+    if not file.is_file():
+        raise AdapterError(
+            f"adapter: got {str(folder)!r} without {CONFIG}, expected PEFT's file there. "
+            "Get a whole copy."
+        )
+    card.check_file(file, force=force)
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{path}: got a damaged file ({error}).") from error
+        return PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise AdapterError(f"{file}: got a damaged file ({one_line(error)}).") from error
 
 
-def _read_state(folder: Path) -> AdapterState:
+def _read_state(folder: Path, card: AdapterCard) -> AdapterState:
     """An adapter folder as a configuration and tensors, apart from any model."""
-    config = PeftConfig.from_pretrained(str(folder))
-    return AdapterState(config, _read_tensors(folder / TENSORS))
+    config = _read_config(folder, card)
+    tensors = read_tensors(folder / TENSORS)
+    card.check_file(folder / TENSORS)
+    return AdapterState(config, tensors)
 
 
 def _check_same_backbone(cards: Sequence[AdapterCard], places: Sequence[Path]) -> None:

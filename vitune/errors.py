@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from pydantic import ValidationError
+
 
 class VituneError(ValueError):
     """A mistake in what the user asked for; the command line prints it on one line, exit 2."""
@@ -22,8 +24,40 @@ class AdapterError(VituneError):
     """An adapter or run folder that does not fit what it is loaded into."""
 
 
+class OutputError(VituneError):
+    """A place to write to that holds something already, or that another process writes to."""
+
+
 class TrainingError(VituneError):
     """A training run that had to stop; what was saved before is untouched."""
+
+
+class OutOfMemoryError(VituneError, MemoryError):
+    """More memory is asked for than the machine has; nothing was allocated."""
+
+
+class InterruptError(Exception):
+    """The user interrupted a command; the text says what is kept and how to go on."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, its lines joined."""
+    return " ".join(str(error).split())
+
+
+def explain(error: ValidationError, known: Iterable[str] = ()) -> str:
+    """One line for all that pydantic found wrong in a record with the fields `known`."""
+    parts = []
+    for problem in error.errors():
+        name = ".".join(str(step) for step in problem["loc"])
+        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            parts.append(f"{name}: unknown option. {nearest(name, known)}")
+        elif problem["type"] == "missing":
+            parts.append(f"{name}: got nothing, expected a value.")
+        else:
+            reason = problem["msg"].removeprefix("Value error, ").removesuffix(".")
+            parts.append(f"{name}: got {problem['input']!r}, {reason[0].lower()}{reason[1:]}.")
+    return " ".join(parts)
 
 
 def nearest(name: str, valid: Iterable[str], *, most: int = 3) -> str:

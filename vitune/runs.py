@@ -1,8 +1,12 @@
-"""The run folder: its files, how it is created without ever overwriting one, and how it is read."""
+"""The run folder: its files, who may write into it, and how it is read."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,29 +14,40 @@ from typing import Any
 import yaml
 
 from vitune.errors import AdapterError
-from vitune.files import recover_folder
+from vitune.files import check_new_folder, is_part, recover_folder, sweep
+from vitune.processes import locked
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
 class RunFolder:
     """Paths inside one run folder.
 
-    config.yaml     every value that affects the result
-    metrics.jsonl   one line an epoch
+    config.yaml     every value that affects the result, and what computed it
+    images.npz      which images trained and which were watched, by content
+    metrics.jsonl   one line per epoch
     adapter/        PEFT's files and vitune.json
     checkpoint/     what --resume continues from
     snapshots/      epoch-000/, epoch-005/, ...: adapters along training, where asked for
     probe/          the solved probe that the run is compared with: an adapter, and probe.json
     summary.json    what came out
+    exits/          early exits: heads, thresholds, certificate; where there are any
     evaluation/     one file per evaluated data set
     report.html     all of it for a reader
     """
 
     path: Path
+    beside: tuple[str, ...] = ()
+    """Names of files of a search, which may be there when the run begins."""
 
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def images(self) -> Path:
+        return self.path / "images.npz"
 
     @property
     def metrics(self) -> Path:
@@ -69,22 +84,17 @@ class RunFolder:
         return self.path / "evaluation"
 
     @classmethod
-    def create(cls, path: str | Path, *, resume: bool = False) -> RunFolder:
-        """A new run folder at `path`, or with `resume` the existing one.
+    def existing(cls, path: str | Path) -> RunFolder:
+        """The run at `path` that --resume is to continue.
 
         Raises:
-            AdapterError: the folder holds something already and `resume` was not asked for, or
-                `resume` was and there is no run to continue.
+            AdapterError: there is none.
         """
         folder = cls(Path(path))
-        if resume:
-            if not folder.config.is_file():
-                raise AdapterError(
-                    f"--resume: got {str(path)!r} without config.yaml, expected a run folder."
-                )
-            return folder
-        require_new_folder(path, hint="Continue it with --resume, or choose another name.")
-        folder.path.mkdir(parents=True, exist_ok=True)
+        if not folder.config.is_file():
+            raise AdapterError(
+                f"--resume: got {str(path)!r} without config.yaml, expected a run folder."
+            )
         return folder
 
     @classmethod
@@ -103,25 +113,98 @@ class RunFolder:
             raise AdapterError(f"run: got {str(path)!r} without an adapter. {hint}")
         return folder
 
+    def check_new(self) -> None:
+        """See that a run may begin here: there is nothing, or only what a dead start left.
+
+        Raises:
+            OutputError: the folder holds something.
+        """
+        names = set(os.listdir(self.path)) - set(self.beside) if self.path.is_dir() else set()
+        if not self.path.is_dir() or any(not _is_left_over(name) for name in names):
+            hint = "Continue it with --resume, or choose another name."
+            check_new_folder(self.path, hint=hint)
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """Within: the folder exists and is this process's alone to write a new run into.
+
+        Raises:
+            OutputError: it holds something, or another process writes to it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.held():
+            self.check_new()
+            yield
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within: no other training run writes to the folder; parts of dead writers are gone.
+
+        Raises:
+            OutputError: another process writes to it.
+        """
+        with locked(self.path / LOCK, f"run folder {str(self.path)!r}"):
+            for folder in (self.path, self.evaluations, self.path / "analysis"):
+                sweep(folder)
+            yield
+
+    def forget(self) -> None:
+        """Remove a run that has come to nothing; files that are not of its start are kept."""
+        for file in (self.metrics, self.images, self.config, self.path / LOCK):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.probe, ignore_errors=True)
+        with suppress(OSError):
+            self.path.rmdir()
+
     def read_config(self) -> dict[str, Any]:
-        """The settings of the run."""
-        values = yaml.safe_load(self.config.read_text())
-        return values if isinstance(values, dict) else {}
+        """The settings of the run.
+
+        Raises:
+            AdapterError: config.yaml is missing or no YAML mapping.
+        """
+        try:
+            values = yaml.safe_load(self.config.read_text())
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise AdapterError(
+                f"{self.config}: got {reason!r}, expected the YAML that training wrote. "
+                "Put a whole copy in its place."
+            ) from None
+        if not isinstance(values, dict):
+            raise AdapterError(f"{self.config}: got no mapping, expected 'name: value' lines.")
+        return values
+
+    def read_data(self) -> str:
+        """The data source of the run.
+
+        Raises:
+            AdapterError: config.yaml does not say.
+        """
+        data = self.read_config().get("data")
+        if not isinstance(data, str):
+            raise AdapterError(f"{self.config}: data: got {data!r}, expected a data source.")
+        return data
 
     def read_summary(self) -> dict[str, Any]:
-        """What came out of the run; empty while it is not finished."""
+        """What came out of the run; empty while it is not finished.
+
+        Raises:
+            AdapterError: summary.json is no JSON mapping.
+        """
         if not self.summary.is_file():
             return {}
-        summary: dict[str, Any] = json.loads(self.summary.read_text())
+        try:
+            summary = json.loads(self.summary.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise AdapterError(
+                f"{self.summary}: got a damaged file ({error}), expected JSON. "
+                "Write it again with --resume."
+            ) from None
+        if not isinstance(summary, dict):
+            raise AdapterError(f"{self.summary}: got {type(summary).__name__}, expected a mapping.")
         return summary
 
 
-def require_new_folder(path: str | Path, *, hint: str = "Choose another name.") -> None:
-    """Refuse a path where something already is: nothing of the user's is ever overwritten.
-
-    Raises:
-        AdapterError: `path` is a file or a folder that is not empty.
-    """
-    folder = Path(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise AdapterError(f"--out: got {str(path)!r}, which exists, expected a new folder. {hint}")
+def _is_left_over(name: str) -> bool:
+    """Whether a start that died before it wrote config.yaml may have left a file of this name."""
+    return name == LOCK or is_part(name)

@@ -167,7 +167,7 @@ def test_runs_of_one_method_make_one_row_per_epoch(tmp_path: Path) -> None:
     assert [row["epoch"] for row in record["maps"]] == [0, 5, None, None]
     rows = list(csv.DictReader((tmp_path / "maps.csv").read_text().splitlines()))
     assert float(rows[0]["left_loss"]) == pytest.approx(float(np.mean(first)), rel=1e-5)  # type: ignore[arg-type]
-    assert (tmp_path / "along-training.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "along-training.svg").read_bytes().lstrip().startswith(b"<")
     table = map_table(record)
     assert table is not None and table.lines[0][:2] == ("lora", "epoch 0")
     assert table.lines[2][1] == "the weights kept" and "left loss" in table.headings
@@ -181,7 +181,7 @@ def test_a_method_without_weights_has_empty_figures(tmp_path: Path) -> None:
     assert set(effects[0].means.values()) == {None}
     assert effect_cells(effects)[1][0][1:] == ("–",) * len(FIGURES)
     write_spectrum(tmp_path, {"run": idle}, effects=effects)
-    assert not (tmp_path / "along-training.png").exists()
+    assert not (tmp_path / "along-training.svg").exists()
 
 
 def test_nothing_to_show_is_refused() -> None:

@@ -27,7 +27,7 @@ from vitune.analysis import WeightPair, weight_pairs
 from vitune.errors import AdapterError
 from vitune.methods.full import FullConfig
 from vitune.methods.linear import LinearProbeConfig
-from vitune.methods.rlrr import RLRRConfig
+from vitune.methods.rlrr.config import RLRRConfig
 
 PEFT_METHODS = {
     "lora": LoraConfig(target_modules=LINEARS, r=2),

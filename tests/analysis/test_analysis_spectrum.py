@@ -22,7 +22,7 @@ from vitune.analysis.weight_plots import heat_maps, spectra_plot
 from vitune.errors import VituneError
 from vitune.methods.linear import LinearProbeConfig
 
-PNG = b"\x89PNG\r\n\x1a\n"
+SVG = b"<svg"
 
 
 @pytest.fixture
@@ -142,31 +142,33 @@ def test_folder_of_several_runs(lora_vit: PeftModel, images: Tensor, tmp_path: P
     reports = {name: spectrum(model) for name, model in models.items()}
     kept = {name: measure_retention(model, [images]) for name, model in models.items()}
     accuracies = {"LoRA r=2": 0.8, "LoRA r:2": 0.7, "probe": 0.6}
-    files = write_spectrum(tmp_path / "out", reports, accuracies, kept)
+    files = write_spectrum(tmp_path / "out", reports, accuracies, kept, validated={"probe"})
     assert sorted(path.name for path in files) == [
-        "accuracy-drift.png",
+        "accuracy-drift.svg",
         "captions.json",
-        "cka.png",
-        "heatmap-LoRA-r-2-2.png",
-        "heatmap-LoRA-r-2.png",
-        "spectra-LoRA-r-2-2.png",
-        "spectra-LoRA-r-2.png",
+        "cka.svg",
+        "heatmap-LoRA-r-2-2.svg",
+        "heatmap-LoRA-r-2.svg",
+        "spectra-LoRA-r-2-2.svg",
+        "spectra-LoRA-r-2.svg",
         "spectrum.csv",
         "spectrum.json",
     ]
     assert sorted(files) == sorted((tmp_path / "out").iterdir())
     for path in files:
-        if path.suffix == ".png":
-            assert path.read_bytes().startswith(PNG)
+        if path.suffix == ".svg":
+            assert path.read_bytes().startswith(SVG)
     record = json.loads((tmp_path / "out" / "spectrum.json").read_text())
     assert list(record["summary"]) == list(models)
     assert record["summary"]["probe"]["subspace_drift_degrees"] == 0
     assert record["runs"]["LoRA r=2"]["accuracy"] == 0.8
+    on = {name: part["accuracy_on"] for name, part in record["summary"].items()}
+    assert on == {"LoRA r=2": "test", "LoRA r:2": "test", "probe": "validation"}
     assert len(record["runs"]["LoRA r=2"]["retention"]["blocks"]) == 2
     lines = list(csv.DictReader((tmp_path / "out" / "spectrum.csv").read_text().splitlines()))
     assert [line["run"] for line in lines] == ["LoRA r=2"] * 12 + ["LoRA r:2"] * 12
     captions = json.loads((tmp_path / "out" / "captions.json").read_text())
-    assert sorted(captions) == sorted(p.name for p in files if p.suffix == ".png")
+    assert sorted(captions) == sorted(p.name for p in files if p.suffix == ".svg")
 
 
 def test_folder_of_one_run_sums_up_by_role_and_draws_only_what_is_known(
@@ -175,8 +177,8 @@ def test_folder_of_one_run_sums_up_by_role_and_draws_only_what_is_known(
     files = write_spectrum(tmp_path, {"run": scaled_report})
     assert sorted(path.name for path in files) == [
         "captions.json",
-        "heatmap-run.png",
-        "spectra-run.png",
+        "heatmap-run.svg",
+        "spectra-run.svg",
         "spectrum.csv",
         "spectrum.json",
     ]
@@ -192,7 +194,7 @@ def test_a_run_without_weights_still_gets_its_files(tmp_path: Path) -> None:
         "spectrum.json",
         "spectrum.csv",
         "captions.json",
-        "accuracy-drift.png",
+        "accuracy-drift.svg",
     ]
     assert json.loads(files[0].read_text())["runs"]["idle"]["note"].startswith("No weight differs")
 
@@ -230,7 +232,7 @@ def test_plots_refuse_what_they_cannot_draw() -> None:
 def test_many_dots_in_one_place_all_get_a_name() -> None:
     names = [f"run number {index}" for index in range(12)]
     content = tradeoff_plot(dict.fromkeys(names, 3.0), dict.fromkeys(names, 0.5))
-    assert content.startswith(PNG)
+    assert content.startswith(SVG)
 
 
 def test_heavy_libraries_are_imported_only_where_they_are_used() -> None:

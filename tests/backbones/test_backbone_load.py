@@ -15,6 +15,7 @@ from torch import nn
 
 from vitune.backbones import (
     Backbone,
+    absolute_backbone,
     bundled,
     bundled_names,
     find_sites,
@@ -260,3 +261,18 @@ def test_preprocessing_of_a_users_own_model() -> None:
     assert record.mean == pytest.approx((0.4815, 0.4578, 0.4082), abs=1e-4)
     with pytest.raises(BackboneError, match=r"preprocessing: got VisionTransformer without a conf"):
         preprocessing_of(MODELS["torchvision vit"]())
+
+
+def test_a_name_is_made_to_hold_in_any_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "saved").mkdir()
+    assert absolute_backbone("vit_tiny@w.pth") == f"vit_tiny@{tmp_path}/w.pth"
+    assert absolute_backbone("vit_tiny@~/w.pth") == f"vit_tiny@{tmp_path}/w.pth"
+    assert (
+        absolute_backbone("hf:saved") == absolute_backbone("hf:./saved") == f"hf:{tmp_path}/saved"
+    )
+    for unchanged in (MICRO, "vit_base_patch16_224.augreg_in21k", "hf:google/vit", "torchvision:x"):
+        assert absolute_backbone(unchanged) == unchanged

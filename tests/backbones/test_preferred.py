@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from vitune.backbones import load_backbone, notice_of, preferred_backbone
 from vitune.backbones.preferred import BUNDLED, KNOWN_GOOD, is_cached
 from vitune.training import TrainConfig
-from vitune.training.fitting import with_backbone
+from vitune.training.settling import with_backbone
 
 TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 

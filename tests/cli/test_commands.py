@@ -9,26 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
+from cli_images import CLASSES, paint
 from PIL import Image
 
 from vitune.cli import run
 from vitune.cli.combine import join_weights
-
-CLASSES = ("blue", "green", "red")
-
-
-def paint(folder: Path, per_class: int, seed: int) -> Path:
-    """An ImageFolder of noisy colour squares, one colour a class."""
-    generator = np.random.default_rng(seed)
-    for channel, name in enumerate(reversed(CLASSES)):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for index in range(per_class):
-            pixels = generator.integers(0, 90, (40, 48, 3), dtype=np.uint8)
-            pixels[..., channel] += 150
-            Image.fromarray(pixels).save(folder / name / f"{index}.png")
-    return folder
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
@@ -71,6 +57,7 @@ def test_a_run_holds_what_it_should(trained: Path) -> None:
     names = {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()}
     assert {
         "config.yaml",
+        "images.npz",
         "metrics.jsonl",
         "summary.json",
         "report.html",
@@ -157,7 +144,7 @@ def test_analyze_joins_the_report(trained: Path, capsys: pytest.CaptureFixture[s
     assert figures[2] == figures[3], "the last epoch's weights are those kept"
     assert figures[0] != figures[1] != figures[2]
     assert float(rows[0]["relative_deviation"]) > 0.01, "RLRR does not start at the base"
-    assert (trained / "analysis" / "along-training.png").is_file()
+    assert (trained / "analysis" / "along-training.svg").is_file()
     assert run(["analyze", str(trained), "--num-images", "0", "--along", "0"]) == 0
     assert [row["epoch"] for row in read_rows(trained / "analysis" / "maps.csv")] == [""]
 

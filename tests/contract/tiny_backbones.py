@@ -74,6 +74,56 @@ def bundled() -> nn.Module:
     return load_backbone(bundled_names()[0], num_classes=NUM_CLASSES).model
 
 
+class Attention(nn.Module):
+    """Plain self-attention, written out."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(*parts)  # (b, h, n, d / h)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(width), Attention(width, heads)
+        self.norm2, self.mlp = nn.LayerNorm(width), nn.Module()
+        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        hidden = nn.functional.gelu(self.mlp.fc1(self.norm2(x)))
+        return x + self.mlp.fc2(hidden)
+
+
+class PlainStack(nn.Module):
+    """A vision transformer of nobody's library."""
+
+    def __init__(self, width: int = 16, depth: int = 3) -> None:
+        super().__init__()
+        self.patch_embed = nn.Module()
+        self.patch_embed.proj = nn.Conv2d(3, width, 16, 16)
+        self.patch_embed.grid_size = (2, 2)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.pos_embed = nn.Parameter(torch.randn(1, 5, width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width, 2) for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, NUM_CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patch_embed.proj(x).flatten(2).mT  # (b, n, d)
+        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], dim=1) + self.pos_embed
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.head(self.norm(tokens)[:, 0])
+
+
 BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "vit": vit,
     "vit_registers_no_class_token": lambda: vit(
@@ -84,6 +134,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "swin": swin,
     "transformers_vit": transformers_vit,
     "torchvision_vit": torchvision_vit,
+    "plain_stack": PlainStack,
     **({"bundled": bundled} if bundled_names() else {}),
 }
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from vitune.data import open_source
-from vitune.data.drawing import Canvas
 from vitune.data.procedural import TASKS, Scene
+from vitune.data.shapes import Canvas
 
 CLASSES = {"count": 8, "distance": 6, "location": 8, "orientation": 8, "azimuth": 9}
 

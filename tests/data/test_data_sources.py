@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vitune.data import SOURCES, list_images, open_source
+from vitune.data import SOURCES, absolute_source, list_images, open_source
 from vitune.errors import DataError
 
 Make = Callable[..., Path]
@@ -262,3 +262,18 @@ def test_relabelled_matches_classes_by_name(class_folders: Make) -> None:
         found.relabelled(("ants", "bee"))
     unused = replace(found, classes=("ant", "bee", "extinct"))
     assert unused.relabelled(("ant", "bee")).classes == ("ant", "bee")
+
+
+def test_a_spec_is_made_to_hold_in_any_working_directory(
+    class_folders: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = class_folders()
+    monkeypatch.chdir(root.parent)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = root.name
+    assert absolute_source(name) == absolute_source(f"./{name}/") == str(root)
+    assert absolute_source("lists/a.csv") == str(root.parent / "lists" / "a.csv")
+    assert absolute_source("~/a.parquet") == str(tmp_path / "a.parquet")
+    assert absolute_source(f"vtab:{name}/cifar") == f"vtab:{root}/cifar"
+    for unchanged in ("demo:digits?train=40", "no such folder", str(root)):
+        assert absolute_source(unchanged) == unchanged

@@ -172,7 +172,7 @@ def test_penalty_of_the_method_is_one_of_the_losses() -> None:
     model = tiny()
     config = get_method("moppa").configure(model, {"entropy_scale": 0.1})
     peft_model = get_peft_model(model, config)
-    step = Step(penalty=lambda progress: method_penalty(peft_model, progress))
+    step = Step(penalty=lambda progress, labels: method_penalty(peft_model, progress, labels))
     losses = new_objective("cross_entropy")(peft_model, images(), LABELS, step)
     assert losses["penalty"].item() < 0
     assert method_penalty(peft_model, 0.6) is None

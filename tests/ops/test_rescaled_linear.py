@@ -186,14 +186,39 @@ def test_no_gradient_of_the_size_of_the_weight_exists(monkeypatch: pytest.Monkey
     assert max(products_of_x) <= 12
 
 
-def test_a_second_derivative_is_refused() -> None:
-    tensors = problem()
-    x = tensors["x"]
-    assert x is not None
-    y = rescaled_linear(*tensors.values())  # type: ignore[arg-type]
-    (first,) = torch.autograd.grad((y**2).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_second_derivatives_are_those_of_the_reference(parts: int, power: int) -> None:
+    tensors = problem(parts=parts)
+    wanted = [tensors[name] for name in ("x", "scale_out", "scale_in", "shift")]
+    found = []
+    for function in (rescaled_linear, rescaled_linear_reference):
+        y = function(*tensors.values())  # type: ignore[arg-type]
+        # With power 1 the incoming gradient is a constant, and only what was saved can tell.
+        first = torch.autograd.grad((y**power).sum(), wanted, create_graph=True)
+        total = sum((value * value).sum() for value in first if value is not None)
+        found.append(torch.autograd.grad(total, wanted, allow_unused=True))
+    for own, expected in zip(*found, strict=True):
+        if expected is None:
+            assert own is None or not own.any()
+        else:
+            torch.testing.assert_close(own, expected)
+    assert any(value is not None and value.abs().max() > 1e-3 for value in found[0])
+
+
+def test_torch_func_sees_the_reference() -> None:
+    tensors = problem(batch=(4,))
+
+    def total(scale_out: Tensor, x: Tensor) -> Tensor:
+        given = {**tensors, "scale_out": scale_out, "x": x}
+        return rescaled_linear(*given.values()).square().sum()  # type: ignore[arg-type]
+
+    scale_out, x = tensors["scale_out"], tensors["x"]
+    assert scale_out is not None and x is not None
+    each = torch.func.vmap(torch.func.grad(total), (None, 0))(scale_out.detach(), x.detach())
+    for one, image in zip(each, x.detach(), strict=True):
+        leaf = scale_out.detach().requires_grad_()
+        torch.testing.assert_close(one, torch.autograd.grad(total(leaf, image), leaf)[0])
 
 
 @pytest.mark.parametrize("parts", [1, 3])

@@ -20,6 +20,9 @@ LINEAR = {
     "top1": [0.61, 0.62, 0.6],
     "num_trainable_without_head": 0,
     "seconds": 41.2,
+    "cpu_seconds": 12.0,
+    "lr": 0.01,
+    "lr_from": "best of 3 on validation",
     "peak_mib": 812.0,
 }
 RLRR = {
@@ -28,6 +31,9 @@ RLRR = {
     "top1": [0.84, 0.85, 0.89],
     "num_trainable_without_head": 288768,
     "seconds": 191.0,
+    "cpu_seconds": 100.0,
+    "lr": 0.03,
+    "lr_from": "default",
     "peak_mib": 3112.0,
     "step_ms": 39.25,
 }
@@ -49,11 +55,17 @@ def test_means_spreads_and_costs_are_shown(tmp_path: Path, page_of: Parser) -> N
         "812 MiB",
         "3.04 GiB",
         "39.2 ms",
+        "best of 3 on validation",
+        "0.03",
+        "1 min 40 s",
+        "The differences were not tested: the order of the methods may be chance.",
     ):
         assert shown in page.text, shown
     assert "one seed" not in page.text
-    assert page.count("tr", "kept") == 1
+    assert page.count("tr", "kept") == 0
     assert page.count("g", "dot") == 4
+    assert page.count("g", "best") == 0
+    assert "processor seconds of training, waiting left out" in page.text
     assert page.count("line", "seed") == 6
     assert page.fetched() == []
     titles = [data.replace("\xa0", " ") for tag, data in page.texts if tag == "title"]
@@ -74,12 +86,65 @@ def test_a_single_seed_is_labelled(tmp_path: Path, page_of: Parser) -> None:
     assert "None" not in alone.text
 
 
+def gap(first: str, second: str, mean: float, **given: float) -> dict[str, Any]:
+    return {"first": first, "second": second, "mean": mean, **given}
+
+
+CLEAR = gap("linear", "rlrr", -0.25, low=-0.3, high=-0.2)
+
+
+@pytest.mark.parametrize(
+    ("differences", "highlighted", "told"),
+    [
+        ([CLEAR], 1, "RLRR is above every other method by more than chance."),
+        ([CLEAR | {"p_value": 0.2}], 0, "No method is above all others by more than chance."),
+        ([gap("rlrr", "linear", 0.002, low=-0.01, high=0.014)], 0, "No method is above all"),
+        ([gap("rlrr", "linear", 0.002, p_value=0.01)], 1, "RLRR is above every other method"),
+        ([gap("rlrr", "linear", 0.002)], 0, "No method is above all others"),
+    ],
+)
+def test_only_a_lead_beyond_chance_is_highlighted(
+    tmp_path: Path,
+    page_of: Parser,
+    differences: list[dict[str, Any]],
+    highlighted: int,
+    told: str,
+) -> None:
+    page = page_of(
+        write_comparison(
+            [LINEAR, RLRR],
+            tmp_path / "x.html",
+            differences=differences,
+            explanation=["How it was <tested>."],
+        )
+    )
+    assert told in page.text and "How it was <tested>." in page.text
+    assert page.count("tr", "kept") == highlighted
+    assert page.count("g", "best") == 2 * highlighted
+    assert f"{100 * differences[0]['mean']:+.2f}" in page.text
+
+
+def test_a_lead_over_some_but_not_all_is_no_lead(tmp_path: Path, page_of: Parser) -> None:
+    third = RLRR | {"method": "ssf", "title": "SSF"}
+    page = page_of(
+        write_comparison([LINEAR, RLRR, third], tmp_path / "x.html", differences=[CLEAR])
+    )
+    assert page.count("tr", "kept") == 0
+
+
+def test_time_by_the_clock_is_told_and_not_drawn(tmp_path: Path, page_of: Parser) -> None:
+    entries = [{k: v for k, v in entry.items() if k != "cpu_seconds"} for entry in (LINEAR, RLRR)]
+    page = page_of(write_comparison(entries, tmp_path / "x.html"))
+    assert "Time by the clock" in page.text and "3 min 11 s" in page.text
+    assert page.count("g", "dot") == 2 and "processor" not in page.text.lower()
+
+
 @pytest.mark.parametrize(
     ("entry", "told"),
     [
         ({"title": "x"}, r"entries\[0\]: top1: got None"),
         ({"top1": [0.5]}, r"entries\[0\]: method: got None"),
-        ({"method": "x", "top1": []}, r"top1: got \[\], expected an accuracy a seed"),
+        ({"method": "x", "top1": []}, r"top1: got \[\], expected an accuracy per seed"),
         ({"method": "x", "top1": [0.5, None]}, r"top1: got \[0\.5, None\]"),
         ({"method": "x", "top1": [83.2]}, r"top1: got 83\.2, expected a number in \[0, 1\]"),
         ({"method": "x", "top1": 0.5}, r"top1: got 0\.5, expected a list"),

@@ -12,7 +12,7 @@ from vitune.errors import VituneError
 from vitune.report import formatting
 from vitune.report.confusion import most_confused, taken_for
 from vitune.report.curves import curve_charts
-from vitune.report.evaluations import Evaluation
+from vitune.report.evaluations import ConfusionCounts, Evaluation
 from vitune.report.heat_map import heat_map, level
 from vitune.report.intervals import mean_and_std, wilson_interval
 from vitune.report.parameters import NUM_SQUARES, parameter_picture
@@ -143,7 +143,13 @@ def test_curves_pass_through_their_values() -> None:
 
 def _evaluation(confusion: list[list[int]]) -> Evaluation:
     names = tuple(f"c{index}" for index in range(len(confusion)))
-    counts = tuple(map(tuple, confusion))
+    cells = tuple(
+        (true, predicted, number)
+        for true, line in enumerate(confusion)
+        for predicted, number in enumerate(line)
+        if number
+    )
+    counts = ConfusionCounts(len(confusion), cells)
     total = sum(map(sum, confusion))
     return Evaluation("t", None, total, 0.5, None, None, None, names, counts, (), (), ())
 
@@ -197,8 +203,8 @@ def _summary(inside: int, head: int, total: int) -> Summary:
     return Summary(
         method="m", num_trainable=inside + head, num_trainable_without_head=inside, num_head=head,
         num_total=total, mergeable=None, reported=Reported(None, None, None), seconds=None,
-        peak_mib=None, versions={}, held_out=None, skipped_images=0, trained_parts=(),
-        **texts, **counts,
+        peak_mib=None, versions={}, held_out=None, remarks=(), cores_of_others=None,
+        trained_parts=(), **texts, **counts,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from vitune.report import write_report
 
 Maker = Callable[..., Path]
 Parser = Callable[[Path], Page]
+SVG = '<svg width="300pt" height="9pt" xmlns="x"><script>alert(1)</script></svg>'
 ANIMALS = ["cat", "dog", "owl"]
 
 
@@ -26,6 +27,7 @@ def test_a_full_run_has_every_section(run_dir: Maker, page_of: Parser) -> None:
     analysis = run / "analysis"
     analysis.mkdir()
     (analysis / "drift.png").write_bytes(png())
+    (analysis / "heat.svg").write_text(SVG)
     (analysis / "captions.json").write_text(json.dumps({"drift.png": "How far <W> moved."}))
     (analysis / "spectrum.json").write_text(
         json.dumps({"runs": {}, "summary": {"run": {"deviation": 0.0712, "intruders": 4}}})
@@ -45,8 +47,11 @@ def test_a_full_run_has_every_section(run_dir: Maker, page_of: Parser) -> None:
     assert pictures and all(attrs["role"] == "img" and attrs["aria-label"] for attrs in pictures)
     assert "How far <W> moved." in page.text
     assert "0.0712" in page.text and "intruders" in page.text
-    embedded = "data:image/png;base64," + base64.b64encode(png()).decode()
-    assert embedded in page.attributes("img", "src")
+    for kind, content in (("png", png()), ("svg+xml", SVG.encode())):
+        embedded = f"data:image/{kind};base64," + base64.b64encode(content).decode()
+        assert embedded in page.attributes("img", "src")
+    assert "width:400px" in page.attributes("figure", "style")
+    assert page.count("script") == 1
 
 
 def test_shown_values_are_those_of_the_files(run_dir: Maker, page_of: Parser) -> None:
@@ -273,7 +278,7 @@ def test_commands_quote_the_folder_and_skip_what_cannot_be(
     text = page_of(write_report(run)).text
     assert f"vitune predict '{run}' new_images/ --top-k 3" in text
     assert "vitune merge" not in text and "cannot be merged" in text
-    assert "2 unreadable images passed over." in text
+    assert "2 unreadable images skipped" in text
 
 
 def test_out_names_another_file(run_dir: Maker, tmp_path: Path) -> None:

@@ -26,7 +26,14 @@ def test_values_are_those_of_the_files(run_dir: Maker) -> None:
     assert [part.num_parameters for part in found.summary.trained_parts] == [27648, 82944]
     assert found.config["method_args"] == {"rank": 1}
     (scored,) = found.evaluations
-    assert scored.confusion == ((16, 3, 1), (1, 16, 3), (3, 1, 16))
+    assert scored.confusion is not None
+    lines = ((16, 3, 1), (1, 16, 3), (3, 1, 16))
+    assert scored.confusion.cells == tuple(
+        (true, predicted, number)
+        for true, line in enumerate(lines)
+        for predicted, number in enumerate(line)
+    )
+    assert scored.confusion.totals == (20, 20, 20)
     assert len(scored.calibration) == 2, "the empty bin is left out"
     low, high = scored.interval
     assert low == pytest.approx(0.6822, abs=5e-4) and high == pytest.approx(0.8817, abs=5e-4)
@@ -38,7 +45,7 @@ def test_absent_values_read_as_none(run_dir: Maker) -> None:
     assert found.epochs[0].train_loss is None
     assert found.epochs[1].val_loss is None and found.epochs[1].lr is None
     assert found.summary is not None and found.summary.reported.epoch is None
-    assert found.summary.skipped_images == 0 and found.summary.trained_parts == ()
+    assert found.summary.remarks == () and found.summary.trained_parts == ()
     assert found.config == {} and found.evaluations == () and found.plots == ()
 
 
@@ -111,7 +118,8 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
         ),
         ("analysis/captions.json", "[]", r"captions\.json: got \[\], expected a mapping"),
         ("analysis/spectrum.json", "nope", r"spectrum\.json line 1: got 'nope'"),
-        ("analysis/plot.png", "GIF89a", r"plot\.png: got b'GIF89a' .*expected a PNG"),
+        ("analysis/plot.svg", "<html>", r"plot\.svg: got b'<html>' .*expected .* kind SVG"),
+        ("analysis/plot.png", "GIF89a", r"plot\.png: got b'GIF89a' .*expected .* kind PNG"),
     ],
 )
 def test_wrong_files_are_named_with_line_and_key(
@@ -135,11 +143,12 @@ def test_text_in_another_encoding(run_dir: Maker) -> None:
 def test_plots_come_with_their_captions(run_dir: Maker) -> None:
     run = run_dir()
     (run / "analysis").mkdir()
-    for name in ("b.png", "a.png"):
+    for name in ("b.png", "a.png", "c.png"):
         (run / "analysis" / name).write_bytes(png())
+    (run / "analysis" / "c.svg").write_text('<svg height="3pt" width="75pt"></svg>')
     (run / "analysis" / "captions.json").write_text(json.dumps({"b.png": "Second."}))
-    plots = read_run(run).plots
-    assert [(plot.name, plot.caption) for plot in plots] == [("a.png", None), ("b.png", "Second.")]
+    plots = [(plot.name, plot.caption, plot.width) for plot in read_run(run).plots]
+    assert plots == [("c.svg", None, 100.0), ("a.png", None, None), ("b.png", "Second.", None)]
 
 
 def test_the_summary_may_grow(run_dir: Maker) -> None:

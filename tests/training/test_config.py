@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+import torchvision.models as zoo
+import yaml
+from transformers import ViTConfig, ViTForImageClassification
 
 from vitune.errors import VituneError
 from vitune.ops import cpu_multiplies_bf16
 from vitune.training import TrainConfig
-from vitune.training.precision import BF16_WIDTH, resolve_precision
+from vitune.training.precision import BF16_WIDTH, network_width, resolve_precision
 
 
 @pytest.mark.parametrize(
@@ -34,7 +39,7 @@ def test_a_file_is_read_and_options_win(tmp_path: Path) -> None:
     file.write_text("data: photos\nepochs: 7\nmethod_args: {rank: 2}\n")
     config = TrainConfig.read(file, {"epochs": 9})
     assert (config.data, config.epochs, config.method_args) == ("photos", 9, {"rank": 2})
-    file.write_text(config.to_yaml())
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert TrainConfig.read(file) == config
 
 
@@ -55,3 +60,34 @@ def test_auto_precision_is_a_stated_rule() -> None:
     assert resolve_precision("fp32", "cpu", 768) == "fp32"
     assert resolve_precision("auto", "cpu", BF16_WIDTH - 1) == "fp32"
     assert resolve_precision("auto", "cpu", 768) == ("bf16" if cpu_multiplies_bf16() else "fp32")
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("torchvision vit_b_16", 768),
+        ("torchvision resnet50", 1024),
+        ("torchvision swin_t", 768),
+        ("timm vit_base_patch16_224", 768),
+        ("timm vit_tiny_patch16_224", 192),
+        ("timm resnet50", 1024),
+        ("timm convnext_tiny", 768),
+        ("hf ViT", 768),
+        ("unknown", 0),
+    ],
+)
+def test_precision_follows_the_layers_shapes_not_their_names(
+    name: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, _, model = name.partition(" ")
+    with torch.device("meta"):
+        network = {
+            "torchvision": lambda: zoo.get_model(model, weights=None),
+            "timm": lambda: timm.create_model(model),
+            "hf": lambda: ViTForImageClassification(ViTConfig()),
+            "unknown": lambda: torch.nn.Linear(512, 512),
+        }[library]()
+    assert network_width(network) == width
+    monkeypatch.setattr("vitune.training.precision.cpu_multiplies_bf16", lambda: True)
+    expected = "bf16" if width >= BF16_WIDTH else "fp32"
+    assert resolve_precision("auto", "cpu", network_width(network)) == expected

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vitune.errors import AdapterError, DataError, TrainingError, VituneError
+from vitune.errors import AdapterError, DataError, OutputError, TrainingError, VituneError
 from vitune.runs import RunFolder
 from vitune.training import Observer, TrainConfig, fit
-from vitune.training.checkpoint import has_checkpoint
+from vitune.training.resume_point import has_checkpoint
 
 DIGITS = "demo:digits?train=40"
 QUICK: dict[str, Any] = {"data": DIGITS, "batch_size": 16, "epochs": 3, "lr": 5e-3}
@@ -59,12 +59,13 @@ def test_snapshots_hold_the_weights_that_would_be_reported(tmp_path: Path) -> No
     kept = adapter_tensors(tmp_path / "run")
     assert all(torch.equal(stored[3][name], value) for name, value in kept.items())
     assert not all(torch.equal(stored[2][name], value) for name, value in kept.items())
-    first, last = (
+    cards = [
         json.loads((folder / "vitune.json").read_text())
         for folder in (snapshots[0], tmp_path / "run" / "adapter")
-    )
-    assert first.pop("temperature") == 1.0 != last.pop("temperature")
-    assert first == last
+    ]
+    checksums = [card.pop("checksums") for card in cards]
+    assert cards[0].pop("temperature") == 1.0 != cards[1].pop("temperature")
+    assert cards[0] == cards[1] and checksums[0] != checksums[1]
 
 
 def test_a_resumed_run_has_all_its_snapshots(tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_seeds_decide_everything(tmp_path: Path) -> None:
 def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
     fit(TrainConfig.make({**QUICK, "epochs": 1}), out=tmp_path / "run")
     before = (tmp_path / "run" / "summary.json").read_bytes()
-    with pytest.raises(AdapterError, match=r"exists, expected a new folder.*--resume"):
+    with pytest.raises(OutputError, match=r"exists, expected a new folder.*--resume"):
         fit(TrainConfig.make({**QUICK, "epochs": 1}), out=tmp_path / "run")
     assert (tmp_path / "run" / "summary.json").read_bytes() == before
 
@@ -174,6 +175,14 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"--batch-size: got 64, expected at most the 32"):
         fit(TrainConfig.make({**QUICK, "batch_size": 64}), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_default_batch_is_all_images_where_they_are_fewer(tmp_path: Path) -> None:
+    few = TrainConfig.make({"data": "demo:digits?train=20", "epochs": 1})
+    trained = fit(few, out=tmp_path / "run")
+    assert trained.summary["num_train"] < few.batch_size == 32
+    written = TrainConfig.read(tmp_path / "run" / "config.yaml")
+    assert written.batch_size == trained.summary["num_train"]
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,12 +25,12 @@ def test_scales_of_linears_and_the_head_weight_decay_and_nothing_else_does() -> 
     assert (decayed["weight_decay"], exempt["weight_decay"]) == (0.05, 0.0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     kinds = {names[id(p)].split(".")[-2] for p in decayed["params"]}
-    assert kinds == {"scale_out", "scale_in", "default"}
+    assert kinds == {"vitune_scale_out", "vitune_scale_in", "default"}
     assert [names[id(p)] for p in decayed["params"] if "default." in names[id(p)]] == [
         "base_model.model.head.modules_to_save.default.weight"
     ]
     kinds = {names[id(p)].split(".")[-2] for p in exempt["params"]}
-    assert kinds == {"scale", "shift", "default"}
+    assert kinds == {"vitune_scale", "vitune_shift", "default"}
     trained = [p for p in model.parameters() if p.requires_grad]
     assert len(decayed["params"]) + len(exempt["params"]) == len(trained)
 

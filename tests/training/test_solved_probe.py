@@ -21,7 +21,7 @@ from vitune.errors import AdapterError, VituneError
 from vitune.inference import evaluate_run, load_run, merge_run, predict
 from vitune.methods import HeadProblem, Labelled, get_method
 from vitune.training import TrainConfig, fit
-from vitune.training.features import FeatureReader, mirrored
+from vitune.training.feature_reader import FeatureReader, mirrored
 from vitune.training.probing import solve_probe
 
 DIGITS = "demo:digits?train=100"
@@ -161,7 +161,7 @@ def test_features_larger_than_the_budget_lie_in_a_file(monkeypatch: pytest.Monke
         where = Path(found.filename)
     assert not where.exists()
     in_memory = solve_probe(backbone, splits, method_args={"penalty": 0.1})
-    monkeypatch.setattr("vitune.training.features._budget", lambda mib: 0)
+    monkeypatch.setattr("vitune.training.feature_reader._budget", lambda mib: 0)
     streamed = solve_probe(backbone, splits, method_args={"penalty": 0.1})
     torch.testing.assert_close(in_memory.head.weight, streamed.head.weight, atol=1e-5, rtol=1e-4)
 

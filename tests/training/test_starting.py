@@ -154,7 +154,7 @@ def test_a_card_with_a_temperature_that_is_none_is_refused(tmp_path: Path) -> No
     fit(TrainConfig.make({**QUICK, "epochs": 1, "start": "plain"}), out=tmp_path / "run")
     path = tmp_path / "run" / "adapter" / "vitune.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": 0}))
-    with pytest.raises(AdapterError, match=r"damaged card \(temperature 0\)"):
+    with pytest.raises(AdapterError, match=r"damaged card \(temperature: got 0"):
         AdapterCard.read(tmp_path / "run" / "adapter")
 
 

@@ -11,8 +11,8 @@ from vitune.analysis.pairs import WeightPair, WeightPairs, weight_pairs
 from vitune.analysis.retention import BlockRetention, Retention, measure_retention
 from vitune.analysis.similarity import linear_cka
 from vitune.analysis.spectrum_files import write_spectrum
-from vitune.analysis.spectrum_report import ChangedWeight, RoleSummary, SpectrumReport, spectrum
-from vitune.analysis.weight_change import WeightChange, compare_weights
+from vitune.analysis.spectrum_report import RoleSummary, SpectrumReport, spectrum
+from vitune.analysis.weight_change import ChangedWeight, WeightChange, compare_weights
 
 __all__ = [
     "AUTHORS",

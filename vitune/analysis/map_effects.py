@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from vitune.analysis.drawing import heading, new_figure, png, run_style
+from vitune.analysis.plot_style import heading, new_figure, run_style, svg
 from vitune.analysis.spectrum_report import DRIFT_K, RoleSummary
 from vitune.errors import VituneError
 
@@ -124,7 +124,7 @@ def along_training_plot(effects: Sequence[MapEffect]) -> bytes:
         if len(lines) > 1:
             figure.axes[0].legend(loc="upper left")
         heading(figure, "What training does to the singular bases and values of the weights")
-        return png(figure)
+        return svg(figure)
 
 
 def _effect(method: str, epoch: int | None, runs: Sequence[RoleSummary]) -> MapEffect:

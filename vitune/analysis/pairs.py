@@ -219,8 +219,8 @@ def _pairs_of(
     if site is None or site.num_parts == 1:
         yield WeightPair(name, role, block, None, before, after)
         return
-    fused = role == "qkv" and site.num_parts == 3
-    labels = "qkv" if fused else [str(index + 1) for index in range(site.num_parts)]
+    fused = role == "qkv"
+    labels = site.parts if fused else [str(index + 1) for index in range(site.num_parts)]
     chunks = (tensor.chunk(site.num_parts) for tensor in (before, after))
     for label, *parts in zip(labels, *chunks, strict=True):
         yield WeightPair(name, label if fused else role, block, label, *parts)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from vitune.analysis.drawing import heading, new_figure, png, run_style
+from vitune.analysis.plot_style import EDGE, heading, new_figure, run_style, svg
 from vitune.analysis.retention import Retention
 from vitune.analysis.spectrum_report import DRIFT_K
 from vitune.errors import VituneError
@@ -33,7 +33,7 @@ def cka_plot(retentions: Mapping[str, Retention]) -> bytes:
     if not retentions:
         raise VituneError("retentions: got none, expected at least one run to draw.")
     last = {name: _last_cka(kept) for name, kept in retentions.items()}
-    with new_figure(6.5, 4.0) as figure:
+    with new_figure(5.1, 3.8) as figure:
         axes = figure.subplots()
         for index, (name, kept) in enumerate(retentions.items()):
             values = [math.nan if part.cka is None else part.cka for part in kept.blocks]
@@ -50,15 +50,24 @@ def cka_plot(retentions: Mapping[str, Retention]) -> bytes:
         if len(last) > 1:
             span += f" to {last[most]:.2f} ({most})"
         heading(figure, f"Features after the last block: CKA with the base {span}")
-        return png(figure)
+        return svg(figure)
 
 
-def tradeoff_plot(drifts: Mapping[str, float], accuracies: Mapping[str, float]) -> bytes:
-    """Adaptation against retention: accuracy over subspace drift, a labelled dot a run.
+def tradeoff_plot(
+    drifts: Mapping[str, float],
+    accuracies: Mapping[str, float],
+    validated: Collection[str] = (),
+) -> bytes:
+    """Adaptation against retention: accuracy over subspace drift, a labelled dot per run.
+
+    Accuracies on test images are filled dots, those on validation images open ones: the two are
+    of other images, and a validation accuracy may have chosen settings, so that neither is above
+    the other.
 
     Args:
         drifts: `SpectrumReport.subspace_drift_degrees` by run.
         accuracies: in [0, 1], by run; runs in only one of the two are left out.
+        validated: the runs whose accuracy is on validation images; the others' is on test images.
 
     Raises:
         VituneError: no run has both figures, or an accuracy is outside [0, 1].
@@ -71,18 +80,30 @@ def tradeoff_plot(drifts: Mapping[str, float], accuracies: Mapping[str, float]) 
             raise VituneError(
                 f"accuracy of {name!r}: got {accuracies[name]!r}, expected a share in [0, 1]."
             )
-    with new_figure(6.5, 4.6) as figure:
+    on = {name: "validation" if name in validated else "test" for name in names}
+    with new_figure(5.1, 3.8) as figure:
         axes = figure.subplots()
         points = {name: (drifts[name], 100 * accuracies[name]) for name in names}
-        for index, (drift, accuracy) in enumerate(points.values()):
-            axes.scatter(drift, accuracy, s=60, zorder=3, **run_style(index))
+        for index, (name, (drift, accuracy)) in enumerate(points.items()):
+            style = run_style(index)
+            face = "none" if on[name] == "validation" else style["color"]
+            look = {"edgecolors": style["color"], "facecolors": face, "marker": style["marker"]}
+            axes.scatter(drift, accuracy, s=60, zorder=3, linewidths=1.6, **look)
         axes.margins(0.2, 0.15)
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]) if min(drifts.values()) == 0 else None)
         axes.set_xlabel(f"subspace drift: mean turn of the top-{DRIFT_K} subspaces, degrees")
-        axes.set_ylabel("accuracy, %")
-        heading(figure, _verdict(drifts, accuracies, names))
+        kinds = sorted(set(on.values()))
+        axes.set_ylabel(f"accuracy on {' or '.join(kinds)} images, %")
+        if len(kinds) > 1:
+            for kind, face in (("test", EDGE), ("validation", "none")):
+                label = f"on {kind} images"
+                axes.scatter([], [], s=60, edgecolors=EDGE, facecolors=face, label=label)
+            axes.legend(loc="best")
+            heading(figure, "Accuracy on test and on validation images: compare within a kind")
+        else:
+            heading(figure, _verdict(drifts, accuracies, names))
         _name_dots(figure, axes, points)
-        return png(figure)
+        return svg(figure)
 
 
 def _verdict(
@@ -119,7 +140,9 @@ def _name_dots(figure: Any, axes: Any, points: Mapping[str, tuple[float, float]]
                 name, point, (x, y), textcoords="offset points", ha=across, va=upright
             )
             box = label.get_window_extent(renderer)
-            if not any(box.overlaps(other) for other in taken) or (x, y) == _PLACES[-1][:2]:
+            inside = box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+            free = inside and not any(box.overlaps(other) for other in taken)
+            if free or (x, y) == _PLACES[-1][:2]:
                 taken.append(box)
                 break
             label.remove()

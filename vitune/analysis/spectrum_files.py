@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,18 @@ def write_spectrum(
     accuracies: Mapping[str, float] | None = None,
     retentions: Mapping[str, Retention] | None = None,
     effects: Sequence[MapEffect] = (),
+    *,
+    validated: Collection[str] = (),
 ) -> tuple[Path, ...]:
     """Write what is known of the runs into `out_dir`, every file whole or not at all.
 
     spectrum.json holds `runs` (name -> note, weights, retention, accuracy) and `summary`, the table
     a report prints: by role where there is one run, by run where there are several. spectrum.csv
-    has one line a run and weight. spectra-RUN.png and heatmap-RUN.png are drawn for runs with
-    changed matrices, the heat maps on one colour scale; cka.png where there is a retention;
-    accuracy-drift.png where a run has an accuracy and a drift. With `effects` spectrum.json holds
+    has one line per run and weight. spectra-RUN.svg and heatmap-RUN.svg are drawn for runs with
+    changed matrices, the heat maps on one colour scale; cka.svg where there is a retention;
+    accuracy-drift.svg where a run has an accuracy and a drift. With `effects` spectrum.json holds
     `maps`, what each method did to left basis, spectrum and right basis, maps.csv the same, and
-    along-training.png draws it over epochs where there are several. captions.json says under each
+    along-training.svg draws it over epochs where there are several. captions.json says under each
     plot's name how to read it.
 
     Args:
@@ -49,6 +51,7 @@ def write_spectrum(
         accuracies: in [0, 1], by run name.
         retentions: by run name.
         effects: rows of `map_effects`.
+        validated: the runs whose accuracy is on validation images; the others' is on test images.
 
     Returns:
         The files written.
@@ -58,12 +61,13 @@ def write_spectrum(
     """
     accuracies, retentions = dict(accuracies or {}), dict(retentions or {})
     _check(reports, accuracies, retentions)
-    plots = _plots(reports, accuracies, retentions)
+    plots = _plots(reports, accuracies, retentions, validated)
     if len({effect.epoch for effect in effects} - {None}) > 1:
-        plots["along-training.png"] = (along_training_plot(effects), _ALONG)
+        plots["along-training.svg"] = (along_training_plot(effects), _ALONG)
     maps = rounded(effect_records(effects))
+    record = _record(reports, accuracies, retentions, validated)
     files: dict[str, str | bytes] = {
-        "spectrum.json": _json({**_record(reports, accuracies, retentions), "maps": maps}),
+        "spectrum.json": _json({**record, "maps": maps}),
         "spectrum.csv": csv_text(
             [
                 {"run": name, **record}
@@ -98,12 +102,15 @@ def _record(
     reports: Mapping[str, SpectrumReport],
     accuracies: Mapping[str, float],
     retentions: Mapping[str, Retention],
+    validated: Collection[str],
 ) -> dict[str, Any]:
     """spectrum.json."""
+    on = {name: "validation" if name in validated else "test" for name in accuracies}
     runs = {
         name: {
             **report.to_dict(),
             "accuracy": accuracies.get(name),
+            "accuracy_on": on.get(name),
             "retention": retentions[name].to_dict() if name in retentions else None,
         }
         for name, report in reports.items()
@@ -116,6 +123,7 @@ def _record(
         summary = {
             name: {
                 "accuracy": accuracies.get(name),
+                "accuracy_on": on.get(name),
                 "subspace_drift_degrees": report.subspace_drift_degrees,
                 "decisions_kept": retentions[name].decisions_kept if name in retentions else None,
                 **without_map_figures(report.overall),
@@ -130,8 +138,9 @@ def _plots(
     reports: Mapping[str, SpectrumReport],
     accuracies: Mapping[str, float],
     retentions: Mapping[str, Retention],
+    validated: Collection[str],
 ) -> dict[str, tuple[bytes, str]]:
-    """File name -> PNG and caption."""
+    """File name -> SVG and caption."""
     plots: dict[str, tuple[bytes, str]] = {}
     drawn = {name: report for name, report in reports.items() if report.matrices}
     matrices = [weight for report in drawn.values() for weight in report.matrices]
@@ -145,12 +154,15 @@ def _plots(
         if (drift := report.subspace_drift_degrees) is not None
     }
     if drifts.keys() & accuracies.keys():
-        plots["accuracy-drift.png"] = (tradeoff_plot(drifts, accuracies), _TRADEOFF)
+        plots["accuracy-drift.svg"] = (
+            tradeoff_plot(drifts, accuracies, validated),
+            _TRADEOFF,
+        )
     for (name, report), file_name in zip(drawn.items(), _file_names(drawn), strict=True):
-        plots[f"heatmap-{file_name}.png"] = (heat_maps(name, report, **scales), _HEAT)
-        plots[f"spectra-{file_name}.png"] = (spectra_plot(name, report), _SPECTRA)
+        plots[f"heatmap-{file_name}.svg"] = (heat_maps(name, report, **scales), _HEAT)
+        plots[f"spectra-{file_name}.svg"] = (spectra_plot(name, report), _SPECTRA)
     if retentions:
-        plots["cka.png"] = (cka_plot(retentions), _CKA)
+        plots["cka.svg"] = (cka_plot(retentions), _CKA)
     return plots
 
 
@@ -173,7 +185,8 @@ def _json(values: Any) -> str:
 _TRADEOFF = (
     "Accuracy against subspace drift: the mean angle by which the "
     f"top-{DRIFT_K} singular subspaces of all weights turned. Up is better adapted, left is nearer "
-    "to the pre-trained network."
+    "to the pre-trained network. Filled dots are scored on test images, open ones on validation "
+    "images; the two are not to be compared."
 )
 _HEAT = (
     "Left: relative change of every adapted weight. Right: mean principal angle between its "

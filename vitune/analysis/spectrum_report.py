@@ -18,7 +18,7 @@ from vitune.analysis.geometry import relative_deviation
 from vitune.analysis.intruders import IntruderRule, Side
 from vitune.analysis.pairs import WeightPair, weight_pairs
 from vitune.analysis.tabulation import csv_text, rounded, weight_records
-from vitune.analysis.weight_change import EXACT_LIMIT, WeightChange, compare_weights
+from vitune.analysis.weight_change import EXACT_LIMIT, ChangedWeight, compare_weights
 from vitune.errors import VituneError
 from vitune.files import write_atomic
 
@@ -26,24 +26,6 @@ DRIFT_K = 8
 """Dimension of the subspaces whose angles stand for drift in summaries and plots."""
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class ChangedWeight:
-    """One changed weight and its figures.
-
-    Args:
-        name, role, block, part: as in `WeightPair`.
-        relative_deviation: ‖after − before‖ / ‖before‖; None where only the weight before is zero.
-        change: the figures of a matrix; None for a vector, of which only the deviation is given.
-    """
-
-    name: str
-    role: str
-    block: int | None
-    part: str | None
-    relative_deviation: float | None
-    change: WeightChange | None
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,9 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vitune.analysis.weight_change import WeightChange
-
-if TYPE_CHECKING:
-    from vitune.analysis.spectrum_report import ChangedWeight
+from vitune.analysis.weight_change import ChangedWeight, WeightChange
 
 DIGITS = 7
 """Significant digits in files."""

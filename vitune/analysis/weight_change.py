@@ -144,6 +144,24 @@ class WeightChange:
         return next((part for part in self.subspaces if part.energy is None and part.k == k), None)
 
 
+@dataclass(frozen=True)
+class ChangedWeight:
+    """One changed weight and its figures.
+
+    Args:
+        name, role, block, part: as in `WeightPair`.
+        relative_deviation: ‖after − before‖ / ‖before‖; None where only the weight before is zero.
+        change: the figures of a matrix; None for a vector, of which only the deviation is given.
+    """
+
+    name: str
+    role: str
+    block: int | None
+    part: str | None
+    relative_deviation: float | None
+    change: WeightChange | None
+
+
 def compare_weights(
     before: Tensor,
     after: Tensor,

@@ -6,14 +6,17 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vitune.analysis.drawing import (
+from vitune.analysis.plot_style import (
     BASE_COLOUR,
-    HEAT_COLOURS,
+    EDGE,
+    FAINT,
+    INK,
     depth_colours,
     heading,
+    heat_colours,
     new_figure,
-    png,
     readable_on,
+    svg,
 )
 from vitune.analysis.spectrum_report import (
     DRIFT_K,
@@ -23,12 +26,16 @@ from vitune.analysis.spectrum_report import (
 )
 from vitune.analysis.weight_change import WeightChange
 from vitune.errors import VituneError
+from vitune.report import role_words
 
 OUTSIDE = "outside"
 """Label of what stands in no block: patch embedding, reductions between stages."""
 
 SMALLEST = 0.03
 """Part of the largest singular value below which changes are not drawn."""
+
+MOST_ACROSS = 4
+"""Roles side by side: more would make a picture wider than a page."""
 
 POINTS = 64
 """About how many points a line of changes has; each is the mean over neighbouring values."""
@@ -46,26 +53,27 @@ def spectra_plot(name: str, report: SpectrumReport) -> bytes:
     """
     matrices = _matrices(name, report)
     roles = _roles(matrices)
-    with new_figure(max(6.0, 2.1 * len(roles) + 1.2), 5.0) as figure:
-        axes = figure.subplots(2, len(roles), squeeze=False, sharex="col", sharey="row")
+    across = min(len(roles), MOST_ACROSS)
+    down = math.ceil(len(roles) / across)
+    with new_figure(max(6.0, 2.3 * across + 1.2), 4.2 * down + 0.6) as figure:
         depths = [weight.block for weight in matrices if weight.block is not None]
         colours = depth_colours(max(depths, default=0))
-        for (upper, lower), role in zip(axes.T, roles, strict=True):
+        places = _new_axes(figure, roles, across)
+        for (upper, lower), role in zip(places, roles, strict=True):
             for weight in (weight for weight in matrices if weight.role == role):
-                colour = "black" if weight.block is None else colours.to_rgba(weight.block)
+                colour = INK if weight.block is None else colours.to_rgba(weight.block)
                 _draw_spectrum(upper, lower, weight, colour)
-            upper.set_title(role, fontweight="bold")
-            lower.axhline(0, color="#888888", linewidth=0.8)
-            lower.set_xlabel("number of the value")
-        axes[0, 0].set_yscale("log")
-        axes[0, 0].set_ylim(bottom=SMALLEST / 10 * axes[0, 0].get_ylim()[1])
-        axes[0, 0].set_ylabel("singular value (grey: base)")
-        axes[1, 0].set_ylabel("change against the base, %")
-        axes[1, 0].yaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
+            lower.axhline(0, color=EDGE, linewidth=0.8)
+        upper, lower = places[0]
+        upper.set_yscale("log")
+        upper.set_ylim(bottom=SMALLEST / 10 * upper.get_ylim()[1])
+        lower.yaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
         if depths:
-            bar = figure.colorbar(colours, ax=axes, label="block", pad=0.01, aspect=40)
+            ticks = range(0, max(depths) + 1, max(1, max(depths) // 12))
+            look = {"label": "block", "pad": 0.01, "aspect": 40, "ticks": ticks}
+            bar = figure.colorbar(colours, ax=figure.axes, **look)
             bar.outline.set_visible(False)
-            bar.ax.yaxis.get_major_locator().set_params(integer=True)
+            bar.ax.tick_params(length=0)
         most = max(matrices, key=lambda weight: _distortion(weight) or -1)
         distortion = _distortion(most)
         seen = (
@@ -74,7 +82,27 @@ def spectra_plot(name: str, report: SpectrumReport) -> bytes:
             else f"the spectrum of {_place(most)} moves most, by {100 * distortion:.2g}\u00a0%"
         )
         heading(figure, f"{name}: {seen}")
-        return png(figure)
+        return svg(figure)
+
+
+def _new_axes(figure: Any, roles: Sequence[str], across: int) -> list[tuple[Any, Any]]:
+    """(upper, lower) axes per role, `across` of them side by side, all upper ones on one scale."""
+    grid = figure.add_gridspec(2 * math.ceil(len(roles) / across), across)
+    places: list[tuple[Any, Any]] = []
+    for number, role in enumerate(roles):
+        line, column = divmod(number, across)
+        first_upper, first_lower = places[0] if places else (None, None)
+        upper = figure.add_subplot(grid[2 * line, column], sharey=first_upper)
+        lower = figure.add_subplot(grid[2 * line + 1, column], sharey=first_lower, sharex=upper)
+        upper.set_title(role_words(role), fontweight="bold")
+        upper.tick_params(labelbottom=False, labelleft=not column)
+        lower.tick_params(labelleft=not column)
+        lower.set_xlabel("number of the value")
+        if not column:
+            upper.set_ylabel("singular value (grey: base)")
+            lower.set_ylabel("change against the base, %")
+        places.append((upper, lower))
+    return places
 
 
 def heat_maps(
@@ -99,26 +127,27 @@ def heat_maps(
     matrices = _matrices(name, report)
     roles = _roles(matrices)
     blocks = _block_labels(matrices)
-    with new_figure(1.3 * len(roles) + 3.6, 0.27 * len(blocks) + 1.8) as figure:
+    with new_figure(1.25 * len(roles) + 2.6, 0.27 * len(blocks) + 2.0) as figure:
         left, right = figure.subplots(1, 2)
         for axes, value, top, unit, title in (
             (left, deviation_percent, most_percent, "%", "Change of the weight, ‖ΔW‖ / ‖W‖"),
             (right, drift_degrees, most_degrees, "degrees", f"Turn of its top-{DRIFT_K} subspaces"),
         ):
             grid = [[_mean(matrices, role, block, value) for role in roles] for block in blocks]
-            drawn = _draw_grid(axes, grid, top)
-            bar = figure.colorbar(drawn, ax=axes, label=unit, pad=0.02, aspect=30)
+            colours = _draw_grid(axes, grid, top)
+            bar = figure.colorbar(colours, ax=axes, label=unit, pad=0.02, aspect=30)
             bar.outline.set_visible(False)
             axes.set_title(title)
+            words = [role_words(role) for role in roles]
             axes.set_xticks(
-                range(len(roles)), roles, rotation=35, ha="right", rotation_mode="anchor"
+                range(len(roles)), words, rotation=35, ha="right", rotation_mode="anchor"
             )
             axes.set_yticks(range(len(blocks)), [str(block) for block in blocks])
         left.set_ylabel("block")
         most = max(matrices, key=lambda weight: weight.relative_deviation or 0)
         percent = deviation_percent(most) or 0
         heading(figure, f"{name}: {_place(most)} changed most, by {percent:.2g}\u00a0%")
-        return png(figure)
+        return svg(figure)
 
 
 def deviation_percent(weight: ChangedWeight) -> float | None:
@@ -140,7 +169,8 @@ def _roles(matrices: Sequence[ChangedWeight]) -> list[str]:
 
 
 def _place(weight: ChangedWeight) -> str:
-    return weight.role if weight.block is None else f"{weight.role} in block {weight.block}"
+    words = role_words(weight.role)
+    return words if weight.block is None else f"{words} in block {weight.block}"
 
 
 def _distortion(weight: ChangedWeight) -> float | None:
@@ -179,20 +209,30 @@ def _draw_spectrum(upper: Any, lower: Any, weight: ChangedWeight, colour: Any) -
 
 
 def _draw_grid(axes: Any, grid: list[list[float]], top: float | None) -> Any:
-    """The colours, and in every field its number in ink that is readable on them."""
-    drawn = axes.imshow(grid, cmap=HEAT_COLOURS, vmin=0, vmax=top, aspect="auto")
-    if drawn.norm.vmax <= 0:
-        drawn.norm.vmax = 1.0
+    """A shade and its number per field; hatching where there is none. Returns the colour scale."""
+    from matplotlib.patches import Rectangle
+
+    known = [value for line in grid for value in line if not math.isnan(value)]
+    colours = heat_colours((max(known, default=0) if top is None else top) or 1.0)
     axes.grid(False)
-    axes.patch.set(hatch="////", facecolor="white", edgecolor="#E4E4E4", linewidth=0)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+    axes.set_xlim(-0.5, len(grid[0]) - 0.5)
+    axes.set_ylim(len(grid) - 0.5, -0.5)
     for y, line in enumerate(grid):
         for x, value in enumerate(line):
-            if not math.isnan(value):
-                ink = readable_on(drawn.to_rgba(value))
-                axes.text(x, y, _short(value), ha="center", va="center", color=ink, fontsize=7)
-    return drawn
+            corner = (x - 0.5, y - 0.5)
+            if math.isnan(value):
+                hatched = Rectangle(
+                    corner, 1, 1, fill=False, hatch="////", edgecolor=FAINT, linewidth=0
+                )
+                axes.add_patch(hatched)
+                continue
+            shade = colours.to_rgba(value)
+            axes.add_patch(Rectangle(corner, 1, 1, facecolor=shade, edgecolor=shade, linewidth=0.4))
+            ink = readable_on(shade)
+            axes.text(x, y, _short(value), ha="center", va="center", color=ink, fontsize=7)
+    return colours
 
 
 def _short(value: float) -> str:

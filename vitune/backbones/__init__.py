@@ -8,7 +8,6 @@ from vitune.backbones.heads import start_heads as start_heads
 from vitune.backbones.identity import identity as identity
 from vitune.backbones.identity import local_files as local_files
 from vitune.backbones.identity import local_folder as local_folder
-from vitune.backbones.load import load_backbone as load_backbone
 from vitune.backbones.pixels import preprocessing_of as preprocessing_of
 from vitune.backbones.preferred import notice_of as notice_of
 from vitune.backbones.preferred import preferred_backbone as preferred_backbone
@@ -18,6 +17,8 @@ from vitune.backbones.sites import find_sites as find_sites
 from vitune.backbones.sites import head_name as head_name
 from vitune.backbones.sites import head_names as head_names
 from vitune.backbones.sites import sites_with_roles as sites_with_roles
+from vitune.backbones.sources import absolute_backbone as absolute_backbone
+from vitune.backbones.sources import load_backbone as load_backbone
 from vitune.backbones.tokens import TokenLayout as TokenLayout
 from vitune.backbones.tokens import num_prefix_tokens as num_prefix_tokens
 from vitune.backbones.tokens import token_layout as token_layout

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from vitune.backbones.checkpoint import converted, load_state, num_head_classes, read_state
 from vitune.backbones.google_npz import load_google_npz, npz_num_classes, npz_shapes
 from vitune.backbones.heads import num_outputs, zero_heads
+from vitune.backbones.rehearsal import rehearsed
+from vitune.backbones.weight_file import converted, load_state, num_head_classes, read_state
 from vitune.backbones.wording import one_line
 from vitune.errors import BackboneError
 from vitune.preprocessing import Preprocessing
@@ -106,12 +108,15 @@ def build_from_file(build: Build, path: Path, num_classes: int | None) -> tuple[
 
 
 def check_image_size(model: nn.Module, size: tuple[int, int], name: str) -> None:
-    """Send one black image of `size` through the model.
+    """Send one black image of `size` through the model, where that can be without computing.
 
     Raises:
         BackboneError: the model does not take images of that size.
     """
     model.eval()
+    with suppress(Exception), rehearsed(model) as played, torch.no_grad():
+        played(torch.empty(1, 3, *size))
+        return
     try:
         with torch.no_grad():
             model(torch.zeros(1, 3, *size))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from vitune.backbones import layouts
+from vitune.backbones.fused import PARTS, fused_parts
 from vitune.backbones.site import Site
 from vitune.backbones.structure import find, find_norm, joined, resolve, unwrapped
 
@@ -42,13 +43,15 @@ def _parts(block: nn.Module, role: str, convolutional: bool) -> list[Site]:
         return [] if name is None else [Site(name, role, None)]
     fused = find(block, layouts.FUSED_ATTENTION, nn.MultiheadAttention)
     if role == "qkv" and fused is not None:
-        return [Site(fused, "qkv", None, num_parts=3, direct_weight=True)]
+        return [Site(fused, "qkv", None, parts=PARTS["qkv"], num_parts=3, direct_weight=True)]
+    parts = {name: _fused_parts(block, name, role) for name in _linears(block, role)}
     return [
         Site(
             name,
             role,
             None,
-            num_parts=_num_parts(block, name, role),
+            parts=parts[name][0],
+            num_parts=parts[name][1],
             separate_bias=role == "qkv" and _keeps_biases(block),
             direct_weight=_reads_weight(block, role) or (role == "attn_out" and fused is not None),
         )
@@ -74,17 +77,18 @@ def _depthwise(block: nn.Module) -> str | None:
     return name if conv.groups == conv.in_channels else None
 
 
-def _num_parts(block: nn.Module, name: str, role: str) -> int:
-    """How many equal linears one fused linear holds, read off the next layer's width."""
+def _fused_parts(block: nn.Module, name: str, role: str) -> tuple[tuple[str, ...], int]:
+    """What a fused attention linear makes, and how many equal linears a fused linear holds."""
     layer = unwrapped(block.get_submodule(name))
     assert isinstance(layer, nn.Linear)
     if role == "qkv":
-        return 3 if layer.out_features % 3 == 0 else 1
+        owner, _, own_name = name.rpartition(".")
+        return fused_parts(unwrapped(block.get_submodule(owner)), layer, own_name)
     if role == "fc1":
         second = unwrapped(block.get_submodule(_linears(block, "fc2")[0]))
         assert isinstance(second, nn.Linear)
-        return 2 if layer.out_features == 2 * second.in_features else 1
-    return 1
+        return (), 2 if layer.out_features == 2 * second.in_features else 1
+    return (), 1
 
 
 def _attention(block: nn.Module) -> nn.Module | None:

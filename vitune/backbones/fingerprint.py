@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-from vitune.backbones.structure import WRAPPED, joined, network
+from vitune.backbones.structure import IN_PROJECTION, STAND_INS, WRAPPED, joined, network
 from vitune.errors import BackboneError, nearest
 
 _VERSION = "v1"
@@ -75,9 +75,13 @@ def _base_parameters(module: nn.Module, name: str = "") -> Iterator[tuple[str, n
     for key, parameter in module.named_parameters(recurse=False):
         yield joined(name, key), parameter
     for key, child in module.named_children():
-        if key == "parametrizations" and hasattr(module, key):
-            for slot, originals in child.named_children():
+        if key == STAND_INS:
+            for slot, keeper in child.named_children():
                 # The frozen original under its own name; what stands in for it is passed over.
-                yield joined(name, slot), originals.get_parameter("original")
+                yield joined(name, slot), keeper.get_parameter("original")
+            continue
+        if isinstance(module, nn.MultiheadAttention) and key == IN_PROJECTION:
+            for leaf, kept in _base_parameters(child):
+                yield joined(name, f"{key}_{leaf}"), kept
             continue
         yield from _base_parameters(child, joined(name, key))

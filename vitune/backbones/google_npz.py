@@ -10,7 +10,7 @@ import numpy as np
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from vitune.backbones.checkpoint import report_differences
+from vitune.backbones.weight_file import report_differences
 from vitune.backbones.wording import one_line
 from vitune.errors import BackboneError
 

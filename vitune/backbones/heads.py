@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from vitune.backbones import layouts
-from vitune.backbones.structure import find, joined, root_prefix, unwrapped
+from vitune.backbones.structure import find, joined, root_prefix, unwrapped, walk
 from vitune.errors import BackboneError, nearest
 
 HEAD_INITS: dict[str, Callable[[nn.Linear], Any]] = {
@@ -21,7 +21,7 @@ HEAD_INITS: dict[str, Callable[[nn.Linear], Any]] = {
 
 
 def head_names(model: nn.Module) -> tuple[str, ...]:
-    """Qualified names of the classifier's linear layers; a distilled model has two."""
+    """Qualified names of the classifier's last layers; a distilled or a two-scale model has two."""
     prefix = root_prefix(model)
     names = _root_head_names(model.get_submodule(prefix))
     return tuple(joined(prefix, name) for name in names)
@@ -62,23 +62,38 @@ def num_outputs(model: nn.Module) -> int:
     name = head_name(model)
     if name is None:
         return 0
-    head = unwrapped(model.get_submodule(name))
-    assert isinstance(head, nn.Linear)
-    return head.out_features
+    return _num_outputs(model.get_submodule(name)) or 0
 
 
 def _root_head_names(root: nn.Module) -> tuple[str, ...]:
     first = find(root, layouts.HEADS, nn.Linear)
-    get_classifier: Any = getattr(root, "get_classifier", None)
-    if first is None and callable(get_classifier):
-        given = get_classifier()
-        first = next(
-            (
-                name
-                for name, module in root.named_modules()
-                if module is given and isinstance(unwrapped(module), nn.Linear)
-            ),
-            None,
-        )
+    if first is None:
+        return _asked_head_names(root)
     second = find(root, layouts.SECOND_HEADS, nn.Linear)
-    return tuple(name for name in (first, second) if name is not None)
+    return (first,) if second is None else (first, second)
+
+
+def _asked_head_names(root: nn.Module) -> tuple[str, ...]:
+    """The layers that make the logits in what a timm model gives when asked for its classifier."""
+    get_classifier: Any = getattr(root, "get_classifier", None)
+    given: Any = get_classifier() if callable(get_classifier) else None
+    wholes = given if isinstance(given, tuple | list | nn.ModuleList) else (given,)
+    inside = [
+        (name, module)
+        for name, module in walk(root, lambda module: any(module is whole for whole in wholes))
+        if any(module is whole for whole in wholes)
+    ]
+    found = []
+    for name, module in inside:
+        parts = [(name, module), *walk(module, lambda _: False, name)]
+        num_classes = _num_outputs(module) or getattr(root, "num_classes", None)
+        found += [name for name, part in parts if _num_outputs(part) == num_classes]
+    return tuple(found)
+
+
+def _num_outputs(module: nn.Module) -> int | None:
+    """Outputs of a linear layer or convolution, None of anything else."""
+    layer = unwrapped(module)
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else None

@@ -15,7 +15,7 @@ from torch import nn
 from vitune.backbones.backbone import Backbone
 from vitune.backbones.bundled import PREFIX as BUNDLED_PREFIX
 from vitune.backbones.bundled import WEIGHTS
-from vitune.backbones.load import HF_PREFIX, file_of
+from vitune.backbones.sources import HF_PREFIX, file_of
 
 _WITHOUT_EFFECT = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 """Entries of a transformers configuration that change with where or when it was saved."""

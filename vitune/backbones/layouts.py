@@ -5,11 +5,11 @@ A candidate is a tuple of paths that must all be there; the first candidate that
 
 from __future__ import annotations
 
-ATTENTION = ("attn", "attention", "self_attn", "self_attention", "attention.self")
+ATTENTION = ("attn", "attention", "self_attn", "self_attention", "attention.self", "xca")
 """The module inside a block that attends."""
 
 LINEARS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "qkv": (("attn.qkv",), ("attention.qkv",)),
+    "qkv": (("attn.qkv",), ("attention.qkv",), ("attn.kv",), ("attn.qk",), ("xca.qkv",)),
     "q": (
         ("attn.q_proj",),
         ("attention.q_proj",),
@@ -42,6 +42,7 @@ LINEARS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("self_attention.out_proj",),
         ("attn.out_proj",),
         ("attention.proj",),
+        ("xca.proj",),
     ),
     "fc1": (
         ("mlp.fc1",),
@@ -119,6 +120,9 @@ FINAL_NORM = (
 )
 """The normalisation after the last block, below a tower."""
 
+IDLE_FINAL_NORM = frozenset({"CLIPForImageClassification", "MetaClip2ForImageClassification"})
+"""Classes that call the final norm and then classify what went into it."""
+
 REDUCTION = "reduction"
 """Name of the linear layer of a Swin-like patch merging."""
 
@@ -135,4 +139,4 @@ HEADS = (
 )
 """The classifier, below the network; `SECOND_HEADS` are a distilled model's further ones."""
 
-SECOND_HEADS = ("head_dist", "head_dist.l", "distillation_classifier")
+SECOND_HEADS = ("head_dist", "head_dist.l", "distillation_classifier", "dist_head")

@@ -34,7 +34,9 @@ class Site:
             distilled model has two of role `head`.
         block: index over depth, through all stages of a hierarchical model; None outside blocks.
         num_parts: equal parts in the order of out_features: 3 for a fused q, k, v; 2 for a fused
-            gate and up projection; 1 otherwise.
+            k, v, or a fused gate and up projection; 1 otherwise, also where a fused linear makes
+            q, k and v head by head or in unequal widths.
+        parts: of a `qkv`, what it makes: ("q", "k", "v"), ("k", "v") or ("q", "k"); else empty.
         windowed: the block attends in windows, as Swin does; False outside blocks.
         separate_bias: the attention keeps the biases of this layer as its own parameters
             (`q_bias`, `v_bias`); the layer itself has none.
@@ -46,6 +48,7 @@ class Site:
     role: str
     block: int | None
     num_parts: int = 1
+    parts: tuple[str, ...] = ()
     windowed: bool = False
     separate_bias: bool = False
     direct_weight: bool = False

@@ -32,10 +32,12 @@ __all__ = [
 def find_sites(model: nn.Module) -> tuple[Site, ...]:
     """Every site of `model` in forward order; a block stands before its own parts.
 
-    Convolutional networks give `conv` sites (stem, blocks and shortcuts) and the head; a ConvNeXt
-    gives its linears and, with role `conv`, its depthwise and down-sampling convolutions. Where
+    Convolutional networks give `conv` sites (stem, blocks and shortcuts) and the head. A network
+    with transformer or ConvNeXt blocks gives their linears and, with role `conv`, a ConvNeXt's
+    depthwise convolutions and all convolutions outside the blocks but the patch embedding. Where
     only one of several towers embeds patches (CLIP's vision tower, a masked autoencoder's
-    encoder), the blocks of the others are left out.
+    encoder), the blocks of the others are left out. Of a transformers model with a head the base
+    model alone has sites.
 
     Raises:
         BackboneError: no transformer block, no ConvNeXt block and no convolutional network.
@@ -47,16 +49,15 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
     if not blocks and not _mostly_convolutional(root):
         raise BackboneError(_unrecognised(root))
     tower, stem = _patch_tower(root, blocks)
+    tower = tower or _named_tower(root)
     if tower:
         inner = list(_inner_sites(root, tower))
         blocks = [site for site in inner if site.role == "block"]
-    if any(site.role == "attn_out" for site in inner):
-        inner = [site for site in inner if site.role != "conv"]
-    inner = [site for site in inner if site.name != stem]
+    heads = head_names(root)
+    inner = [site for site in inner if site.name not in (stem, *heads)]
     first = [] if stem is None else [Site(stem, "patch_embed", None)]
     last = _final_norm(root, blocks)
-    heads = [Site(name, "head", None) for name in head_names(root)]
-    found = [*first, *inner, *last, *heads]
+    found = [*first, *inner, *last, *(Site(name, "head", None) for name in heads)]
     return tuple(replace(site, name=joined(prefix, site.name)) for site in found)
 
 
@@ -85,8 +86,15 @@ def _patch_tower(root: nn.Module, blocks: list[Site]) -> tuple[str, str | None]:
     return "", None
 
 
+def _named_tower(root: nn.Module) -> str:
+    """What transformers calls the network without its head; '' elsewhere."""
+    name = getattr(root, "base_model_prefix", None)
+    return name if name in root._modules else ""
+
+
 def _final_norm(root: nn.Module, blocks: list[Site]) -> list[Site]:
-    for tower in _around(blocks[-1]) if blocks else []:
+    is_read = type(root).__name__ not in layouts.IDLE_FINAL_NORM
+    for tower in _around(blocks[-1]) if blocks and is_read else []:
         name = find_norm(root.get_submodule(tower), layouts.FINAL_NORM)
         if name is not None:
             return [Site(joined(tower, name), "final_norm", None)]

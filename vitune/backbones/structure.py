@@ -10,6 +10,13 @@ WRAPPED = ("base_layer", "original_module")
 """Attributes under which PEFT layers keep the module they replaced."""
 
 
+STAND_INS = "parametrizations"
+"""The child of a module that holds what stands in for its parameters."""
+
+IN_PROJECTION = "in_proj"
+"""The child of a `torch.nn.MultiheadAttention` that stands for its packed q, k, v."""
+
+
 def unwrapped(module: nn.Module) -> nn.Module:
     """The original module inside any number of PEFT layers, or `module` itself."""
     while True:
@@ -77,7 +84,7 @@ def find(root: nn.Module, paths: Iterable[str], kinds: type | tuple[type, ...]) 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises features: a layer with one weight a feature, or none at all."""
     original = unwrapped(module)
-    if any(True for _ in original.children()):
+    if original._modules.keys() - {STAND_INS}:
         return False
     weight = getattr(original, "weight", None)
     return hasattr(original, "normalized_shape") or (

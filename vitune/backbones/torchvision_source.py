@@ -15,9 +15,9 @@ from vitune.backbones.backbone import (
     build_from_file,
     check_image_size,
 )
-from vitune.backbones.checkpoint import load_state
 from vitune.backbones.heads import num_outputs, zero_heads
 from vitune.backbones.pixels import torchvision_preprocessing
+from vitune.backbones.weight_file import load_state
 from vitune.backbones.wording import cannot_fetch, one_line
 from vitune.errors import BackboneError, nearest
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vitune.bench.execution import Executor
-from vitune.bench.protocol import Outcome, Watcher, run_study
-from vitune.bench.study import Study
-from vitune.bench.table import Table, make_table
+from vitune.bench.study.execution import Executor
+from vitune.bench.study.plan import Study
+from vitune.bench.study.protocol import Outcome, Watcher, run_study
+from vitune.bench.tables.study_table import Table, make_table
 from vitune.errors import VituneError
 
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitune.bench.execution import Executor
-from vitune.bench.formats import split_text
 from vitune.bench.launching import seed_list
-from vitune.bench.protocol import Outcome, Watcher, run_study
-from vitune.bench.study import Study, grid_of
-from vitune.bench.sureness import verdict
-from vitune.bench.table import Table, TableRow, make_table
+from vitune.bench.study.choosing import Choice
+from vitune.bench.study.execution import Executor
+from vitune.bench.study.plan import Study, grid_of
+from vitune.bench.study.protocol import Outcome, Watcher, run_study
+from vitune.bench.tables.mixed_model import Difference
+from vitune.bench.tables.study_table import Table, TableRow, make_table
+from vitune.bench.tables.sureness import explanation, verdict
+from vitune.bench.tables.table_formats import split_text
 from vitune.data import spec_name
 from vitune.errors import VituneError
 from vitune.methods import get_method
@@ -110,17 +112,20 @@ def compare(
         raise VituneError(f"compare: got no finished run. The first error: {error}")
     table = make_table(outcome.results)
     page = write_comparison(
-        [_entry(row) for row in table.rows],
+        [_entry(row, study, outcome.choices) for row in table.rows],
         Path(out) / "compare.html",
         heading="Methods compared",
         note=_note(study, table),
+        differences=[_tested(found) for found in table.differences],
+        explanation=explanation(table.differences),
     )
     return Comparison(outcome, table, page)
 
 
-def _entry(row: TableRow) -> dict[str, Any]:
+def _entry(row: TableRow, study: Study, choices: Sequence[Choice]) -> dict[str, Any]:
+    lr, lr_from = _learning_rate(row, study, choices)
     return {
-        "method": row.method,
+        "method": row.label,
         "title": get_method(row.method).title if row.label == row.method else row.label,
         "top1": [
             value
@@ -129,9 +134,38 @@ def _entry(row: TableRow) -> dict[str, Any]:
             for value in figure.values
         ],
         "num_lost": sum(lost.num_ended for lost in row.lost.values()),
+        "lr": lr,
+        "lr_from": lr_from,
         "num_trainable_without_head": row.num_parameters,
         "seconds": row.seconds,
+        "cpu_seconds": row.cpu_seconds,
         "peak_mib": row.peak_mib,
+    }
+
+
+def _learning_rate(row: TableRow, study: Study, choices: Sequence[Choice]) -> tuple[float, str]:
+    """The rate that a method was trained with, and where it comes from."""
+    choice = next((found for found in choices if found.label == row.label), None)
+    if choice is not None and "lr" in choice.setting:
+        tried = len({setting.get("lr") for setting, _ in choice.tried})
+        how = f"best of {tried} on validation" if tried > 1 else "given"
+        return float(choice.setting["lr"]), how
+    given = study.settings.get("lr")
+    if given is not None:
+        return float(given), "given"
+    return get_method(row.method).default_lr(study.backbone), "default"
+
+
+def _tested(found: Difference) -> dict[str, Any]:
+    """A difference of the table as the page takes it."""
+    here = found.on_these
+    return {
+        "first": found.first,
+        "second": found.second,
+        "mean": found.mean,
+        "low": None if here is None else here.low,
+        "high": None if here is None else here.high,
+        "p_value": found.holm_p,
     }
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitune.bench.cells import CellResult
-from vitune.bench.choosing import Choice
-from vitune.bench.journal import read_choices, read_study
-from vitune.bench.study import Study, Variant
-from vitune.bench.table import make_table
+from vitune.bench.study.cells import CellResult
+from vitune.bench.study.choosing import Choice
+from vitune.bench.study.journal import read_choices, read_study
+from vitune.bench.study.plan import Study, Variant
+from vitune.bench.tables.study_table import make_table
 from vitune.errors import VituneError
-from vitune.files import write_atomic
+from vitune.files import write_output
 from vitune.methods import METHODS, get_method
 
 
@@ -143,7 +143,7 @@ def record(
         "settings": chosen,
     }
     kept[backbones[0]] = [*(record for record in records if record["settings"]), newest]
-    write_atomic(file, json.dumps(kept, indent=1) + "\n")
+    write_output(file, json.dumps(kept, indent=1) + "\n", force=True)
 
 
 def defaults_of(folders: Sequence[str | Path]) -> tuple[list[Default], list[Study]]:

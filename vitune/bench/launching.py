@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitune.bench.presets import load_preset
-from vitune.bench.shots import with_shots
-from vitune.bench.study import Study, Task, Variant, grid_of
-from vitune.bench.suites import SUITES, SuiteTasks, suite_tasks
+from vitune.bench.study.plan import Study, Task, Variant, grid_of
+from vitune.bench.suites.shots import with_shots
+from vitune.bench.suites.suites import SUITES, SuiteTasks, suite_tasks
 from vitune.data import spec_name
 from vitune.errors import VituneError
 from vitune.methods import get_method

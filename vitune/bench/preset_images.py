@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vitune.bench.study import Frozen
+from vitune.bench.study.plan import Frozen
 from vitune.errors import VituneError
 
 SIZE = 224

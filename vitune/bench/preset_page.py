@@ -8,8 +8,8 @@ from typing import Any
 from vitune.bench.presets import Deviation, Preset, Protocol, common_deviations
 from vitune.bench.presets import load_preset as load_preset
 from vitune.bench.presets import preset_names as preset_names
-from vitune.bench.recipe import OfficialRecipe
-from vitune.bench.study import Variant
+from vitune.bench.study.plan import Variant
+from vitune.bench.study.recipe import OfficialRecipe
 from vitune.training import TrainConfig
 
 PROTOCOLS: tuple[Protocol, ...] = ("as-published", "honest")

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from vitune.bench.preset_images import Images
-from vitune.bench.recipe import OfficialRecipe
-from vitune.bench.study import Frozen, Study, Task, Variant
+from vitune.bench.study.plan import Frozen, Study, Task, Variant
+from vitune.bench.study.recipe import OfficialRecipe
 from vitune.errors import VituneError, nearest
 from vitune.training import read_yaml
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -17,21 +18,28 @@ from vitune.cli import (
     data,
     demo,
     evaluate,
+    exits,
     info,
     merge,
     methods,
     predict,
     train,
 )
-from vitune.errors import VituneError, nearest
+from vitune.errors import InterruptError, VituneError, nearest
+from vitune.machine import settle_threads
 
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 """typer's own: recent releases carry a copy of click and no longer raise click's."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C; typer gives it back instead of raising KeyboardInterrupt."""
+NO_MEMORY = "out of memory. Lower --batch-size, or add --checkpointing."
 
 VERBS = (
     train,
     predict,
     evaluate,
+    exits,
     merge,
     info,
     methods,
@@ -55,6 +63,25 @@ for _verb in VERBS:
     _verb.add_to(app)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from vitune.environment import installed_versions
+
+        (_, own), *others = installed_versions().items()
+        python = sys.version.split()[0]
+        libraries = ", ".join(f"{name} {number}" for name, number in others)
+        typer.echo(f"vitune {own} (python {python}, {libraries})")
+        raise typer.Exit
+
+
+@app.callback(help=app.info.help)
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="show versions and exit"
+    ),
+) -> None: ...
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit.
 
@@ -62,7 +89,10 @@ def main(arguments: list[str] | None = None) -> None:
     interrupted.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    settle_threads(os.environ)
     warnings.showwarning = _show_warning  # type: ignore[assignment]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -72,7 +102,11 @@ def run(arguments: list[str]) -> int:
     try:
         if arguments[:1] == ["combine"]:
             arguments = combine.join_weights(arguments)
-        return app(arguments, prog_name="vitune", standalone_mode=False) or 0
+        code = app(arguments, prog_name="vitune", standalone_mode=False) or 0
+        sys.stdout.flush()  # a full disk behind it is told here, not when the interpreter ends
+        return _interrupted("stopped.") if code == INTERRUPTED else int(code)
+    except InterruptError as stop:
+        return _interrupted(str(stop))
     except typer.Exit as stop:
         return int(stop.exit_code)
     except ClickException as error:
@@ -83,10 +117,18 @@ def run(arguments: list[str]) -> int:
         where = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}. What was saved before is whole.")
     except MemoryError:
-        return _fail("out of memory. Lower --batch-size, or add --checkpointing.")
+        return _fail(NO_MEMORY)
+    except RuntimeError as error:
+        if not any(text in str(error) for text in ("out of memory", "can't allocate memory")):
+            raise
+        return _fail(NO_MEMORY)
     except (KeyboardInterrupt, typer.Abort):
-        print("vitune: stopped. A training run continues with --resume.", file=sys.stderr)
-        return 130
+        return _interrupted("stopped.")
+
+
+def _interrupted(text: str) -> int:
+    print(f"vitune: {text}", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _fail(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -17,9 +18,11 @@ from rich.progress import (
 from vitune.training.observer import Observer
 
 if TYPE_CHECKING:
-    from vitune.training.loop import Loop
+    from vitune.training.observer import Running
 
 console = Console(highlight=False)
+
+NAMES_SHOWN = 3
 
 
 def count(number: float) -> str:
@@ -36,6 +39,17 @@ def _head_rate(facts: dict[str, Any]) -> str:
     """The classifier's own rate, where it has one."""
     rate = facts.get("head_lr")
     return "" if rate is None else f" (classifier {rate:g}, from the solved probe)"
+
+
+def print_named(
+    text: str, names: Sequence[str], total: int | None = None, *, to_stderr: bool = False
+) -> None:
+    """What is odd, and the first names it concerns; those are printed as they are."""
+    shown = ", ".join(names[:NAMES_SHOWN])
+    left = (len(names) if total is None else total) - NAMES_SHOWN
+    more = f" and {left:,} more" if left > 0 else ""
+    to = Console(stderr=True, highlight=False) if to_stderr else console
+    to.print(f"{text}: {shown}{more}", style="yellow", markup=False, soft_wrap=True)
 
 
 class Counting:
@@ -82,7 +96,7 @@ class TrainingProgress(Observer):
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._epoch_started = 0.0
-        self._loop: Loop | None = None
+        self._loop: Running | None = None
 
     def prepared(self, stage: str, done: int, total: int) -> None:
         self.decoding(done, total)
@@ -109,12 +123,13 @@ class TrainingProgress(Observer):
                 f"lr {facts['lr']:g}{_head_rate(facts)}, weight decay {facts['weight_decay']:g}, "
                 f"{facts['precision']} on {facts['device']}"
             )
-        if facts.get("scarcity_notice"):
-            console.print(f"[yellow]{facts['scarcity_notice']}[/]", soft_wrap=True)
-        if facts["skipped_images"]:
-            console.print(f"[yellow]{facts['skipped_images']} unreadable images skipped[/]")
+        for notice in ("notice", "scarcity_notice"):
+            if facts.get(notice):
+                console.print(f"[yellow]{facts[notice]}[/]", soft_wrap=True)
+        for remark in facts["remarks"]:
+            print_named(remark["text"], remark["names"], remark["num"])
 
-    def started(self, loop: Loop) -> None:
+    def started(self, loop: Running) -> None:
         self._loop, self.epochs = loop, loop.config.epochs
         if loop.progress.epoch:
             console.print(f"continuing after epoch {loop.progress.epoch}")

@@ -103,7 +103,7 @@ def _help(field: FieldInfo) -> str:
 
 def read_settings(config: str | None, settings: Mapping[str, Any]) -> Any:
     """A TrainConfig from a YAML file (if any) with the command line's values over it."""
-    from vitune.training.config import TrainConfig
+    from vitune.training.train_config import TrainConfig
 
     if config is None:
         return TrainConfig.make(settings)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from vitune.bench.speed_table import against, remarks, sections
+from vitune.bench.speed.speed_table import against, remarks, sections
 from vitune.cli._progress import console
 from vitune.cli._tables import print_columns
 

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from vitune.bench.protocol import Choice, Outcome, Watcher
+from vitune.bench.study.protocol import Choice, Outcome, Watcher
 from vitune.cli._progress import Counting, console, percent
 from vitune.cli._tables import print_columns
+from vitune.files import check_folder
 
 if TYPE_CHECKING:
-    from vitune.bench.cells import Cell, CellResult
-    from vitune.bench.execution import Executor
-    from vitune.bench.formats import Grid
-    from vitune.bench.study import Task
-    from vitune.bench.table import Table
+    from vitune.bench.study.cells import Cell, CellResult
+    from vitune.bench.study.execution import Executor
+    from vitune.bench.study.plan import Task
+    from vitune.bench.tables.study_table import Table
+    from vitune.bench.tables.table_formats import Grid
     from vitune.errors import DataError
 
 WIDEST = 16
@@ -68,12 +69,23 @@ class StudyProgress(Watcher):
         self.bar.close()
 
 
+def check_study_folder(out: str, *, force: bool) -> None:
+    """Refuse a folder with files of the user's; one that holds a study already may go on.
+
+    Raises:
+        OutputError: the folder holds something else.
+    """
+    from vitune.bench.study.journal import JOURNAL, OLD_MANIFEST, STUDY
+
+    check_folder(out, marks=(STUDY, JOURNAL, OLD_MANIFEST, "cells", "lists"), force=force)
+
+
 def new_executor(jobs: int, ray: str | None = None, gpus_per_run: float = 0.0) -> Executor:
     """Where runs go: this process, several on this machine, or a Ray cluster."""
-    from vitune.bench.execution import InProcess, Processes
+    from vitune.bench.study.execution import InProcess, Processes
 
     if ray is not None:
-        from vitune.bench.on_ray import OnRay
+        from vitune.bench.study.on_ray import OnRay
 
         return OnRay(ray, gpus_per_cell=gpus_per_run)
     return InProcess() if jobs == 1 else Processes(jobs)
@@ -101,8 +113,8 @@ def _runs(number: int) -> str:
 
 def print_table(table: Table) -> None:
     """The table and what to know of it; on its side, tasks downwards, where it is too wide."""
-    from vitune.bench.formats import as_grid
-    from vitune.bench.sureness import verdict
+    from vitune.bench.tables.sureness import verdict
+    from vitune.bench.tables.table_formats import as_grid
 
     grid = as_grid(table)
     parts: list[list[tuple[str, ...]]] = [[grid.headings, *grid.lines]]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vitune.analysis import IntruderRule, Retention, RoleSummary, SpectrumReport
-    from vitune.bench.study_analysis import Figures, KeptAdapter, MethodFigures
+    from vitune.bench.study.kept_adapters import Figures, KeptAdapter, MethodFigures
 
 SHOWN = (
     ("relative_deviation", "change", "{:.2%}"),
@@ -28,9 +28,9 @@ def analyze_study(
     run, methods.csv and the tables are over all of them.
     """
     from vitune.analysis import map_effects, write_spectrum
-    from vitune.bench.study_analysis import kept_adapters, methods_csv, over_seeds, runs_csv
+    from vitune.bench.study.kept_adapters import kept_adapters, methods_csv, over_seeds, runs_csv
+    from vitune.cli._measured_run import measured_run, print_effects
     from vitune.cli._progress import console
-    from vitune.cli.analyze import measured_run, print_effects
     from vitune.files import write_atomic
 
     reports: dict[str, SpectrumReport] = {}

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
-    from torch import Tensor
 
-    from vitune.adapters import AdapterCard
-    from vitune.analysis import IntruderRule, MapEffect, Retention, RoleSummary, SpectrumReport
+    from vitune.analysis import IntruderRule, Retention, RoleSummary, SpectrumReport
+    from vitune.runs import RunFolder
 
-BATCH = 64
 
 
 def add_to(app: typer.Typer) -> None:
@@ -23,7 +20,7 @@ def add_to(app: typer.Typer) -> None:
 
 def analyze(
     runs: list[str] = typer.Argument(..., help="run folders, adapters, merged models, or a study"),
-    out: str = typer.Option(None, "--out", help="folder; default for one run: RUN/analysis"),
+    out: str = typer.Option(None, "--out", help="new folder; default for one run: RUN/analysis"),
     images: str = typer.Option(None, "--images", help="images to measure features on"),
     num_images: int = typer.Option(512, help="at most so many images; 0 leaves features out"),
     along: int = typer.Option(
@@ -35,6 +32,7 @@ def analyze(
     intruder_side: str = typer.Option(
         "both", "--intruder-side", help="left, right or both; its authors: left"
     ),
+    force: bool = typer.Option(False, "--force", help="write into a folder that holds files"),
 ) -> None:
     """Measure what training did to the weights and features of one or several runs.
 
@@ -50,14 +48,18 @@ def analyze(
     from pathlib import Path
 
     from vitune.analysis import IntruderRule, map_effects, write_spectrum
-    from vitune.bench.study_analysis import is_study
+    from vitune.bench.study.kept_adapters import is_study
+    from vitune.cli._measured_run import measured_run, print_effects
     from vitune.cli._progress import console
     from vitune.cli._study_analysis import analyze_study
     from vitune.errors import VituneError
+    from vitune.files import check_folder
     from vitune.report import write_report
     from vitune.runs import RunFolder
 
     rule = IntruderRule(intruder_cosine, intruder_side)  # type: ignore[arg-type]
+    if out is not None:
+        check_folder(out, force=force)
     if len(runs) == 1 and is_study(runs[0]):
         analyze_study(runs[0], out, images, num_images, rule)
         return
@@ -68,56 +70,27 @@ def analyze(
     retentions: dict[str, Retention] = {}
     accuracies: dict[str, float] = {}
     measured: list[tuple[str, int | None, RoleSummary]] = []
+    validated: set[str] = set()
     for run, name in zip(runs, names, strict=True):
         reports[name], retention = measured_run(run, name, images, num_images, rule)
         measured += _along(run, name, along, rule)
         measured.append((_method_of(run), None, reports[name].overall))
         if retention is not None:
             retentions[name] = retention
-        accuracy = _accuracy(RunFolder(Path(run)))
+        accuracy, on_test = _accuracy(RunFolder(Path(run)))
         if accuracy is not None:
             accuracies[name] = accuracy
+            if not on_test:
+                validated.add(name)
     folder = Path(out) if out is not None else RunFolder(Path(runs[0])).path / "analysis"
     effects = map_effects(measured)
-    write_spectrum(folder, reports, accuracies, retentions, effects)
+    write_spectrum(folder, reports, accuracies, retentions, effects, validated=validated)
     _print_summary(reports, retentions)
     print_effects(effects)
     if out is None:
         console.print(f"report: {write_report(runs[0])}", soft_wrap=True)
     else:
         console.print(f"written: {folder}/spectrum.json, spectrum.csv and plots", soft_wrap=True)
-
-
-def measured_run(
-    run: str, name: str, images: str | None, num_images: int, rule: IntruderRule
-) -> tuple[SpectrumReport, Retention | None]:
-    """Weights and, where there are images, features of one run."""
-    from peft import PeftModel
-
-    from vitune.analysis import measure_retention, spectrum
-    from vitune.backbones import load_backbone
-    from vitune.cli._progress import Counting
-    from vitune.inference import load_run
-
-    loaded = load_run(run, merge=False, device="cpu")
-    bar = Counting(f"analysing {name}")
-    networks: dict[str, Any] = {"model": loaded.model}
-    if not isinstance(loaded.model, PeftModel):
-        arguments = loaded.card.backbone_args
-        base = load_backbone(loaded.card.backbone, num_classes=len(loaded.classes), **arguments)
-        networks = {"model": base.model, "tuned": loaded.model}
-    try:
-        report = spectrum(
-            **networks, intruders=rule, on_progress=lambda done, total, _: bar(done, total)
-        )
-        batches = _images(run, loaded.card, images, num_images)
-        if batches is None:
-            return report, None
-        return report, measure_retention(
-            networks["model"], batches, tuned=networks.get("tuned"), head=_base_head(loaded.card)
-        )
-    finally:
-        bar.close()
 
 
 def _along(
@@ -151,61 +124,25 @@ def _along(
 
 def _method_of(run: str) -> str:
     """The method with its arguments: runs of the same name are taken together."""
-    from vitune.adapters import AdapterCard, adapter_folder
+    from vitune.adapters import adapter_folder
+    from vitune.cards import AdapterCard
 
     card = AdapterCard.read(adapter_folder(run))
     given = " ".join(f"{name}={value}" for name, value in sorted(card.method_args.items()))
     return f"{card.method} {given}".strip()
 
 
-def _images(
-    run: str, card: AdapterCard, images: str | None, num_images: int
-) -> Iterator[Tensor] | None:
-    """Normalised batches of the images given, or of the run's validation images."""
-    from pathlib import Path
+def _accuracy(folder: RunFolder) -> tuple[float | None, bool]:
+    """Accuracy, and whether it is on test images: where there is no such score, on validation."""
+    from vitune.report import is_test, read_run
 
-    from vitune.data import batches, load_splits, load_unlabelled, normalise
-    from vitune.runs import RunFolder
-
-    folder = RunFolder(Path(run))
-    if num_images < 4 or (images is None and not folder.config.is_file()):
-        return None
-    if images is not None:
-        split, _ = load_unlabelled(images, card.preprocessing)
-    else:
-        config = folder.read_config()
-        splits = load_splits(
-            config["data"],
-            card.preprocessing,
-            seed=config["seed"],
-            val_fraction=config["val_fraction"],
-            skip_bad_images=config["skip_bad_images"],
-            include=("val",),
-        )
-        assert splits.val is not None
-        split = splits.val
-    chosen = split.subset(range(min(num_images, len(split))))
-    return (normalise(batch["images"], card.preprocessing) for batch in batches(chosen, BATCH))
-
-
-def _base_head(card: AdapterCard) -> Any:
-    """The backbone's own pre-trained classifier, None where it has none."""
-    from vitune.backbones import head_name, load_backbone
-
-    own = load_backbone(card.backbone, **card.backbone_args)
-    name = head_name(own.model)
-    return own.model.get_submodule(name) if name and own.num_classes else None
-
-
-def _accuracy(folder: Any) -> float | None:
-    """Test accuracy where the run was evaluated on a test split, else validation accuracy."""
-    import json
-
-    for file in sorted(folder.evaluations.glob("*test*.json")):
-        return float(json.loads(file.read_text())["top1"])
-    summary = folder.read_summary()
-    value = summary.get("reported", {}).get("val_accuracy")
-    return None if value is None else float(value)
+    if not folder.config.is_file():
+        return None, False
+    results = read_run(folder.path)
+    for evaluation in results.evaluations:
+        if is_test(evaluation):
+            return evaluation.top1, True
+    return None if results.summary is None else results.summary.reported.val_accuracy, False
 
 
 def _short_names(runs: list[str]) -> list[str]:
@@ -254,24 +191,3 @@ def _print_summary(reports: dict[str, SpectrumReport], retentions: dict[str, Ret
     for name, kept in retentions.items():
         if alone:
             console.print(f"{name}: CKA after the last block {kept.blocks[-1].cka:.3f}")
-
-
-def print_effects(effects: Sequence[MapEffect]) -> None:
-    """The table of left basis, spectrum and right basis, in two parts that fit a terminal."""
-    from vitune.analysis import effect_cells
-    from vitune.cli._progress import console
-    from vitune.cli._tables import print_columns
-
-    heads, lines = effect_cells(effects)
-    if not any(cell != "–" for line in lines for cell in line[1:]):
-        return
-    console.print()
-    for first, last in ((1, 4), (4, 7), (7, len(heads))):
-        kept = (0, *range(first, last))
-        print_columns(
-            [heads[place] for place in kept],
-            [[line[place] for place in kept] for line in lines],
-            widest=22,
-            to=console,
-        )
-        console.print()

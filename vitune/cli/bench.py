@@ -10,12 +10,13 @@ import typer
 from vitune.cli._study_options import KEEP, METHOD_ARG, OVERLAP, RERUN, method_arguments
 
 if TYPE_CHECKING:
-    from vitune.bench.protocol import Outcome
-    from vitune.bench.study import Study
-    from vitune.bench.table import Table
+    from vitune.bench.study.plan import Study
+    from vitune.bench.study.protocol import Outcome
+    from vitune.bench.tables.study_table import Table
 
 bench = typer.Typer(help="Run studies under the honest protocol; measure speed.")
 
+FORCE = typer.Option(False, "--force", help="write into a folder that holds files")
 OUT = typer.Option(..., "--out", help="folder; a stopped study continues in it")
 JOBS = typer.Option(1, "--jobs", help="processes on this machine")
 RAY = typer.Option(None, "--ray", help="'local', or the address of a Ray cluster")
@@ -40,7 +41,9 @@ def run(
     backbone: str = typer.Option(None, "--backbone"),
     checkpoint: str = typer.Option(None, "--checkpoint", help="local weights for the backbone"),
     epochs: int = typer.Option(None, "--epochs"),
-    batch_size: int = typer.Option(None, "--batch-size", help="images a step"),
+    batch_size: int = typer.Option(
+        None, "--batch-size", help="images a step; default 32, or all where they are fewer"
+    ),
     lrs: str = typer.Option("", "--lrs", help="learning rates to choose from on validation"),
     search: str = typer.Option("", "--search", help="tpe or asha (Optuna), instead of a grid"),
     trials: int = typer.Option(16, "--trials", help="with --search: of each method and task"),
@@ -61,6 +64,7 @@ def run(
     ray: str = RAY,
     gpus_per_run: float = GPUS,
     table_format: str = FORMAT,
+    force: bool = FORCE,
 ) -> None:
     """Run methods on a suite, or a published recipe, and print the table.
 
@@ -70,9 +74,9 @@ def run(
     the honest figure beside it. Exit code 1 means that some runs failed or diverged.
     """
     from vitune.bench.beside_honest import run_both
-    from vitune.bench.protocol import run_study
-    from vitune.bench.table import make_table
-    from vitune.cli._study import StudyProgress, new_executor
+    from vitune.bench.study.protocol import run_study
+    from vitune.bench.tables.study_table import make_table
+    from vitune.cli._study import StudyProgress, check_study_folder, new_executor
     from vitune.cli._words import numbers, whole_numbers, words
     from vitune.errors import VituneError
 
@@ -87,6 +91,7 @@ def run(
             raise VituneError(
                 f"{option}: got it with --preset, a recipe has its own methods and settings."
             )
+    check_study_folder(out, force=force)
     names = words(methods)
     given_settings = {} if batch_size is None else {"batch_size": batch_size}
     common: dict[str, Any] = {
@@ -162,17 +167,19 @@ def study(
     allow_overlap: bool = OVERLAP,
     rerun_changed: bool = RERUN,
     table_format: str = FORMAT,
+    force: bool = FORCE,
 ) -> None:
     """Run a study from a file: search on validation, refit, open the test split once.
 
     Exit code 1 means that some runs failed or diverged.
     """
-    from vitune.bench.protocol import run_study
-    from vitune.bench.study import Study
-    from vitune.bench.table import make_table
-    from vitune.cli._study import StudyProgress, new_executor
+    from vitune.bench.study.plan import Study
+    from vitune.bench.study.protocol import run_study
+    from vitune.bench.tables.study_table import make_table
+    from vitune.cli._study import StudyProgress, check_study_folder, new_executor
     from vitune.cli._words import words
 
+    check_study_folder(out, force=force)
     asked = Study.read(file)
     given: dict[str, Any] = {}
     if keep:
@@ -206,10 +213,10 @@ def table(
     longer those that its runs saw.
     """
     from vitune.bench.beside_honest import with_remarks
-    from vitune.bench.current import changed_since
-    from vitune.bench.formats import formatted
-    from vitune.bench.protocol import read_missing, read_results, read_study, read_unfinished
-    from vitune.bench.table import make_table
+    from vitune.bench.study.current import changed_since
+    from vitune.bench.study.protocol import read_missing, read_results, read_study, read_unfinished
+    from vitune.bench.tables.study_table import make_table
+    from vitune.bench.tables.table_formats import formatted
     from vitune.cli._study import print_table
 
     by_folder = {folder: read_results(folder) for folder in folders}
@@ -256,7 +263,7 @@ def defaults(
         markdown_of,
         record,
     )
-    from vitune.bench.protocol import read_results
+    from vitune.bench.study.protocol import read_results
 
     found, studies = defaults_of(folders)
     default, tuned = (
@@ -306,8 +313,8 @@ def speed(
     out: str = typer.Option(None, "--out", help="JSON; a second call compares with it"),
 ) -> None:
     """Time training steps of several methods in one process, in turns, and compare."""
-    from vitune.bench.speed import ALL_METHODS, SpeedPlan, bench_speed
-    from vitune.bench.speed_table import compare_with, format_table
+    from vitune.bench.speed.measuring import ALL_METHODS, SpeedPlan, bench_speed
+    from vitune.bench.speed.speed_table import compare_with, format_table
     from vitune.cli._progress import console
     from vitune.cli._speed import print_speed
     from vitune.cli._words import numbers, words
@@ -339,8 +346,8 @@ def _finish(
     """The table on the terminal and as a page in the study's folder; exit 1 for lost runs."""
     from pathlib import Path
 
-    from vitune.bench.formats import formatted
-    from vitune.bench.page import note_on, write_study_page
+    from vitune.bench.tables.study_page import note_on, write_study_page
+    from vitune.bench.tables.table_formats import formatted
     from vitune.cli._progress import console
     from vitune.cli._study import end_with, print_table
 
@@ -360,7 +367,7 @@ def _finish(
 
 
 def _print_estimate(study: Study, jobs: int) -> None:
-    from vitune.bench.planning import estimate, total_hours
+    from vitune.bench.cost import estimate, total_hours
     from vitune.cli._progress import console
     from vitune.cli._tables import print_columns
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from vitune.cli._study_options import KEEP, METHOD_ARG, OVERLAP, RERUN, method_arguments
-from vitune.training.config import TrainConfig
+from vitune.training.train_config import TrainConfig
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,12 +28,15 @@ def compare(
     ),
     seeds: int = typer.Option(3, "--seeds", help="runs of each method"),
     method_arg: list[str] = METHOD_ARG,
-    batch_size: int = typer.Option(32, "--batch-size"),
+    batch_size: int = typer.Option(
+        None, "--batch-size", help="images a step; default 32, or all where they are fewer"
+    ),
     jobs: int = typer.Option(1, "--jobs", help="processes on this machine"),
     config: str = typer.Option(None, "--config", help="YAML of further training settings"),
     keep: str = KEEP,
     allow_overlap: bool = OVERLAP,
     rerun_changed: bool = RERUN,
+    force: bool = typer.Option(False, "--force", help="write into a folder that holds files"),
 ) -> None:
     """Train several methods under one honest protocol and print one table.
 
@@ -43,10 +48,17 @@ def compare(
     from vitune.bench.comparing import compare as run_comparison
     from vitune.bench.comparing import comparison_study
     from vitune.cli._progress import console
-    from vitune.cli._study import StudyProgress, end_with, new_executor, print_table
+    from vitune.cli._study import (
+        StudyProgress,
+        check_study_folder,
+        end_with,
+        new_executor,
+        print_table,
+    )
     from vitune.cli._words import numbers, words
-    from vitune.training.config import read_yaml
+    from vitune.training.train_config import read_yaml
 
+    check_study_folder(out, force=force)
     names = words(methods)
     study = comparison_study(
         data,
@@ -58,7 +70,7 @@ def compare(
         lrs=numbers(lrs, "--lrs"),
         seeds=seeds,
         method_args=method_arguments(method_arg or [], names),
-        settings={"batch_size": batch_size, **(read_yaml(config) if config else {})},
+        settings=_further_settings(batch_size, read_yaml(config) if config else {}),
         keep=words(keep),
         allow_overlap=allow_overlap,
     )
@@ -72,3 +84,8 @@ def compare(
     print_table(comparison.table)
     console.print(f"page: {comparison.page}", soft_wrap=True)
     end_with([comparison.outcome])
+
+
+def _further_settings(batch_size: int | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the file, which win; a batch size that was not given is left to training."""
+    return settings if batch_size is None else {"batch_size": batch_size, **settings}

@@ -1,12 +1,18 @@
-"""vitune data: look at a benchmark's folders, or write a tiny copy of one."""
+"""vitune data: look at one's own images or a benchmark's folders, or write a tiny benchmark."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import typer
 
-data = typer.Typer(help="Check a benchmark's data, or write a tiny fake copy.")
+if TYPE_CHECKING:
+    from vitune.data import Inspection
 
-SUITE = typer.Option("vtab1k", "--suite", help="vtab1k, fgvc or fewshot")
+data = typer.Typer(help="Check images before training, or write a tiny fake benchmark.")
+
+NAMES_SHOWN = 5
 
 
 def add_to(app: typer.Typer) -> None:
@@ -15,14 +21,107 @@ def add_to(app: typer.Typer) -> None:
 
 
 @data.command("check")
-def check(root: str = typer.Argument(..., help="folder of the tasks"), suite: str = SUITE) -> None:
-    """Say per task what is there, what is missing or odd, and how to get it."""
+def check(
+    source: str = typer.Argument(..., help="images, as for train; with --suite the data root"),
+    suite: str = typer.Option(None, "--suite", help="check a benchmark: vtab1k, fgvc or fewshot"),
+    strict: bool = typer.Option(False, "--strict", help="notes count as faults too"),
+    as_json: bool = typer.Option(False, "--json", help="print JSON with all names"),
+) -> None:
+    """Look at every image and label before training; nothing is changed.
+
+    Counts and names what training refuses or would learn wrong (faults): files that cannot be
+    read, one image in two classes, splits that share images, classes of a single image. Notes are
+    what it passes over: kinds of files it does not read, classes written in several ways, images
+    that are nearly black. With --suite, says per task what is there and how to get the rest.
+
+    Exit code 0: no fault (a suite: every task complete). 2: faults, or nothing that can be read.
+    """
+    if suite is not None:
+        sound = _check_suite(source, suite, as_json)
+    else:
+        sound = _check_images(source, strict, as_json)
+    if not sound:
+        raise typer.Exit(2)
+
+
+def _check_images(source: str, strict: bool, as_json: bool) -> bool:
+    """Print what is odd about one's own images; whether they are fit to train on."""
+    import json
+    from dataclasses import asdict
+
+    from vitune.cli._progress import Counting
+    from vitune.data import inspect_images
+
+    bar = Counting("reading images")
+    try:
+        found = inspect_images(source, on_progress=bar)
+    finally:
+        bar.close()
+    sound = not (found.remarks if strict else found.num_faults)
+    if as_json:
+        remarks = [remark.as_dict(most=None) for remark in found.remarks]
+        splits = [asdict(split) for split in found.splits]
+        typer.echo(json.dumps({"fit_to_train": sound, "splits": splits, "remarks": remarks}))
+    else:
+        _print_inspection(found, strict)
+    return sound
+
+
+def _print_inspection(found: Inspection, strict: bool) -> None:
+    from vitune.cli._progress import console
+    from vitune.cli._tables import print_columns
+
+    print_columns(
+        ("split", "images", "classes", "smallest class", "largest class"),
+        [
+            (
+                split.name,
+                f"{split.num_images:,}",
+                f"{split.num_classes:,}",
+                f"{split.fewest[0]} {split.fewest[1]:,}",
+                f"{split.most[0]} {split.most[1]:,}",
+            )
+            for split in found.splits
+        ],
+    )
+    console.print()
+    for remark in found.remarks:
+        colour = "red" if remark.is_fault or strict else "yellow"
+        word = "fault" if remark.is_fault else "note "
+        console.print(f"[{colour}]{word}[/] ", end="")
+        console.print(f"{remark.text}:", markup=False, soft_wrap=True)
+        for name in _first(remark.names):
+            console.print(f"        {name}", markup=False, soft_wrap=True)
+    notes = len(found.remarks) - found.num_faults
+    total = f"{_some(found.num_faults, 'fault')}, {_some(notes, 'note')}"
+    console.print("nothing odd" if not found.remarks else f"{total}; --json names all files")
+
+
+def _first(names: tuple[str, ...]) -> Iterable[str]:
+    yield from names[:NAMES_SHOWN]
+    if len(names) > NAMES_SHOWN:
+        yield f"and {len(names) - NAMES_SHOWN:,} more"
+
+
+def _some(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
+
+
+def _check_suite(root: str, suite: str, as_json: bool) -> bool:
+    """Print the state of a benchmark's tasks; whether all are complete."""
+    import json
+    from dataclasses import asdict
+
     from rich.table import Table
 
-    from vitune.bench.checking import check_suite
+    from vitune.bench.suites.checking import check_suite
     from vitune.cli._progress import console
 
     found = check_suite(root, suite)
+    complete = all(task.status == "complete" for task in found)
+    if as_json:
+        typer.echo(json.dumps({"complete": complete, "tasks": [asdict(task) for task in found]}))
+        return complete
     table = Table(box=None, pad_edge=False)
     for title in ("task", "status", "images", "classes"):
         table.add_column(title, justify="left" if title in ("task", "status") else "right")
@@ -35,12 +134,16 @@ def check(root: str = typer.Argument(..., help="folder of the tasks"), suite: st
     for task in found:
         for problem in (*task.problems, *([task.remedy] if task.remedy else [])):
             console.print(f"{task.task}: {problem}", markup=False)
+    return complete
 
 
 @data.command("fake")
-def fake(root: str = typer.Argument(..., help="new folder"), suite: str = SUITE) -> None:
+def fake(
+    root: str = typer.Argument(..., help="new folder"),
+    suite: str = typer.Option("vtab1k", "--suite", help="vtab1k, fgvc or fewshot"),
+) -> None:
     """Write a tiny complete copy of a benchmark, for tests and trying things out."""
-    from vitune.bench.fake import write_fake
+    from vitune.bench.suites.tiny_copies import write_fake
     from vitune.cli._progress import console
 
     tasks = write_fake(root, suite)

@@ -35,10 +35,10 @@ def demo(
     from rich.table import Table
 
     from vitune.cli._progress import console, count, percent
+    from vitune.files import check_new_folder
     from vitune.inference import evaluate_run, merge_run
-    from vitune.runs import require_new_folder
 
-    require_new_folder(out)
+    check_new_folder(out)
     scores: dict[str, dict[str, Any]] = {}
     for method in LEARNING_RATES:
         trained = _train(method, f"{out}/{method}", epochs)
@@ -66,8 +66,8 @@ def demo(
 
 def _train(method: str, out: str, epochs: int) -> Trained:
     from vitune.cli._progress import TrainingProgress
-    from vitune.training.config import TrainConfig
     from vitune.training.fitting import fit
+    from vitune.training.train_config import TrainConfig
 
     config = TrainConfig(
         data=DATA, method=method, lr=LEARNING_RATES[method], epochs=epochs, refit=True,

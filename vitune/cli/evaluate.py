@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -16,15 +17,22 @@ def evaluate(
     run: str = typer.Argument(..., help="run folder, adapter or merged model"),
     data: str = typer.Option(None, "--data", help="labelled images; default: those of the run"),
     split: str = typer.Option(None, "--split", help="default: test, or all where there is none"),
+    including_training: bool = typer.Option(
+        False, "--including-training", help="score images that trained the run too; it is marked"
+    ),
     skip_bad_images: bool = typer.Option(False, help="leave unreadable images out"),
     force: bool = typer.Option(False, "--force", help="load on another backbone all the same"),
     device: str = typer.Option("auto", help="auto, cpu or cuda"),
+    exits: str = typer.Option("auto", help="full: no image leaves early"),
+    beside: list[str] = typer.Option([], "--beside", help="another run to time beside the exits"),
 ) -> None:
     """Score a trained run on labelled images, once, with calibration and per-class figures.
 
-    The result goes into RUN/evaluation/ and into RUN/report.html.
+    Images that trained or validated the run are told by their content and left out; where there
+    are no others, its validation images are scored. The result goes into RUN/evaluation/ and
+    into RUN/report.html.
     """
-    from vitune.cli._progress import Counting, console, percent
+    from vitune.cli._progress import Counting, console, percent, print_named
     from vitune.inference import evaluate_run
     from vitune.report import wilson_interval
 
@@ -37,6 +45,9 @@ def evaluate(
             skip_bad_images=skip_bad_images,
             force=force,
             device=device,
+            including_training=including_training,
+            exits=exits,
+            beside=beside,
             on_read=reading,
             on_score=scoring,
         )
@@ -52,8 +63,52 @@ def evaluate(
         f"top-5 {percent(result['top5'])}, NLL {result['nll']:.3f}, "
         f"calibration error {percent(result['ece'])}"
     )
+    for mark in _marks(result):
+        console.print(mark, style="yellow")
+    for line in exit_lines(result.get("exits")):
+        console.print(line, soft_wrap=True)
     if result["skipped_images"]:
-        console.print(f"{result['skipped_images']} unreadable images skipped")
+        total = result["skipped_images"]
+        print_named(f"{total:,} unreadable images skipped", result["skipped"], total)
     report = Path(run) / "report.html"
     if report.is_file():
         console.print(f"report: {report}", soft_wrap=True)
+
+
+def _marks(result: dict[str, Any]) -> list[str]:
+    """What the score may not be taken for."""
+    from vitune.report import score_marks
+
+    seen, left_out = result["seen"], result["left_out"]
+    if seen is None:
+        return ["Not known whether these images trained the model: only a run folder knows."]
+    return score_marks(
+        result["num_images"], seen["trained"], seen["watched"], sum(left_out.values())
+    )
+
+
+def exit_lines(found: dict[str, Any] | None) -> list[str]:
+    """Where images left, and what that costs beside the rivals, a line each."""
+    from vitune.cli._progress import percent
+
+    if found is None:
+        return []
+    lines = [] if found["is_calibrated"] else ["the exits are not calibrated: nobody leaves early"]
+    lines += [
+        f"exit {row['name']:>4}: {percent(row['share']):>7} of the images, of these right "
+        f"{percent(row['accuracy_of_leaving']):>7}, {row['gflops']:.3f} GFLOPs"
+        for row in found["exits"]
+    ]
+    lines.append(
+        f"leaving early changed {percent(found['disagreement'])} of the answers, and made "
+        f"{percent(found['error_gap'])} wrong that the full network has right"
+    )
+    if found["on_calibration_images"]:
+        lines.append("these are the calibration images: score others to check the certificate")
+    width = max(len(row["name"]) for row in found["systems"])
+    lines += [
+        f"{row['name']:<{width}}  accuracy {percent(row['accuracy'])}, {row['gflops']:.3f} GFLOPs, "
+        f"{row['ms_per_image']:.3f} ms per image ({row['num_timed']} images, batch 32)"
+        for row in found["systems"]
+    ]
+    return lines

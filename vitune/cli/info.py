@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from vitune.runs import RunFolder
 
 
 def add_to(app: typer.Typer) -> None:
@@ -36,10 +39,10 @@ def info(
 
 
 def _facts(path: str) -> dict[str, Any]:
-    import json
     from pathlib import Path
 
-    from vitune.adapters import AdapterCard, adapter_folder
+    from vitune.cards import AdapterCard, adapter_folder
+    from vitune.report import read_run
     from vitune.runs import RunFolder
 
     run = RunFolder(Path(path))
@@ -59,20 +62,51 @@ def _facts(path: str) -> dict[str, Any]:
         "bytes on disk": sum(file.stat().st_size for file in tensors),
         "versions": card.versions,
     }
-    summary = run.read_summary()
-    if summary:
+    if not run.config.is_file():
+        return facts
+    results = read_run(run.path)
+    if results.summary is not None:
+        summary = results.summary
         facts["trained parameters"] = {
-            "without head": summary["num_trainable_without_head"],
-            "head": summary["num_head"],
-            "backbone": summary["num_total"],
+            "without head": summary.num_trainable_without_head,
+            "head": summary.num_head,
+            "backbone": summary.num_total,
         }
-        facts["validation accuracy"] = summary["reported"]["val_accuracy"]
-        facts["reported epoch"] = summary["reported"]["epoch"]
-        facts["status"] = summary["status"]
-    for file in sorted(run.evaluations.glob("*.json")) if run.evaluations.is_dir() else []:
-        result = json.loads(file.read_text())
-        facts[f"accuracy on {file.stem}"] = result["top1"]
+        if summary.notice:
+            facts["note"] = summary.notice
+        facts["validation accuracy"] = summary.reported.val_accuracy
+        facts["reported epoch"] = summary.reported.epoch
+        facts["status"] = summary.status
+    facts |= _exits(run)
+    for evaluation in results.evaluations:
+        marks = " ".join(evaluation.marks)
+        facts[f"accuracy on {evaluation.name}"] = evaluation.top1
+        if marks:
+            facts[f"note on {evaluation.name}"] = marks
     return facts
+
+
+def _exits(run: RunFolder) -> dict[str, Any]:
+    """Where the exits stand, and what is proven of the thresholds."""
+    from vitune.exits import ExitsFolder, Thresholds
+
+    folder = ExitsFolder(run.path)
+    record = folder.read_record()
+    thresholds = Thresholds.read(folder.thresholds) if folder.thresholds.is_file() else None
+    after = thresholds.after if thresholds is not None else record.get("after")
+    if after is None:
+        return {}
+    facts: dict[str, Any] = {"exits": f"after {', '.join(map(str, after))} blocks"}
+    if thresholds is None:
+        return facts | {"certificate": "none: not calibrated, nobody leaves early"}
+    proof = thresholds.certificate
+    facts["thresholds"] = ", ".join("nobody" if v > 1 else f"{v:.4f}" for v in thresholds.values)
+    if proof is None:
+        return facts | {"certificate": f"none: chosen for a mean cost of {thresholds.budget:g}"}
+    return facts | {
+        "certificate": f"{proof.definition} of at most {_shown(proof.risk)} of images, with "
+        f"probability {_shown(1 - proof.delta)}, from {proof.num_images:,} images"
+    }
 
 
 def _shown(value: Any) -> str:

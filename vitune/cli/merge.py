@@ -20,7 +20,10 @@ def merge(
     Writes model.safetensors with the backbone's parameter names, and vitune.json. Merged and
     un-merged logits are compared on random images before anything is written.
     """
+    from pathlib import Path
+
     from vitune.cli._progress import console
+    from vitune.exits import ExitsFolder
     from vitune.inference import merge_run
 
     difference = merge_run(run, out, force=force)
@@ -28,3 +31,5 @@ def merge(
         f"merged: {out}/model.safetensors (logits differ by {difference:.0e} of the largest)",
         soft_wrap=True,
     )
+    if ExitsFolder(Path(run)).record.is_file():
+        console.print(f"its exits are not merged: {run} itself runs with them", soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from vitune.training.config import TrainConfig
+from vitune.training.train_config import TrainConfig
 
 
 def add_to(app: typer.Typer) -> None:
@@ -18,6 +18,7 @@ def methods(
     ),
     as_json: bool = typer.Option(False, "--json", help="print JSON with all figures"),
     everything: bool = typer.Option(False, "--all", help="PEFT's own methods too"),
+    flops: bool = typer.Option(False, "--flops", help="count extra GFLOPs too, which takes longer"),
 ) -> None:
     """List the methods with trainable parameters (without head) on a backbone.
 
@@ -34,24 +35,34 @@ def methods(
 
     loaded = load_backbone(backbone, num_classes=10, pretrained=False)
     known = METHODS if everything else OWN
-    rows = method_rows(loaded.model, loaded.preprocessing.image_size, known.values())
+    rows = method_rows(
+        loaded.model, loaded.preprocessing.image_size, known.values(), flops=flops or as_json
+    )
     if as_json:
         typer.echo(json.dumps([row.as_dict() for row in rows], indent=2))
         return
+    headings = ["method", "parameters", "MB", *(["GFLOPs"] if flops else []), "merges", "source"]
     table = Table(box=None, pad_edge=False)
-    for title in ("method", "parameters", "MB", "merges", "source"):
-        right = title in ("parameters", "MB")
+    for title in headings:
+        right = title in ("parameters", "MB", "GFLOPs")
         table.add_column(title, justify="right" if right else "left", overflow="fold")
     for row in rows:
         if row.refusal:
-            table.add_row(row.name, "-", "-", "", f"not here: {row.refusal.split('.')[0]}")
+            blanks = ["-"] * (len(headings) - 3)
+            table.add_row(row.name, *blanks, "", f"not here: {row.refusal.split('.')[0]}")
             continue
         table.add_row(
             row.name,
             "?" if row.num_parameters is None else count(row.num_parameters),
             "?" if row.megabytes is None else f"{row.megabytes:.2f}",
+            *(["?" if row.extra_gflops is None else f"{row.extra_gflops:.3f}"] if flops else []),
             {True: "yes", False: "no", None: ""}[row.mergeable],
             row.paper,
         )
     console.print(table)
+    for row in rows:
+        if row.notice:
+            console.print(row.notice, style="yellow")
     console.print(f"trained parameters without the head, on {backbone}", style="dim")
+    if flops:
+        console.print("GFLOPs: extra matrix products per image while not merged", style="dim")

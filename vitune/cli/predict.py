@@ -14,26 +14,36 @@ def predict(
     run: str = typer.Argument(..., help="run folder, adapter or merged model"),
     images: str = typer.Argument(..., help="an image, or a folder searched to any depth"),
     top_k: int = typer.Option(1, "--top-k", help="classes an image, most probable first"),
-    out: str = typer.Option(None, "--out", help="CSV file; default: standard output"),
+    out: str = typer.Option(None, "--out", help="new CSV file; default: standard output"),
     skip_bad_images: bool = typer.Option(False, help="leave unreadable images out"),
-    force: bool = typer.Option(False, "--force", help="load on another backbone all the same"),
+    force: bool = typer.Option(
+        False, "--force", help="load on another backbone all the same, and overwrite --out"
+    ),
     device: str = typer.Option("auto", help="auto, cpu or cuda"),
+    exits: str = typer.Option("auto", help="full: no image leaves early"),
 ) -> None:
-    """Predict the classes of images as CSV: path, class_1, probability_1, class_2, ..."""
-    from vitune import inference
-    from vitune.cli._progress import Counting, console
-    from vitune.data import CacheSettings, load_unlabelled
-    from vitune.files import write_atomic
+    """Predict the classes of images as CSV: path, class_1, probability_1, class_2, ...
 
-    loaded = inference.load_run(run, force=force, device=device)
+    The CSV is UTF-8; bytes of a file name that are not stand as \\xNN.
+    """
+    from vitune import inference
+    from vitune.cli._progress import Counting, console, print_named
+    from vitune.data import CacheSettings, load_unlabelled
+    from vitune.files import check_output, is_stream, write_output
+
+    if out is not None:
+        check_output(out, force=force)
+    loaded = inference.load_run(run, force=force, device=device, exits=exits)
     bar = Counting("reading images")
     settings = CacheSettings(skip_bad_images=skip_bad_images, on_progress=bar)
     split, skipped = load_unlabelled(images, loaded.card.preprocessing, settings=settings)
     bar.close()
     text = inference.predictions_csv(inference.predict(loaded, split, top_k=top_k))
+    if skipped:
+        print_named(f"{len(skipped):,} unreadable images skipped", skipped, to_stderr=True)
     if out is None:
         typer.echo(text, nl=False)
         return
-    write_atomic(out, text)
-    note = f", {len(skipped)} unreadable skipped" if skipped else ""
-    console.print(f"{len(split):,} images{note}: {out}", soft_wrap=True)
+    write_output(out, text, force=force)
+    if not is_stream(out):
+        console.print(f"{len(split):,} images: {out}", soft_wrap=True)

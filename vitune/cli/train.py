@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import typer
 
 from vitune.cli._settings import read_settings, with_settings
-from vitune.training.config import TrainConfig
+from vitune.errors import InterruptError, VituneError
+from vitune.training.train_config import TrainConfig
 
 
 def add_to(app: typer.Typer) -> None:
@@ -36,6 +38,7 @@ def train(
     from vitune.cli._closing import closing_lines
     from vitune.cli._progress import TrainingProgress, console, percent
     from vitune.training.fitting import fit
+    from vitune.training.train_config import read_yaml
 
     for name, value in (("pace_lambda", pace_lambda), ("pace_sigma", pace_sigma)):
         if value is not None:
@@ -45,9 +48,15 @@ def train(
         if tune is not None:
             trained = _tuned(settings, config, out, tune, resume, observer)
         elif resume:
-            trained = fit(None, out=out, resume=True, observer=observer, **settings)
+            given = {**(read_yaml(config) if config else {}), **settings}
+            trained = fit(None, out=out, resume=True, observer=observer, **given)
         else:
             trained = fit(read_settings(config, settings), out=out, observer=observer)
+    except KeyboardInterrupt:
+        raise InterruptError(f"stopped. {_what_is_kept(out)}") from None
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        raise VituneError(f"{error.strerror or error}{where}. {_what_is_kept(out)}") from None
     finally:
         observer.close()
     summary = trained.summary
@@ -85,3 +94,22 @@ def _tuned(
     ).run(resume)
     console.print(f"what was tried: {out}/tune.md", soft_wrap=True)
     return trained
+
+
+def _what_is_kept(out: str) -> str:
+    """What there is of a run that was stopped, and how to go on."""
+    from pathlib import Path
+
+    from vitune.runs import RunFolder
+    from vitune.training.resume_point import read_progress
+
+    folder = RunFolder(Path(out))
+    if not folder.config.is_file():
+        return "Nothing was written."
+    try:
+        progress = read_progress(folder.checkpoint)
+    except VituneError:
+        progress = None
+    done = 0 if progress is None else progress.epoch
+    kept = f"{done} epochs are kept" if done != 1 else "1 epoch is kept"
+    return f"{kept}. Go on with: vitune train --out {shlex.quote(out)} --resume"

@@ -17,6 +17,10 @@ from vitune.data.decode import quiet_pillow as quiet_pillow
 from vitune.data.demo import DEMOS as DEMOS
 from vitune.data.folder import list_images as list_images
 from vitune.data.holdout import hold_out as hold_out
+from vitune.data.inspection import Inspection as Inspection
+from vitune.data.inspection import inspect_images as inspect_images
+from vitune.data.labelled import load_labelled as load_labelled
+from vitune.data.labelled import load_unlabelled as load_unlabelled
 from vitune.data.loader import CachedImages as CachedImages
 from vitune.data.loader import EpochSampler as EpochSampler
 from vitune.data.loader import as_is as as_is
@@ -27,9 +31,10 @@ from vitune.data.readable import record_digests as record_digests
 from vitune.data.readable import require_readable as require_readable
 from vitune.data.records import ImageList as ImageList
 from vitune.data.records import Record as Record
-from vitune.data.scoring import load_labelled as load_labelled
-from vitune.data.scoring import load_unlabelled as load_unlabelled
+from vitune.data.remarks import TOLD as TOLD
+from vitune.data.remarks import Remark as Remark
 from vitune.data.source import SOURCES as SOURCES
+from vitune.data.source import absolute_source as absolute_source
 from vitune.data.source import is_source as is_source
 from vitune.data.source import open_source as open_source
 from vitune.data.source import spec_name as spec_name
@@ -38,4 +43,5 @@ from vitune.data.split import Split as Split
 from vitune.data.splits import HeldOut as HeldOut
 from vitune.data.splits import Splits as Splits
 from vitune.data.splits import load_splits as load_splits
+from vitune.data.used import UsedImages as UsedImages
 from vitune.data.views import FileViews as FileViews

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,8 +19,13 @@ from vitune.data.decode import Decoding, decode_image, quiet_pillow
 from vitune.data.disk_array import lookup, new_array, store_index
 from vitune.data.records import Drawing, Pixels, Record
 from vitune.errors import DataError
+from vitune.machine import available_cores, available_memory_mib
 
 Progress = Callable[[int, int], None]
+
+NEARLY_BLACK = 24
+"""An image whose largest pixel is below this shows nothing; 12 bits read as 16 reach 15, and a
+little more where resizing overshoots."""
 
 _FORMAT_VERSION = 2
 _MIB = 2**20
@@ -71,7 +75,7 @@ class CacheSettings:
     @property
     def workers(self) -> int:
         """Decoding threads."""
-        return self.num_workers or min(8, os.cpu_count() or 1)
+        return self.num_workers or min(8, available_cores())
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,12 +86,17 @@ class Pictures:
         images: (b, height, width, 3) uint8, an array or a read-only memory map.
         kept: (b,) which of the records they are, ascending.
         digests: (b, 32) sha256 of each file's bytes.
+
+    Args:
+        skipped: names of records that cannot be decoded.
+        dark: names of records whose decoded pixels are nearly black.
     """
 
     images: Pixels
     kept: np.ndarray
     digests: Pixels
     skipped: tuple[str, ...]
+    dark: tuple[str, ...] = ()
 
 
 def load_pictures(
@@ -116,16 +125,6 @@ def load_pictures(
         return _onto_disk(records, decoding, settings, shape, key)
 
 
-def available_memory_mib() -> float:
-    """Memory that can be had without swapping; half of all memory where the system hides it."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        available = next(line for line in lines if line.startswith("MemAvailable:"))
-        return int(available.split()[1]) / 1024
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / _MIB / 2
-
-
 class _Outcomes:
     """Decoded images one after the other, with what was kept and skipped so far."""
 
@@ -134,10 +133,11 @@ class _Outcomes:
         self.kept: list[int] = []
         self.digests: list[bytes] = []
         self.skipped: list[str] = []
+        self.dark: list[str] = []
 
     def good(self, decoding: Decoding) -> Iterator[Pixels]:
         """Pixels of the good images in the records' order; a bad one is raised or skipped."""
-        for index, outcome in _decoded(self.records, decoding, self.settings.workers):
+        for index, outcome in decoded(self.records, decoding, self.settings.workers):
             if isinstance(outcome, DataError):
                 if not self.settings.skip_bad_images:
                     raise outcome
@@ -145,6 +145,8 @@ class _Outcomes:
             else:
                 self.kept.append(index)
                 self.digests.append(outcome[1])
+                if outcome[0].max() < NEARLY_BLACK:
+                    self.dark.append(self.records[index].name)
                 yield outcome[0]
             if self.settings.on_progress:
                 self.settings.on_progress(index + 1, len(self.records))
@@ -170,6 +172,7 @@ def _into_memory(
         np.array(outcomes.kept, np.int64),
         np.frombuffer(b"".join(outcomes.digests), np.uint8).reshape(-1, 32),
         tuple(outcomes.skipped),
+        tuple(outcomes.dark),
     )
 
 
@@ -188,6 +191,7 @@ def _onto_disk(
         "kept": outcomes.kept,
         "digests": b"".join(outcomes.digests).hex(),
         "skipped": outcomes.skipped,
+        "dark": outcomes.dark,
     }
     store_index(settings.folder, key, index)
     found = _stored(settings.folder, key, skip_bad_images=True)
@@ -204,15 +208,15 @@ def _stored(folder: Path, key: str, skip_bad_images: bool) -> Pictures | None:
     try:
         kept = np.array(index["kept"], np.int64)
         digests = np.frombuffer(bytes.fromhex(index["digests"]), np.uint8).reshape(-1, 32)
-        skipped = tuple(index["skipped"])
+        skipped, dark = tuple(index["skipped"]), tuple(index["dark"])
     except (KeyError, TypeError, ValueError):
         return None
     if not len(kept) == len(digests) == len(images) or (skipped and not skip_bad_images):
         return None
-    return Pictures(images, kept, digests, skipped)
+    return Pictures(images, kept, digests, skipped, dark)
 
 
-def _decoded(
+def decoded(
     records: Sequence[Record], decoding: Decoding, workers: int
 ) -> Iterator[tuple[int, tuple[Pixels, bytes] | DataError]]:
     """Outcomes in the records' order; few are in flight, so that finished ones do not pile up."""

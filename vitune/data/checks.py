@@ -77,10 +77,11 @@ def without_missing(images: ImageList, *, skip: bool) -> tuple[ImageList, tuple[
     for split, records in images.splits.items():
         absent = [record.name for record in records if not record.exists]
         if absent and (not skip or len(absent) == len(records)):
+            there = any(os.path.lexists(name) for name in absent)
             raise DataError(
                 f"split {split!r} of {images.spec}: got {len(absent)} of {len(records)} files "
-                f"missing, the first {absent[0]!r}, expected all of them. Mend the list, or pass "
-                "--skip-bad-images."
+                f"missing{' or not regular files' if there else ''}, the first {absent[0]!r}, "
+                "expected all of them. Mend the list, or pass --skip-bad-images."
             )
         missing[split] = absent
         kept[split] = tuple(record for record in records if record.exists)
@@ -97,6 +98,27 @@ def present(images: ImageList) -> ImageList:
     return replace(images, splits=kept)
 
 
+def training_name(images: ImageList) -> str | None:
+    """The list that training draws on; train and validation together only if val is not apart."""
+    names = ("train", "all") if "val" in images.splits else ("train", "all", "trainval")
+    return next((name for name in names if name in images.splits), None)
+
+
+def require_two_classes(records: Sequence[Record], images: ImageList) -> None:
+    """There is something to tell apart.
+
+    Raises:
+        DataError: all training images are of one class; the message names it.
+    """
+    labels = {record.label for record in records}
+    if len(labels) < 2:
+        only = ", ".join(repr(images.classes[label]) for label in labels)
+        raise DataError(
+            f"classes of {images.spec}: got one, {only}, expected at least 2 among the training "
+            "images. Add images of what is not in it."
+        )
+
+
 def require_two_each(labels: npt.NDArray[np.int64], classes: Sequence[str], spec: str) -> None:
     """Every class in use has two images or more, so that one can be held out.
 
@@ -109,8 +131,8 @@ def require_two_each(labels: npt.NDArray[np.int64], classes: Sequence[str], spec
         raise DataError(
             f"training images of {spec}: got one image of class "
             f"{', '.join(map(repr, single[:5]))}{' and others' if len(single) > 5 else ''}, "
-            "expected at least 2 a class to hold out a validation image. Add images, give a "
-            "validation split, or switch the hold-out off."
+            "expected at least 2 per class to hold out a validation image. Add images, give a "
+            "validation split, or train on all images with --refit."
         )
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from vitune.data.formats import image_formats
 from vitune.data.records import Drawing, Pixels
 from vitune.errors import DataError
 from vitune.preprocessing import Preprocessing
@@ -22,7 +24,9 @@ MAX_MEGAPIXELS = 100.0
 T = TypeVar("T")
 
 _PILLOW_LIMIT = 178.0
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_BITS_PER_SAMPLE = 258
+_LARGEST_GREY = (281, 341)
+"""TIFF's tags MaxSampleValue and SMaxSampleValue."""
 RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -42,7 +46,7 @@ class Decoding:
         max_megapixels: larger images are refused by their header, in (0, 178].
 
     Raises:
-        DataError: a limit out of range, or `resize_to` smaller than the image size.
+        DataError: a limit out of range, an image size above it, or `resize_to` below that size.
     """
 
     preprocessing: Preprocessing
@@ -56,6 +60,11 @@ class Decoding:
                 f"(0, {_PILLOW_LIMIT:g}]; Pillow refuses anything larger."
             )
         needed = self.preprocessing.image_size
+        if needed[0] * needed[1] > self.max_megapixels * 1e6:
+            raise DataError(
+                f"image size: got {needed[0]} x {needed[1]} pixels, expected at most "
+                f"{self.max_megapixels:g} megapixels."
+            )
         if self.resize_to and (self.resize_to[0] < needed[0] or self.resize_to[1] < needed[1]):
             raise DataError(
                 f"resize_to: got {self.resize_to!r}, expected at least the image size {needed}."
@@ -110,8 +119,9 @@ def read_image(
         DataError: a missing, corrupt, truncated or too large file; the message names it.
     """
     try:
+        _require_regular(path)
         with path.open("rb") as file:
-            with Image.open(file, formats=_FORMATS) as opened:
+            with Image.open(file, formats=image_formats()) as opened:
                 _require_within(opened.size, max_megapixels, path)
                 result = made(_upright_rgb(opened))
             file.seek(0)
@@ -120,12 +130,18 @@ def read_image(
         raise
     except Image.DecompressionBombError:
         raise _too_large(f"over {_PILLOW_LIMIT:g}", max_megapixels, path) from None
+    except Image.UnidentifiedImageError:
+        raise _broken(path, "UnidentifiedImageError", "no kind of image that is read") from None
     except Exception as error:  # Pillow's readers raise almost anything on broken bytes
         reason = " ".join(str(error).split()).replace(str(path), "").strip(" :'") or "no reason"
-        raise DataError(
-            f"image {str(path)!r}: got {type(error).__name__} ({reason}), expected a whole image "
-            "file. Repair or remove it, or pass --skip-bad-images."
-        ) from None
+        raise _broken(path, type(error).__name__, reason) from None
+
+
+def _broken(path: Path, what: str, reason: str) -> DataError:
+    return DataError(
+        f"image {str(path)!r}: got {what} ({reason}), expected a whole image file. Repair or "
+        "remove it, or pass --skip-bad-images."
+    )
 
 
 def _upright_rgb(opened: Image.Image) -> Image.Image:
@@ -136,14 +152,35 @@ def _upright_rgb(opened: Image.Image) -> Image.Image:
     if opened.mode == "F":
         raise ValueError("floating-point pixels have no fixed range")
     if opened.mode.startswith("I"):
-        return _from_16_bit(opened)
+        return _from_deep_greys(opened)
     return opened.convert("RGB")
 
 
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    """The upper byte of 16-bit greys; Pillow's own conversion clips them to white."""
-    upper = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-    return Image.fromarray(upper).convert("RGB")
+def _from_deep_greys(image: Image.Image) -> Image.Image:
+    """The 8 upper bits of deeper greys; Pillow's own conversion clips them to white."""
+    greys = np.asarray(image).astype(np.int64) * 256 >> _grey_bits(image)
+    return Image.fromarray(np.clip(greys, 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _grey_bits(image: Image.Image) -> int:
+    """Bits that hold white: those a TIFF declares; Pillow scales other formats to 16.
+
+    A largest value, where it is declared, says how many of a container's bits are in use.
+    """
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        return 16
+    largest = max((_first(tags, tag) for tag in _LARGEST_GREY), default=0)
+    if largest > 0:
+        return largest.bit_length()
+    if image.mode == "I":
+        raise ValueError("32-bit pixels without a declared range; save the image with 8 bits")
+    return _first(tags, _BITS_PER_SAMPLE) or 16
+
+
+def _first(tags: Mapping[int, Any], tag: int) -> int:
+    value = tags.get(tag, 0)
+    return int(value[0] if isinstance(value, tuple) else value)
 
 
 def _fitted(image: Image.Image, decoding: Decoding, path: Path) -> Pixels:
@@ -166,6 +203,15 @@ def covering(height: int, width: int, to_height: int, to_width: int) -> tuple[in
     return max(to_height, int(to_width * height / width)), to_width
 
 
+def _require_regular(path: Path) -> None:
+    """Refuse a pipe or a device, whose opening or reading would never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DataError(
+            f"image {str(path)!r}: got a pipe, device or folder, expected a regular file. Remove "
+            "it, or pass --skip-bad-images."
+        )
+
+
 def _require_within(size: tuple[int, int], most: float, path: Path) -> None:
     """Refuse (width, height) of more than `most` megapixels, before any pixel is allocated."""
     megapixels = size[0] * size[1] / 1e6
@@ -176,5 +222,5 @@ def _require_within(size: tuple[int, int], most: float, path: Path) -> None:
 def _too_large(megapixels: str, most: float, path: Path) -> DataError:
     return DataError(
         f"image {str(path)!r}: got {megapixels} megapixels, expected at most {most:g}. "
-        "Shrink it, raise the limit, or pass --skip-bad-images."
+        "Shrink it, or pass --skip-bad-images."
     )

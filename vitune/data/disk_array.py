@@ -105,5 +105,5 @@ def _named_failure(folder: Path, needed_mib: float) -> Iterator[None]:
         raise DataError(
             f"image cache: got {error.strerror!r} in {str(folder)!r}, expected a folder with "
             f"{needed_mib:.0f} MiB to write. Free space, name another folder ($VITUNE_CACHE), or "
-            "raise the memory budget."
+            "let vitune train keep the images in memory (--memory-budget-mib)."
         ) from None

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitune.data.drawing import Canvas, disc, polygon, regular, shaded_sphere
 from vitune.data.records import ImageList, Pixels, Record
+from vitune.data.shapes import Canvas, disc, polygon, regular, shaded_sphere
 from vitune.errors import DataError
 
 _HORIZON_STEP = 1.35

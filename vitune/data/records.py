@@ -75,12 +75,16 @@ class ImageList:
         classes: class names; `Record.label` indexes them.
         fixed_lists: the lists are a published benchmark, where a label may miss from training by
             the draw: such labels are counted, not refused.
+        unread: files among the images whose kind is not read.
+        loose: images that lie outside the class folders.
     """
 
     spec: str
     splits: Mapping[str, tuple[Record, ...]]
     classes: tuple[str, ...]
     fixed_lists: bool = False
+    unread: tuple[str, ...] = ()
+    loose: tuple[str, ...] = ()
 
     def relabelled(self, classes: tuple[str, ...]) -> ImageList:
         """The same pictures with labels that index `classes` instead, matched by class name.

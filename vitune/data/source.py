@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,24 +10,29 @@ from pathlib import Path
 
 from vitune.data.demo import DEMOS, open_demo
 from vitune.data.folder import nearest_sibling, open_folder
+from vitune.data.path_table import TABLE_SUFFIXES, open_table
 from vitune.data.records import ImageList
-from vitune.data.table import TABLE_SUFFIXES, open_table
 from vitune.data.vtab import open_vtab
 from vitune.errors import DataError, nearest
 
 
 @dataclass(frozen=True)
 class Source:
-    """How one kind of source is written, recognised and opened."""
+    """How one kind of source is written, recognised and opened.
+
+    Args:
+        prefix: what stands before the path; None for a source that has no path.
+    """
 
     form: str
     claims: Callable[[str], bool]
     open: Callable[[str], ImageList]
+    prefix: str | None = ""
 
 
 SOURCES: dict[str, Source] = {
-    "vtab": Source("vtab:ROOT/TASK", lambda spec: spec.startswith("vtab:"), open_vtab),
-    "demo": Source("demo:NAME", lambda spec: spec.startswith("demo:"), open_demo),
+    "vtab": Source("vtab:ROOT/TASK", lambda spec: spec.startswith("vtab:"), open_vtab, "vtab:"),
+    "demo": Source("demo:NAME", lambda spec: spec.startswith("demo:"), open_demo, None),
     "table": Source("FILE.csv or FILE.parquet", lambda spec: _is_table(spec), open_table),
     "folder": Source("FOLDER", lambda spec: Path(spec).expanduser().is_dir(), open_folder),
 }
@@ -48,6 +54,15 @@ def open_source(spec: str | Path) -> ImageList:
             return source.open(text)
     forms = ", ".join(source.form for source in SOURCES.values())
     raise DataError(f"data: got {text!r}, expected one of: {forms}. {_nearest_spec(text)}")
+
+
+def absolute_source(spec: str) -> str:
+    """`spec` such that it names the same images in any working directory."""
+    source = next((source for source in SOURCES.values() if source.claims(spec)), None)
+    if source is None or source.prefix is None:
+        return spec
+    path = Path(spec.removeprefix(source.prefix)).expanduser()
+    return source.prefix + os.path.abspath(path)
 
 
 def is_source(spec: str) -> bool:

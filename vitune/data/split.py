@@ -74,18 +74,22 @@ class Split:
         )
 
     @cached_property
+    def content_digests(self) -> Pixels:
+        """`digests`; of images without files the sha256 of their pixels. Shapes: (b, 32) uint8."""
+        if self.digests is not None:
+            return self.digests
+        found = [hashlib.sha256(np.ascontiguousarray(image).data) for image in self.images]
+        joined = b"".join(digest.digest() for digest in found)
+        return np.frombuffer(joined, np.uint8).reshape(-1, 32)
+
+    @cached_property
     def content_hash(self) -> str:
         """64 hex digits that say which pictures with which class names the split holds.
 
         sha256 over the sorted (file digest, class name) pairs: the same for any order, folder,
         image size and class order; another as soon as a picture or a label differs.
         """
-        digests = self.digests
-        if digests is None:
-            found = [hashlib.sha256(np.ascontiguousarray(image).data) for image in self.images]
-            hexes = [digest.hexdigest() for digest in found]
-        else:
-            hexes = [digest.tobytes().hex() for digest in digests]
+        hexes = [digest.tobytes().hex() for digest in self.content_digests]
         lines = sorted(
             f"{digest} {self._class_name(label)}"
             for digest, label in zip(hexes, self.labels, strict=True)

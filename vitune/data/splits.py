@@ -13,13 +13,16 @@ from vitune.data.checks import (
     Findings,
     check_splits,
     duplicates,
+    require_two_classes,
     require_two_each,
+    training_name,
     without_missing,
 )
 from vitune.data.decode import MAX_MEGAPIXELS, Decoding
+from vitune.data.decoded_splits import read_splits
 from vitune.data.holdout import hold_out
-from vitune.data.reading import read_splits
 from vitune.data.records import ImageList, Record
+from vitune.data.remarks import Remark, nearly_black, remarks_on, skipped
 from vitune.data.source import open_source
 from vitune.data.split import Split
 from vitune.errors import DataError, nearest
@@ -56,6 +59,7 @@ class Splits:
         unseen_labels: classes of validation or test that the training lists never show (only a
             fixed benchmark may have some).
         num_overlapping: images two splits share; above 0 only with `allow_overlap`.
+        remarks: what is odd about the images that were read.
     """
 
     train: Split | None
@@ -68,6 +72,7 @@ class Splits:
     duplicates_in_train: int
     unseen_labels: tuple[str, ...]
     num_overlapping: int
+    remarks: tuple[Remark, ...] = ()
 
 
 def load_splits(
@@ -127,16 +132,23 @@ def load_splits(
     enlarged = replace(plain, resize_to=train_size)
     decoding = {name: enlarged if name in ("train", "trainval") else plain for name in wanted}
     chosen = {name: records[name] for name in wanted if name in records}
-    loaded, skipped = read_splits(chosen, images.classes, decoding, settings)
-    _require_classes_left(loaded, chosen)
+    read = read_splits(chosen, images.classes, decoding, settings)
+    _require_classes_left(read.splits, chosen)
+    left_out = (*missing, *read.skipped)
+    remarks = (
+        skipped(left_out),
+        *remarks_on(images, [n for n in images.splits if n != "test"], findings.content),
+        nearly_black(read.dark),
+    )
     return Splits(
-        **{name: loaded.get(name) for name in INCLUDABLE},
+        **{name: read.splits.get(name) for name in INCLUDABLE},
         classes=images.classes,
-        skipped=(*missing, *skipped),
+        skipped=left_out,
         held_out=held_out,
-        duplicates_in_train=_num_repeats(findings.content.get(_training_name(images) or "", ())),
+        duplicates_in_train=_num_repeats(findings.content.get(training_name(images) or "", ())),
         unseen_labels=findings.unseen_labels,
         num_overlapping=findings.num_overlapping,
+        remarks=tuple(remark for remark in remarks if remark is not None),
     )
 
 
@@ -160,7 +172,7 @@ def _divided(
 ) -> tuple[dict[str, Sequence[Record]], HeldOut | None]:
     """Records of train, val, test and trainval, validation held out where it is needed."""
     records: dict[str, Sequence[Record]] = dict(images.splits)
-    training = _training_name(images)
+    training = training_name(images)
     if training is None:
         if set(wanted) - {"test"}:
             raise DataError(
@@ -169,6 +181,7 @@ def _divided(
             )
         return records, None
     full = images.splits[training]
+    require_two_classes(full, images)
     records["train"] = full
     records.setdefault("trainval", (*full, *records.get("val", ())))
     if "val" in records or not val_fraction or not {"train", "val"} & set(wanted):
@@ -181,12 +194,6 @@ def _divided(
     records["train"] = [full[index] for index in train]
     records["val"] = [full[index] for index in val]
     return records, HeldOut(val_fraction, seed, len(val))
-
-
-def _training_name(images: ImageList) -> str | None:
-    """The list that training draws on; train and validation together only if val is not apart."""
-    names = ("train", "all") if "val" in images.splits else ("train", "all", "trainval")
-    return next((name for name in names if name in images.splits), None)
 
 
 def _require_classes_left(

@@ -52,7 +52,7 @@ def _read_list(path: Path, task: Path) -> list[Record]:
         if not line.strip():
             continue
         parts = line.strip().rsplit(maxsplit=1)
-        if len(parts) != 2 or not parts[1].isdecimal():
+        if len(parts) != 2 or not parts[1].isdecimal() or "\0" in line:
             raise DataError(
                 f"{path}, line {number}: got {line.strip()!r}, expected a path, a blank and a "
                 "label of 0 or more."

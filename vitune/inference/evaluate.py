@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
-    multiclass_confusion_matrix,
     multiclass_f1_score,
     multiclass_precision,
     multiclass_recall,
@@ -23,10 +19,10 @@ from torchmetrics.functional.classification import (
 from vitune.data import Split
 from vitune.errors import DataError
 from vitune.inference.load import LoadedRun
+from vitune.inference.thumbnails import thumbnail
 
 NUM_BINS = 15
 NUM_MISTAKES = 24
-THUMBNAIL = 96
 
 Progress = Callable[[int, int], None]
 
@@ -99,7 +95,7 @@ def _per_class(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict
     }
     images = torch.bincount(labels, minlength=count)
     return {
-        "confusion": multiclass_confusion_matrix(predicted, labels, num_classes=count).tolist(),
+        "confusion": _confusion(predicted, labels, count),
         "per_class": [
             {
                 "name": name,
@@ -108,6 +104,16 @@ def _per_class(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict
             }
             for index, name in enumerate(classes)
         ],
+    }
+
+
+def _confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> dict[str, list[int]]:
+    """The pairs of true and predicted class that occur, as columns: most pairs never do."""
+    pairs, images = torch.unique(labels * num_classes + predicted, return_counts=True)
+    return {
+        "true": (pairs // num_classes).tolist(),
+        "predicted": (pairs % num_classes).tolist(),
+        "images": images.tolist(),
     }
 
 
@@ -141,16 +147,7 @@ def _mistakes(logits: Tensor, labels: Tensor, split: Split) -> list[dict[str, An
             "label": split.classes[int(labels[index])],
             "predicted": split.classes[int(predicted[index])],
             "confidence": float(confidence[index]),
-            "thumbnail": _thumbnail(split, index),
+            "thumbnail": thumbnail(split, index),
         }
         for index in worst
     ]
-
-
-def _thumbnail(split: Split, index: int) -> str:
-    """A PNG data URL of one image as the network saw it, at most THUMBNAIL pixels a side."""
-    image = Image.fromarray(split.images[index])
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

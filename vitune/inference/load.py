@@ -20,10 +20,12 @@ from vitune.adapters import (
 from vitune.backbones import load_backbone, logits_of
 from vitune.counts import ParameterCounts, count_parameters
 from vitune.data import Split, batches, normalise
-from vitune.errors import AdapterError
+from vitune.errors import AdapterError, VituneError
+from vitune.exits import EarlyExit, ExitsFolder, early_exit
 from vitune.methods import get_method
 
 BATCH = 128
+EXITS = ("auto", "full")
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,14 @@ class LoadedRun:
         card: backbone, preprocessing, class names.
         model: the network, merged where its method merges and that was asked for.
         counts: trained parameters; None for a merged folder, which no longer knows.
+        exits: the network with its early exits; None where it has none, or is to run in full.
     """
 
     path: Path
     card: AdapterCard
     model: nn.Module
     counts: ParameterCounts | None
+    exits: EarlyExit | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -55,17 +59,27 @@ class LoadedRun:
     def logits(self, split: Split, batch_size: int = BATCH) -> Iterator[Tensor]:
         """Logits of all images in order, a batch at a time, divided by the card's temperature.
 
+        With exits each image's logits are those of the exit it takes, at that exit's temperature.
+
         Shapes: yields (b, c) float32 on the CPU.
         """
         self.model.eval()
         with torch.inference_mode():
             for batch in batches(split, batch_size):
                 inputs = normalise(batch["images"], self.card.preprocessing, device=self.device)
-                yield logits_of(self.model(inputs)).float().cpu() / self.card.temperature
+                if self.exits is not None:
+                    yield self.exits(inputs).logits.cpu()
+                else:
+                    yield logits_of(self.model(inputs)).float().cpu() / self.card.temperature
 
 
 def load_run(
-    path: str | Path, *, merge: bool = True, force: bool = False, device: str = "auto"
+    path: str | Path,
+    *,
+    merge: bool = True,
+    force: bool = False,
+    device: str = "auto",
+    exits: str = "auto",
 ) -> LoadedRun:
     """The run, adapter or merged model in `path`, ready to predict.
 
@@ -74,11 +88,16 @@ def load_run(
         merge: fold the adapter into the weights where its method can; faster, same function.
         force: load although the backbone's weights are not those it was trained on.
         device: "auto", "cpu" or "cuda".
+        exits: "auto" lets images leave early where the run has exits with thresholds; "full" runs
+            the whole network for every image.
 
     Raises:
+        VituneError: another word for `exits`, or exits that do not fit the run.
         AdapterError: no such folder, or one that is damaged or of another backbone.
         BackboneError: the backbone it names cannot be loaded.
     """
+    if exits not in EXITS:
+        raise VituneError(f"--exits: got {exits!r}, expected one of {EXITS}.")
     folder = adapter_folder(path)
     card = AdapterCard.read(folder)
     arguments = dict(card.backbone_args)
@@ -87,13 +106,17 @@ def load_run(
     )
     counts = None
     if card.merged:
-        network = load_merged(backbone.model, folder)
+        network = load_merged(backbone.model, folder, force=force)
     else:
         adapted = load_adapter(backbone.model, folder, force=force, trainable=True)
         counts = count_parameters(adapted)
         network = merged_model(adapted) if merge and _merges(card) else adapted
     network.requires_grad_(False)
-    return LoadedRun(Path(path), card, network.to(_device(device)).eval(), counts)
+    network = network.to(_device(device)).eval()
+    leaving = None
+    if exits == "auto":
+        leaving = early_exit(network, ExitsFolder(Path(path)), len(card.classes))
+    return LoadedRun(Path(path), card, network, counts, leaving)
 
 
 def load_peft(path: str | Path, *, force: bool = False) -> tuple[PeftModel, AdapterCard]:
@@ -102,7 +125,7 @@ def load_peft(path: str | Path, *, force: bool = False) -> tuple[PeftModel, Adap
     Raises:
         AdapterError: as `load_run`; also for a folder that holds a merged model.
     """
-    loaded = load_run(path, merge=False, force=force, device="cpu")
+    loaded = load_run(path, merge=False, force=force, device="cpu", exits="full")
     if not isinstance(loaded.model, PeftModel):
         raise AdapterError(
             f"{str(path)!r}: got a merged model, expected a run or an adapter. "

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from vitune.adapters import merged_model, save_merged
 from vitune.backbones import logits_of
 from vitune.errors import AdapterError
+from vitune.files import check_new_folder
 from vitune.inference.load import load_peft
 from vitune.methods import MethodLayer
 from vitune.preprocessing import Preprocessing
-from vitune.runs import require_new_folder
 
 NUM_PROBES = 4
 FOREIGN_TOLERANCE = 1e-4
@@ -30,7 +30,7 @@ def merge_run(run: str | Path, out: str | Path, *, force: bool = False) -> float
         AdapterError: `out` exists, the method does not merge, or the difference is above the
             method's own tolerance; nothing is then written.
     """
-    require_new_folder(out)
+    check_new_folder(out)
     model, card = load_peft(run, force=force)
     layers = [module for module in model.modules() if isinstance(module, MethodLayer)]
     tolerance = max((layer.merge_tolerance for layer in layers), default=FOREIGN_TOLERANCE)

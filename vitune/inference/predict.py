@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -48,7 +49,10 @@ def _predictions(run: LoadedRun, split: Split, top_k: int) -> Iterator[Predictio
 
 
 def predictions_csv(predictions: Iterable[Prediction]) -> str:
-    """CSV text: path, then class_1, probability_1, class_2, ... a line an image."""
+    """CSV text, one line per image: path, class_1, probability_1, class_2, ...
+
+    Bytes of a path that are not UTF-8 stand as \\xNN, so that any reader can open the file.
+    """
     rows = list(predictions)
     width = len(rows[0].classes) if rows else 1
     buffer = io.StringIO()
@@ -58,7 +62,7 @@ def predictions_csv(predictions: Iterable[Prediction]) -> str:
         ["path", *(f"{what}_{n}" for n in numbers for what in ("class", "probability"))]
     )
     for row in rows:
-        cells: list[str] = [row.path]
+        cells = [os.fsencode(row.path).decode(errors="backslashreplace")]
         for name, probability in zip(row.classes, row.probabilities, strict=True):
             cells += [name, f"{probability:.6f}"]
         writer.writerow(cells)

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from vitune.errors import VituneError, nearest
-from vitune.methods._combination import AdapterState as AdapterState
-from vitune.methods._delta_noise import method_penalty as method_penalty
-from vitune.methods._delta_noise import noise_plan as noise_plan
-from vitune.methods._fact_official import load_official as load_official_fact  # noqa: F401
-from vitune.methods._peft_targets import UNSUPPORTED
-from vitune.methods._registry import Method as Method
-from vitune.methods._registry import keeps_tokens_apart as keeps_tokens_apart
-from vitune.methods._registry import own_method, peft_methods
-from vitune.methods._rlrr_arithmetic import combine_states as combine_states
-from vitune.methods._solved import HeadProblem as HeadProblem
-from vitune.methods._solved import Labelled as Labelled
-from vitune.methods._solved import SolvedConfig as SolvedConfig
-from vitune.methods._solved import SolvedHead as SolvedHead
-from vitune.methods._tuner import MethodConfig as MethodConfig
-from vitune.methods._tuner import MethodLayer as MethodLayer
 from vitune.methods.adapter_plus import AdapterPlusConfig
 from vitune.methods.adaptformer import AdaptFormerConfig
 from vitune.methods.apla import APLAConfig
 from vitune.methods.arc import ARCAttentionConfig, ARCConfig
 from vitune.methods.bitfit import BitFitConfig
-from vitune.methods.fact import FacTTKConfig, FacTTTConfig
+from vitune.methods.core.combination import AdapterState as AdapterState
+from vitune.methods.core.coverage import method_notice as method_notice
+from vitune.methods.core.delta_noise import method_penalty as method_penalty
+from vitune.methods.core.delta_noise import noise_plan as noise_plan
+from vitune.methods.core.peft_targets import UNSUPPORTED
+from vitune.methods.core.registry import Method as Method
+from vitune.methods.core.registry import keeps_tokens_apart as keeps_tokens_apart
+from vitune.methods.core.registry import own_method, peft_methods
+from vitune.methods.core.solved import HeadProblem as HeadProblem
+from vitune.methods.core.solved import Labelled as Labelled
+from vitune.methods.core.solved import SolvedConfig as SolvedConfig
+from vitune.methods.core.solved import SolvedHead as SolvedHead
+from vitune.methods.core.tuner import MethodConfig as MethodConfig
+from vitune.methods.core.tuner import MethodLayer as MethodLayer
+from vitune.methods.core.tuner import current_names as current_names
+from vitune.methods.fact.factorised import FacTTKConfig, FacTTTConfig
+from vitune.methods.fact.official_layout import load_official as load_official_fact  # noqa: F401
 from vitune.methods.full import FullConfig
 from vitune.methods.houlsby import HoulsbyConfig, PfeifferConfig
 from vitune.methods.hta import HTAConfig, SequentialHTAConfig
@@ -33,11 +34,13 @@ from vitune.methods.linear import CAUTIOUS as CAUTIOUS
 from vitune.methods.linear import LinearProbeConfig
 from vitune.methods.linear_sgd import SteppedProbeConfig
 from vitune.methods.lora_mul import LoRAAddConfig, LoRAMulVPTAddConfig, VPTAddConfig
+from vitune.methods.met import METConfig
 from vitune.methods.moppa import MoPPAConfig
 from vitune.methods.moppa_min import MoPPAMinConfig
 from vitune.methods.ncm import NearestClassMeanConfig
 from vitune.methods.partial import PartialConfig
-from vitune.methods.rlrr import RLRRConfig
+from vitune.methods.rlrr.arithmetic import combine_states as combine_states
+from vitune.methods.rlrr.config import RLRRConfig
 from vitune.methods.ssf import SSFConfig
 from vitune.methods.vpt import VPTDeepConfig, VPTShallowConfig
 
@@ -62,6 +65,7 @@ OWN = {
         own_method(LoRAMulVPTAddConfig),
         own_method(LoRAAddConfig),
         own_method(VPTAddConfig),
+        own_method(METConfig),
         own_method(MoPPAConfig),
         own_method(MoPPAMinConfig),
         own_method(FacTTTConfig),

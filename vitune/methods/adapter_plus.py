@@ -10,21 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from vitune.backbones.sites import Site
-from vitune.methods._bottleneck import (
+from vitune.methods.core.bottleneck import (
     BottleneckLayer,
     block_width,
     bottleneck_parameters,
     truncated_normal,
 )
-from vitune.methods._checks import check_rank, check_rate
-from vitune.methods._tuner import MethodConfig, MethodLayer
-from vitune.methods._wrapper import Call, choose_blocks, with_tokens
+from vitune.methods.core.token_checks import require_features_last
+from vitune.methods.core.tuner import MethodLayer
+from vitune.methods.core.value_checks import check_rank, check_rate
+from vitune.methods.core.wrapper import BlockConfig, Call, choose_blocks, with_tokens
 
 INIT_STD = 0.01
 
 
 @dataclass
-class AdapterPlusConfig(MethodConfig):
+class AdapterPlusConfig(BlockConfig):
     """x ← x + γ ⊙ DropPath(GELU(x W_dᵀ + b_d) W_uᵀ + b_u), x the output of a block.
 
     Shapes: W_d (r, d); b_d (r,); W_u (d, r); b_u, γ (d,).
@@ -34,7 +35,8 @@ class AdapterPlusConfig(MethodConfig):
 
     Raises:
         VituneError: a value out of range, or roles, which the method has no use for.
-        BackboneError: at injection, where the backbone has no transformer blocks.
+        BackboneError: at injection, where the backbone has no transformer blocks, or one whose
+            tokens do not have their features last.
     Source: Adapter+ (CVPR 2024) and its code: both matrices truncated normal with σ = .01, so
         training starts near, not at, the pre-trained function; γ = 1.
     """
@@ -58,7 +60,10 @@ class AdapterPlusConfig(MethodConfig):
         return False
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        return choose_blocks(sites, self.roles, self.blocks, by=self.title)
+        return choose_blocks(sites, self.blocks, by=self.title)
+
+    def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        require_features_last(model, sites, self.title)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         return PostBottleneck

@@ -10,16 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitune.backbones.sites import Site
-from vitune.methods._bottleneck import BottleneckLayer, block_width, bottleneck_parameters
-from vitune.methods._checks import check_rank, check_rate
-from vitune.methods._linear import uniform
-from vitune.methods._tuner import MethodConfig, MethodLayer
-from vitune.methods._wrapper import Call, choose_blocks, tapped, with_tokens
+from vitune.backbones.sites import Site, find_sites
+from vitune.methods.core.bottleneck import BottleneckLayer, block_width, bottleneck_parameters
+from vitune.methods.core.linear_layers import uniform
+from vitune.methods.core.token_checks import require_features_last
+from vitune.methods.core.tuner import MethodLayer
+from vitune.methods.core.value_checks import check_rank, check_rate
+from vitune.methods.core.wrapper import BlockConfig, Call, choose_blocks, tapped, with_tokens
+
+ENTRANCE = ("norm2", "fc1")
+"""Roles of the module with which a block's MLP begins, the norm where there is one."""
 
 
 @dataclass
-class AdaptFormerConfig(MethodConfig):
+class AdaptFormerConfig(BlockConfig):
     """y = x + MLP(LN₂(x)) + s·(ReLU(x W_dᵀ + b_d) W_uᵀ + b_u), x un-normalised, after attention.
 
     Shapes: W_d (r, d); b_d (r,); W_u (d, r); b_u (d,).
@@ -30,7 +34,8 @@ class AdaptFormerConfig(MethodConfig):
 
     Raises:
         VituneError: a value out of range, or roles, which the method has no use for.
-        BackboneError: at injection, where the backbone has no transformer blocks.
+        BackboneError: at injection, where the backbone has no transformer blocks, or one whose MLP
+            sees other tokens than leave the block.
     Source: AdaptFormer (NeurIPS 2022) and its code. The branch joins the residual stream
         directly: it passes neither the layer scale nor the drop path of the MLP.
     """
@@ -55,7 +60,11 @@ class AdaptFormerConfig(MethodConfig):
         return True
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        return choose_blocks(sites, self.roles, self.blocks, by=self.title)
+        return choose_blocks(sites, self.blocks, by=self.title)
+
+    def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        inner = {site.name: _mlp_entrance(model, site) for site in sites}
+        require_features_last(model, sites, self.title, tapped=inner)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         return ParallelBottleneck
@@ -79,7 +88,14 @@ class ParallelBottleneck(BottleneckLayer):
     def around(self, inner: Call, adapter: str, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         config = self.configs[adapter]
         seen: list[Tensor] = []
-        with tapped(self.inner_module("norm2", "fc1"), on_input=seen.append):
+        with tapped(self.inner_module(*ENTRANCE), on_input=seen.append):
             output = inner(x, *args, **kwargs)
         change = self.branch(seen[0], adapter, config.dropout) * config.scale
         return with_tokens(output, lambda y: self.joined(y, change.view_as(y)))
+
+
+def _mlp_entrance(model: nn.Module, block: Site) -> str:
+    """The name of the module whose input the bottleneck reads."""
+    start = f"{block.name}."
+    inner = (site for site in find_sites(model) if site.name.startswith(start))
+    return next(site.name for site in inner if site.role in ENTRANCE)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from vitune.backbones.sites import Site
 from vitune.errors import VituneError
-from vitune.methods._checks import check_rank
-from vitune.methods._linear import LinearLayer, has_bias, linear_shape, require_linear
-from vitune.methods._roles import choose_sites
-from vitune.methods._tuner import MethodConfig, MethodLayer, Tensors
+from vitune.methods.core.linear_layers import LinearLayer, has_bias, linear_shape, require_linear
+from vitune.methods.core.roles import choose_sites
+from vitune.methods.core.tuner import MethodConfig, MethodLayer, Tensors
+from vitune.methods.core.value_checks import check_rank
 from vitune.ops.partial_linear import partial_linear, partial_weight
 
 
@@ -94,12 +94,21 @@ class PartialLinear(LinearLayer):
         return values
 
     def adapt(self, tensors: Tensors, adapter: str) -> Tensors:
-        weight, bias, indices = tensors["weight"], tensors["bias"], self.indices[adapter]
-        row_bias = self.parameter("row_bias", adapter)
-        assert weight is not None
-        if bias is not None and row_bias is not None:
-            bias = partial_weight(bias, row_bias, indices)
-        return {"weight": partial_weight(weight, self.rows[adapter], indices), "bias": bias}
+        rows, row_bias = self.rows[adapter], self.parameter("row_bias", adapter)
+        weight = self._replaced(tensors, "weight", rows, adapter)
+        bias = tensors["bias"]
+        if row_bias is not None:
+            bias = self._replaced(tensors, "bias", row_bias, adapter)
+        return {"weight": weight, "bias": bias}
+
+    def _replaced(self, tensors: Tensors, name: str, rows: Tensor, adapter: str) -> Tensor:
+        """W with rows replaced; of W that another adapter has changed, with their change added."""
+        current, indices = tensors[name], self.indices[adapter]
+        original = (self._originals or self.base_tensors())[name]
+        assert current is not None and original is not None
+        if current is not original:
+            rows = current[indices] + (rows - original[indices])
+        return partial_weight(current, rows, indices)
 
     def adapted_forward(self, x: Tensor, adapter: str) -> Tensor:
         base = self.get_base_layer()

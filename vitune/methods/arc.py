@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitune.backbones.sites import Site
-from vitune.methods._checks import check_choice, check_rank, check_rate
-from vitune.methods._linear import LinearLayer, linear_shape, require_linear, uniform
-from vitune.methods._roles import QKV_PARTS, choose_sites
-from vitune.methods._tuner import MethodConfig, MethodLayer, Tensors
+from vitune.errors import VituneError
+from vitune.methods.core.linear_layers import LinearLayer, linear_shape, require_linear, uniform
+from vitune.methods.core.peft_options import ALL_LINEAR, OPTIONS
+from vitune.methods.core.roles import QKV_PARTS, choose_sites
+from vitune.methods.core.tuner import MethodConfig, MethodLayer, Tensors
+from vitune.methods.core.value_checks import check_choice, check_rank, check_rate
 
 PLACES = {"qkv": "attn", "q": "attn", "k": "attn", "v": "attn", "fc1": "mlp"}
 """Which of a block's two adapters feeds a linear layer."""
@@ -50,6 +52,8 @@ class ARCConfig(MethodConfig):
     title = "ARC"
     source = "Adapter Re-Composing, NeurIPS 2023"
     formula = "2·d·r + 2·L·(r + d)"
+    shares_parameters = True
+    narrowed_by = OPTIONS - {ALL_LINEAR}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,7 +69,17 @@ class ARCConfig(MethodConfig):
         roles = self.roles or (*QKV_PARTS, "fc1")
         return choose_sites(sites, roles, self.blocks, named=True, by=self.title)
 
+    @classmethod
+    def reason_against(cls, option: str) -> str:
+        """Why the method does not take an option."""
+        return f"{cls.title} stands before q, k, v and the MLP only"
+
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
+        if site.role not in PLACES:
+            raise VituneError(
+                f"roles: got {self.roles!r}, expected some of {tuple(PLACES)}: {self.title} has "
+                "no adapter elsewhere."
+            )
         require_linear(site, module, self.title, roles=self.roles)
         return RecomposedLinear
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vitune.methods._in_place import InPlaceConfig, own_parameters
+from vitune.methods.core.in_place import InPlaceConfig, own_parameters
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,14 +12,14 @@ import torch
 from peft import get_peft_model
 from peft.utils import get_peft_model_state_dict
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitune.backbones.rehearsal import rehearsed
 from vitune.backbones.sites import ROLES, find_sites
 from vitune.errors import VituneError
 from vitune.methods import METHODS, Method
-from vitune.methods._peft_targets import UNSUPPORTED
-from vitune.methods._tuner import MethodConfig
+from vitune.methods.core.peft_targets import UNSUPPORTED
+from vitune.methods.core.tuner import MethodConfig
 
 HEAD_PART = "modules_to_save"
 
@@ -38,7 +39,9 @@ class MethodRow:
         megabytes: of the adapter on disk without the head, in units of 10⁶ bytes.
         mergeable: whether the result is a network of the same shape; None: ask PEFT.
         identity_at_init: whether training starts at the pre-trained function; None: ask PEFT.
-        extra_gflops: per image at inference while not merged, in matrix products.
+        extra_gflops: per image at inference while not merged, in matrix products; None where it
+            was not asked for or cannot be counted.
+        notice: what a user should know of the method on this backbone; empty for nothing.
         refusal: why the method cannot be used on this backbone; empty where it can.
     """
 
@@ -52,6 +55,7 @@ class MethodRow:
     mergeable: bool | None = None
     identity_at_init: bool | None = None
     extra_gflops: float | None = None
+    notice: str = ""
     refusal: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -60,22 +64,27 @@ class MethodRow:
 
 
 def method_rows(
-    model: nn.Module, image_size: tuple[int, int], methods: Iterable[Method] | None = None
+    model: nn.Module,
+    image_size: tuple[int, int],
+    methods: Iterable[Method] | None = None,
+    *,
+    flops: bool = True,
 ) -> list[MethodRow]:
     """A row for each of `methods` on `model`, which is neither changed nor run.
 
     Args:
         image_size: (height, width) in pixels that the extra work is counted for.
         methods: None means all that `--method` takes.
+        flops: count the extra work; it takes most of the time, `extra_gflops` is None without it.
     """
     blueprint = copy.deepcopy(model).to("meta").eval()
-    base_flops = _flops(blueprint, image_size)
+    base_flops = _flops(blueprint, image_size) if flops else None
     chosen = METHODS.values() if methods is None else methods
     return [_row(method, blueprint, image_size, base_flops) for method in chosen]
 
 
 def _row(
-    method: Method, blueprint: nn.Module, image_size: tuple[int, int], base_flops: int
+    method: Method, blueprint: nn.Module, image_size: tuple[int, int], base_flops: int | None
 ) -> MethodRow:
     model = copy.deepcopy(blueprint)
     known: dict[str, Any] = {"name": method.name, "title": method.title, "paper": method.source}
@@ -93,10 +102,10 @@ def _row(
         return MethodRow(**known, refusal=f"PEFT: {reason}")
     state = get_peft_model_state_dict(adapted)
     saved = [value for key, value in state.items() if not _in_head(key, adapted)]
-    try:
-        extra = (_flops(adapted, image_size) - base_flops) / 1e9
-    except Exception:  # a PEFT layer that looks at values, of which there are none here
-        extra = None
+    extra = None
+    if base_flops is not None:
+        with suppress(Exception):  # a PEFT layer that looks at values, of which there are none here
+            extra = (_flops(adapted, image_size) - base_flops) / 1e9
     return MethodRow(
         **known,
         num_parameters=sum(
@@ -116,6 +125,7 @@ def _traits(config: MethodConfig, model: nn.Module) -> dict[str, Any]:
         "formula": config.formula,
         "mergeable": config.mergeable,
         "identity_at_init": config.identity_at_init,
+        "notice": config.notice(model),
     }
 
 
@@ -127,20 +137,12 @@ def _in_head(key: str, adapted: nn.Module) -> bool:
 
 
 def _flops(model: nn.Module, image_size: tuple[int, int]) -> int:
-    """Floating point operations of one image's matrix products, counted without computing them.
-
-    A copy of the meta model plays a CPU model: some layers ask for their device's autocast state.
-    """
-    mode = FakeTensorMode()
-    played, convert = copy.deepcopy(model), mode.fake_tensor_converter.from_meta_and_device
-    for module in played.modules():
-        stores: list[dict[str, Any]] = [module._parameters, module._buffers]
-        for tensors in stores:
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    meta = tensor.detach().to("meta")
-                    tensors[name] = convert(mode, meta, torch.device("cpu"))
-    with mode, torch.no_grad(), FlopCounterMode(display=False) as counter:
+    """Floating point operations of one image's matrix products, counted without computing them."""
+    with (
+        rehearsed(model) as played,
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):
         played(torch.empty(1, 3, *image_size))
     return int(counter.get_total_flops())
 
@@ -173,8 +175,8 @@ def methods_page() -> str:
             "",
             "## PEFT's own methods",
             "",
-            "They act on all linears of the blocks unless `vitune/methods/_peft_targets.py` says",
-            "otherwise. These train on a timm ViT (some ask for a smaller block or rank on a",
+            "They act on all linears of the blocks unless `vitune/methods/core/peft_targets.py`",
+            "says otherwise. These train on a timm ViT (some ask for a smaller block or rank on a",
             "narrow one):",
             "",
             ", ".join(f"`{name}`" for name in theirs) + ".",

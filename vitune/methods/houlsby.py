@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from vitune.backbones.sites import Site
-from vitune.methods._bottleneck import BottleneckLayer, bottleneck_parameters, truncated_normal
-from vitune.methods._checks import check_choice, check_rank
-from vitune.methods._linear import linear_shape, require_linear
-from vitune.methods._roles import choose_sites
-from vitune.methods._tuner import MethodConfig, MethodLayer
-from vitune.methods._wrapper import Call
+from vitune.methods.core.bottleneck import BottleneckLayer, bottleneck_parameters, truncated_normal
+from vitune.methods.core.linear_layers import linear_shape, require_linear
+from vitune.methods.core.roles import choose_sites
+from vitune.methods.core.tuner import MethodConfig, MethodLayer
+from vitune.methods.core.value_checks import check_choice, check_rank
+from vitune.methods.core.wrapper import Call
 
 INIT_STD = 0.01
 

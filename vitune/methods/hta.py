@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from vitune.backbones.sites import Site
 from vitune.errors import VituneError
-from vitune.methods._linear import LinearLayer, linear_shape, require_linear, uniform
-from vitune.methods._roles import QKV_PARTS, choose_sites, parts_of
-from vitune.methods._tuner import MethodConfig, MethodLayer, Tensors
+from vitune.methods.core.linear_layers import LinearLayer, linear_shape, require_linear, uniform
+from vitune.methods.core.roles import QKV_PARTS, choose_sites, parts_of
+from vitune.methods.core.tuner import MethodConfig, MethodLayer, Tensors
 
 EPSILON = 1e-12
 
@@ -59,7 +59,8 @@ class HTAConfig(MethodConfig):
         return choose_sites(sites, roles, self.blocks, named=True, by=self.title)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
-        require_linear(site, module, self.title, changes_bias=False)
+        whole = self.roles if site.num_parts == 1 else None
+        require_linear(site, module, self.title, roles=whole, changes_bias=False)
         return ReflectedLinear
 
     def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from vitune.backbones.sites import Site
 from vitune.errors import VituneError
-from vitune.methods._solved import HeadProblem, Labelled, SolvedConfig, SolvedHead, folds
-from vitune.methods._tuner import MethodLayer
+from vitune.methods.core.solved import HeadProblem, Labelled, SolvedConfig, SolvedHead, folds
+from vitune.methods.core.tuner import MethodLayer
 from vitune.ops.temperature import calibrated_losses
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
@@ -120,6 +120,9 @@ class NearestNeighboursConfig(SolvedConfig):
     source = "Wu et al. 2018"
     formula = "images · (features + classes)"
     mergeable: ClassVar[bool] = False
+    trains_in_place: ClassVar[bool] = False
+    every_site_has_tensors: ClassVar[bool] = True
+    narrowed_by: ClassVar[frozenset[str]] = frozenset({"target_modules"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,7 +147,10 @@ class NearestNeighboursConfig(SolvedConfig):
         assert isinstance(head, nn.Linear)
         return self.num_images * (head.in_features + head.out_features)
 
-    def prepare(self, model: nn.Module, adapter: str) -> None:
+    def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        """Any linear classifier will do."""
+
+    def prepare(self, model: nn.Module, adapter: str, sites: Sequence[Site]) -> None:
         """Nothing is changed in place."""
 
     def solve(self, problem: HeadProblem) -> SolvedHead:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from vitune.errors import BackboneError
-from vitune.methods._in_place import InPlaceConfig, own_parameters
+from vitune.methods.core.in_place import InPlaceConfig, own_parameters
+from vitune.methods.core.peft_options import ALL_LINEAR
 
 
 @dataclass
@@ -26,6 +27,12 @@ class LayerNormConfig(InPlaceConfig):
     title = "LayerNorm only"
     source = "common practice"
     formula = "Σ 2·d over norms"
+    narrowed_by = InPlaceConfig.narrowed_by - {ALL_LINEAR}
+
+    @classmethod
+    def reason_against(cls, option: str) -> str:
+        """Why the method does not take an option."""
+        return f"{cls.title} trains norms, which have no such role"
 
     def trained(self, model: nn.Module) -> Iterable[tuple[str, str]]:
         pairs = [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitune.errors import VituneError
-from vitune.methods._solved import HeadProblem, Labelled, SolvedConfig, SolvedHead, folds
+from vitune.methods.core.solved import HeadProblem, Labelled, SolvedConfig, SolvedHead, folds
 from vitune.ops.logistic import Solution, Standardiser, solve_logistic
 from vitune.ops.temperature import calibrated_losses, paired
 

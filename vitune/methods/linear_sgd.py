@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
 
-from torch import nn
-
-from vitune.methods._in_place import InPlaceConfig
+from vitune.methods.core.head_only import HeadOnlyConfig
 
 
 @dataclass
-class SteppedProbeConfig(InPlaceConfig):
+class SteppedProbeConfig(HeadOnlyConfig):
     """y = W_head f(x) + b_head with f frozen, trained like every other method.
 
     The probe of published tables, with their schedules, augmentation and rates. `linear` solves
@@ -24,9 +20,3 @@ class SteppedProbeConfig(InPlaceConfig):
     method = "linear_sgd"
     title = "Linear probe, stepped"
     source = "common practice"
-    formula = "0"
-    exposes_delta = True
-    starts_at_probe: ClassVar[bool] = False
-
-    def trained(self, model: nn.Module) -> Iterable[tuple[str, str]]:
-        return ()

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitune.backbones.sites import Site
-from vitune.methods._checks import check_rank
-from vitune.methods._linear import (
+from vitune.methods.core.linear_layers import (
     BLOCK_LINEARS,
     LinearLayer,
     has_bias,
@@ -20,8 +19,9 @@ from vitune.methods._linear import (
     require_linear,
     xavier_uniform,
 )
-from vitune.methods._roles import choose_sites
-from vitune.methods._tuner import MethodConfig, MethodLayer, Tensors
+from vitune.methods.core.roles import choose_sites
+from vitune.methods.core.tuner import MethodConfig, MethodLayer, Tensors
+from vitune.methods.core.value_checks import check_rank
 from vitune.ops import rescaled_linear, rescaled_weight
 
 
@@ -68,9 +68,7 @@ class LoRAMulVPTAddConfig(MethodConfig):
         return True
 
     def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
-        return sum(
-            self._count(*linear_shape(model, site), has_bias(model, site)) for site in sites
-        )
+        return sum(self._count(*linear_shape(model, site), has_bias(model, site)) for site in sites)
 
     def _count(self, num_out: int, num_in: int, has_bias: bool) -> int:
         low_rank = self.rank * (num_out + num_in) if self.parts & {"mul", "add"} else 0

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from vitune.backbones.sites import Site, token_layout
 from vitune.errors import BackboneError, VituneError
-from vitune.methods._spectral import filtered, new_tau, response, route_entropy
-from vitune.methods._tuner import MethodLayer
-from vitune.methods._wrapper import Call, WrapperLayer
-from vitune.methods.rlrr import RLRRConfig
+from vitune.methods.core.peft_options import ALL_LINEAR, OPTIONS
+from vitune.methods.core.spectral import filtered, new_tau, response, route_entropy
+from vitune.methods.core.token_checks import prefix_tokens
+from vitune.methods.core.tuner import MethodLayer
+from vitune.methods.core.wrapper import Call, WrapperLayer
+from vitune.methods.rlrr.config import RLRRConfig
 
 ROLES = ("v", "attn_out", "fc1", "fc2", "norm2", "patch_embed", "final_norm")
 GROUP_WIDTH = 64
@@ -38,7 +40,7 @@ class MoPPAConfig(RLRRConfig):
 
     Raises:
         VituneError: groups that do not divide the width, or a value RLRR refuses.
-        BackboneError: at injection, where the patches do not form one known grid.
+        BackboneError: at injection, where a block's patches do not form the one known grid.
     Source: MoPPA (arXiv 2412.02759) has only its abstract public; this is a reconstruction after
         the code of its apparent successor MoPDO, with any grid in place of 14 × 14.
     """
@@ -51,6 +53,9 @@ class MoPPAConfig(RLRRConfig):
     title = "MoPPA"
     source = "MoPPA, arXiv 2412.02759 (reconstruction)"
     formula = "3·H·W·g + L·(3·c + 4·g) + RLRR on v, o, fc1, fc2 + SSF on 2 + L places"
+    shares_parameters = True
+    combines = False
+    narrowed_by = OPTIONS - {ALL_LINEAR}
     mergeable = False
 
     def __post_init__(self) -> None:
@@ -62,6 +67,11 @@ class MoPPAConfig(RLRRConfig):
     def identity_at_init(self) -> bool:
         return False
 
+    @classmethod
+    def reason_against(cls, option: str) -> str:
+        """Why the method does not take an option."""
+        return f"{cls.title} filters what enters attention, beside its linears"
+
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
         chosen = {site.name for site in super().choose(sites)}
         entrances = _entrances(sites, {site.block for site in sites if site.name in chosen})
@@ -71,9 +81,15 @@ class MoPPAConfig(RLRRConfig):
         return FilteredNorm if site.role == "norm1" else super().layer_class(site, module)
 
     def new_shared(self, model: nn.Module, sites: Sequence[Site]) -> nn.Module:
-        norm = model.get_submodule(next(s.name for s in sites if s.role == "norm1"))
+        places = [(site, site.name) for site in sites if site.role == "norm1"]
+        if not places:
+            raise BackboneError(
+                f"{self.title}: got no norm before attention, expected one to filter. Change "
+                "target_modules, exclude_modules or modules_to_save."
+            )
+        norm = model.get_submodule(places[0][1])
         num_groups = self.groups(int(norm.normalized_shape[-1]))  # type: ignore[index]
-        return PriorRates(model, num_groups, self.title)
+        return PriorRates(model, num_groups, places, self.title)
 
     def groups(self, width: int) -> int:
         """The number of channel groups on a network of `width`."""
@@ -94,11 +110,14 @@ class MoPPAConfig(RLRRConfig):
 
 
 class PriorRates(nn.Module):
-    """k_p[n, m, g], shared by all blocks, and where the patch tokens lie."""
+    """k_p[n, m, g], shared by all blocks, and where each block's patch tokens lie."""
 
-    def __init__(self, model: nn.Module, num_groups: int, by: str) -> None:
+    def __init__(
+        self, model: nn.Module, num_groups: int, places: Sequence[tuple[Site, str]], by: str
+    ) -> None:
         super().__init__()
-        self.grid, self.num_prefix = grid_of(model, by), token_layout(model).num_prefix
+        self.grid = grid_of(model, by)
+        self.num_prefix = prefix_tokens(model, places, by, self.grid)
         self.rates = nn.Parameter(torch.ones(3, *self.grid, num_groups))
 
 
@@ -128,13 +147,15 @@ class FilteredNorm(WrapperLayer):
         gain = response(
             shared.rates, tau, self.route[adapter], self.temperature[adapter], shared.grid
         )
-        changed = filtered(x, gain.flatten(2), shared.num_prefix)
+        changed = filtered(x, gain.flatten(2), shared.num_prefix[self.site.block])
         if self.delta_noise is None:
             return inner(changed, *args, **kwargs)
         base = inner(x, *args, **kwargs)
         return self.joined(base, inner(changed, *args, **kwargs) - base)
 
-    def penalty(self, adapter: str, progress: float) -> Tensor | None:
+    def penalty(
+        self, adapter: str, progress: float, labels: Tensor | None = None
+    ) -> Tensor | None:
         scale = self.configs[adapter].entropy_scale * max(0.0, 1 - 2 * progress)
         if scale == 0:
             return None

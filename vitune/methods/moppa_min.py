@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitune.backbones.sites import Site
+from vitune.backbones.sites import Site, find_sites
 from vitune.errors import VituneError
-from vitune.methods._bottleneck import block_width
-from vitune.methods._checks import check_rank
-from vitune.methods._linear import uniform
-from vitune.methods._spectral import filtered, new_tau, response, route_entropy
-from vitune.methods._tuner import MethodConfig, MethodLayer
-from vitune.methods._wrapper import Call, WrapperLayer, choose_blocks, tapped
+from vitune.methods.core.bottleneck import block_width
+from vitune.methods.core.linear_layers import uniform
+from vitune.methods.core.spectral import filtered, new_tau, response, route_entropy
+from vitune.methods.core.tuner import MethodLayer
+from vitune.methods.core.value_checks import check_rank
+from vitune.methods.core.wrapper import BlockConfig, Call, WrapperLayer, choose_blocks, tapped
 from vitune.methods.moppa import TEMPERATURE, PriorRates, grid_of
 
 
 @dataclass
-class MoPPAMinConfig(MethodConfig):
+class MoPPAMinConfig(BlockConfig):
     """Attn(z) + s·Up(IDCT(R ⊙ DCT(Down(z)))) with z = LN₁(x), on patch tokens; R as in MoPPA.
 
     Shapes: Down (r, d); Up (d, r); per block τ (3, r), a (3, g); k (3, H, W), shared by all.
@@ -50,6 +50,7 @@ class MoPPAMinConfig(MethodConfig):
     title = "MoPPA-min"
     source = "after MoPPA, arXiv 2412.02759 (reconstruction)"
     formula = "L·(2·d·r + 3·r + 3·g) + 3·H·W"
+    shares_parameters = True
     mergeable = False
 
     def __post_init__(self) -> None:
@@ -67,15 +68,18 @@ class MoPPAMinConfig(MethodConfig):
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
         needs = ("norm1", "attn_out", "fc2")
-        return choose_blocks(
-            sites, self.roles, self.blocks, by=self.title, needs=needs, windowed=False
-        )
+        return choose_blocks(sites, self.blocks, by=self.title, needs=needs, windowed=False)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         return SpectralBranch
 
     def new_shared(self, model: nn.Module, sites: Sequence[Site]) -> nn.Module:
-        return PriorRates(model, 1, self.title)
+        known, places = find_sites(model), []
+        for block in sites:
+            inner = [site for site in known if site.name.startswith(f"{block.name}.")]
+            ends = {site.role: site for site in inner if site.role in ("norm1", "attn_out")}
+            places += [(block, ends["norm1"].name), (block, attention_end(ends["attn_out"]))]
+        return PriorRates(model, 1, places, self.title)
 
     def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
         height, across = grid_of(model, self.title)
@@ -109,20 +113,15 @@ class SpectralBranch(WrapperLayer):
         def add(y: Tensor) -> Tensor:
             return self.joined(y, self._branch(seen[-1], adapter))
 
-        norm, out = self.inner_module("norm1"), self._attention_end()
+        norm = self.inner_module("norm1")
+        out = self.get_base_layer().get_submodule(attention_end(self.inner_site("attn_out")))
         with tapped(norm, on_output=seen.append), tapped(out, on_output=add):
             return inner(x, *args, **kwargs)
-
-    def _attention_end(self) -> nn.Module:
-        """What returns the attention's result: its output linear, or the attention itself."""
-        site = self.inner_site("attn_out")
-        name = site.name.rpartition(".")[0] if site.direct_weight else site.name
-        return self.get_base_layer().get_submodule(name)
 
     def _branch(self, z: Tensor, adapter: str) -> Tensor:
         shared, config = self.shared[adapter], self.configs[adapter]
         assert isinstance(shared, PriorRates)
-        route, start = self.route[adapter], shared.num_prefix
+        route, start = self.route[adapter], shared.num_prefix[self.site.block]
         tau = self.tau[adapter].unflatten(1, (config.num_groups, -1))  # (3, g, r/g)
         temperature = torch.full_like(route[0], TEMPERATURE)
         gain = response(shared.rates, tau, route, temperature, shared.grid).flatten(2)
@@ -131,9 +130,16 @@ class SpectralBranch(WrapperLayer):
         change = F.linear(hidden, self.up[adapter].to(z.dtype)) * config.scale
         return F.pad(change, (0, 0, start, 0))  # (b, n, d)
 
-    def penalty(self, adapter: str, progress: float) -> Tensor | None:
+    def penalty(
+        self, adapter: str, progress: float, labels: Tensor | None = None
+    ) -> Tensor | None:
         scale = self.configs[adapter].entropy_scale * max(0.0, 1 - 2 * progress)
         if scale == 0:
             return None
         route = self.route[adapter]
         return -scale * route_entropy(route, torch.full_like(route[0], TEMPERATURE))
+
+
+def attention_end(site: Site) -> str:
+    """The name of what returns the attention's result: its output linear, or the attention."""
+    return site.name.rpartition(".")[0] if site.direct_weight else site.name

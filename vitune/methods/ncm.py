@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitune.methods._solved import HeadProblem, Labelled, SolvedConfig, SolvedHead, folds
+from vitune.methods.core.solved import HeadProblem, Labelled, SolvedConfig, SolvedHead, folds
 from vitune.ops.logistic import Standardiser
 
 SHARPNESSES = tuple(2.0**power for power in range(-12, 5))

@@ -9,8 +9,8 @@ from torch import nn
 
 from vitune.backbones.sites import find_sites
 from vitune.errors import BackboneError, VituneError
-from vitune.methods._checks import check_rank
-from vitune.methods._in_place import InPlaceConfig, own_parameters
+from vitune.methods.core.in_place import InPlaceConfig, own_parameters
+from vitune.methods.core.value_checks import check_rank
 
 
 @dataclass
@@ -32,6 +32,14 @@ class PartialConfig(InPlaceConfig):
     title = "Partial-k"
     source = "common practice"
     formula = "k·(12·d² + 13·d) + 2·d"
+    narrowed_by = InPlaceConfig.narrowed_by - {"blocks"}
+
+    @classmethod
+    def reason_against(cls, option: str) -> str:
+        """Why the method does not take an option."""
+        if option == "blocks":
+            return "num_blocks says how many of the last ones train"
+        return super().reason_against(option)
 
     def __post_init__(self) -> None:
         super().__post_init__()

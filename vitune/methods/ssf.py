@@ -9,12 +9,12 @@ from types import MappingProxyType
 from torch import Tensor, nn
 
 from vitune.backbones.sites import Site
-from vitune.methods._checks import check_choice
-from vitune.methods._in_projection import linear_view
-from vitune.methods._linear import require_linear
-from vitune.methods._roles import LINEAR_ROLES, NORM_ROLES, choose_sites
-from vitune.methods._scale_shift import scale_shift_class
-from vitune.methods._tuner import MethodConfig, MethodLayer
+from vitune.methods.core.in_projection import linear_view
+from vitune.methods.core.linear_layers import require_linear
+from vitune.methods.core.roles import LINEAR_ROLES, NORM_ROLES, choose_sites
+from vitune.methods.core.scale_shift import scale_shift_class
+from vitune.methods.core.tuner import MethodConfig, MethodLayer
+from vitune.methods.core.value_checks import check_choice
 
 
 @dataclass
@@ -28,7 +28,8 @@ class SSFConfig(MethodConfig):
     Raises:
         VituneError: another init, or roles that name a part of a fused qkv.
         BackboneError: at injection, where a layer has no scale and shift.
-    Source: SSF (NeurIPS 2022) eq. 2 and its code. Not after the norm inside a Swin's patch
+    Source: SSF (NeurIPS 2022) eq. 2 and its code. Convolutions between transformer blocks only
+        where roles name "conv". Not after the norm inside a Swin's patch
         embedding, nor on the norm of its patch merging, for which there is no site.
     """
 
@@ -49,7 +50,9 @@ class SSFConfig(MethodConfig):
         return self.init == "identity"
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        roles = self.roles or ("patch_embed", *NORM_ROLES, *LINEAR_ROLES, "conv")
+        is_transformer = any(site.role == "attn_out" for site in sites)
+        convolutions = () if is_transformer else ("conv",)
+        roles = self.roles or ("patch_embed", *NORM_ROLES, *LINEAR_ROLES, *convolutions)
         return choose_sites(sites, roles, self.blocks, named=self.roles is not None, by="SSF")
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:

@@ -13,18 +13,19 @@ from torch.nn import functional as F
 
 from vitune.backbones.sites import Site, find_sites, num_prefix_tokens
 from vitune.errors import BackboneError
-from vitune.methods._bottleneck import block_width
-from vitune.methods._checks import check_rank, check_rate
-from vitune.methods._linear import uniform
-from vitune.methods._tuner import MethodConfig, MethodLayer
-from vitune.methods._wrapper import Call, WrapperLayer, choose_blocks, with_tokens
+from vitune.methods.core.bottleneck import block_width
+from vitune.methods.core.linear_layers import uniform
+from vitune.methods.core.token_checks import require_more_tokens
+from vitune.methods.core.tuner import MethodLayer
+from vitune.methods.core.value_checks import check_rank, check_rate
+from vitune.methods.core.wrapper import BlockConfig, Call, WrapperLayer, choose_blocks, with_tokens
 
 POSITION_MODULES = ("rope", "rel_pos", "relative_position", "pos_bias")
 """Parts of module names that tell of positions inside attention, which prompts do not have."""
 
 
 @dataclass
-class VPTDeepConfig(MethodConfig):
+class VPTDeepConfig(BlockConfig):
     """[prefix; P_i; patches] enters block i, and P_i's outputs are dropped behind it.
 
     Shapes: P_i (p, d), one for each block.
@@ -34,7 +35,8 @@ class VPTDeepConfig(MethodConfig):
 
     Raises:
         VituneError: a value out of range, or roles, which the method has no use for.
-        BackboneError: at injection, where attention is in windows or has positions of its own.
+        BackboneError: at injection, where attention is in windows or has positions of its own, or
+            a block does not take more tokens than the network gives it.
     Source: VPT (ECCV 2022) and its code: U(±√(6/(3·patch² + d))), prompts between the class token
         and the patches, without position. The backbone's dropout and drop path stay on while
         training, unlike there.
@@ -60,13 +62,17 @@ class VPTDeepConfig(MethodConfig):
         return False
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        return choose_blocks(sites, self.roles, self.blocks, by=self.title, windowed=False)
+        return choose_blocks(sites, self.blocks, by=self.title, windowed=False)
+
+    def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        _refuse_positions(model, self.title)
+        names = [site.name for site in sites]
+        require_more_tokens(model, sites, names, names, self.title, number=self.num_prompts)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         return PromptedBlock
 
     def new_shared(self, model: nn.Module, sites: Sequence[Site]) -> nn.Module:
-        _refuse_positions(model, self.title)
         return PromptPlan(model, num_prefix_tokens(model), sites)
 
     def decayed_by_authors(self, place: str, name: str, parameter: Tensor) -> bool:
@@ -88,10 +94,16 @@ class VPTShallowConfig(VPTDeepConfig):
     method = "vpt_shallow"
     title = "VPT-shallow"
     formula = "p·d"
+    every_site_has_tensors = False
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
         chosen = super().choose(sites)
         return chosen if len(chosen) == 1 else (chosen[0], chosen[-1])
+
+    def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        _refuse_positions(model, self.title)
+        first, last = [sites[0].name], [sites[-1].name]
+        require_more_tokens(model, sites, first, last, self.title, number=self.num_prompts)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         return PromptCarryingBlock
@@ -175,8 +187,12 @@ def _refuse_positions(model: nn.Module, by: str) -> None:
 
 
 def _refuse_tensors(args: Sequence[Any], kwargs: Mapping[str, Any], by: str) -> None:
-    """A mask or rotary table that comes with the tokens does not fit more of them."""
-    if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+    """A mask or rotary table that comes with the tokens does not fit more of them.
+
+    A single number (transformers' Trainer sends how many images there are) has no size to fit.
+    """
+    given = (*args, *kwargs.values())
+    if any(isinstance(value, Tensor) and value.dim() > 0 for value in given):
         raise BackboneError(
             f"{by}: got a block that is called with a mask or positions, expected tokens alone. "
             "Choose another method ('vitune methods')."

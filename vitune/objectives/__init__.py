@@ -8,6 +8,7 @@ from typing import Any
 
 from vitune.errors import VituneError, nearest
 from vitune.objectives.cross_entropy import CrossEntropy as CrossEntropy
+from vitune.objectives.graph import graph_penalty as graph_penalty
 from vitune.objectives.pace import Pace as Pace
 from vitune.objectives.step import NoisePlan as NoisePlan
 from vitune.objectives.step import Objective as Objective

@@ -35,7 +35,7 @@ class CrossEntropy:
         self, model: nn.Module, images: Tensor, labels: Tensor, step: Step
     ) -> dict[str, Tensor]:
         logits = step.logits(model(images)).float()
-        return step.with_penalty({"cross_entropy": self.loss(logits, labels)})
+        return step.with_penalty({"cross_entropy": self.loss(logits, labels)}, labels)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of logits (b, c)."""

@@ -102,7 +102,7 @@ class Pace:
             _restore(before, images.device)
             second = self._noisy_pass(model, images, step, is_second=True)
             losses["consistency"] = self._disagreement(first, second)
-        return step.with_penalty(losses)
+        return step.with_penalty(losses, labels)
 
     @staticmethod
     def _half(size: int, turn: int) -> slice:

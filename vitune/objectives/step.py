@@ -40,18 +40,21 @@ class Step:
         progress: share of training that is done, in [0, 1].
         indices: position of each image in the training set (b,); None where it is not known.
         logits: turns what the model returns into logits (b, c).
-        penalty: the method's own term at this progress, None where it has none.
+        penalty: the method's own term at this progress and for these labels, None where it has
+            none.
     """
 
     number: int = 0
     progress: float = 0.0
     indices: Tensor | None = None
     logits: Callable[[Any], Tensor] = lambda output: output
-    penalty: Callable[[float], Tensor | None] | None = None
+    penalty: Callable[[float, Tensor | None], Tensor | None] | None = None
 
-    def with_penalty(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`losses` with the method's own term, where it has one now."""
-        term = None if self.penalty is None else self.penalty(self.progress)
+    def with_penalty(
+        self, losses: dict[str, Tensor], labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`losses` with the method's own term for images with `labels`, where it has one now."""
+        term = None if self.penalty is None else self.penalty(self.progress, labels)
         return losses if term is None else {**losses, "penalty": term}
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vitune.ops.hardware import cpu_multiplies_bf16, without_autocast
+from vitune.ops.plain import gradients_of, needs_plain_ops
 
 MAX_TOKENS = 1024
 """Beyond it the n·n scores of an image leave the cache and PyTorch's own kernel is faster."""
@@ -25,10 +25,14 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ / √d) v by plain matrix products, the scores computed again for the gradient.
 
-    A few images at a time, so that their scores stay in the cache. It can be differentiated once.
+    A few images at a time, so that their scores stay in the cache. Where a gradient is to be
+    differentiated in turn (`create_graph`), the reference's is given; under torch.func and
+    torch.export the reference runs.
 
     Shapes: q (b, h, n, d); k (b, h, m, d); v (b, h, m, e); returns (b, h, n, e).
     """
+    if needs_plain_ops():
+        return attention_reference(q, k, v)
     result: Tensor = _Attention.apply(q, k, v)
     return result
 
@@ -60,9 +64,10 @@ class _Attention(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return gradients_of(attention_reference, (q, k, v), ctx.needs_input_grad, grad)
         scale = q.shape[-1] ** -0.5
         grad_q, grad_k, grad_v = (torch.empty_like(tensor) for tensor in (q, k, v))
         with without_autocast(q.device.type):

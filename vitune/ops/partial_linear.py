@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from vitune.ops.plain import gradients_of, needs_plain_ops
 
 
 def partial_weight(weight: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
@@ -46,8 +47,9 @@ def partial_linear(
 ) -> Tensor:
     """y = x W'ᵀ + b', W' and b' being W and b with rows replaced, saving only x for the backward.
 
-    W and b are frozen and get no gradient, so that no buffer of W's size exists besides W. It can
-    be differentiated once; a second time raises PyTorch's own error.
+    W and b are frozen and get no gradient, so that no buffer of W's size exists besides W. Where
+    a gradient is to be differentiated in turn (`create_graph`), the reference's is given; under
+    torch.func and torch.export the reference runs.
 
     Shapes: x (..., i); weight (o, i); bias (o,) or None; rows (r, i); row_bias (r,) or None where
         bias is None; indices (r,), all different; returns (..., o).
@@ -56,7 +58,7 @@ def partial_linear(
     device_type = x.device.type
     if torch.is_autocast_enabled(device_type):
         x = x.to(torch.get_autocast_dtype(device_type))
-    if weight.requires_grad:
+    if weight.requires_grad or needs_plain_ops():
         return partial_linear_reference(x, weight.to(x.dtype), bias, rows, row_bias, indices)
     result: Tensor = _PartialLinear.apply(x, weight, bias, rows, row_bias, indices)
     return result
@@ -81,9 +83,10 @@ class _PartialLinear(torch.autograd.Function):
         return y.index_copy_(-1, indices, trained)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, rows, indices = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable_gradients(ctx, grad)
         grad = grad.to(x.dtype)
         of_rows = grad.index_select(-1, indices)  # (..., r)
         grad_x = grad_rows = grad_bias = None
@@ -97,6 +100,21 @@ class _PartialLinear(torch.autograd.Function):
             if ctx.has_bias and ctx.needs_input_grad[4]:
                 grad_bias = flat.sum(0, dtype=rows.dtype)
         return grad_x, None, None, grad_rows, grad_bias, None
+
+
+def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The reference's gradients, with a graph of their own."""
+    x, weight, rows, indices = ctx.saved_tensors
+
+    def product(x: Tensor, rows: Tensor) -> Tensor:
+        return F.linear(x, partial_weight(weight, rows, indices).to(x.dtype))
+
+    needed = (ctx.needs_input_grad[0], ctx.needs_input_grad[3])
+    of_x, of_rows = gradients_of(product, (x, rows), needed, grad)
+    of_bias = None
+    if ctx.has_bias and ctx.needs_input_grad[4]:
+        of_bias = grad.index_select(-1, indices).flatten(0, -2).sum(0).to(rows.dtype)
+    return of_x, None, None, of_rows, of_bias, None
 
 
 def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:

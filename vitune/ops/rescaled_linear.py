@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from vitune.ops.hardware import cpu_multiplies_bf16, in_autocast_dtype, without_autocast
+from vitune.ops.plain import gradients_of, needs_plain_ops
 from vitune.ops.token_sampling import sample_tokens
 
 BUILD_TILE = 1 << 19
@@ -72,7 +72,8 @@ def rescaled_linear(
 
     W and b are frozen here and get no gradient; where `weight` requires one, the reference runs
     instead. Under autocast the product is taken in the autocast dtype, W' being rounded once from
-    a float32 product. It can be differentiated once; a second time raises PyTorch's own error.
+    a float32 product. Where a gradient is to be differentiated in turn (`create_graph`), the
+    reference's is given; under torch.func and torch.export the reference runs.
 
     The product dyᵀx behind the scales' gradients is taken in bfloat16 where x is float32 on a CPU
     that multiplies bfloat16 in hardware and n·o·i is at least BF16_REDUCTION_FROM. y and dx are
@@ -87,7 +88,7 @@ def rescaled_linear(
     Source: RLRR (CVPR 2024) eq. 5 and 6; the recomputation is vitune's.
     """
     x = in_autocast_dtype(x)
-    if weight.requires_grad:
+    if weight.requires_grad or needs_plain_ops():
         changed = rescaled_weight(weight, scale_out, scale_in, residual=residual).to(x.dtype)
         return F.linear(x, changed, _sum_bias(bias, shift, x.dtype))
     if not torch.is_grad_enabled():
@@ -121,10 +122,11 @@ class _RescaledLinear(torch.autograd.Function):
             return F.linear(x, changed, _sum_bias(bias, shift, x.dtype))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale_out, scale_in = ctx.saved_tensors
         needs_x, _, _, needs_out, needs_in, needs_shift, *_ = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            return _differentiable_gradients(ctx, grad)
         grad = grad.reshape(-1, grad.shape[-1]).to(x.dtype)  # (n, o)
         grad_x = grad_out = grad_in = grad_shift = None
         with without_autocast(x.device.type):
@@ -152,6 +154,21 @@ class _RescaledLinear(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The reference's gradients, with a graph of their own."""
+    x, weight, scale_out, scale_in = ctx.saved_tensors
+    needs_x, _, _, needs_out, needs_in, needs_shift, *_ = ctx.needs_input_grad
+
+    def product(x: Tensor, scale_out: Tensor, scale_in: Tensor) -> Tensor:
+        changed = rescaled_weight(weight, scale_out, scale_in, residual=ctx.residual)
+        return F.linear(x, changed.to(x.dtype))
+
+    needed = (needs_x, needs_out, needs_in)
+    of_x, of_out, of_in = gradients_of(product, (x, scale_out, scale_in), needed, grad)
+    of_shift = grad.flatten(0, -2).sum(0).to(ctx.shift_dtype) if needs_shift else None
+    return of_x, None, None, of_out, of_in, of_shift, None, None, None
 
 
 def _scale_gradients(

@@ -19,11 +19,13 @@ class Confusion:
 
 def most_confused(evaluation: Evaluation, most: int | None = 12) -> list[Confusion]:
     """The pairs (true class, predicted class) with the most images, most first; all for None."""
+    counts, names = evaluation.confusion, evaluation.classes
+    if counts is None:
+        return []
     pairs = [
-        Confusion(evaluation.classes[true], evaluation.classes[predicted], found, found / sum(line))
-        for true, line in enumerate(evaluation.confusion)
-        for predicted, found in enumerate(line)
-        if found and predicted != true
+        Confusion(names[true], names[predicted], found, found / counts.totals[true])
+        for true, predicted, found in counts.cells
+        if predicted != true
     ]
     pairs.sort(key=lambda pair: (-pair.count, -pair.share, pair.label, pair.predicted))
     return pairs[:most]

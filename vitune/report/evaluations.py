@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from vitune.errors import VituneError
+from vitune.report.exit_results import ExitScores, read_exits
+from vitune.report.formatting import count
 from vitune.report.intervals import wilson_interval
-from vitune.report.reading import Record, as_record, read_json, visible_files, whole_numbers
+from vitune.report.result_files import Record, as_record, read_json, visible_files, whole_numbers
 
 PICTURE = re.compile(r"data:image/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
 
@@ -52,8 +55,39 @@ class Mistake:
 
 
 @dataclass(frozen=True)
+class ConfusionCounts:
+    """A confusion matrix without its zeros: 5,000 classes have 25 million of them.
+
+    Args:
+        cells: (true class, predicted class, images), sorted, of the pairs that occur.
+    """
+
+    num_classes: int
+    cells: tuple[tuple[int, int, int], ...]
+
+    @cached_property
+    def totals(self) -> tuple[int, ...]:
+        """Images of each true class."""
+        found = [0] * self.num_classes
+        for true, _, number in self.cells:
+            found[true] += number
+        return tuple(found)
+
+    @property
+    def num_correct(self) -> int:
+        """Images on the diagonal."""
+        return sum(number for true, predicted, number in self.cells if true == predicted)
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """One file of evaluation/: scores in [0, 1], `confusion` counts true x predicted."""
+    """One file of evaluation/: scores in [0, 1].
+
+    Args:
+        num_trained: of the scored images, those that trained the model.
+        num_watched: those of its validation split.
+        num_left_out: images that were not scored because they had trained or validated it.
+    """
 
     name: str
     data: str | None
@@ -63,15 +97,50 @@ class Evaluation:
     nll: float | None
     ece: float | None
     classes: tuple[str, ...]
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: ConfusionCounts | None
     per_class: tuple[ClassScore, ...]
     calibration: tuple[CalibrationBin, ...]
     mistakes: tuple[Mistake, ...]
+    num_trained: int = 0
+    num_watched: int = 0
+    num_left_out: int = 0
+    exits: ExitScores | None = None
 
     @property
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval of `top1` on `num_images` images."""
         return wilson_interval(self.top1, self.num_images)
+
+    @property
+    def marks(self) -> list[str]:
+        """What the score may not be taken for, in sentences."""
+        return score_marks(self.num_images, self.num_trained, self.num_watched, self.num_left_out)
+
+
+def score_marks(num_images: int, trained: int, watched: int, left_out: int) -> list[str]:
+    """What a score may not be taken for, in sentences.
+
+    Args:
+        num_images: that were scored.
+        trained, watched: how many of them trained the run, and how many are its validation images.
+        left_out: images that were not scored because they had trained or validated it.
+    """
+    marks = []
+    if trained:
+        marks.append(
+            f"{_part(trained, num_images)} trained the model: the score says nothing about new "
+            "images."
+        )
+    if watched:
+        marks.append(f"{_part(watched, num_images)} are the run's validation images.")
+    if left_out:
+        marks.append(f"{count(left_out)} images that trained or validated the run are left out.")
+    return marks
+
+
+def _part(number: int, num_images: int) -> str:
+    """So many of the scored images, in words."""
+    return "These images" if number == num_images else f"{number:,} of these {num_images:,} images"
 
 
 def read_evaluations(folder: Path) -> tuple[Evaluation, ...]:
@@ -87,12 +156,16 @@ def read_evaluations(folder: Path) -> tuple[Evaluation, ...]:
 def _standing(evaluation: Evaluation) -> tuple[int, int, str]:
     """Test sets first, of these the one called just "test", then by name."""
     name = evaluation.name
-    return _openness(name), name != "test", name
+    return _openness(evaluation), name != "test", name
 
 
-def _openness(name: str) -> int:
+def _openness(evaluation: Evaluation) -> int:
     """0 for a test set (the score to tell), 3 for images that training saw."""
-    lowered = name.lower()
+    if evaluation.num_trained:
+        return 3
+    if evaluation.num_watched:
+        return 2
+    lowered = evaluation.name.lower()
     if "test" in lowered:
         return 0
     words = set(re.split(r"[^a-z]+", lowered))
@@ -102,8 +175,13 @@ def _openness(name: str) -> int:
 
 
 def is_validation(evaluation: Evaluation) -> bool:
-    """Whether the images are the validation split, by the evaluation's name."""
-    return _openness(evaluation.name) == 2
+    """Whether the images are the validation split, by content or by the evaluation's name."""
+    return _openness(evaluation) == 2
+
+
+def is_test(evaluation: Evaluation) -> bool:
+    """Whether the images are a test split, by the evaluation's name, of which none trained."""
+    return _openness(evaluation) == 0
 
 
 def _evaluation(path: Path) -> Evaluation:
@@ -127,18 +205,49 @@ def _evaluation(path: Path) -> Evaluation:
         per_class=tuple(_class_score(entry) for entry in record.records("per_class")),
         calibration=tuple(_bins(record)),
         mistakes=tuple(_mistake(entry) for entry in record.records("mistakes")),
+        num_trained=_number(record, "seen", "trained"),
+        num_watched=_number(record, "seen", "watched"),
+        num_left_out=_number(record, "left_out", "trained")
+        + _number(record, "left_out", "watched"),
+        exits=read_exits(record, _mistake),
     )
 
 
-def _confusion(record: Record, num_classes: int) -> tuple[tuple[int, ...], ...]:
-    lines = record.listing("confusion")
-    if not lines:
-        return ()
+def _number(record: Record, key: str, name: str) -> int:
+    """`name` of the mapping `key`, 0 where either is absent."""
+    return as_record(record.mapping(key), f"{record.where}: {key}").whole(name) or 0
+
+
+def _confusion(record: Record, num_classes: int) -> ConfusionCounts | None:
+    """The counts, as three columns; earlier releases wrote every line of the matrix."""
     where = f"{record.where}: confusion"
+    given = record.values.get("confusion")
+    if not given:
+        return None
+    if isinstance(given, list):
+        cells = _dense_cells(given, where, num_classes)
+    else:
+        table = as_record(given, where)
+        lists = [table.listing(name) for name in ("true", "predicted", "images")]
+        columns = [whole_numbers(values, where, len(lists[0])) for values in lists]
+        cells = tuple(sorted(zip(*columns, strict=True)))
+        if any(max(true, predicted) >= num_classes for true, predicted, _ in cells):
+            raise VituneError(f"{where}: got a class above {num_classes - 1}, expected less.")
+    return ConfusionCounts(num_classes, cells)
+
+
+def _dense_cells(
+    lines: list[object], where: str, num_classes: int
+) -> tuple[tuple[int, int, int], ...]:
     if len(lines) != num_classes:
-        raise VituneError(f"{where}: got {len(lines)} lists, expected {num_classes}, one a class.")
+        raise VituneError(
+            f"{where}: got {len(lines)} lists, expected {num_classes}, one per class."
+        )
     return tuple(
-        whole_numbers(line, f"{where}[{index}]", num_classes) for index, line in enumerate(lines)
+        (true, predicted, number)
+        for true, line in enumerate(lines)
+        for predicted, number in enumerate(whole_numbers(line, f"{where}[{true}]", num_classes))
+        if number
     )
 
 

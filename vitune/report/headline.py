@@ -33,7 +33,8 @@ def headline(results: RunResults) -> Headline | None:
     optimistic = OPTIMISTIC if chosen else None
     if results.evaluations:
         first = results.evaluations[0]
-        note = optimistic if is_validation(first) else None
+        marks = [*first.marks, *([optimistic] if optimistic and is_validation(first) else [])]
+        note = " ".join(marks) or None
         return Headline(first.top1, first.interval, first.name, first.num_images, first.data, note)
     if summary is not None and summary.reported.val_accuracy is not None:
         value, num_val = summary.reported.val_accuracy, summary.num_val

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from unicodedata import east_asian_width
 
-from vitune.report.evaluations import Evaluation
+from vitune.report.evaluations import ConfusionCounts, Evaluation
 from vitune.report.formatting import count, percent, shorten
 
 MOST_LABELLED = 40
@@ -16,8 +16,6 @@ MOST_SQUARES = 150
 LEVELS = 10
 LABEL_LETTERS = 18
 LETTER_WIDTH, WIDE_LETTER_WIDTH = 6.8, 12.0
-
-Counts = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -80,16 +78,15 @@ class HeatMap:
 def heat_map(evaluation: Evaluation) -> HeatMap | None:
     """The heat map of an evaluation; above 40 classes without labels, above 150 in blocks."""
     counts = evaluation.confusion
-    if not counts:
+    if counts is None:
         return None
-    num_classes = len(counts)
+    num_classes = counts.num_classes
     labelled = num_classes <= MOST_LABELLED
     per_square = math.ceil(num_classes / MOST_SQUARES)
     num_squares = math.ceil(num_classes / per_square)
     side = _side(num_classes, num_squares)
     names = [_short_label(name) for name in evaluation.classes] if labelled else []
     margins = _margins(names, side)
-    num_correct = sum(line[index] for index, line in enumerate(counts))
     return HeatMap(
         width=margins.left + side * num_squares + margins.overhang,
         height=margins.top + side * num_squares,
@@ -104,8 +101,8 @@ def heat_map(evaluation: Evaluation) -> HeatMap | None:
             for index, name in enumerate(names)
         ),
         numbered=num_classes <= MOST_NUMBERED,
-        description=f"Confusion matrix of {num_classes} classes: {count(num_correct)} of "
-        f"{count(sum(map(sum, counts)))} images on the diagonal.",
+        description=f"Confusion matrix of {num_classes} classes: {count(counts.num_correct)} of "
+        f"{count(sum(counts.totals))} images on the diagonal.",
     )
 
 
@@ -146,20 +143,21 @@ def _margins(names: Sequence[str], side: float) -> Margins:
     return Margins(14 + longest, 14 + 0.77 * longest, overhang, True)
 
 
-def _blocks(counts: Counts, per_square: int) -> list[tuple[int, int, int]]:
+def _blocks(counts: ConfusionCounts, per_square: int) -> list[tuple[int, int, int]]:
     """(true, predicted, count) of each block of classes; on the diagonal, of right answers only."""
     found: dict[tuple[int, int], int] = {}
-    for true, line in enumerate(counts):
-        for predicted, number in enumerate(line):
-            place = true // per_square, predicted // per_square
-            if number and (place[0] != place[1] or true == predicted):
-                found[place] = found.get(place, 0) + number
+    for true, predicted, number in counts.cells:
+        place = true // per_square, predicted // per_square
+        if place[0] != place[1] or true == predicted:
+            found[place] = found.get(place, 0) + number
     return [(*place, number) for place, number in sorted(found.items())]
 
 
-def _cells(counts: Counts, per_square: int, side: float, classes: Sequence[str]) -> list[Cell]:
+def _cells(
+    counts: ConfusionCounts, per_square: int, side: float, classes: Sequence[str]
+) -> list[Cell]:
     """The squares that are not empty, titled where `classes` are given."""
-    sums = [sum(line) for line in counts]
+    sums = counts.totals
     totals = [sum(sums[start : start + per_square]) for start in range(0, len(sums), per_square)]
     return [
         Cell(

@@ -11,6 +11,7 @@ from vitune.report.calibration import Reliability, reliability
 from vitune.report.confusion import Confusion, most_confused, taken_for
 from vitune.report.curves import curve_charts
 from vitune.report.evaluations import ClassScore, Evaluation, Mistake
+from vitune.report.exit_results import ExitsView, exits_view
 from vitune.report.headline import headline
 from vitune.report.heat_map import HeatMap, heat_map
 from vitune.report.parameters import parameter_picture, trained_parts
@@ -33,6 +34,7 @@ class EvaluationView:
     taken_for: dict[str, Confusion]
     reliability: Reliability | None
     mistakes: list[Mistake]
+    exits: ExitsView | None
 
 
 def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
@@ -63,7 +65,7 @@ def _context(results: RunResults) -> dict[str, Any]:
         "views": [_view(f"e{index}", found) for index, found in enumerate(results.evaluations)],
         "figures": figure_table(results.spectrum),
         "maps": map_table(results.spectrum),
-        "plots": [(plot, data_uri(plot.png)) for plot in results.plots],
+        "plots": [(plot, data_uri(plot.content, plot.kind)) for plot in results.plots],
         "commands": _commands(results),
     }
 
@@ -84,6 +86,7 @@ def _view(key: str, evaluation: Evaluation) -> EvaluationView:
         taken_for=taken_for(evaluation),
         reliability=reliability(evaluation),
         mistakes=surest[:MOST_MISTAKES],
+        exits=exits_view(evaluation.exits, evaluation.num_images),
     )
 
 

@@ -30,6 +30,11 @@ ROLE_WORDS = {
 }
 
 
+def role_words(role: str) -> str:
+    """What a role of the network is called in words; a role without any by its name."""
+    return ROLE_WORDS.get(role, role.replace("_", " "))
+
+
 @dataclass(frozen=True)
 class Share:
     """One kind of parameter: how many, their share of the model, the SVG path of its squares."""

@@ -39,9 +39,9 @@ def write_page(
     return target
 
 
-def data_uri(png: bytes) -> str:
-    """A picture as text that an <img> shows without a request."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def data_uri(content: bytes, media_type: str) -> str:
+    """A picture as text that an <img> shows without a request; scripts in it stay dead."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
 @cache

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitune.errors import VituneError
 from vitune.report.evaluations import Evaluation, read_evaluations
-from vitune.report.reading import (
+from vitune.report.result_files import (
     Record,
     as_record,
     read_json,
@@ -51,6 +52,16 @@ class Reported:
 
 
 @dataclass(frozen=True)
+class Oddity:
+    """What was odd about the images; `names` are the first of `num`."""
+
+    text: str
+    is_fault: bool
+    num: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Summary:
     """summary.json: what was trained, how large it is, what it took."""
 
@@ -76,17 +87,26 @@ class Summary:
     num_val: int | None
     num_classes: int | None
     held_out: str | None
-    skipped_images: int
+    notice: str | None
+    remarks: tuple[Oddity, ...]
+    cores_of_others: float | None
     trained_parts: tuple[TrainedPart, ...]
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture of the analysis/ folder with its caption."""
+    """A picture of the analysis/ folder with its caption.
+
+    Args:
+        kind: its media type, image/svg+xml or image/png.
+        width: as drawn, CSS pixels; None where the file does not say.
+    """
 
     name: str
     caption: str | None
-    png: bytes
+    kind: str
+    content: bytes
+    width: float | None
 
 
 @dataclass(frozen=True)
@@ -167,7 +187,9 @@ def _summary(path: Path) -> Summary:
         seconds=record.number("seconds"),
         peak_mib=record.number("peak_mib"),
         versions={str(name): str(version) for name, version in record.mapping("versions").items()},
-        skipped_images=record.whole("skipped_images") or 0,
+        notice=record.text("notice"),
+        remarks=_oddities(record),
+        cores_of_others=record.number("cores_of_others"),
         trained_parts=tuple(_trained_part(part) for part in record.records("trained_parts")),
         **{key: record.text(key) for key in _SUMMARY_TEXTS},  # type: ignore[arg-type]
         **{key: record.whole(key) for key in _SUMMARY_COUNTS},  # type: ignore[arg-type]
@@ -181,6 +203,23 @@ _SUMMARY_COUNTS = (
     "num_trainable", "num_trainable_without_head", "num_head", "num_total", "adapter_bytes",
     "num_train", "num_val", "num_classes",
 )  # fmt: skip
+
+
+def _oddities(record: Record) -> tuple[Oddity, ...]:
+    """The remarks; of a run before there were any, how many images were skipped."""
+    count = record.whole("skipped_images") or 0
+    if count and "remarks" not in record.values:
+        images = "image" if count == 1 else "images"
+        return (Oddity(f"{count} unreadable {images} skipped", True, count, ()),)
+    return tuple(
+        Oddity(
+            text=str(remark.needed("text")),
+            is_fault=bool(remark.flag("is_fault")),
+            num=remark.whole("num") or 0,
+            names=tuple(str(name) for name in remark.listing("names")),
+        )
+        for remark in record.records("remarks")
+    )
 
 
 def _trained_part(part: Record) -> TrainedPart:
@@ -197,10 +236,29 @@ def _plots(folder: Path) -> tuple[Plot, ...]:
     captions_file = folder / "captions.json"
     captions = _mapping(captions_file) if captions_file.is_file() else {}
     plots = []
-    for path in visible_files(folder, ".png"):
-        png = path.read_bytes()
-        if not png.startswith(b"\x89PNG\r\n\x1a\n"):
-            raise VituneError(f"{path}: got {png[:8]!r} at its start, expected a PNG picture.")
+    for path in (*visible_files(folder, ".svg"), *visible_files(folder, ".png")):
+        if path.suffix == ".png" and path.with_suffix(".svg").is_file():
+            continue  # of an earlier analysis
+        content = path.read_bytes()
         caption = captions.get(path.name)
-        plots.append(Plot(path.name, None if caption is None else str(caption), png))
+        told = None if caption is None else str(caption)
+        plots.append(Plot(path.name, told, _media_type(path, content), content, _width(content)))
     return tuple(plots)
+
+
+def _media_type(path: Path, content: bytes) -> str:
+    if path.suffix == ".png" and content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if path.suffix == ".svg" and b"<svg" in content[:1000]:
+        return "image/svg+xml"
+    expected = path.suffix[1:].upper()
+    raise VituneError(
+        f"{path}: got {content[:8]!r} at its start, expected a picture of the kind {expected}. "
+        "Remove it, or run 'vitune analyze' again."
+    )
+
+
+def _width(content: bytes) -> float | None:
+    """The width of an SVG that is given in points, as CSS pixels."""
+    found = re.search(rb'<svg[^>]* width="([0-9.]{1,8})pt"', content[:2000])
+    return float(found[1]) * 4 / 3 if found else None

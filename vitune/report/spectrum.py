@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vitune.report.formatting import count, number, setting
+from vitune.report.formatting import count, number, percent, setting
+from vitune.report.parameters import ROLE_WORDS
+
+FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
+    "num_weights": ("weights", count),
+    "accuracy": ("accuracy", percent),
+    "accuracy_on": ("scored on", setting),
+    "subspace_drift_degrees": ("drift", lambda angle: f"{number(angle, 2)}°"),
+    "decisions_kept": ("decisions kept", percent),
+    "relative_deviation": ("change ‖ΔW‖ / ‖W‖", percent),
+    "spectrum_distortion": ("spectrum moves by", percent),
+    "effective_rank": ("effective rank of ΔW", lambda rank: number(rank, 3)),
+    "stable_rank": ("stable rank of ΔW", lambda rank: number(rank, 3)),
+    "subspace_degrees": ("turn of the top 8", lambda angle: f"{number(angle, 2)}°"),
+    "left_share": ("ΔW in the left top 8", percent),
+    "right_share": ("ΔW in the right top 8", percent),
+    "left_loss": ("left basis lost", lambda loss: number(loss, 2)),
+    "right_loss": ("right basis lost", lambda loss: number(loss, 2)),
+    "num_intruders": ("intruders", count),
+}
+"""What the figures of the analysis are called, and how they are written."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +54,11 @@ def figure_table(spectrum: dict[str, Any]) -> FigureTable | None:
         return None
     headings = list(dict.fromkeys(key for _, figures in named for key in figures))
     return FigureTable(
-        ("", *map(_words, headings)),
-        tuple((name, *(_cell(figures.get(key)) for key in headings)) for name, figures in named),
+        ("", *(FIGURES[key][0] if key in FIGURES else _words(key) for key in headings)),
+        tuple(
+            (ROLE_WORDS.get(name, name), *(_figure(key, figures.get(key)) for key in headings))
+            for name, figures in named
+        ),
     )
 
 
@@ -63,6 +87,14 @@ def _flat(value: Any, before: str = "") -> dict[str, Any]:
     for key, part in value.items():
         figures |= _flat(part, f"{before} {key}".strip())
     return figures
+
+
+def _figure(key: str, value: Any) -> str:
+    """A figure as FIGURES says, where it is one and there is a value."""
+    if key not in FIGURES or value is None or isinstance(value, bool | list | dict):
+        return _cell(value)
+    show = FIGURES[key][1]
+    return show(value) if isinstance(value, int | float) or show is setting else _cell(value)
 
 
 def _words(name: str) -> str:

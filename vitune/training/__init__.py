@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vitune.training.config import STEPPING as STEPPING
-from vitune.training.config import TrainConfig as TrainConfig
-from vitune.training.config import read_yaml as read_yaml
 from vitune.training.observer import Observer as Observer
+from vitune.training.train_config import STEPPING as STEPPING
+from vitune.training.train_config import TrainConfig as TrainConfig
+from vitune.training.train_config import read_yaml as read_yaml
 
 if TYPE_CHECKING:
     from vitune.training.fitting import Trained as Trained

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
-import resource
 import shutil
-import sys
-from collections.abc import Mapping
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,70 +16,58 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from peft import PeftModel
-from torch import Tensor, nn
 
-from vitune.adapters import (
-    AdapterCard,
-    attach,
-    card_of,
-    installed_versions,
-    save_adapter,
-)
-from vitune.backbones import (
-    Backbone,
-    load_backbone,
-    notice_of,
-    preferred_backbone,
-    start_heads,
-)
-from vitune.counts import ParameterCounts, count_parameters, trained_parts
-from vitune.data import HeldOut, Splits, augmentation, load_splits, open_source
-from vitune.errors import DataError, VituneError, nearest
-from vitune.files import write_atomic
-from vitune.methods import CAUTIOUS, get_method
-from vitune.report import write_report
+from vitune.adapters import fingerprint_of, inject, save_adapter
+from vitune.backbones import Backbone, load_backbone, start_heads
+from vitune.counts import count_parameters, trained_parts
+from vitune.data import Augment, Splits, UsedImages, augmentation, open_source
+from vitune.environment import Environment
+from vitune.errors import AdapterError, DataError, VituneError
+from vitune.machine import ProcessorUse
+from vitune.methods import get_method, method_notice
+from vitune.objectives import new_objective
 from vitune.runs import RunFolder
-from vitune.training.config import TrainConfig
+from vitune.training.accounting import facts_of, outcome_of, reset_peak
+from vitune.training.keeping import Trained as Trained
+from vitune.training.keeping import backbone_arguments as backbone_arguments
+from vitune.training.keeping import card_for, method_arguments, write_result
 from vitune.training.loop import Loop, Recipe
+from vitune.training.memory import require_memory
+from vitune.training.metrics import append_row
 from vitune.training.observer import Observer
-from vitune.training.precision import resolve_precision
-from vitune.training.probing import Probe, require_no_steps, solve_probe
-from vitune.training.rates import (
-    HEAD_FACTOR,
-    demand_of,
-    falls_short,
-    plain_rate,
-    rate_of,
-    shape_of,
+from vitune.training.precision import network_width, resolve_precision
+from vitune.training.probing import Probe
+from vitune.training.record import (
+    Resolved,
+    RunRecord,
+    Start,
+    plain_config,
+    plain_fields,
+    plain_optimiser,
+    set_optimiser,
 )
+from vitune.training.resume_point import has_checkpoint, read_progress
 from vitune.training.scarce import lone_classes, scarcity_notice
+from vitune.training.settling import (
+    filled_in,
+    new_settings,
+    resumed_record,
+    typed_arguments,
+    with_fitting_batch,
+)
+from vitune.training.solving import solved_model, solved_outcome, solved_settings
+from vitune.training.splits_to_train import prepare_data
 from vitune.training.starting import METHOD as PROBE_METHOD
-from vitune.training.starting import probe_alone, starting_probe
+from vitune.training.starting import (
+    keep_probe,
+    kept_probe,
+    probe_alone,
+    staged_probe,
+    starting_probe,
+    with_start,
+)
+from vitune.training.train_config import TrainConfig
 from vitune.training.verdict import calibration, compare
-
-SETTLED_BY_RESUME = ("epochs",)
-CLEAR_REFS = Path("/proc/self/clear_refs")
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What `fit` returns.
-
-    Args:
-        folder: the run folder, None where nothing was to be written.
-        model: the PEFT model with the reported weights.
-        backbone: what it was trained on; its `model` is the network inside `model`.
-        classes: class names in the order of the logits.
-        summary: what summary.json holds.
-        seen: validation logits (n, c) of the reported weights and labels (n,); None without.
-    """
-
-    folder: Path | None
-    model: PeftModel
-    backbone: Backbone
-    classes: tuple[str, ...]
-    summary: dict[str, Any]
-    seen: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,13 +77,12 @@ class _Known:
     probe: Probe | None
     temperature: float | None
     notice: str
-    scarcity: str = ""
 
 
 def fit(
     config: TrainConfig | None = None,
     *,
-    out: str | Path | None = None,
+    out: str | Path | RunFolder | None = None,
     resume: bool = False,
     observer: Observer | None = None,
     splits: Splits | None = None,
@@ -108,7 +93,8 @@ def fit(
     """Train one method on one data source and keep the result in a run folder.
 
     Only the training and validation splits are ever decoded here; a test split is opened by
-    `vitune evaluate` alone.
+    `vitune evaluate` alone. The folder appears when the first step can be made; a start that
+    fails leaves nothing behind.
 
     Args:
         config: the settings; or give them as keywords, e.g. `fit(data="photos/", epochs=20)`.
@@ -122,30 +108,375 @@ def fit(
 
     Raises:
         VituneError: settings, data or backbone that cannot be used; the text names the remedy.
+        OutputError: `out` holds something, or another process writes to it.
         TrainingError: the loss became non-finite; the last checkpoint is kept.
+        OSError: the disk is full, say; what was saved before is whole.
     """
-    config = _settle(config, settings, out if resume else None)
-    config, notice = with_backbone(config)
-    process = PartialState(cpu=_on_cpu(config))
+    if resume and out is None:
+        raise VituneError("resume: got no folder, expected out= with the run to continue.")
+    folder = out if isinstance(out, RunFolder) or out is None else RunFolder(Path(out))
+    record, notice = None, ""
+    if resume and folder is not None:
+        record = resumed_record(folder.path, config, settings)
+        asked = record.settings
+    else:
+        asked, notice = new_settings(config, settings)
+    process = PartialState(cpu=_on_cpu(asked))
     observer = (observer or Observer()) if process.is_main_process else Observer()
-    folder = _open_folder(out, resume, process)
-    try:
-        return _fit(config, folder, process, observer, splits, _Known(probe, temperature, notice))
-    except VituneError:
-        if folder is not None and not folder.config.is_file():
-            shutil.rmtree(folder.probe, ignore_errors=True)
-        if folder is not None and folder.path.is_dir() and not any(folder.path.iterdir()):
-            folder.path.rmdir()
-        raise
+    known = _Known(probe, temperature, notice)
+    with ExitStack() as held:
+        if folder is not None and process.is_main_process:
+            if record is None:
+                folder.check_new()
+            else:
+                held.enter_context(folder.held())
+        held.enter_context(_threads(record))
+        return _Job(asked, record, folder, process, observer, held, known).run(splits)
 
 
-def with_backbone(config: TrainConfig) -> tuple[TrainConfig, str]:
-    """The settings with the backbone they leave open, and what the user should know of it."""
-    given = config.model_fields_set
-    if not given & {"backbone", "checkpoint", "image_size"}:
-        config = config.model_copy(update={"backbone": preferred_backbone()})
-    name = config.backbone if config.checkpoint is None else f"{config.backbone}@file"
-    return config, notice_of(name, was_named="backbone" in given)
+@dataclass(frozen=True)
+class _Job:
+    """A run to be made.
+
+    Args:
+        asked: its settings; a new run's are not filled in yet.
+        record: of a run to continue; None for a new one.
+        folder: where it is kept; None keeps nothing.
+        held: what must be released at the end.
+        known: what the caller found out already.
+    """
+
+    asked: TrainConfig
+    record: RunRecord | None
+    folder: RunFolder | None
+    process: PartialState
+    observer: Observer
+    held: ExitStack
+    known: _Known
+
+    def run(self, given: Splits | None) -> Trained:
+        """Everything, from the images to the report."""
+        objective = self._objective()
+        backbone, splits = self._ingredients(given)
+        assert splits.train is not None
+        images = UsedImages.of(splits.train, splits.val)
+        if self.record is not None:
+            self._check_images(images)
+        notices = self._notices(given)
+        if get_method(self.asked.method).solved:
+            return self._solved(backbone, splits, images, objective, notices)
+        probe, staged = self._probe(backbone, splits)
+        settings = self._settings(backbone, len(splits.train), probe)
+        model, method = self._adapted(backbone, settings)
+        from_probe = settings.start == "probe"
+        if from_probe and probe is not None and len(probe.head.bias):
+            probe.head.place(model)
+        accelerator = _new_accelerator(settings)
+        counts = count_parameters(model)
+        facts = facts_of(settings, backbone, counts, splits, accelerator)
+        facts |= {"notice": method_notice(model), **notices}
+        self.observer.described(facts)
+        fingerprint = fingerprint_of(model) if self.folder else ""
+        loop = Loop(
+            model,
+            splits.train,
+            splits.val,
+            backbone.preprocessing,
+            settings.model_copy(update={"objective_args": objective}),
+            Recipe(settings.lr or 0.0, settings.weight_decay or 0.0, settings.head_lr),
+            accelerator,
+            self.observer,
+            metrics_path=None if self.folder is None else self.folder.metrics,
+            checkpoint_path=None if self.folder is None else self.folder.checkpoint,
+            keep=partial(self._snapshot, model, backbone, splits.classes, settings),
+            augment=self._augment(backbone),
+            has_start=from_probe,
+        )
+        resolved = Resolved(
+            method=method,
+            objective=objective,
+            augmentation=loop.inputs.augment,
+            preprocessing=backbone.preprocessing,
+            fingerprint=fingerprint,
+            optimiser=plain_optimiser(loop.raw_optimiser),
+            threads=torch.get_num_threads(),
+            num_processes=accelerator.num_processes,
+        )
+        if self.record is not None:
+            self._check_unchanged(resolved)
+            resolved = self.record.resolved
+            set_optimiser(loop.raw_optimiser, resolved.optimiser)
+        with self._kept(settings, resolved, images):
+            if self.folder is not None and staged is not None:
+                keep_probe(staged, self.folder)
+            reset_peak(accelerator)
+            use = ProcessorUse()
+            loop.run()
+            seen = loop.reported_logits()
+            accelerator.unwrap_model(loop.wrapped, keep_fp32_wrapper=False)
+            summary = {**facts, **outcome_of(loop, accelerator, use)}
+            verdict = None if probe is None or seen is None else compare(probe, *seen)
+            summary |= {
+                "trained_parts": trained_parts(model),
+                "calibration": calibration(seen, self.known.temperature),
+                "probe": None if probe is None else probe.facts(),
+                "verdict": None if verdict is None else verdict.as_dict(),
+            }
+            path = None if self.folder is None else self.folder.path
+            trained = Trained(path, model, backbone, splits.classes, summary, seen)
+            if self.folder is not None and accelerator.is_main_process:
+                write_result(trained, self.folder, settings)
+            if settings.choose_best and probe and verdict and verdict.probe_is_better:
+                trained = self._chosen_probe(trained, settings, probe, accelerator)
+            accelerator.wait_for_everyone()
+        return trained
+
+    def _solved(
+        self,
+        backbone: Backbone,
+        splits: Splits,
+        images: UsedImages,
+        objective: dict[str, Any],
+        notices: dict[str, str],
+    ) -> Trained:
+        """A run without steps: the same files as of any run."""
+        assert splits.train is not None
+        settings = self.asked
+        if self.record is None:
+            settings = solved_settings(settings, self.process.device.type)
+        accelerator = _new_accelerator(settings)
+        reset_peak(accelerator)
+        use = ProcessorUse()
+        model, probe, own = solved_model(
+            settings, backbone, splits, self.process.device, self.observer
+        )
+        facts = facts_of(settings, backbone, count_parameters(model), splits, accelerator)
+        facts |= {"notice": method_notice(model), **notices}
+        self.observer.described(facts)
+        resolved = Resolved(
+            method=plain_config(get_method(settings.method).configure(backbone.model, own)),
+            objective=objective,
+            augmentation=self._augment(backbone),
+            preprocessing=backbone.preprocessing,
+            fingerprint=fingerprint_of(model) if self.folder else "",
+            optimiser={"name": "none"},
+            threads=torch.get_num_threads(),
+            num_processes=accelerator.num_processes,
+        )
+        if self.record is not None:
+            self._check_unchanged(resolved)
+            resolved = self.record.resolved
+        with self._kept(settings, resolved, images):
+            outcome = solved_outcome(model, probe, self.known.temperature, accelerator, use)
+            path = None if self.folder is None else self.folder.path
+            trained = Trained(path, model, backbone, splits.classes, {**facts, **outcome})
+            if self.folder is not None and accelerator.is_main_process:
+                self.folder.metrics.unlink(missing_ok=True)
+                append_row(self.folder.metrics, probe.as_epoch(len(splits.train)))
+                write_result(trained, self.folder, settings.model_copy(update={"method_args": own}))
+            accelerator.wait_for_everyone()
+        return trained
+
+    def _chosen_probe(
+        self, trained: Trained, settings: TrainConfig, probe: Probe, accelerator: Accelerator
+    ) -> Trained:
+        """The probe in the place of the adapted network, which is kept in RUN/adapted."""
+        alone = probe_alone(settings, self.folder, probe, len(trained.classes))
+        model = alone.to(accelerator.device)
+        counts = count_parameters(model)
+        method = get_method(PROBE_METHOD)
+        summary = {
+            **trained.summary,
+            "chosen": "probe",
+            "asked": settings.method,
+            "method": method.name,
+            "method_title": method.title,
+            "source": method.source,
+            "num_trainable": counts.trainable,
+            "num_trainable_without_head": counts.without_head,
+            "num_head": counts.head,
+            "trained_parts": trained_parts(model),
+            "reported": {"which": "probe", "epoch": 0, "val_accuracy": probe.val_accuracy},
+            "calibration": {**trained.summary["calibration"], "temperature": probe.temperature},
+        }
+        chosen = replace(trained, model=model, summary=summary)
+        if self.folder is not None and accelerator.is_main_process:
+            self.folder.summary.unlink()
+            shutil.copytree(self.folder.adapter, self.folder.path / "adapted", dirs_exist_ok=True)
+            update = {"method": method.name, "method_args": {}}
+            write_result(chosen, self.folder, settings.model_copy(update=update))
+        return chosen
+
+    def _probe(self, backbone: Backbone, splits: Splits) -> tuple[Probe | None, Path | None]:
+        """The solved probe that the run starts from or is compared with, and where it is staged.
+
+        The run folder does not exist yet, and to write the probe the backbone must be bare.
+        """
+        if self.record is not None and self.folder is not None:
+            has_begun = has_checkpoint(self.folder.checkpoint)
+            if has_begun or self.asked.start != "probe":
+                return kept_probe(self.folder), None
+        probe = starting_probe(
+            self.asked, backbone, splits, self.process.device, self.observer,
+            given=self.known.probe,
+        )  # fmt: skip
+        if probe is None or self.folder is None or not self.process.is_main_process:
+            return probe, None
+        staged = Path(self.held.enter_context(tempfile.TemporaryDirectory())) / "probe"
+        staged_probe(probe, self.asked, staged, backbone, splits.classes)
+        return probe, staged
+
+    def _notices(self, given: Splits | None) -> dict[str, str]:
+        """What the user should know of the backbone, and of classes with a single image."""
+        scarcity = ""
+        if given is None:
+            is_solved = get_method(self.asked.method).solved
+            scarcity = scarcity_notice(lone_classes(self.asked), solved=is_solved)
+        return {"backbone_notice": self.known.notice, "scarcity_notice": scarcity}
+
+    def _objective(self) -> dict[str, Any]:
+        """Every argument of the training loss; an impossible one is refused before any work."""
+        if self.record is not None:
+            return self.record.resolved.objective
+        given = typed_arguments(self.asked.objective_args)
+        smoothing = {"label_smoothing": self.asked.label_smoothing}
+        return plain_fields(new_objective(self.asked.objective, {**smoothing, **given}))
+
+    def _ingredients(self, given: Splits | None) -> tuple[Backbone, Splits]:
+        """The backbone and the images, both checked."""
+        config = self.asked
+        classes = open_source(config.data).classes if given is None else given.classes
+        torch.manual_seed(config.seed)
+        backbone = load_backbone(
+            config.backbone,
+            num_classes=len(classes),
+            drop_path=config.drop_path,
+            **backbone_arguments(config),
+        )
+        preprocessing = config.prepared(backbone.preprocessing)
+        if self.record is not None:
+            preprocessing = self.record.resolved.preprocessing
+        backbone = replace(backbone, preprocessing=preprocessing)
+        if config.head_init != "zero":
+            start_heads(backbone.model, config.head_init)
+        if config.checkpointing:
+            _checkpoint_activations(backbone)
+        if not get_method(config.method).solved:
+            require_memory(backbone, config, self.process.device)
+        with self.process.main_process_first():
+            splits = self._images(backbone) if given is None else _sealed(given)
+        return backbone, splits
+
+    def _images(self, backbone: Backbone) -> Splits:
+        """Training and validation images, decoded for the backbone."""
+        return prepare_data(self.asked, backbone, self.observer, self._augment(backbone))
+
+    def _augment(self, backbone: Backbone) -> Augment:
+        if self.record is not None:
+            return self.record.resolved.augmentation
+        return augmentation(self.asked.augment, backbone.preprocessing.image_size)
+
+    def _settings(self, backbone: Backbone, num_images: int, probe: Probe | None) -> TrainConfig:
+        """The settings with nothing left open."""
+        if self.record is not None:
+            return self.asked
+        device, width = self.process.device.type, network_width(backbone.model)
+        precision = resolve_precision(self.asked.precision, device, width)
+        asked = with_fitting_batch(self.asked, num_images)
+        asked = with_start(asked, backbone.model, num_images, self.process.num_processes, probe)
+        return filled_in(asked, get_method(asked.method), precision, device)
+
+    def _adapted(
+        self, backbone: Backbone, settings: TrainConfig
+    ) -> tuple[PeftModel, dict[str, Any]]:
+        """The model with its adapter, and the method's every argument."""
+        torch.manual_seed(settings.seed)
+        if self.record is not None:
+            config = self.record.resolved.new_peft_config()
+        else:
+            method = get_method(settings.method)
+            config = method.configure(backbone.model, method_arguments(settings))
+        arguments = plain_config(config)  # before PEFT sees it: it fills in what it finds
+        return inject(backbone.model, config), arguments
+
+    def _snapshot(
+        self,
+        model: PeftModel,
+        backbone: Backbone,
+        classes: tuple[str, ...],
+        settings: TrainConfig,
+        epoch: int,
+    ) -> None:
+        """Keep the adapter as it is after so many epochs."""
+        if self.folder is not None:
+            card = card_for(model, backbone, settings, classes)
+            save_adapter(model, self.folder.snapshot(epoch), card)
+
+    def _check_unchanged(self, now: Resolved) -> None:
+        """See that a run goes on with the weights and processes that it began with.
+
+        Raises:
+            AdapterError: it does not; the text names what differs.
+        """
+        assert self.record is not None
+        for name in ("fingerprint", "num_processes"):
+            found, begun = getattr(now, name), getattr(self.record.resolved, name)
+            if found != begun:
+                raise AdapterError(
+                    f"--resume: got {name} {found!r}, expected {begun!r}, with which the run was "
+                    "begun. Restore it, or start a new run."
+                )
+
+    def _check_images(self, images: UsedImages) -> None:
+        """See that a run goes on with the images that it began with.
+
+        Raises:
+            AdapterError: it does not; the text names what differs.
+        """
+        assert self.folder is not None
+        if not self.folder.images.is_file() and not has_checkpoint(self.folder.checkpoint):
+            return  # the start died between two files, before the first step
+        difference = UsedImages.read(self.folder.images).difference(images)
+        if difference is not None:
+            raise AdapterError(
+                f"--resume: got other images than the run began with: {difference}. Expected the "
+                "same files with the same labels. Put them back, or start a new run."
+            )
+
+    @contextmanager
+    def _kept(
+        self, settings: TrainConfig, resolved: Resolved, images: UsedImages
+    ) -> Iterator[None]:
+        """Within: the folder tells what is being run. A new run that fails at once leaves none."""
+        if self.folder is None or not self.process.is_main_process:
+            yield
+            return
+        starts = () if self.record is None else self.record.starts
+        if self.record is None:
+            self.held.enter_context(self.folder.begun())
+        progress = read_progress(self.folder.checkpoint)
+        epoch = 0 if progress is None else progress.epoch
+        start = Start(after_epoch=epoch, environment=Environment.here())
+        _tell_differences(starts, start)
+        RunRecord(settings, resolved, (*starts, start)).write(self.folder.config)
+        images.write(self.folder.images)
+        try:
+            yield
+        except (VituneError, RuntimeError, MemoryError):
+            if self.record is None and not has_checkpoint(self.folder.checkpoint):
+                self.folder.forget()
+            raise
+
+
+def _tell_differences(before: tuple[Start, ...], now: Start) -> None:
+    """Warn where a run goes on with other software than it was begun with."""
+    found = now.environment.differences(before[0].environment) if before else []
+    if found:
+        warnings.warn(
+            f"--resume: {', '.join(found)}. The settings are the run's own, but its end may differ "
+            "from that of a run in one go.",
+            stacklevel=2,
+        )
 
 
 def _on_cpu(config: TrainConfig) -> bool:
@@ -154,41 +485,16 @@ def _on_cpu(config: TrainConfig) -> bool:
     return config.device == "cpu" or not torch.cuda.is_available()
 
 
-def _open_folder(out: str | Path | None, resume: bool, process: PartialState) -> RunFolder | None:
-    """The run folder; only the main process creates it, or refuses to."""
-    if out is None:
-        return None
-    if process.is_main_process:
-        return RunFolder.create(out, resume=resume)
-    return RunFolder(Path(out))
-
-
-def prepare_data(
-    config: TrainConfig, backbone: Backbone, observer: Observer, cache_dir: Path | None = None
-) -> Splits:
-    """Training and validation images of `config.data` for `backbone`.
-
-    Raises:
-        DataError: what `load_splits` refuses.
-    """
-    size = backbone.preprocessing.image_size
-    lone = lone_classes(config)
-    splits = load_splits(
-        config.data,
-        backbone.preprocessing,
-        seed=config.seed,
-        val_fraction=0 if lone.are_all else config.val_fraction,
-        lone_classes=bool(lone.names),
-        skip_bad_images=config.skip_bad_images,
-        memory_budget_mib=config.memory_budget_mib,
-        cache_dir=cache_dir,
-        include=("trainval",) if config.refit else ("train", "val"),
-        train_size=augmentation(config.augment, size).train_size(size),
-        on_progress=lambda done, total: observer.prepared("images", done, total),
-    )
-    train = splits.trainval if config.refit else splits.train
-    assert train is not None
-    return replace(splits, train=train)
+@contextmanager
+def _threads(record: RunRecord | None) -> Iterator[None]:
+    """Within: as many CPU threads as a run was begun with."""
+    before = torch.get_num_threads()
+    if record is not None:
+        torch.set_num_threads(record.resolved.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _sealed(splits: Splits) -> Splits:
@@ -201,373 +507,15 @@ def _sealed(splits: Splits) -> Splits:
     return splits
 
 
-def _require_rate(config: TrainConfig) -> None:
-    if config.optimiser == "sgd" and config.lr is None:
-        raise VituneError(
-            "--optimiser: got 'sgd' without a rate, expected --lr beside it: the methods' own "
-            "rates are AdamW's."
-        )
-
-
-def _require_batch(config: TrainConfig, num_images: int) -> None:
-    if config.batch_size > num_images:
-        raise DataError(
-            f"--batch-size: got {config.batch_size}, expected at most the {num_images} "
-            "training images."
-        )
-
-
-def _fit(
-    config: TrainConfig,
-    folder: RunFolder | None,
-    process: PartialState,
-    observer: Observer,
-    given: Splits | None,
-    known: _Known,
-) -> Trained:
-    method = get_method(config.method)
-    require_no_steps(config) if method.solved else _require_rate(config)
-    classes = open_source(config.data).classes if given is None else given.classes
-    torch.manual_seed(config.seed)
-    backbone = load_backbone(
-        config.backbone,
-        num_classes=len(classes),
-        drop_path=config.drop_path,
-        **backbone_arguments(config),
-    )
-    backbone = replace(backbone, preprocessing=config.prepared(backbone.preprocessing))
-    if config.head_init != "zero":
-        start_heads(backbone.model, config.head_init)
-    if config.checkpointing:
-        _checkpoint_activations(backbone)
-    with process.main_process_first():
-        splits = prepare_data(config, backbone, observer) if given is None else _sealed(given)
-    assert splits.train is not None
-    if given is None:
-        notice = scarcity_notice(lone_classes(config), solved=method.solved)
-        known = replace(known, scarcity=notice)
-    if method.solved:
-        return _fit_solved(config, folder, process, observer, backbone, splits, known)
-    if "batch_size" not in config.model_fields_set:
-        smaller = min(config.batch_size, len(splits.train))
-        config = config.model_copy(update={"batch_size": smaller})
-    _require_batch(config, len(splits.train))
-    probe = starting_probe(
-        config, folder, backbone, splits, process.device, observer,
-        is_main=process.is_main_process, given=known.probe,
-    )  # fmt: skip
-    from_probe = probe is not None and (
-        config.start == "probe"
-        or not falls_short(probe.head.chosen.get(CAUTIOUS), len(splits.train))
-    )
-    if from_probe:
-        own = method.from_identity(config.method_args)
-        config = config.model_copy(update={"method_args": own})
-    torch.manual_seed(config.seed)
-    model = attach(backbone, config.method, config.method_args)
-    if from_probe and probe is not None and len(probe.head.bias):
-        probe.head.place(model)
-    counts = count_parameters(model)
-    recipe = _recipe(config, backbone, len(splits.train), process.num_processes,
-                     probe if from_probe else None)  # fmt: skip
-    precision = resolve_precision(config.precision, process.device.type, _width(model))
-    accelerator = _new_accelerator(config, precision)
-    facts = _facts(config, backbone, counts, splits, recipe, precision, accelerator)
-    facts |= {"backbone_notice": known.notice, "scarcity_notice": known.scarcity}
-    observer.described(facts)
-    if folder is not None and accelerator.is_main_process:
-        write_atomic(folder.config, config.to_yaml())
-    loop = Loop(
-        model,
-        splits.train,
-        splits.val,
-        backbone.preprocessing,
-        config,
-        recipe,
-        accelerator,
-        observer,
-        metrics_path=None if folder is None else folder.metrics,
-        checkpoint_path=None if folder is None else folder.checkpoint,
-        keep=(
-            None if folder is None
-            else partial(_snapshot, model, backbone, config, folder, splits.classes)
-        ),
-        has_start=from_probe,
-    )
-    _reset_peak(accelerator)
-    loop.run()
-    seen = loop.reported_logits()
-    accelerator.unwrap_model(loop.wrapped, keep_fp32_wrapper=False)
-    summary = {
-        **facts,
-        **_outcome(loop, accelerator),
-        "trained_parts": trained_parts(model),
-        "calibration": calibration(seen, known.temperature),
-        "probe": None if probe is None else probe.facts(),
-    }
-    verdict = None if probe is None or seen is None else compare(probe, *seen)
-    summary["verdict"] = None if verdict is None else verdict.as_dict()
-    trained = Trained(
-        None if folder is None else folder.path, model, backbone, splits.classes, summary, seen
-    )
-    if folder is not None and accelerator.is_main_process:
-        _write(trained, folder, config)
-    if config.choose_best and probe and verdict and verdict.probe_is_better:
-        trained = _chosen_probe(trained, folder, config, probe, accelerator)
-    accelerator.wait_for_everyone()
-    return trained
-
-
-def _chosen_probe(
-    trained: Trained, folder: RunFolder | None, config: TrainConfig, probe: Probe,
-    accelerator: Accelerator,
-) -> Trained:  # fmt: skip
-    """The probe in the place of the adapted network, which is kept in RUN/adapted."""
-    model = probe_alone(config, folder, probe, len(trained.classes)).to(accelerator.device)
-    counts = count_parameters(model)
-    method = get_method(PROBE_METHOD)
-    summary = {
-        **trained.summary,
-        "chosen": "probe",
-        "asked": config.method,
-        "method": method.name,
-        "method_title": method.title,
-        "source": method.source,
-        "num_trainable": counts.trainable,
-        "num_trainable_without_head": counts.without_head,
-        "num_head": counts.head,
-        "trained_parts": trained_parts(model),
-        "reported": {"which": "probe", "epoch": 0, "val_accuracy": probe.val_accuracy},
-        "calibration": {**trained.summary["calibration"], "temperature": probe.temperature},
-    }
-    chosen = replace(trained, model=model, summary=summary)
-    if folder is not None and accelerator.is_main_process:
-        folder.summary.unlink()
-        shutil.copytree(folder.adapter, folder.path / "adapted", dirs_exist_ok=True)
-        _write(chosen, folder, config.model_copy(update={"method": method.name, "method_args": {}}))
-    return chosen
-
-
-def _fit_solved(
-    config: TrainConfig, folder: RunFolder | None, process: PartialState, observer: Observer,
-    backbone: Backbone, splits: Splits, known: _Known,
-) -> Trained:  # fmt: skip
-    """A run without steps: features once, the head solved, all files as of any run."""
-    accelerator = _new_accelerator(config, "fp32")
-    _reset_peak(accelerator)
-    probe = solve_probe(
-        backbone, splits, method=config.method, method_args=config.method_args,
-        device=process.device, seed=config.seed, budget_mib=config.memory_budget_mib,
-        on_progress=observer.prepared,
-    )  # fmt: skip
-    own = {**config.method_args, **probe.head.arguments()}
-    model = attach(backbone, config.method, own)
-    probe.head.place(model)
-    facts = _facts(config, backbone, count_parameters(model), splits, None, "fp32", accelerator)
-    facts |= {"backbone_notice": known.notice, "scarcity_notice": known.scarcity}
-    observer.described(facts)
-    if folder is not None and accelerator.is_main_process:
-        write_atomic(folder.config, config.to_yaml())
-    row = probe.as_epoch(len(splits.train or ()))
-    summary = {
-        **facts,
-        "reported": {"which": "solved", "epoch": 1, "val_accuracy": probe.val_accuracy},
-        "solved": probe.facts(),
-        "calibration": {
-            "temperature": known.temperature or probe.temperature if splits.val is None
-            else probe.temperature
-        },
-        "best_epoch": 1, "epochs": 1, "steps": 0,
-        "seconds": probe.seconds,
-        "peak_mib": _peak_mib(accelerator),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": "finished",
-        "trained_parts": trained_parts(model),
-    }  # fmt: skip
-    path = None if folder is None else folder.path
-    trained = Trained(path, model, backbone, splits.classes, summary)
-    if folder is not None and accelerator.is_main_process:
-        folder.metrics.write_text(json.dumps(row) + "\n")
-        _write(trained, folder, config.model_copy(update={"method_args": own}))
-    accelerator.wait_for_everyone()
-    return trained
-
-
-def _recipe(
-    config: TrainConfig, backbone: Backbone, num_images: int, num_processes: int,
-    probe: Probe | None,
-) -> Recipe:  # fmt: skip
-    """Rates and decay: as given, else by rule from the probe, else the method's own."""
-    method = get_method(config.method)
-    lr = config.lr
-    if lr is None and probe is not None:
-        lr = rate_by_rule(config, backbone.model, num_images, num_processes, probe)
-    elif lr is None and config.start is None:
-        steps = _num_steps(config, num_images, num_processes)
-        lr = plain_rate(method.default_lr(config.backbone), steps)
-    lr = lr or method.default_lr(config.backbone)
-    decay = config.weight_decay
-    return Recipe(
-        lr=lr,
-        weight_decay=method.default_weight_decay(config.backbone) if decay is None else decay,
-        head_lr=config.head_lr or (lr * HEAD_FACTOR if probe is not None else None),
-    )
-
-
-def rate_by_rule(
-    config: TrainConfig, model: nn.Module, num_images: int, num_processes: int, probe: Probe
-) -> float:
-    """The peak rate that vitune's rule gives for a run that starts at `probe`."""
-    steps = _num_steps(config, num_images, num_processes)
-    images = config.batch_size * num_processes * config.accumulation_steps
-    usual = rate_of(get_method(config.method).usual_lr, shape_of(model, steps, images))
-    return float(f"{usual * demand_of(probe.head.chosen.get(CAUTIOUS), num_images):.2g}")
-
-
-def _num_steps(config: TrainConfig, num_images: int, num_processes: int) -> int:
-    """Optimiser steps of the whole run."""
-    batches = math.ceil(num_images / (config.batch_size * num_processes))
-    return math.ceil(batches / config.accumulation_steps) * config.epochs
-
-
-def _write(trained: Trained, folder: RunFolder, config: TrainConfig) -> None:
-    """The adapter, the summary and the report, in this order: a summary means a whole run."""
-    card = replace(
-        _card(trained.model, trained.backbone, config, trained.classes),
-        temperature=trained.summary["calibration"]["temperature"],
-    )
-    save_adapter(trained.model, folder.adapter, card)
-    size = sum(file.stat().st_size for file in folder.adapter.glob("*.safetensors"))
-    trained.summary["adapter_bytes"] = size
-    trained.summary["fingerprint"] = card.fingerprint
-    write_atomic(folder.summary, json.dumps(trained.summary, indent=2) + "\n")
-    write_report(folder.path)
-
-
-def _snapshot(
-    model: PeftModel, backbone: Backbone, config: TrainConfig, folder: RunFolder,
-    classes: tuple[str, ...], epoch: int,
-) -> None:  # fmt: skip
-    """Keep the adapter as it is after so many epochs."""
-    save_adapter(model, folder.snapshot(epoch), _card(model, backbone, config, classes))
-
-
-def _card(
-    model: PeftModel, backbone: Backbone, config: TrainConfig, classes: tuple[str, ...]
-) -> AdapterCard:
-    return card_of(
-        model,
-        backbone,
-        method=config.method,
-        method_args=config.method_args,
-        backbone_args=backbone_arguments(config),
-        classes=classes,
-    )
-
-
-def backbone_arguments(config: TrainConfig) -> dict[str, Any]:
-    """The arguments of `load_backbone` that belong to the backbone's identity."""
-    values = {"image_size": config.image_size, "checkpoint": config.checkpoint}
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _settle(
-    config: TrainConfig | None, settings: Mapping[str, Any], resumed: str | Path | None
-) -> TrainConfig:
-    """The settings in force: given ones, or a resumed run's own with more epochs at most."""
-    if config is not None and settings:
-        raise VituneError("fit: got a config and keywords, expected one of them.")
-    if resumed is None:
-        return config or TrainConfig.make(settings)
-    recorded = RunFolder.create(resumed, resume=True).read_config()
-    given = dict(settings) if config is None else config.model_dump(exclude_unset=True)
-    changed = {k: v for k, v in given.items() if k in recorded and recorded[k] != v}
-    refused = sorted(set(changed) - set(SETTLED_BY_RESUME))
-    if refused:
-        name = refused[0]
-        raise VituneError(
-            f"--resume: got {name}={changed[name]!r}, expected the run's own {recorded[name]!r}. "
-            "Leave it out, or start a new run."
-        )
-    unknown = sorted(set(given) - set(TrainConfig.model_fields))
-    if unknown:
-        raise VituneError(
-            f"{unknown[0]}: unknown option. {nearest(unknown[0], TrainConfig.model_fields)}"
-        )
-    return TrainConfig.make({**recorded, **changed})
-
-
-def _new_accelerator(config: TrainConfig, precision: str) -> Accelerator:
+def _new_accelerator(settings: TrainConfig) -> Accelerator:
     """accelerate's processes, devices and precision; one process may train several times."""
     AcceleratorState._reset_state()
+    precision = settings.precision
     return Accelerator(
-        cpu=_on_cpu(config),
+        cpu=_on_cpu(settings),
         mixed_precision="no" if precision == "fp32" else precision,
-        gradient_accumulation_steps=config.accumulation_steps,
+        gradient_accumulation_steps=settings.accumulation_steps,
     )
-
-
-def _facts(
-    config: TrainConfig,
-    backbone: Backbone,
-    counts: ParameterCounts,
-    splits: Splits,
-    recipe: Recipe | None,
-    precision: str,
-    accelerator: Accelerator,
-) -> dict[str, Any]:
-    method = get_method(config.method)
-    assert splits.train is not None
-    return {
-        "method": config.method,
-        "method_title": method.title,
-        "source": method.source,
-        "backbone": backbone.name,
-        "num_trainable": counts.trainable,
-        "num_trainable_without_head": counts.without_head,
-        "num_head": counts.head,
-        "num_total": counts.total,
-        "mergeable": method.mergeable,
-        "data": config.data,
-        "num_train": len(splits.train),
-        "num_val": 0 if splits.val is None else len(splits.val),
-        "num_classes": len(splits.classes),
-        "held_out": _describe(splits.held_out),
-        "skipped_images": len(splits.skipped),
-        "lr": None if recipe is None else recipe.lr,
-        "head_lr": None if recipe is None else recipe.head_lr,
-        "weight_decay": None if recipe is None else recipe.weight_decay,
-        "precision": precision,
-        "device": _device_name(accelerator),
-        "num_processes": accelerator.num_processes,
-        "seed": config.seed,
-        "versions": installed_versions(),
-    }
-
-
-def _describe(held_out: HeldOut | None) -> str | None:
-    """How validation was cut from training, in words; None where the data brings its own."""
-    if held_out is None:
-        return None
-    return f"{held_out.num_images} images of training, stratified, seed {held_out.seed}"
-
-
-def _outcome(loop: Loop, accelerator: Accelerator) -> dict[str, Any]:
-    config, progress = loop.config, loop.progress
-    return {
-        "reported": {
-            "which": config.select,
-            "epoch": loop.reported_epoch,
-            "val_accuracy": loop.reported_accuracy,
-        },
-        "best_epoch": progress.best_epoch,
-        "epochs": progress.epoch,
-        "steps": progress.step,
-        "seconds": progress.seconds,
-        "peak_mib": _peak_mib(accelerator),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": "finished" if progress.epoch == config.epochs else "stopped",
-    }
 
 
 def _checkpoint_activations(backbone: Backbone) -> None:
@@ -583,34 +531,3 @@ def _checkpoint_activations(backbone: Backbone) -> None:
         f"--checkpointing: got backbone {backbone.name!r}, expected one that can recompute its "
         "activations (timm and transformers models can)."
     )
-
-
-def _width(model: PeftModel) -> int:
-    """Features of the widest LayerNorm-like vector: the network's width."""
-    sizes = [len(p) for n, p in model.named_parameters() if p.dim() == 1 and "norm" in n]
-    return max(sizes, default=0)
-
-
-def _device_name(accelerator: Accelerator) -> str:
-    if accelerator.device.type == "cuda":
-        return torch.cuda.get_device_name(accelerator.device)
-    return f"cpu ({torch.get_num_threads()} threads)"
-
-
-def _reset_peak(accelerator: Accelerator) -> None:
-    """Peaks count from here, so that runs of one process do not inherit each other's."""
-    if accelerator.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(accelerator.device)
-    elif CLEAR_REFS.exists():
-        CLEAR_REFS.write_text("5")
-
-
-def _peak_mib(accelerator: Accelerator) -> float:
-    """Peak memory: the CUDA allocator's, or this process's resident size on a CPU; MiB."""
-    if accelerator.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(accelerator.device) / 2**20
-    if CLEAR_REFS.exists():
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20

@@ -8,9 +8,9 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitune.data import FileViews, Split, augmentation, normalise, seeded_generator
+from vitune.data import Augment, FileViews, Split, augmentation, normalise, seeded_generator
 from vitune.preprocessing import Preprocessing
-from vitune.training.config import TrainConfig
+from vitune.training.train_config import TrainConfig
 
 
 class TrainingInputs:
@@ -19,6 +19,7 @@ class TrainingInputs:
     Args:
         train: the split that batches come from.
         accelerator: on whose device all but the reading of files is done.
+        augment: the augmentation; None is the one that `config` names.
     """
 
     def __init__(
@@ -27,9 +28,10 @@ class TrainingInputs:
         preprocessing: Preprocessing,
         config: TrainConfig,
         accelerator: Accelerator,
+        augment: Augment | None = None,
     ) -> None:
         self.preprocessing, self.config, self.accelerator = preprocessing, config, accelerator
-        self.augment = augmentation(config.augment, preprocessing.image_size)
+        self.augment = augment or augmentation(config.augment, preprocessing.image_size)
         self.views = FileViews(train, preprocessing, self.augment)
         self.mixup = _new_mixup(config, len(train.classes))
         self.erasing = RandomErasing(config.random_erasing, mode="pixel", device=accelerator.device)

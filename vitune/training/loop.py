@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
@@ -24,24 +23,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitune.backbones import logits_of
-from vitune.data import CachedImages, EpochSampler, Split, batches, normalise
+from vitune.data import Augment, CachedImages, EpochSampler, Split, batches, normalise
 from vitune.errors import TrainingError
 from vitune.methods import MethodLayer, method_penalty, noise_plan
 from vitune.objectives import Objective, Step, new_objective
 from vitune.ops import first_token_only
 from vitune.preprocessing import Preprocessing
 from vitune.training.averaging import Averager
-from vitune.training.checkpoint import (
+from vitune.training.inputs import TrainingInputs
+from vitune.training.last_block import class_tail, lean_training
+from vitune.training.metrics import append_row, keep_epochs
+from vitune.training.observer import Observer
+from vitune.training.optimiser import new_optimiser, new_schedule
+from vitune.training.resume_point import (
     Progress,
     has_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
-from vitune.training.config import TrainConfig
-from vitune.training.inputs import TrainingInputs
-from vitune.training.lean import class_tail, lean_training
-from vitune.training.observer import Observer
-from vitune.training.optimiser import new_optimiser, new_schedule
+from vitune.training.train_config import TrainConfig
 from vitune.training.watching import Watch
 
 EVAL_BATCH = 128
@@ -67,9 +67,11 @@ class Loop:
     """Trains `model` on `train`, watching `val`.
 
     Args:
-        folder: where metrics.jsonl and checkpoint/ are written; None writes nothing.
+        metrics_path, checkpoint_path: where metrics.jsonl and checkpoint/ are written; None writes
+            nothing.
         keep: is told the number of epochs done wherever a snapshot is due, while the model has the
             weights that would be reported then.
+        augment: the augmentation; None is the one that `config` names.
         has_start: whether the classifier starts at more than zeros, so that the weights before the
             first step are a candidate for what is reported.
     """
@@ -87,6 +89,7 @@ class Loop:
         metrics_path: Path | None = None,
         checkpoint_path: Path | None = None,
         keep: Callable[[int], None] | None = None,
+        augment: Augment | None = None,
         has_start: bool = False,
     ) -> None:
         self.keep, self.has_start = keep, has_start
@@ -102,7 +105,7 @@ class Loop:
         self.averager = None
         if config.ema:
             self.averager = Averager(self.parameters, config.ema, ramp=config.ema_ramp)
-        self.inputs = TrainingInputs(train, preprocessing, config, accelerator)
+        self.inputs = TrainingInputs(train, preprocessing, config, accelerator, augment)
         self.objective = self._new_objective()
         self.tail = class_tail(model) if config.lean else ()
         self.sampler = EpochSampler(len(train), seed=config.seed)
@@ -142,7 +145,6 @@ class Loop:
         self.observer.started(self)
         while self.progress.epoch < self.config.epochs and not self._is_stale():
             row = self._epoch(self.progress.epoch)
-            self._record(row)
             self.observer.epoch_ended(row)
         self._select()
 
@@ -233,7 +235,7 @@ class Loop:
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         """One pass over the training images, then validation and the checkpoint."""
-        started = time.perf_counter()
+        started, own_started = time.perf_counter(), time.process_time()
         self._seed(epoch)
         self._training_mode()
         total_loss, num_images, num_batches = 0.0, 0, 0
@@ -254,9 +256,9 @@ class Loop:
                 self._watch_epoch(epoch + 1)
         self.progress.val_accuracy = val_accuracy
         self.progress.seconds += time.perf_counter() - started
+        self.progress.cpu_seconds += time.process_time() - own_started
         self._keep(epoch + 1)
-        self._save(epoch + 1)
-        return {
+        row = {
             "epoch": epoch + 1,
             "step": self.progress.step,
             "train_loss": total_loss / num_batches,
@@ -267,6 +269,11 @@ class Loop:
             "train_seconds": train_seconds,
             "seconds": self.progress.seconds,
         }
+        # In this order: a run that is killed between the two does the epoch again.
+        if self.metrics_path is not None and self.accelerator.is_main_process:
+            append_row(self.metrics_path, row)
+        self._save(epoch + 1)
+        return row
 
     def _step(self, batch: dict[str, Tensor], index: int, epoch: int) -> float:
         """Forward, backward and, when enough batches are in, the update; returns the loss."""
@@ -407,10 +414,15 @@ class Loop:
                 self.keep(epoch)
 
     def _resume(self) -> None:
-        if self.checkpoint_path is None or not has_checkpoint(self.checkpoint_path):
-            return
+        """Go back to where the checkpoint stands, to the start where there is none."""
+        if self.checkpoint_path is not None and has_checkpoint(self.checkpoint_path):
+            self._restore(self.checkpoint_path)
+        if self.metrics_path is not None and self.accelerator.is_main_process:
+            keep_epochs(self.metrics_path, self.progress.epoch)
+
+    def _restore(self, checkpoint_path: Path) -> None:
         self.progress, groups = load_checkpoint(
-            self.checkpoint_path, self.parameters, self.raw_optimiser
+            checkpoint_path, self.parameters, self.raw_optimiser
         )
         device = self.accelerator.device
         self.best = {name: value.to(device) for name, value in groups.get("best", {}).items()}
@@ -423,20 +435,6 @@ class Loop:
                 self.averager.averages[name].copy_(value)
         if self.accelerator.scaler is not None and self.progress.scaler:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
-        self._forget_metrics_after(self.progress.epoch)
-
-    def _record(self, row: dict[str, Any]) -> None:
-        if self.metrics_path is not None and self.accelerator.is_main_process:
-            with self.metrics_path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-
-    def _forget_metrics_after(self, epoch: int) -> None:
-        """Drop lines of epochs that the checkpoint does not have: they are run again."""
-        if self.metrics_path is None or not self.metrics_path.is_file():
-            return
-        if self.accelerator.is_main_process:
-            lines = self.metrics_path.read_text().splitlines(keepends=True)
-            self.metrics_path.write_text("".join(lines[:epoch]))
 
 
 @contextmanager

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from vitune.training.loop import Loop
+from peft import PeftModel
+from torch.optim import Optimizer
+
+from vitune.data import Split
+from vitune.training.resume_point import Progress
+from vitune.training.train_config import TrainConfig
+
+
+class Running(Protocol):
+    """The training loop as an observer sees it."""
+
+    model: PeftModel
+    config: TrainConfig
+    progress: Progress
+    raw_optimiser: Optimizer
+    schedule: Any
+    steps_per_epoch: int
+
+    def scored_weights(self) -> AbstractContextManager[None]:
+        """Within: the model has the weights that are scored, averages where there are some."""
+        ...
+
+    def evaluate(self, split: Split) -> tuple[float, float]:
+        """Loss and accuracy on a split."""
+        ...
 
 
 class Observer:
@@ -17,7 +41,7 @@ class Observer:
     def described(self, facts: dict[str, Any]) -> None:
         """What is about to be trained: method, backbone, counts, data."""
 
-    def started(self, loop: Loop) -> None:
+    def started(self, loop: Running) -> None:
         """The first (or resumed) epoch is about to begin."""
 
     def stepped(self, step: int, loss: float, num_images: int) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
+from vitune.backbones import find_sites
+from vitune.errors import BackboneError
 from vitune.ops import cpu_multiplies_bf16
 
 BF16_WIDTH = 128
+NO_LAYERS = ("block", "head")
+"""Roles of sites that are no layer, or whose width is the number of classes."""
 
 
 def resolve_precision(asked: str, device_type: str, width: int) -> str:
@@ -21,3 +26,22 @@ def resolve_precision(asked: str, device_type: str, width: int) -> str:
     if device_type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     return "bf16" if width >= BF16_WIDTH and cpu_multiplies_bf16() else "fp32"
+
+
+def network_width(model: nn.Module) -> int:
+    """Features that the widest layer both takes and gives; 0 for an unknown kind of network.
+
+    A ViT's d: its MLP maps d features to 4d and back, its fused qkv d to 3d.
+    """
+    try:
+        sites = find_sites(model)
+    except BackboneError:
+        return 0
+    modules = [model.get_submodule(site.name) for site in sites if site.role not in NO_LAYERS]
+    weights = [
+        parameter
+        for module in modules
+        for parameter in module.parameters(recurse=False)
+        if parameter.dim() > 1
+    ]
+    return max((min(weight.shape[:2]) for weight in weights), default=0)

@@ -14,11 +14,9 @@ from torch.nn import functional as F
 
 from vitune.backbones import Backbone
 from vitune.data import Split, Splits
-from vitune.errors import VituneError
 from vitune.methods import HeadProblem, Labelled, SolvedConfig, SolvedHead, get_method
 from vitune.ops.temperature import calibrated_losses, fit_temperature
-from vitune.training.config import STEPPING, TrainConfig
-from vitune.training.features import FeatureReader, View, mirrored
+from vitune.training.feature_reader import FeatureReader, View, mirrored
 
 COPIES: dict[str, tuple[View | None, ...]] = {"none": (None,), "flip": (None, mirrored)}
 """Views of every training image that a probe may be solved on."""
@@ -170,18 +168,3 @@ def _losses(head: SolvedHead, data: Labelled) -> np.ndarray:
     """Cross-entropy of each image."""
     labels = torch.from_numpy(np.asarray(data.labels))
     return F.cross_entropy(head.logits(data.features), labels, reduction="none").numpy()
-
-
-def require_no_steps(config: TrainConfig) -> None:
-    """Refuse settings of training by steps for a method that is solved.
-
-    Raises:
-        VituneError: one of them is given.
-    """
-    for name in STEPPING:
-        value = getattr(config, name)
-        if value != TrainConfig.model_fields[name].default:
-            raise VituneError(
-                f"--{name.replace('_', '-')}: got {value!r} with --method {config.method}, which "
-                "is solved and takes no steps. Leave it out, or use --method linear_sgd."
-            )

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from vitune.backbones import find_sites
+from vitune.methods import CAUTIOUS, get_method
+from vitune.training.probing import Probe
+from vitune.training.train_config import TrainConfig
 
 REFERENCE_STEPS, REFERENCE_BATCH = 300, 32
 REFERENCE_WIDTH, REFERENCE_DEPTH = 768, 12
@@ -114,3 +117,19 @@ def shape_of(model: nn.Module, steps: int, batch: int) -> Shape:
     ]
     widths = [width for width in inputs if isinstance(width, int)]
     return Shape(max(widths, default=REFERENCE_WIDTH), depth or REFERENCE_DEPTH, steps, batch)
+
+
+def rate_by_rule(
+    config: TrainConfig, model: nn.Module, num_images: int, num_processes: int, probe: Probe
+) -> float:
+    """The peak rate that vitune's rule gives for a run that starts at `probe`."""
+    steps = num_steps(config, num_images, num_processes)
+    images = config.batch_size * num_processes * config.accumulation_steps
+    usual = rate_of(get_method(config.method).usual_lr, shape_of(model, steps, images))
+    return float(f"{usual * demand_of(probe.head.chosen.get(CAUTIOUS), num_images):.2g}")
+
+
+def num_steps(config: TrainConfig, num_images: int, num_processes: int) -> int:
+    """Optimiser steps of the whole run."""
+    batches = math.ceil(num_images / (config.batch_size * num_processes))
+    return math.ceil(batches / config.accumulation_steps) * config.epochs

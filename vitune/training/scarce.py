@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from vitune.data import open_source
-from vitune.training.config import TrainConfig
+from vitune.training.train_config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from peft import PeftModel
+from torch import nn
 
-from vitune.adapters import attach, card_of, load_adapter, save_adapter
+from vitune.adapters import attach, load_adapter, save_adapter
 from vitune.backbones import Backbone, load_backbone, start_heads
 from vitune.data import Splits
-from vitune.errors import BackboneError, VituneError
-from vitune.methods import get_method
+from vitune.errors import AdapterError, BackboneError, VituneError, one_line
+from vitune.files import atomic_folder
+from vitune.methods import CAUTIOUS, get_method
 from vitune.runs import RunFolder
-from vitune.training.checkpoint import has_checkpoint
-from vitune.training.config import TrainConfig
+from vitune.training.keeping import backbone_arguments, card_for
 from vitune.training.observer import Observer
 from vitune.training.probing import Probe, solve_probe
+from vitune.training.rates import HEAD_FACTOR, falls_short, num_steps, plain_rate, rate_by_rule
+from vitune.training.train_config import TrainConfig
 
 METHOD = "linear"
 RECORD = "probe.json"
@@ -41,18 +46,14 @@ def starts_at_probe(config: TrainConfig) -> bool:
 
 def starting_probe(
     config: TrainConfig,
-    folder: RunFolder | None,
     backbone: Backbone,
     splits: Splits,
     device: torch.device,
     observer: Observer,
     *,
-    is_main: bool,
     given: Probe | None = None,
 ) -> Probe | None:
     """The solved probe that the run starts from and is compared with; None where it does neither.
-
-    A resumed run reads what its first part wrote down. `backbone` comes back with a zero head.
 
     Args:
         given: solved already on the same images.
@@ -62,12 +63,8 @@ def starting_probe(
     """
     if not starts_at_probe(config):
         return None
-    if folder is not None and has_checkpoint(folder.checkpoint):
-        known = _read(folder)
-        if known is not None:
-            return known
     try:
-        probe = given or solve_probe(
+        return given or solve_probe(
             backbone,
             splits,
             method=METHOD,
@@ -80,63 +77,94 @@ def starting_probe(
         if config.start == "probe":
             raise
         return None
-    if folder is not None and is_main:
-        _keep(probe, config, folder, backbone, splits.classes)
-    return probe
 
 
-def _keep(
-    probe: Probe, config: TrainConfig, folder: RunFolder, backbone: Backbone,
-    classes: tuple[str, ...],
-) -> None:  # fmt: skip
-    """Write RUN/probe: an adapter like any other, so that it can be evaluated and merged."""
+def with_start(
+    config: TrainConfig, model: nn.Module, num_images: int, num_processes: int, probe: Probe | None
+) -> TrainConfig:
+    """The settings with where training starts, and the rates that go with it, filled in.
+
+    Rates are as given, else by rule from the probe, else the method's own.
+    """
+    method = get_method(config.method)
+    from_probe = probe is not None and (
+        config.start == "probe" or not falls_short(probe.head.chosen.get(CAUTIOUS), num_images)
+    )
+    lr, head_lr = config.lr, config.head_lr
+    if lr is None and from_probe and probe is not None:
+        lr = rate_by_rule(config, model, num_images, num_processes, probe)
+    elif lr is None:
+        lr = method.default_lr(config.backbone)
+        if config.start is None:
+            lr = plain_rate(lr, num_steps(config, num_images, num_processes))
+    if head_lr is None and from_probe:
+        head_lr = lr * HEAD_FACTOR
+    start = "probe" if from_probe else "plain"
+    return config.model_copy(update={"start": start, "lr": lr, "head_lr": head_lr})
+
+
+def staged_probe(
+    probe: Probe, config: TrainConfig, folder: Path, backbone: Backbone, classes: tuple[str, ...]
+) -> None:
+    """Write to `folder` an adapter like any other, so that it can be evaluated and merged.
+
+    `backbone` comes back with a zero head.
+    """
     model = attach(backbone, METHOD)
     probe.head.place(model)
-    given = {"image_size": config.image_size, "checkpoint": config.checkpoint}
-    card = card_of(
-        model,
-        backbone,
-        method=METHOD,
-        method_args={},
-        backbone_args={key: value for key, value in given.items() if value is not None},
-        classes=classes,
-        temperature=probe.temperature,
-    )
-    save_adapter(model, folder.probe, card)
+    settings = config.model_copy(update={"method": METHOD, "method_args": {}, "start": None})
+    card = card_for(model, backbone, settings, classes, probe.temperature)
+    save_adapter(model, folder, card)
     model.unload()
     start_heads(backbone.model, "zero")
     record = {**probe.facts(), "train_loss": probe.train_loss, "right": probe.right.tolist(),
               "losses": probe.losses.tolist()}  # fmt: skip
-    (folder.probe / RECORD).write_text(json.dumps(record) + "\n")
+    (folder / RECORD).write_text(json.dumps(record) + "\n")
 
 
-def _read(folder: RunFolder) -> Probe | None:
-    """The probe of a run that is continued, without its head: that is in the checkpoint."""
+def keep_probe(staged: Path, folder: RunFolder) -> None:
+    """Put what `staged_probe` wrote into the run, whole or not at all."""
+    with atomic_folder(folder.probe) as aside:
+        shutil.copytree(staged, aside, dirs_exist_ok=True)
+
+
+def kept_probe(folder: RunFolder) -> Probe | None:
+    """The probe of a run that is continued, without its head: that is in the checkpoint.
+
+    Raises:
+        AdapterError: its file is damaged.
+    """
     path = folder.probe / RECORD
     if not path.is_file():
         return None
-    known = json.loads(path.read_text())
     nothing = Probe.of_nothing()
-    return replace(
-        nothing,
-        head=replace(nothing.head, chosen=known["chosen"], how=known["how"]),
-        copies=known["copies"],
-        train_loss=known["train_loss"],
-        val_loss=known["val_loss"],
-        val_accuracy=known["val_accuracy"],
-        right=np.array(known["right"], bool),
-        losses=np.array(known["losses"], float),
-        temperature=known["temperature"],
-        seconds=known["seconds"],
-    )
+    try:
+        known = json.loads(path.read_text())
+        return replace(
+            nothing,
+            head=replace(nothing.head, chosen=known["chosen"], how=known["how"]),
+            copies=known["copies"],
+            train_loss=known["train_loss"],
+            val_loss=known["val_loss"],
+            val_accuracy=known["val_accuracy"],
+            right=np.array(known["right"], bool),
+            losses=np.array(known["losses"], float),
+            temperature=known["temperature"],
+            mirror_gain=known["mirror_gain"],
+            seconds=known["seconds"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise AdapterError(
+            f"{path}: got a damaged file ({one_line(error)}), expected what training wrote. "
+            "Put a whole copy in its place, or start a new run."
+        ) from None
 
 
 def probe_alone(
     config: TrainConfig, folder: RunFolder | None, probe: Probe, num_classes: int
 ) -> PeftModel:
     """The solved probe as a model of its own, on a backbone that is loaded again."""
-    given = {"image_size": config.image_size, "checkpoint": config.checkpoint}
-    fresh = load_backbone(config.backbone, num_classes=num_classes, **given)  # type: ignore[arg-type]
+    fresh = load_backbone(config.backbone, num_classes=num_classes, **backbone_arguments(config))
     if not len(probe.head.bias):
         assert folder is not None
         return load_adapter(fresh.model, folder.probe, trainable=True)

@@ -25,17 +25,14 @@ from vitune.files import write_atomic
 from vitune.methods import get_method
 from vitune.ops.temperature import calibrated_losses, paired
 from vitune.runs import RunFolder
-from vitune.training.config import TrainConfig
-from vitune.training.fitting import (
-    Trained,
-    backbone_arguments,
-    fit,
-    prepare_data,
-    rate_by_rule,
-    with_backbone,
-)
+from vitune.training.fitting import Trained, fit
+from vitune.training.keeping import backbone_arguments
 from vitune.training.observer import Observer
 from vitune.training.probing import Probe, solve_probe
+from vitune.training.rates import rate_by_rule
+from vitune.training.settling import with_backbone
+from vitune.training.splits_to_train import prepare_data
+from vitune.training.train_config import TrainConfig
 
 METHODS = ("rlrr", "lora", "ssf", "hta", "full")
 """Tried where the user names no method."""
@@ -45,6 +42,9 @@ FACTORS = (0.1, 10.0)
 
 RUNGS = (3, 10, 30)
 REDUCTION = 3
+SEARCH_FILES = ("tune", "tune.json", "tune.md")
+"""What a search leaves in the run folder before its refit."""
+
 STEP_OVER_FORWARD = 4.0
 """A training step over a forward pass, for the first estimate of what a run takes."""
 
@@ -114,19 +114,26 @@ class Tuning:
 
     def run(self, resume: bool = False) -> Trained:
         """Search until the time is up, then train the chosen setting on all labelled images."""
+        folder = RunFolder(self.out)
         if not resume:
-            RunFolder.create(self.out)
+            folder.check_new()
         self.folder.mkdir(parents=True, exist_ok=True)
         chosen = self._decided()
         if chosen is None:
-            splits = self._images()
-            probe = self._probe(splits)
-            self._restore()
-            self._require_time(probe, splits)
-            self._search(splits, probe)
-            chosen = choose(self.attempts)
-            self._write_report(chosen)
+            with folder.held():
+                chosen = self._searched()
         return self._refit(chosen)
+
+    def _searched(self) -> Attempt:
+        """The choice at the end of the search."""
+        splits = self._images()
+        probe = self._probe(splits)
+        self._restore()
+        self._require_time(probe, splits)
+        self._search(splits, probe)
+        chosen = choose(self.attempts)
+        self._write_report(chosen)
+        return chosen
 
     @property
     def used_s(self) -> float:
@@ -321,12 +328,13 @@ class Tuning:
         values: dict[str, Any] = {"method": chosen.method, "refit": True}
         if chosen.epochs:
             values |= {"lr": chosen.lr, "epochs": max(1, chosen.epoch), "start": "probe"}
-        config = TrainConfig.make({**self.config.model_dump(), **values})
-        folder = RunFolder(self.out)
-        if not folder.config.is_file():
-            write_atomic(folder.config, config.to_yaml())
-        return fit(out=self.out, resume=True, observer=self.observer,
-                   temperature=chosen.temperature)  # fmt: skip
+        folder = RunFolder(self.out, beside=SEARCH_FILES)
+        if folder.config.is_file():
+            return fit(out=folder, resume=True, observer=self.observer,
+                       temperature=chosen.temperature)  # fmt: skip
+        given = self.config.model_dump(exclude_unset=True)
+        config = TrainConfig.make({**given, **values})
+        return fit(config, out=folder, observer=self.observer, temperature=chosen.temperature)
 
 
 def choose(attempts: Sequence[Attempt]) -> Attempt:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from vitune.bench.official_schedule import OfficialSchedule
 from vitune.bench.presets import load_preset
-from vitune.bench.recipe import OfficialRecipe
-from vitune.bench.study import Task
-from vitune.bench.suites import FGVC, VTAB1K
+from vitune.bench.study.official_schedule import OfficialSchedule
+from vitune.bench.study.plan import Task
+from vitune.bench.study.recipe import OfficialRecipe
+from vitune.bench.suites.suites import FGVC, VTAB1K
 
 STEPS = 4
 

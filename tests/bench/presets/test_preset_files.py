@@ -10,8 +10,8 @@ import pytest
 from vitune.bench.preset_images import Images
 from vitune.bench.preset_page import deviations_page
 from vitune.bench.presets import Preset, common_deviations, load_preset, preset_names
-from vitune.bench.study import Study, Task
-from vitune.bench.suites import FGVC, VTAB1K
+from vitune.bench.study.plan import Study, Task
+from vitune.bench.suites.suites import FGVC, VTAB1K
 from vitune.cli import run
 from vitune.errors import VituneError
 from vitune.training import TrainConfig

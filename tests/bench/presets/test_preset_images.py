@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-import vitune.bench.workbench as workbench_module
+import vitune.bench.study.workbench as workbench_module
 from vitune.backbones import load_backbone
 from vitune.bench.presets import load_preset, preset_names
-from vitune.bench.study import Task
-from vitune.bench.workbench import Workbench
+from vitune.bench.study.plan import Task
+from vitune.bench.study.workbench import Workbench
 from vitune.data import FileViews, Split, augmentation, normalise, seeded_generator
 from vitune.preprocessing import Preprocessing
 from vitune.training import TrainConfig

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from vitune.bench.fake import write_fake
+from vitune.bench.cost import estimate
 from vitune.bench.launching import preset_study
-from vitune.bench.planning import estimate
 from vitune.bench.presets import load_preset, preset_names
-from vitune.bench.protocol import read_remarks, run_study
-from vitune.bench.study import Study
-from vitune.bench.workbench import Workbench
+from vitune.bench.study.plan import Study
+from vitune.bench.study.protocol import read_remarks, run_study
+from vitune.bench.study.workbench import Workbench
+from vitune.bench.suites.tiny_copies import write_fake
 from vitune.cli import run
 
 TASKS = {"vtab1k": "kitti", "fgvc": "cub"}  # wide images; wide, tall and square ones

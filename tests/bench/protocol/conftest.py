@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from study_parts import paint
 
-from vitune.bench.cells import CellResult, Scores
-from vitune.bench.scores import packed
-from vitune.bench.study import Study
-from vitune.bench.workbench import Workbench
+from vitune.bench.study.cells import CellResult, Scores
+from vitune.bench.study.plan import Study
+from vitune.bench.study.scores import packed
+from vitune.bench.study.workbench import Workbench
 
 TINY = "demo:count?train=16&val=8&test=16"
 
@@ -70,6 +70,7 @@ def result() -> Callable[..., CellResult]:
             "status": "done",
             "scores": Scores("test", len(bits), top1, 1.0, 0.1, packed(bits)),
             "seconds": 2.0,
+            "cpu_seconds": 1.5,
             "peak_mib": 10.0,
             "counts": {"trainable": 10, "without_head": 6, "head": 4, "total": 100},
         }

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitune.bench.cells import Cell, CellResult, Scores, blank_result
-from vitune.bench.execution import Finished, InProcess
-from vitune.bench.protocol import Watcher
-from vitune.bench.scores import packed
-from vitune.bench.store import Store
-from vitune.bench.workbench import Workbench
+from vitune.bench.study.cells import Cell, CellResult, Scores, blank_result
+from vitune.bench.study.execution import Finished, InProcess
+from vitune.bench.study.protocol import Watcher
+from vitune.bench.study.scores import packed
+from vitune.bench.study.store import Store
+from vitune.bench.study.workbench import Workbench
 
 
 def paint(path: Path, seed: int) -> Path:

@@ -16,17 +16,17 @@ from study_parts import Invented, paint, replace_unseen
 
 from vitune.backbones import identity, load_backbone, local_files
 from vitune.backbones.bundled import WEIGHTS
-from vitune.bench import running
-from vitune.bench.addressing import ALWAYS, AS_IF_ABSENT, WITHOUT_EFFECT, deciding
-from vitune.bench.cells import Cell, CellResult
-from vitune.bench.current import changed_since
-from vitune.bench.execution import InProcess
-from vitune.bench.protocol import Planner, choose, read_results, run_study
-from vitune.bench.running import complete, run_cell
-from vitune.bench.store import Store
-from vitune.bench.study import Study
-from vitune.bench.table import make_table
-from vitune.bench.workbench import Workbench
+from vitune.bench.study import running
+from vitune.bench.study.addressing import ALWAYS, AS_IF_ABSENT, WITHOUT_EFFECT, deciding
+from vitune.bench.study.cells import Cell, CellResult
+from vitune.bench.study.current import changed_since
+from vitune.bench.study.execution import InProcess
+from vitune.bench.study.plan import Study
+from vitune.bench.study.protocol import Planner, choose, read_results, run_study
+from vitune.bench.study.running import complete, run_cell
+from vitune.bench.study.store import Store
+from vitune.bench.study.workbench import Workbench
+from vitune.bench.tables.study_table import make_table
 from vitune.cli import run
 from vitune.data.split import Split
 from vitune.errors import VituneError
@@ -84,7 +84,7 @@ def test_addresses_outlive_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
         identity="3",
     )
     assert cell.address == "7b0062e3e57982e47e265b4708347804"
-    monkeypatch.setattr("vitune.bench.addressing.REVISION", 99)
+    monkeypatch.setattr("vitune.bench.study.addressing.REVISION", 99)
     assert cell.address != "7b0062e3e57982e47e265b4708347804"
 
 
@@ -349,6 +349,6 @@ def test_scores_are_of_the_images_that_were_hashed(own_study: Study) -> None:
     bench = Workbench()
     (cell, _) = cells_of(own_study, bench)
     opened: Split = bench.open_test(cell.config, bench.task(cell.config, 0).refit.classes)
-    from vitune.bench.file_hashes import hash_of
+    from vitune.bench.study.file_hashes import hash_of
 
     assert hash_of(opened) == cell.split_hashes["test"]

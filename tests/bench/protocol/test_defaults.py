@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from vitune.bench.execution import InProcess
-from vitune.bench.protocol import read_choices, run_study
-from vitune.bench.study import Study
-from vitune.bench.workbench import Workbench
+from vitune.bench.study.execution import InProcess
+from vitune.bench.study.plan import Study
+from vitune.bench.study.protocol import read_choices, run_study
+from vitune.bench.study.workbench import Workbench
 from vitune.cli import run
 from vitune.methods import METHODS, get_method
-from vitune.methods._defaults import FILE
+from vitune.methods.core.default_settings import FILE
 from vitune.training import TrainConfig
 from vitune.training.fitting import fit
 

@@ -18,21 +18,21 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from vitune.bench.as_published import (
+from vitune.bench.comparing import compare, comparison_study
+from vitune.bench.cost import estimate, total_hours
+from vitune.bench.study.as_published import (
     PublishedRecipe,
     add_element_dropout,
     renormalise_drop_path,
 )
-from vitune.bench.cells import CellResult
-from vitune.bench.comparing import compare, comparison_study
-from vitune.bench.execution import InProcess, Processes
-from vitune.bench.on_ray import OnRay
-from vitune.bench.planning import estimate, total_hours
-from vitune.bench.protocol import Planner, Watcher, choose, run_study
-from vitune.bench.recipe import OfficialRecipe
-from vitune.bench.running import run_cell
-from vitune.bench.study import Study
-from vitune.bench.workbench import Workbench
+from vitune.bench.study.cells import CellResult
+from vitune.bench.study.execution import InProcess, Processes
+from vitune.bench.study.on_ray import OnRay
+from vitune.bench.study.plan import Study
+from vitune.bench.study.protocol import Planner, Watcher, choose, run_study
+from vitune.bench.study.recipe import OfficialRecipe
+from vitune.bench.study.running import run_cell
+from vitune.bench.study.workbench import Workbench
 from vitune.errors import VituneError
 from vitune.training.fitting import fit
 
@@ -235,6 +235,8 @@ def test_compare_writes_a_page(tmp_path: Path, bench: Workbench) -> None:
     assert [row.label for row in found.table.rows] == ["linear_sgd", "bitfit"]
     text = found.page.read_text()
     assert "Linear probe" in text and "One seed only" in text and "test images" in text
+    assert "Learning rate" in text and "best of 2 on validation" in text
+    assert "with other draws of the images" in text
 
 
 def test_compare_without_a_test_split_says_validation(tmp_path: Path, bench: Workbench) -> None:
@@ -348,7 +350,7 @@ def test_ray_that_is_not_installed(
 
 ORPHAN = """
 import multiprocessing, os, time
-from vitune.bench.execution import begin_worker
+from vitune.bench.study.execution import begin_worker
 
 def work():
     begin_worker(1)

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from study_parts import Invented, paint
 
-from vitune.bench.cells import CellResult
-from vitune.bench.execution import InProcess
-from vitune.bench.protocol import Watcher, read_results, run_study
-from vitune.bench.running import run_cell
-from vitune.bench.scores import unpacked
-from vitune.bench.study import Study, Task
-from vitune.bench.table import make_table
-from vitune.bench.workbench import Workbench
+from vitune.bench.study.cells import CellResult
+from vitune.bench.study.execution import InProcess
+from vitune.bench.study.plan import Study, Task
+from vitune.bench.study.protocol import Watcher, read_results, run_study
+from vitune.bench.study.running import run_cell
+from vitune.bench.study.scores import unpacked
+from vitune.bench.study.workbench import Workbench
+from vitune.bench.tables.study_table import make_table
 from vitune.cli import run
 from vitune.data import Decoding, open_source, readable, require_readable
 from vitune.errors import DataError
@@ -243,7 +243,7 @@ def test_checking_opens_no_test_split(two_tasks: Make, monkeypatch: pytest.Monke
         return open_test(self, *arguments)
 
     monkeypatch.setattr(Workbench, "open_test", told)
-    from vitune.bench.protocol import Planner, choose
+    from vitune.bench.study.protocol import Planner, choose
 
     planner = Planner(study, bench)
     planner.check(study.tasks[0])

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from study_parts import Bomb, Invented, KilledError
 
-from vitune.bench.execution import InProcess
-from vitune.bench.journal import JOURNAL, Journal, read_choices, read_study, row_of
-from vitune.bench.protocol import Planner, read_results, read_unfinished, run_study
-from vitune.bench.store import Store
-from vitune.bench.study import Study
-from vitune.bench.table import make_table
-from vitune.bench.workbench import Workbench
+from vitune.bench.study.execution import InProcess
+from vitune.bench.study.journal import JOURNAL, Journal, read_choices, read_study, row_of
+from vitune.bench.study.plan import Study
+from vitune.bench.study.protocol import Planner, read_results, read_unfinished, run_study
+from vitune.bench.study.store import Store
+from vitune.bench.study.workbench import Workbench
+from vitune.bench.tables.study_table import make_table
 from vitune.cli import run
 from vitune.errors import VituneError
 
@@ -236,7 +236,7 @@ def test_two_drivers_write_one_journal(
 
 
 def _choice(study: Study) -> Any:
-    from vitune.bench.protocol import choose
+    from vitune.bench.study.protocol import choose
 
     choice = choose(study, study.variants[0], study.tasks[0], [])
     assert choice is not None
@@ -246,7 +246,7 @@ def _choice(study: Study) -> Any:
 def test_a_full_disk_delays_the_journal(
     tiny_study: Make, bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vitune.bench.journal as module
+    import vitune.bench.study.journal as module
 
     study = tiny_study(seeds=[0, 1])
     journal = Journal.begin(tmp_path, study)

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vitune.bench.execution import InProcess
-from vitune.bench.kept import adapter_of, logits_file, read_logits, write_logits
-from vitune.bench.protocol import run_study
-from vitune.bench.scores import unpacked
-from vitune.bench.store import Store
-from vitune.bench.study import Study
-from vitune.bench.study_analysis import kept_adapters, methods_csv, over_seeds, runs_csv
-from vitune.bench.workbench import Workbench
+from vitune.bench.study.execution import InProcess
+from vitune.bench.study.kept import adapter_of, logits_file, read_logits, write_logits
+from vitune.bench.study.kept_adapters import kept_adapters, methods_csv, over_seeds, runs_csv
+from vitune.bench.study.plan import Study
+from vitune.bench.study.protocol import run_study
+from vitune.bench.study.scores import unpacked
+from vitune.bench.study.store import Store
+from vitune.bench.study.workbench import Workbench
 from vitune.cli import run
 from vitune.data import load_labelled
 from vitune.data.split import Split

@@ -12,14 +12,14 @@ import pytest
 from study_parts import Invented, peak
 
 import vitune.cli._study as cli_study
-from vitune.bench.cells import Cell, CellResult
 from vitune.bench.comparing import compare, comparison_study
-from vitune.bench.formats import as_grid, formatted
-from vitune.bench.page import write_study_page
-from vitune.bench.protocol import read_results, read_unfinished, run_study
-from vitune.bench.study import Study
-from vitune.bench.table import Table, make_table
-from vitune.bench.workbench import Workbench
+from vitune.bench.study.cells import Cell, CellResult
+from vitune.bench.study.plan import Study
+from vitune.bench.study.protocol import read_results, read_unfinished, run_study
+from vitune.bench.study.workbench import Workbench
+from vitune.bench.tables.study_page import write_study_page
+from vitune.bench.tables.study_table import Table, make_table
+from vitune.bench.tables.table_formats import as_grid, formatted
 from vitune.cli import run
 from vitune.errors import VituneError
 
@@ -217,7 +217,7 @@ def test_runs_that_broke_down_are_counted_and_tried_again(
     words = ["compare", "--data", "demo:count?train=16&val=8&test=16", "--methods",
              "linear_sgd,bitfit", "--epochs", "1", "--seeds", "1", "--batch-size", "8",
              "--out", str(tmp_path)]  # fmt: skip
-    from vitune.bench import running
+    from vitune.bench.study import running
 
     run_cell = running.run_cell
 

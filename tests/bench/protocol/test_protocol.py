@@ -18,14 +18,19 @@ import numpy as np
 import pytest
 import torch
 
-from vitune.bench import running
-from vitune.bench.cells import Cell, CellResult
-from vitune.bench.execution import InProcess, Processes
-from vitune.bench.protocol import Planner, Watcher, choose, read_results, run_study
-from vitune.bench.running import complete, is_out_of_memory, train_within_memory, with_smaller_batch
-from vitune.bench.store import Store
-from vitune.bench.study import Study
-from vitune.bench.workbench import Workbench
+from vitune.bench.study import running
+from vitune.bench.study.cells import Cell, CellResult
+from vitune.bench.study.execution import InProcess, Processes
+from vitune.bench.study.plan import Study
+from vitune.bench.study.protocol import Planner, Watcher, choose, read_results, run_study
+from vitune.bench.study.running import (
+    complete,
+    is_out_of_memory,
+    train_within_memory,
+    with_smaller_batch,
+)
+from vitune.bench.study.store import Store
+from vitune.bench.study.workbench import Workbench
 from vitune.data import open_source
 from vitune.data.split import Split
 from vitune.errors import DataError, TrainingError, VituneError
@@ -285,9 +290,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(
         return "trained"
 
     splits = bench.task(config, 0).selection
-    trained, notes = train_within_memory(
-        config, splits, running.Observer(), train=short_of_memory
-    )
+    trained, notes = train_within_memory(config, splits, running.Observer(), train=short_of_memory)
     assert trained == "trained" and seen == [(8, 1), (4, 2), (2, 4)]
     assert "batch size 8: run with 2 and 4 accumulation steps" in notes[0]
 
@@ -321,8 +324,8 @@ def test_a_smaller_batch_takes_the_same_steps(tiny_study: Make, bench: Workbench
 
 DRIVER = """
 import sys
-from vitune.bench.protocol import Watcher, run_study
-from vitune.bench.study import Study
+from vitune.bench.study.protocol import Watcher, run_study
+from vitune.bench.study.plan import Study
 class Tell(Watcher):
     def finished(self, result, reused):
         print("finished", result.address, reused, flush=True)
@@ -393,7 +396,7 @@ def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
 
 
 def test_scores_count_the_right_images(bench: Workbench, tiny_study: Make) -> None:
-    from vitune.bench.scores import packed, unpacked
+    from vitune.bench.study.scores import packed, unpacked
 
     bits = np.array([True, False, True] * 7)
     np.testing.assert_array_equal(unpacked(packed(bits), 21), bits)

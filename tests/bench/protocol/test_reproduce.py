@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-import vitune.bench.workbench as workbench_module
+import vitune.bench.study.workbench as workbench_module
 import vitune.training.fitting as fitting_module
 from vitune.backbones import load_backbone
-from vitune.bench.fake import write_fake
 from vitune.bench.launching import LR_FACTORS, preset_study, seed_list, suite_study
 from vitune.bench.presets import load_preset, preset_names
-from vitune.bench.protocol import Planner, run_study
-from vitune.bench.study import Task
-from vitune.bench.workbench import Workbench
+from vitune.bench.study.plan import Task
+from vitune.bench.study.protocol import Planner, run_study
+from vitune.bench.study.workbench import Workbench
+from vitune.bench.suites.tiny_copies import write_fake
 from vitune.cli import run
 from vitune.errors import VituneError
 from vitune.methods import get_method
@@ -143,8 +143,8 @@ def test_tasks_that_are_missing_are_named_in_the_table(
 ) -> None:
     import shutil
 
-    from vitune.bench.protocol import read_missing, read_results
-    from vitune.bench.table import make_table
+    from vitune.bench.study.protocol import read_missing, read_results
+    from vitune.bench.tables.study_table import make_table
 
     shutil.copytree(roots["vtab1k"] / "svhn", tmp_path / "root" / "svhn")
     study = suite_study(

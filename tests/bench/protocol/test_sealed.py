@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import vitune
-from vitune.bench import as_published
+from vitune.bench.study import as_published
 from vitune.data.procedural import Scene
 from vitune.training import TrainConfig
 from vitune.training.fitting import fit
@@ -99,8 +99,6 @@ def test_fit_draws_no_test_picture(refit: bool, monkeypatch: pytest.MonkeyPatch)
 def test_one_file_alone_looks_while_a_network_trains() -> None:
     """Only `as_published` and the workbench's opening of it take part before training ends."""
     users = {
-        path.name
-        for path in (PACKAGE / "bench").glob("*.py")
-        if "epoch_ended" in path.read_text()
+        path.name for path in (PACKAGE / "bench").glob("*.py") if "epoch_ended" in path.read_text()
     }
     assert users == {Path(as_published.__file__).name}

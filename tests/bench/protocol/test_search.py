@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from study_parts import Bomb, Invented, KilledError
 
-from vitune.bench.execution import InProcess
 from vitune.bench.launching import suite_study
-from vitune.bench.protocol import run_study
-from vitune.bench.study import Range, Search, Study
-from vitune.bench.workbench import Workbench
+from vitune.bench.study.execution import InProcess
+from vitune.bench.study.plan import Range, Search, Study
+from vitune.bench.study.protocol import run_study
+from vitune.bench.study.workbench import Workbench
 from vitune.errors import VituneError
 
 optuna = pytest.importorskip("optuna", reason="the search extra is not installed")

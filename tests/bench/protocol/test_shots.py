@@ -12,16 +12,16 @@ import pytest
 from study_parts import Invented
 
 import vitune.cli._study as cli_study
-from vitune.bench.cells import Cell
-from vitune.bench.execution import InProcess
-from vitune.bench.fake import write_fake
 from vitune.bench.launching import suite_study
-from vitune.bench.protocol import Planner, run_study
-from vitune.bench.shots import with_shots
-from vitune.bench.shots_chart import shots_chart
-from vitune.bench.study import Study, Task
-from vitune.bench.table import make_table
-from vitune.bench.workbench import Workbench
+from vitune.bench.study.cells import Cell
+from vitune.bench.study.execution import InProcess
+from vitune.bench.study.plan import Study, Task
+from vitune.bench.study.protocol import Planner, run_study
+from vitune.bench.study.workbench import Workbench
+from vitune.bench.suites.shots import with_shots
+from vitune.bench.suites.tiny_copies import write_fake
+from vitune.bench.tables.shots_chart import shots_chart
+from vitune.bench.tables.study_table import make_table
 from vitune.cli import run
 from vitune.data import open_source
 from vitune.errors import DataError, VituneError
@@ -119,6 +119,24 @@ def test_shots_without_validation_images_are_held_out_and_given_back(
         run_study(tuned, tmp_path / "c", executor=Invented())
 
 
+def test_a_default_batch_fits_each_draw_and_one_asked_for_is_refused_there_alone(
+    birds: Path, tmp_path: Path
+) -> None:
+    common: dict[str, Any] = {"shots": [1, 8], "tune": False, "epochs": 1, "seeds": 1,
+                              "retention": False}  # fmt: skip
+    study = suite_study(str(birds), ["linear"], tmp_path / "a", **common)
+    outcome = run_study(study, tmp_path / "a", executor=InProcess())
+    assert [result.error for result in outcome.results] == [None, None]
+    assert [result.config["batch_size"] for result in outcome.results] == [2, 16]
+    again = run_study(study, tmp_path / "a", executor=InProcess())
+    assert again.num_reused == 2
+    asked = suite_study(str(birds), ["linear"], tmp_path / "b", settings={"batch_size": 4},
+                        **common)  # fmt: skip
+    few, enough = run_study(asked, tmp_path / "b", executor=InProcess()).results
+    assert "--batch-size: got 4, expected at most the 2 training images" in (few.error or "")
+    assert enough.status == "done" and enough.config["batch_size"] == 4
+
+
 def test_the_few_shot_suite_takes_its_own_lists(tmp_path: Path) -> None:
     root = tmp_path / "fake"
     write_fake(root, "fewshot", side=16)
@@ -129,7 +147,7 @@ def test_the_few_shot_suite_takes_its_own_lists(tmp_path: Path) -> None:
     assert [task.group for task in study.tasks] == ["2-shot"] * 2 + ["4-shot"] * 2
     assert {task.refit for task in study.tasks} == {False}
     planner = Planner(study, Workbench())
-    from vitune.bench.protocol import choose
+    from vitune.bench.study.protocol import choose
 
     variant, task = study.variants[0], study.tasks[0]
     choice = choose(study, variant, task, [])
@@ -204,7 +222,7 @@ def test_a_curve_is_a_mean_over_data_sets(result: Make) -> None:
 
 
 def test_a_dry_run_of_one_shot_needs_no_image_to_hold_out(photos: Make, tmp_path: Path) -> None:
-    from vitune.bench.planning import estimate
+    from vitune.bench.cost import estimate
 
     root = photos("few", {"train": 4, "test": 2})
     study = suite_study(str(root), ["linear_sgd"], tmp_path, shots=[1, 2], tune=False, epochs=1,

@@ -13,14 +13,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vitune.bench.ranking import (
-    average_ranks,
-    critical_difference,
-    friedman,
-    groups_within,
-    ranking,
-)
-from vitune.bench.statistics import (
+from vitune.bench.tables.differences import corrected
+from vitune.bench.tables.mixed_model import (
     Runs,
     difference,
     exact_accuracy,
@@ -28,7 +22,13 @@ from vitune.bench.statistics import (
     interval_on_others,
     wilcoxon,
 )
-from vitune.bench.table_differences import corrected
+from vitune.bench.tables.ranking import (
+    average_ranks,
+    critical_difference,
+    friedman,
+    groups_within,
+    ranking,
+)
 from vitune.errors import VituneError
 
 STUDIES = Path(__file__).parents[3] / "studies"

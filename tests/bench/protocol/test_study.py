@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vitune.bench.study import Study, Variant, grid_of
+from vitune.bench.study.plan import Study, Variant, grid_of
 from vitune.errors import VituneError
 
 Make = Callable[..., Study]

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from vitune.bench.checking import check_suite
-from vitune.bench.fake import write_fake
-from vitune.bench.lists import fewshot_table, fgvc_table
 from vitune.bench.presets import Preset, load_preset, preset_names
-from vitune.bench.published import published_row
-from vitune.bench.recipe import OfficialRecipe
-from vitune.bench.study import Task
-from vitune.bench.suites import DEMO, FGVC, VTAB1K, suite_tasks
+from vitune.bench.study.plan import Task
+from vitune.bench.study.recipe import OfficialRecipe
+from vitune.bench.suites.checking import check_suite
+from vitune.bench.suites.split_lists import fewshot_table, fgvc_table
+from vitune.bench.suites.suites import DEMO, FGVC, VTAB1K, suite_tasks
+from vitune.bench.suites.tiny_copies import write_fake
+from vitune.bench.tables.published import published_row
 from vitune.data import load_splits, open_source
 from vitune.errors import DataError, VituneError
 from vitune.preprocessing import Preprocessing
@@ -304,9 +304,7 @@ def test_a_flag_wins_over_a_preset() -> None:
     preset = load_preset("rlrr-vtab1k")
     tasks = [Task(name="cifar", data="d")]
     for protocol in ("honest", "as-published"):
-        study = preset.study(
-            tasks, name="x", protocol=protocol, overrides={"lr": 0.5}, epochs=3
-        )
+        study = preset.study(tasks, name="x", protocol=protocol, overrides={"lr": 0.5}, epochs=3)
         variant = study.variants[0]
         for setting in study.grid_of(variant):
             config = study.config(variant, tasks[0], setting, seed=0, refit=False)

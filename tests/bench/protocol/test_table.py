@@ -13,15 +13,15 @@ from rich.console import Console
 
 import vitune.cli._study as module
 from vitune.bench.beside_honest import run_both
-from vitune.bench.cells import CellResult
 from vitune.bench.defaults import choose_defaults, default_against_tuned, markdown_of
-from vitune.bench.formats import as_grid, formatted, label_of
-from vitune.bench.page import inflation, write_study_page
-from vitune.bench.protocol import Choice
-from vitune.bench.published import pretraining_of, published_row, published_rows, suite_of
-from vitune.bench.rank_diagram import rank_diagram
-from vitune.bench.sureness import difference_text, explanation, p_text, ranking_text, verdict
-from vitune.bench.table import make_table
+from vitune.bench.study.cells import CellResult
+from vitune.bench.study.protocol import Choice
+from vitune.bench.tables.published import pretraining_of, published_row, published_rows, suite_of
+from vitune.bench.tables.rank_diagram import rank_diagram
+from vitune.bench.tables.study_page import inflation, write_study_page
+from vitune.bench.tables.study_table import make_table
+from vitune.bench.tables.sureness import difference_text, explanation, p_text, ranking_text, verdict
+from vitune.bench.tables.table_formats import as_grid, formatted, label_of
 from vitune.errors import VituneError
 
 Make = Callable[..., CellResult]
@@ -357,7 +357,7 @@ def test_the_page_of_a_study(result: Make, tmp_path: Any) -> None:
     )
     text = page.read_text()
     assert "A &lt;study&gt;" in text and "<script src" not in text and "http://" not in text
-    for title in ("parameters", "training time", "drift"):
+    for title in ("parameters", "processor time", "drift"):
         assert f"Accuracy against {title}" in text or f"against trainable {title}" in text
     assert "lr=0.001" in text and "HTA (NeurIPS 2024)" in text
     assert "tasks like these" in text and "Holm" in text and "class=\"chart ranks\"" not in text
@@ -411,7 +411,7 @@ def test_defaults_are_chosen_over_all_tasks(result: Make) -> None:
 
 
 def test_both_protocols_in_one_table(tiny_study: Any, bench: Any, tmp_path: Any) -> None:
-    from vitune.bench.execution import InProcess
+    from vitune.bench.study.execution import InProcess
 
     variant = {"label": "rlrr", "method": "rlrr", "recipe": {"element_dropout": 0.1}}
     honest = tiny_study(variants=[variant], epochs=2)

@@ -14,7 +14,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from vitune.adapters import inject
 from vitune.backbones import logits_of
 from vitune.methods import get_method
-from vitune.training.lean import class_tail, lean_training
+from vitune.training.last_block import class_tail, lean_training
 
 SMALL = {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 3}
 

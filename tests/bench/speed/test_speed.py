@@ -15,19 +15,19 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitune.adapters import inject
-from vitune.bench.speed import SpeedPlan, bench_speed, read_result
-from vitune.bench.speed_memory import Question, ask, live_peak_bytes
-from vitune.bench.speed_products import ProductCounter, count_products, formats_text
-from vitune.bench.speed_ratios import step_ratio
-from vitune.bench.speed_references import PAIRS, references
-from vitune.bench.speed_subject import Contestant, Subject
-from vitune.bench.speed_table import (
+from vitune.bench.speed.measuring import SpeedPlan, bench_speed, read_result
+from vitune.bench.speed.products import ProductCounter, count_products, formats_text
+from vitune.bench.speed.ratios import step_ratio
+from vitune.bench.speed.references import PAIRS, references
+from vitune.bench.speed.speed_table import (
     compare_with,
     format_table,
     reference_row,
     sections,
 )
-from vitune.bench.speed_textbook import TextbookLinear, TextbookScaleShift, textbook
+from vitune.bench.speed.step_memory import Question, ask, live_peak_bytes
+from vitune.bench.speed.subject import Contestant, Subject
+from vitune.bench.speed.textbook import TextbookLinear, TextbookScaleShift, textbook
 from vitune.cli._speed import print_speed
 from vitune.errors import BackboneError, VituneError
 from vitune.methods import get_method

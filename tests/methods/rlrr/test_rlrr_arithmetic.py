@@ -149,10 +149,17 @@ def test_states_from_files_combine_as_adapters_in_a_model(how, tmp_path: Path):
     ]
     combined = combine_states(read, [0.7, 0.3], how)
     expected = adapted.base_model.model.blocks[0].attn.qkv.scale_out["both"]
-    name = "base_model.model.blocks.0.attn.qkv.scale_out"
+    name = "base_model.model.blocks.0.attn.qkv.vitune_scale_out"
     torch.testing.assert_close(combined.tensors[name], expected)
     assert combined.tensors.keys() == read[0].tensors.keys()
     assert combined.config.rank == (2 if how == "sum" else 1)
+    older = [
+        AdapterState(each.config, {n.replace("vitune_", ""): t for n, t in each.tensors.items()})
+        for each in read
+    ]
+    again = combine_states(older, [0.7, 0.3], how)
+    assert again.tensors.keys() == combined.tensors.keys()
+    assert all(torch.equal(again.tensors[key], combined.tensors[key]) for key in again.tensors)
 
 
 def test_the_head_is_mixed_where_the_weights_sum_to_one():
@@ -202,7 +209,7 @@ def test_all_differences_are_listed():
         "blocks.0.attn.proj",
         "and 5 more",
         "shapes (",
-        "attn.qkv.scale_out [(48,), (16,)]",
+        "attn.qkv.vitune_scale_out [(48,), (16,)]",
     ):
         assert part in message, part
     assert "\n" not in message and "adapter 1 lacks" not in message

@@ -21,7 +21,7 @@ from rlrr_models import (
 
 from vitune.backbones.sites import find_sites, head_names
 from vitune.methods import MethodLayer, RLRRConfig
-from vitune.methods._rlrr_layers import RescaledConv2d, RescaledLinear
+from vitune.methods.rlrr.layers import RescaledConv2d, RescaledLinear
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # PEFT reads it

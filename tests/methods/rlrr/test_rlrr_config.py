@@ -11,7 +11,7 @@ from torch import nn
 from vitune.backbones.sites import Site, find_sites
 from vitune.errors import BackboneError, VituneError
 from vitune.methods import MethodLayer, RLRRConfig
-from vitune.methods._rlrr_layers import RescaledLinear
+from vitune.methods.rlrr.layers import RescaledLinear
 
 REFUSED = [
     ({"rank": 0}, "rank: got 0"),
@@ -109,10 +109,10 @@ def test_a_layer_of_another_kind_is_refused():
 
 
 def test_q_k_v_of_unequal_widths_are_one_linear():
-    site = Site("attn.qkv", "qkv", 0, num_parts=1)
+    site = Site("attn.qkv", "qkv", 0, num_parts=1, parts=("q", "k", "v"))
     assert RLRRConfig().is_whole(site) and RLRRConfig(roles=("qkv",)).is_whole(site)
     assert RLRRConfig(roles=("attn",)).layer_class(site, nn.Linear(4, 8)) is RescaledLinear
-    with pytest.raises(BackboneError, match="can only be adapted together"):
+    with pytest.raises(BackboneError, match="expected all of q, k, v"):
         RLRRConfig(roles=("q", "fc1")).layer_class(site, nn.Linear(4, 8))
 
 

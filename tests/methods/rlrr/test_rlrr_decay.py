@@ -22,7 +22,8 @@ def undecayed(adapted) -> set[str]:
 
 
 def short(name: str) -> str:
-    return name.removeprefix("base_model.model.").removesuffix(".default")
+    plain = name.replace(".vitune_", ".")
+    return plain.removeprefix("base_model.model.").removesuffix(".default")
 
 
 BLOCK = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")

@@ -19,7 +19,7 @@ from rlrr_models import (
 
 from vitune.errors import VituneError
 from vitune.methods import MethodLayer, RLRRConfig
-from vitune.methods._rlrr_init import new_scales
+from vitune.methods.rlrr.init import new_scales
 from vitune.ops import rescaled_weight
 
 NUM_OUT, NUM_IN = 384, 256

@@ -13,8 +13,8 @@ from torch import nn
 from vitune.backbones.sites import find_sites
 from vitune.errors import AdapterError, BackboneError
 from vitune.methods import MethodLayer, RLRRConfig
-from vitune.methods._in_projection import InProjection, linear_view
-from vitune.methods._rlrr_layers import ShiftedBias
+from vitune.methods.core.in_projection import InProjection, linear_view
+from vitune.methods.rlrr.layers import ShiftedBias
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -119,7 +119,8 @@ def test_an_attention_keeps_its_parameters_and_its_names():
     kind = type(attention)
     adapted = random_adapter(base)
     assert isinstance(attention, kind) and type(attention) is not kind
-    assert attention._parameters["in_proj_weight"] is own
+    assert attention.in_proj.get_base_layer().weight is own
+    assert attention.state_dict()["in_proj_weight"].data_ptr() == own.data_ptr()
     kept = {name for name in base.state_dict() if "in_proj" in name and "scale" not in name}
     assert {name for name in places if "in_proj" in name} <= kept
     adapted.add_adapter("other", RLRRConfig(roles=("v",), rank=2))
@@ -154,7 +155,7 @@ def test_a_bias_free_attention_gets_one_on_merge():
     merged = outputs(adapted, x)
     assert (merged - expected).abs().max() <= 1e-5 * expected.abs().max()
     adapted.unmerge_adapter()
-    assert base.encoder.layers[0].self_attention._parameters["in_proj_bias"] is None
+    assert base.encoder.layers[0].self_attention.in_proj.get_base_layer().bias is None
     merged = adapted.merge_and_unload()
     assert (outputs(merged, x) - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert merged.encoder.layers[0].self_attention.in_proj_bias is not None

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from vitune.errors import BackboneError, VituneError
 from vitune.methods import get_method
-from vitune.methods._in_projection import linear_view
-from vitune.methods._spectral import cosine_basis, filtered, response, route_entropy
+from vitune.methods.core.in_projection import linear_view
+from vitune.methods.core.spectral import cosine_basis, filtered, response, route_entropy
 from vitune.ops.partial_linear import partial_linear, partial_linear_reference
 
 D = 12
@@ -74,7 +74,8 @@ def test_hta_on_a_fused_qkv_and_on_a_rectangle() -> None:
     for index, part in enumerate((0, 2)):
         diagonal = torch.diag(qkv.diagonal["default"][index])
         change = (
-            reflection(qkv.v_out["default"][index]) @ diagonal
+            reflection(qkv.v_out["default"][index])
+            @ diagonal
             @ reflection(qkv.v_in["default"][index])
         )
         change = change + qkv.up["default"][index] @ qkv.down["default"][index]
@@ -92,7 +93,8 @@ def test_sequential_hta() -> None:
     model = adapted("hta_sequential", rank=3)
     fc2 = layer(model, "blocks.0.mlp.fc2")
     matrix = (
-        reflection(fc2.v_out["default"]) @ torch.diag(fc2.diagonal["default"])
+        reflection(fc2.v_out["default"])
+        @ torch.diag(fc2.diagonal["default"])
         @ reflection(fc2.v_in["default"])
     ) + fc2.up["default"] @ fc2.down["default"]
     check(fc2, matrix @ fc2.base_layer.weight, matrix @ fc2.base_layer.bias)

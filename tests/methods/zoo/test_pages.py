@@ -55,7 +55,8 @@ def tutorial(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
         PEFT_TYPE_TO_TUNER_MAPPING,
         PEFT_TYPE_TO_PREFIX_MAPPING,
     ):
-        table.pop("INPUT_SCALE", None)
+        for name in [key for key in table if key.startswith("INPUT_SCALE")]:
+            del table[name]
     for name in ("input_scale", "trial"):
         sys.modules.pop(name, None)
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from vitune.errors import VituneError
 from vitune.methods import METHODS, MethodConfig, get_method
-from vitune.methods._peft_targets import UNSUPPORTED
-from vitune.training.lean import class_tail, lean_training
+from vitune.methods.core.peft_targets import UNSUPPORTED
+from vitune.training.last_block import class_tail, lean_training
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}:UserWarning")
@@ -63,8 +63,11 @@ def test_method_of_peft_trains_on_a_vit(name: str) -> None:
     }
     assert any("modules_to_save" in key for key in moved)
     assert any("modules_to_save" not in key for key in moved)
-    assert all(before[key].requires_grad or value.requires_grad
-               for key, value in peft_model.named_parameters() if key in moved)
+    assert all(
+        before[key].requires_grad or value.requires_grad
+        for key, value in peft_model.named_parameters()
+        if key in moved
+    )
 
 
 @pytest.mark.parametrize("name", PEFT_NAMES)

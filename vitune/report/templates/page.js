@@ -44,6 +44,13 @@
       setTimeout(() => { button.textContent = "Copy"; }, 1500);
     });
   }
+  const showMore = (box) => {
+    box.toggleAttribute("data-more", box.scrollWidth - box.clientWidth - box.scrollLeft > 4);
+  };
+  for (const box of document.querySelectorAll(".scroll")) {
+    box.addEventListener("scroll", () => showMore(box), { passive: true });
+    new ResizeObserver(() => showMore(box)).observe(box);
+  }
   const openTarget = () => {
     const details = document.getElementById(location.hash.slice(1))?.querySelector("details");
     if (details) details.open = true;

@@ -1,0 +1,90 @@
+"""Verbs that read files or architectures answer without loading what they do not need."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vitune.cards import AdapterCard
+from vitune.cli import run
+from vitune.preprocessing import Preprocessing
+
+HEAVY = ("torch", "timm", "peft", "transformers", "torchvision", "sklearn", "matplotlib", "pandas")
+
+
+def write_adapter(folder: Path) -> Path:
+    """An adapter as far as its card goes."""
+    folder.mkdir()
+    card = AdapterCard(
+        method="rlrr",
+        method_args={},
+        backbone="vitune/vit_micro_patch4_32",
+        backbone_args={},
+        preprocessing=Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3),
+        classes=("cat", "dog"),
+        fingerprint="v1-0123456789abcdef",
+    )
+    card.write(folder)
+    return folder
+
+
+def light(*arguments: str) -> str:
+    """Standard output of a command that must load none of the heavy libraries."""
+    code = (
+        "import sys\n"
+        f"sys.argv = ['vitune', *{list(arguments)!r}]\n"
+        "from vitune.cli import run\n"
+        "assert run(sys.argv[1:]) == 0\n"
+        f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_info_reads_json_and_loads_no_framework(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter")
+    assert json.loads(light("info", str(adapter), "--json"))["classes"] == ["cat", "dog"]
+
+
+def test_version_names_the_libraries_that_decide_results() -> None:
+    shown = light("--version")
+    assert shown.startswith("vitune ") and shown.count("\n") == 1
+    for name in ("python", "torch", "timm", "peft", "transformers"):
+        assert f"{name} " in shown
+
+
+def test_python_m_vitune_is_the_command_line_too() -> None:
+    code = "import sys, vitune; assert ('torch' in sys.modules) is {}"
+    module = [sys.executable, "-X", "importtime", "-m", "vitune", "--version"]
+    done = subprocess.run(module, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "vitune 0" in done.stdout
+    assert "| torch\n" not in done.stderr
+    subprocess.run([sys.executable, "-c", code.format(True)], check=True)
+
+
+def test_methods_count_flops_only_when_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vitune.methods import catalogue
+
+    counted: list[int] = []
+    real = catalogue._flops
+    monkeypatch.setattr(
+        catalogue,
+        "_flops",
+        lambda *given: counted.append(1) or real(*given),  # type: ignore[func-returns-value]
+    )
+    monkeypatch.setattr("vitune.methods.OWN", {"rlrr": catalogue.METHODS["rlrr"]})
+    assert run(["methods"]) == 0
+    assert "GFLOPs" not in capsys.readouterr().out and not counted
+    assert run(["methods", "--flops"]) == 0
+    assert "GFLOPs" in capsys.readouterr().out and len(counted) == 2
+    assert run(["methods", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["extra_gflops"] is not None

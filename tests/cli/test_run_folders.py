@@ -1,0 +1,475 @@
+"""What the command line does to files: never a user's harm, always one line, always a way on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cli_images import paint
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from vitune.cli import run
+from vitune.cli._progress import TrainingProgress
+
+TRAIN = ["train", "--method", "linear", "--batch-size", "8", "--lr", "1e-2", "--epochs", "2"]
+Failed = Callable[..., str]
+
+
+@pytest.fixture
+def failed(capfd: pytest.CaptureFixture[str]) -> Failed:
+    """Run a command that must end with a code and one line on stderr, and return that line."""
+
+    def call(*arguments: object, code: int = 2) -> str:
+        capfd.readouterr()
+        assert run([str(word) for word in arguments]) == code
+        error = capfd.readouterr().err
+        assert error.count("\n") == 1 and error.startswith("vitune: "), error
+        return error
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return paint(tmp_path_factory.mktemp("photos"), 10, seed=0)
+
+
+@pytest.fixture(scope="module")
+def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "photos"
+    assert run([*TRAIN, "--data", str(photos), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the run that a test may spoil."""
+    shutil.copytree(trained, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+class TestImagesThatTrained:
+    """Training images are told by content, wherever they lie and whatever they are called."""
+
+    def result(self, folder: Path, name: str) -> dict[str, object]:
+        found: dict[str, object] = json.loads((folder / "evaluation" / f"{name}.json").read_text())
+        return found
+
+    def test_a_run_s_own_data_gives_its_validation_images(
+        self, copy: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(["evaluate", str(copy)]) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert "on 6 images" in told and "These images are the run's validation images" in told
+        assert "24 images that trained or validated the run are left out." in told
+        result = self.result(copy, f"{photos.name}-val")
+        assert result["num_images"] == 6
+        assert result["seen"] == {"trained": 0, "watched": 6}
+        assert result["left_out"] == {"trained": 24, "watched": 0}
+        page = (copy / "report.html").read_text()
+        assert "These images are the run&#39;s validation images" in page
+
+    def test_new_images_among_them_are_scored_alone(
+        self, copy: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        mixed = paint(tmp_path / "mixed", 2, seed=7)
+        for file in photos.glob("red/*.png"):
+            shutil.copy(file, mixed / "blue" / f"renamed-{file.name}")
+        assert run(["evaluate", str(copy), "--data", str(mixed)]) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert "on 6 images" in told
+        assert "10 images that trained or validated the run are left out." in told
+        assert self.result(copy, "mixed-all-unseen")["num_images"] == 6
+
+    def test_training_images_alone_are_refused_or_marked_everywhere(
+        self,
+        copy: Path,
+        photos: Path,
+        tmp_path: Path,
+        failed: Failed,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        used = tmp_path / "used"
+        every = {file.read_bytes(): file for file in photos.rglob("*.png")}
+        from vitune.data import UsedImages
+
+        table = UsedImages.read(copy / "images.npz").tables["train"]
+        for number, path in enumerate(table.paths):
+            (used / Path(path).parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, used / Path(path).parent.name / f"{number}.png")
+        assert len(every) == 30 and len(table) == 24
+        told = failed("evaluate", copy, "--data", used)
+        assert "got 24 that all trained this run, expected others" in told
+        assert "--including-training" in told
+        assert not (copy / "evaluation").exists()
+        unseen = paint(tmp_path / "unseen", 2, seed=8)
+        assert run(["evaluate", str(copy), "--data", str(unseen)]) == 0
+        capfd.readouterr()
+        assert run(["evaluate", str(copy), "--data", str(used), "--including-training"]) == 0
+        mark = "These images trained the model: the score says nothing about new images."
+        assert mark in " ".join(capfd.readouterr().out.split())
+        result = self.result(copy, "used-all-including-training")
+        assert result["including_training"] and result["seen"] == {"trained": 24, "watched": 0}
+        page = (copy / "report.html").read_text()
+        assert mark in page
+        headline = page[page.index("Top-1 accuracy,") : page.index("Top-1 accuracy,") + 200]
+        assert "unseen-all" in headline, "the headline is not the score on training images"
+        assert run(["info", str(copy)]) == 0
+        assert "says nothing about" in " ".join(capfd.readouterr().out.split())
+
+    def test_alone_it_is_marked_in_the_headline(self, copy: Path) -> None:
+        assert run(["evaluate", str(copy), "--including-training"]) == 0
+        page = (copy / "report.html").read_text()
+        headline = page[page.index("Top-1 accuracy,") :][:1500]
+        assert "24 of these 30 images trained the model" in headline
+
+    def test_what_cannot_know_says_so(
+        self, copy: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(["merge", str(copy), "--out", str(tmp_path / "merged")]) == 0
+        assert run(["evaluate", str(tmp_path / "merged"), "--data", str(photos)]) == 0
+        assert "Not known whether these images trained" in capsys.readouterr().out
+        assert run(["evaluate", str(copy / "adapter"), "--data", str(photos)]) == 0
+        assert "on 6 images" in capsys.readouterr().out, "the adapter's run is beside it"
+
+    def test_folders_of_one_name_keep_a_result_each(self, copy: Path, tmp_path: Path) -> None:
+        for place in ("a", "b"):
+            data = paint(tmp_path / place / "unseen", 2, seed=9)
+            for _ in range(2):
+                assert run(["evaluate", str(copy), "--data", str(data)]) == 0
+        names = sorted(path.stem for path in (copy / "evaluation").iterdir())
+        assert names == ["unseen-all", "unseen-all-2"]
+        assert self.result(copy, "unseen-all-2")["data"] == str(tmp_path / "b" / "unseen")
+
+
+class TestWhatIsTheUsers:
+    """Files that were there before stay as they are."""
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["predict", "RUN", "PHOTOS", "--out", "MINE/notes.txt"],
+            ["analyze", "RUN", "--num-images", "0", "--out", "MINE"],
+            ["merge", "RUN", "--out", "MINE"],
+            ["combine", "RUN", "RUN", "--weights", "1", "1", "--out", "MINE"],
+            ["compare", "--data", "PHOTOS", "--out", "MINE"],
+            ["bench", "run", "--suite", "demo:count", "--methods", "linear", "--out", "MINE"],
+            ["bench", "study", "no-such.yaml", "--out", "MINE"],
+            ["bench", "speed", "--out", "MINE/notes.txt"],
+            ["demo", "--out", "MINE"],
+            [*TRAIN, "--data", "PHOTOS", "--out", "MINE"],
+            [*TRAIN, "--data", "PHOTOS", "--out", "MINE/notes.txt"],
+        ],
+        ids=lambda words: " ".join(words[:2]),
+    )
+    def test_every_verb_refuses_it(
+        self, words: list[str], trained: Path, photos: Path, tmp_path: Path, failed: Failed
+    ) -> None:
+        mine = tmp_path / "mine"
+        mine.mkdir()
+        (mine / "notes.txt").write_text("precious")
+        places = {"RUN": trained, "PHOTOS": photos, "MINE": mine}
+        for name, path in places.items():
+            words = [word.replace(name, str(path)) for word in words]
+        told = failed(*words)
+        assert "expected a new f" in told or "notes.txt" in told
+        assert [path.name for path in mine.iterdir()] == ["notes.txt"]
+        assert (mine / "notes.txt").read_text() == "precious"
+
+    def test_force_overwrites_one_file(self, trained: Path, photos: Path, tmp_path: Path) -> None:
+        out = tmp_path / "p.csv"
+        out.write_text("old")
+        assert run(["predict", str(trained), str(photos), "--out", str(out), "--force"]) == 0
+        assert len(out.read_text().splitlines()) == 31
+
+    def test_force_analyses_into_a_folder_with_files(self, trained: Path, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("precious")
+        words = ["analyze", str(trained), "--num-images", "0", "--out", str(tmp_path), "--force"]
+        assert run(words) == 0
+        assert (tmp_path / "spectrum.json").is_file()
+        assert (tmp_path / "notes.txt").read_text() == "precious"
+
+    def test_a_pipe_stays_a_pipe(self, trained: Path, photos: Path, tmp_path: Path) -> None:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True)
+        assert run(["predict", str(trained), str(photos), "--out", str(pipe)]) == 0
+        assert reader.communicate()[0].startswith("path,class_1")
+        assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+class TestNames:
+    """Names of files as they come."""
+
+    @pytest.fixture
+    def odd(self, photos: Path, tmp_path: Path) -> Path:
+        folder = tmp_path / "odd"
+        folder.mkdir()
+        first = photos / "red" / "0.png"
+        shutil.copy(first, os.fsencode(folder) + b"/caf\xe9.png")
+        shutil.copy(first, folder / "grün.png")
+        return folder
+
+    def test_predictions_keep_every_file(
+        self, trained: Path, odd: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "p.csv"
+        assert run(["predict", str(trained), str(odd), "--out", str(out)]) == 0
+        lines = out.read_text(encoding="utf-8").splitlines()
+        assert [Path(line.split(",")[0]).name for line in lines[1:]] == ["caf\\xe9.png", "grün.png"]
+        capfd.readouterr()
+        assert run(["predict", str(trained), str(odd)]) == 0
+        assert "caf\\xe9.png" in capfd.readouterr().out
+
+    def test_they_train_and_are_scored(self, photos: Path, tmp_path: Path) -> None:
+        data = tmp_path / "data"
+        shutil.copytree(photos, data)
+        (data / "red" / "0.png").rename(os.fsdecode(os.fsencode(data / "red") + b"/caf\xe9.png"))
+        words = ["--data", str(data), "--out", str(tmp_path / "run"), "--epochs", "1"]
+        assert run([*TRAIN, *words]) == 0
+        assert run(["evaluate", str(tmp_path / "run"), "--including-training"]) == 0
+        assert run([*TRAIN[:1], "--out", str(tmp_path / "run"), "--resume", "--epochs", "2"]) == 0
+
+
+class TestStopsAndGoesOn:
+    """A run that is stopped says how to go on, and goes on."""
+
+    @pytest.mark.parametrize("after", [0, 1])
+    def test_ctrl_c(
+        self,
+        after: int,
+        photos: Path,
+        tmp_path: Path,
+        failed: Failed,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def stop(self: TrainingProgress, *ignored: object) -> None:
+            raise KeyboardInterrupt
+
+        name = "epoch_ended" if after else "started"
+        monkeypatch.setattr(TrainingProgress, name, stop)
+        out = tmp_path / "my run"
+        told = failed(*TRAIN, "--data", photos, "--out", out, code=130)
+        kept = "1 epoch is kept" if after else "0 epochs are kept"
+        assert told == f"vitune: stopped. {kept}. Go on with: vitune train --out '{out}' --resume\n"
+        monkeypatch.undo()
+        assert run(["train", "--out", str(out), "--resume"]) == 0
+        assert json.loads((out / "summary.json").read_text())["epochs"] == 2
+
+    def test_ctrl_c_before_anything_is_written(
+        self, photos: Path, tmp_path: Path, failed: Failed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stop(self: TrainingProgress, *ignored: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(TrainingProgress, "described", stop)
+        told = failed(*TRAIN, "--data", photos, "--out", tmp_path / "run", code=130)
+        assert told == "vitune: stopped. Nothing was written.\n"
+        assert not (tmp_path / "run").exists()
+
+    def test_ctrl_c_elsewhere(
+        self, trained: Path, failed: Failed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stop(*ignored: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("vitune.cards.AdapterCard.read", stop)
+        assert failed("info", trained, code=130) == "vitune: stopped.\n"
+
+    def test_a_config_that_differs_is_refused(
+        self, copy: Path, tmp_path: Path, failed: Failed
+    ) -> None:
+        file = tmp_path / "other.yaml"
+        file.write_text("lr: 0.5\n")
+        told = failed("train", "--out", copy, "--resume", "--config", file)
+        assert "--resume: got lr=0.5, expected the run's own 0.01" in told
+        file.write_text("lr: 0.01\nepochs: 3\n")
+        assert run(["train", "--out", str(copy), "--resume", "--config", str(file)]) == 0
+        assert (
+            run(["train", "--out", str(copy), "--resume", "--config", f"{copy}/config.yaml"]) == 0
+        )
+        assert json.loads((copy / "summary.json").read_text())["epochs"] == 3
+        assert "expected at least the 3" in failed(
+            "train", "--out", copy, "--resume", "--epochs", 2
+        )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of its own, of 1 MiB, that `mount -o remount` can make larger."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"needs the right to mount a small disk ({done.stderr.strip()})")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+class TestFullDisk:
+    """A disk that fills up: one line, code 2, nothing lost, and it goes on when there is space."""
+
+    def fill(self, disk: Path, leave: int) -> None:
+        """Leave so many bytes free."""
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize
+        (disk / "filler").write_bytes(b"x" * max(0, free - leave))
+
+    @pytest.mark.parametrize("kib", [0, 8, 64, 200, 480])
+    def test_a_run(self, small_disk: Path, photos: Path, failed: Failed, kib: int) -> None:
+        self.fill(small_disk, kib * 1024)
+        words = [*TRAIN, "--method", "rlrr", "--data", str(photos)]
+        told = failed(*words, "--out", small_disk / "run")
+        assert "No space left on device" in told
+        (small_disk / "filler").unlink()
+        subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
+        if "--resume" in told:
+            words = ["train", "--resume"]
+        assert run([*words, "--out", str(small_disk / "run")]) == 0
+        assert not [path for path in small_disk.rglob(".*")]
+
+    def test_merging(self, small_disk: Path, copy: Path, failed: Failed) -> None:
+        told = failed("merge", copy, "--out", small_disk / "merged")
+        assert "No space left on device" in told
+        assert list(small_disk.iterdir()) == []
+
+    def test_predictions(
+        self, small_disk: Path, trained: Path, photos: Path, failed: Failed
+    ) -> None:
+        self.fill(small_disk, 0)
+        told = failed("predict", trained, photos, "--out", small_disk / "p.csv")
+        assert "No space left on device" in told
+        assert [path.name for path in small_disk.iterdir()] == ["filler"]
+
+
+class TestDamage:
+    """Edited, broken and missing files are named on one line."""
+
+    @pytest.mark.parametrize(
+        ("content", "told"),
+        [
+            ("{", "got a damaged card (Expecting property name"),
+            ("[]", "got a damaged card (got list, expected a mapping)"),
+            ('{"format": 1}', "method: got nothing, expected a value"),
+            (b"\xff\xfe", "got a damaged card ("),
+            ("[" * 100_000, "got a damaged card ("),
+            ({"classes": 3}, "classes: got 3, input should be a valid tuple"),
+            ({"method_args": []}, "method_args: got [], input should be a valid dict"),
+            ({"preprocessing": None}, "preprocessing: got None"),
+            ({"stray": 1}, "unknown entry 'stray'"),
+            ({"format": 2}, "got format 2, expected 1. Update vitune"),
+        ],
+    )
+    def test_the_card(self, copy: Path, failed: Failed, content: object, told: str) -> None:
+        file = copy / "adapter" / "vitune.json"
+        if isinstance(content, dict):
+            content = json.dumps({**json.loads(file.read_text()), **content})
+        assert isinstance(content, str | bytes)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        for verb in ("info", "evaluate"):
+            message = failed(verb, copy)
+            assert told in message and "vitune.json" in message
+
+    @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+    def test_a_flipped_bit(self, copy: Path, name: str, failed: Failed) -> None:
+        file = copy / "adapter" / name
+        data = bytearray(file.read_bytes())
+        place = data.rindex(b"2.2") if name.endswith("json") and b"2.2" in data else len(data) - 9
+        data[place] ^= 1
+        file.write_bytes(data)
+        told = failed("evaluate", copy)
+        assert f"{name}: got sha256" in told and "damaged, or was edited" in told
+
+    def test_force_loads_what_was_edited(self, copy: Path, tmp_path: Path) -> None:
+        file = copy / "adapter" / "adapter_model.safetensors"
+        tensors = {name: value + 1 for name, value in load_file(file).items()}
+        save_file(tensors, file)
+        with pytest.warns(UserWarning, match=r"got sha256 .*Loading it all the same"):
+            assert run(["merge", str(copy), "--out", str(tmp_path / "m"), "--force"]) == 0
+
+    def test_a_flipped_bit_in_a_merged_model(
+        self, copy: Path, tmp_path: Path, photos: Path, failed: Failed
+    ) -> None:
+        assert run(["merge", str(copy), "--out", str(tmp_path / "m")]) == 0
+        file = tmp_path / "m" / "model.safetensors"
+        data = bytearray(file.read_bytes())
+        data[-9] ^= 1
+        file.write_bytes(data)
+        assert "model.safetensors: got sha256" in failed("predict", tmp_path / "m", photos)
+
+    def test_peft_is_not_sent_to_the_hub(self, copy: Path, failed: Failed, tmp_path: Path) -> None:
+        (copy / "adapter" / "adapter_config.json").unlink()
+        for words in (["evaluate", copy], ["merge", copy, "--out", tmp_path / "m"]):
+            assert "without adapter_config.json, expected PEFT's file there" in failed(*words)
+        weights = ["--weights", "1", "1", "--out", tmp_path / "c"]
+        assert "without adapter_config.json" in failed("combine", copy, copy, *weights)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "told"),
+        [
+            ("summary.json", "{", "summary.json line 1"),
+            ("summary.json", '{"method": 3}', "method: got 3, expected a string"),
+            ("metrics.jsonl", "{", "metrics.jsonl line 1"),
+            ("evaluation/test.json", '{"top1": 2, "num_images": 3}', "top1: got 2.0, expected"),
+        ],
+    )
+    def test_results(self, copy: Path, name: str, content: str, told: str, failed: Failed) -> None:
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_text(content)
+        assert told in failed("info", copy)
+
+    @pytest.mark.parametrize("content", ["data: 3\n", "a: [\n", "- 1\n", ""])
+    def test_a_config_without_data(self, copy: Path, content: str, failed: Failed) -> None:
+        (copy / "config.yaml").write_text(content)
+        assert "config.yaml" in failed("evaluate", copy)
+        assert "config.yaml" in failed("train", "--out", copy, "--resume")
+
+
+def test_files_have_the_permissions_of_the_umask(photos: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        words = ["--data", str(photos), "--out", str(tmp_path / "run"), "--epochs", "1"]
+        assert run([*TRAIN, *words]) == 0
+        assert run(["merge", str(tmp_path / "run"), "--out", str(tmp_path / "m")]) == 0
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o640}
+
+
+def test_a_run_is_used_from_another_folder(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos, "photos")
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), "weights.safetensors")
+    words = ["--backbone", "test_vit", "--checkpoint", "weights.safetensors", "--epochs", "1"]
+    assert run([*TRAIN, "--data", "photos", "--out", "run", *words]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run(["evaluate", "../run"]) == 0
+    assert run(["predict", "../run", "../photos", "--out", "p.csv"]) == 0
+    assert run(["train", "--out", "../run", "--resume", "--epochs", "2"]) == 0
+
+
+def test_an_image_made_later_is_new(copy: Path, tmp_path: Path) -> None:
+    """One pixel decides: the file's name and folder do not."""
+    data = tmp_path / "data" / "red"
+    data.mkdir(parents=True)
+    Image.new("RGB", (40, 48), "red").save(data / "0.png")
+    for other in ("blue", "green"):
+        (data.parent / other).mkdir()
+        Image.new("RGB", (40, 48), other).save(data.parent / other / "0.png")
+    assert run(["evaluate", str(copy), "--data", str(data.parent)]) == 0
+    result = json.loads((copy / "evaluation" / "data-all.json").read_text())
+    assert result["num_images"] == 3 and result["left_out"] == {"trained": 0, "watched": 0}

@@ -1,0 +1,251 @@
+"""Exits as a user meets them: added to a run, calibrated, evaluated, refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from vitune.cards import AdapterCard
+from vitune.cli import run
+from vitune.data import load_labelled
+from vitune.exits import ExitsFolder
+from vitune.inference import exit_scores, load_run
+
+CLASSES = ("blue", "green", "red")
+Refused = Callable[..., str]
+
+
+def paint(folder: Path, per_class: int, seed: int, classes: tuple[str, ...] = CLASSES) -> Path:
+    """An ImageFolder of noisy colour squares, some of them hardly coloured."""
+    generator = np.random.default_rng(seed)
+    for name in classes:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in range(per_class):
+            pixels = generator.integers(0, 90, (32, 32, 3), dtype=np.uint8)
+            pixels[..., 2 - CLASSES.index(name)] += generator.integers(1, 150, dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{seed}-{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return paint(tmp_path_factory.mktemp("photos"), 12, seed=0)
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return paint(tmp_path_factory.mktemp("held_out"), 25, seed=1)
+
+
+@pytest.fixture(scope="module")
+def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    words = ["--data", str(photos), "--epochs", "2", "--batch-size", "8", "--out", str(out)]
+    assert run(["train", *words]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def with_exits(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exits") / "run2"
+    words = ["--at", "2,4", "--epochs", "30", "--out", str(out)]
+    assert run(["exits", "add", str(trained), *words]) == 0
+    return out
+
+
+@pytest.fixture(autouse=True)
+def _short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exit_scores, "TIMED_SECONDS", 0.2)
+
+
+@pytest.fixture
+def copy(with_exits: Path, tmp_path: Path) -> Path:
+    """The run with exits, to be written to."""
+    return Path(shutil.copytree(with_exits, tmp_path / "copy"))
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    def call(*arguments: object) -> str:
+        capsys.readouterr()
+        assert run([str(word) for word in arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and error.startswith("vitune: error: "), error
+        return error
+
+    return call
+
+
+def test_the_last_exit_is_bit_for_bit_the_run(
+    trained: Path, with_exits: Path, held_out: Path
+) -> None:
+    plain, full = load_run(trained), load_run(with_exits, exits="full")
+    split, _ = load_labelled(held_out, plain.card.preprocessing, classes=plain.classes)
+    expected = torch.cat(list(plain.logits(split)))
+    assert torch.equal(torch.cat(list(full.logits(split))), expected)
+    leaving = load_run(with_exits)
+    assert leaving.exits is not None  # not calibrated: nobody leaves
+    assert torch.equal(torch.cat(list(leaving.logits(split))), expected)
+
+
+def test_calibrate_evaluate_predict_and_info(
+    copy: Path, held_out: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", str(held_out), "--risk", "0.1", "--delta", "0.1"]
+    assert run(["exits", "calibrate", str(copy), *words]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "a risk of 0.1 at delta 0.1 needs at least 22 images" in out
+    assert "certificate: at most 10.0 % of images like these leave early" in out
+    proof = json.loads(ExitsFolder(copy).thresholds.read_text())["certificate"]
+    assert proof["num_images"] == 75 and proof["definition"] == "disagreement"
+
+    others = paint(tmp_path / "others", 20, seed=2)
+    arguments = ["evaluate", str(copy), "--data", str(others), "--beside", str(trained)]
+    assert run(arguments) == 0
+    out = capsys.readouterr().out
+    assert "exit    2:" in out and "cut off at 2" in out and "ms per image" in out
+    (file,) = (copy / "evaluation").glob("*.json")
+    found = json.loads(file.read_text())
+    exits = found["exits"]
+    assert sum(row["share"] for row in exits["exits"]) == pytest.approx(1)
+    assert exits["exits"][-1]["share"] < 1, "somebody must leave for this test to see anything"
+    total = sum(row["share"] * row["accuracy_of_leaving"] for row in exits["exits"])
+    assert total == pytest.approx(found["top1"]) == pytest.approx(exits["systems"][0]["accuracy"])
+    kinds = [row["kind"] for row in exits["systems"]]
+    assert kinds == ["exits", "full", "cut", "cut", "rival"]
+    assert all(row["ms_per_image"] > 0 for row in exits["systems"])
+    assert exits["systems"][1]["accuracy"] == exits["systems"][-1]["accuracy"]
+    assert not exits["on_calibration_images"]
+
+    assert run(["predict", str(copy), str(others), "--out", str(tmp_path / "a.csv")]) == 0
+    full = ["predict", str(copy), str(others), "--exits", "full", "--out", str(tmp_path / "b.csv")]
+    assert run(full) == 0
+    plain = ["predict", str(trained), str(others), "--out", str(tmp_path / "c.csv")]
+    assert run(plain) == 0
+    texts = [(tmp_path / f"{name}.csv").read_text() for name in "abc"]
+    assert texts[1] == texts[2] != texts[0]
+    capsys.readouterr()
+    assert run(["info", str(copy), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["exits"] == "after 2, 4 blocks"
+    assert facts["certificate"].startswith("disagreement of at most 10.00 % of images")
+
+
+def test_a_budget_promises_nothing(
+    copy: Path, held_out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", str(held_out), "--budget", "0.7"]
+    assert run(["exits", "calibrate", str(copy), *words]) == 0
+    assert "nothing is proven of their risk" in " ".join(capsys.readouterr().out.split())
+    found = json.loads(ExitsFolder(copy).thresholds.read_text())
+    assert found["certificate"] is None and found["expected"]["cost"] <= 0.7
+
+
+def test_images_that_took_part_are_refused(
+    copy: Path, photos: Path, held_out: Path, tmp_path: Path, refused: Refused
+) -> None:
+    """Under other names and in another folder: the content counts."""
+    mixed = Path(shutil.copytree(held_out, tmp_path / "mixed"))
+    shutil.copyfile(photos / "red" / "0-3.png", mixed / "red" / "another name.png")
+    arguments = ["exits", "calibrate", copy, "--data", mixed, "--risk", "0.1"]
+    error = refused(*arguments)
+    assert "got 1 of 76 images" in error and "--skip-seen" in error
+    assert run([*map(str, arguments), "--skip-seen"]) == 0
+    assert json.loads(ExitsFolder(copy).thresholds.read_text())["certificate"]["num_images"] == 75
+    assert "got 36 of 36 images" in refused(
+        "exits", "calibrate", copy, "--data", photos, "--risk", "0.1", "--skip-seen"
+    )
+    # The hashes are kept with the exits: the photos themselves may be gone.
+    (copy / "config.yaml").write_text("data: /nowhere\n")
+    assert "got 1 of 76 images" in refused(*arguments)
+
+
+def test_what_cannot_be(
+    copy: Path, trained: Path, held_out: Path, tmp_path: Path, refused: Refused
+) -> None:
+    data = ["--data", held_out]
+    add = ["exits", "add", trained, "--out", tmp_path / "new"]
+    assert "--at: got '2,6', expected different numbers of blocks from 1 to 5" in refused(
+        *add, "--at", "2,6"
+    )
+    assert "--at: got 'two', expected numbers of blocks" in refused(*add, "--at", "two")
+    assert "distil: got 2.0" in refused(*add, "--at", "2", "--distil", "2")
+    assert "which has exits" in refused("exits", "add", copy, "--at", "2", "--out", tmp_path / "x")
+    assert "which exists" in refused("exits", "add", trained, "--at", "2", "--out", copy)
+    assert not (tmp_path / "new").exists()
+    calibrate = ["exits", "calibrate"]
+    assert "without exits" in refused(*calibrate, trained, *data, "--risk", "0.1")
+    assert "got neither of --risk and --budget" in refused(*calibrate, copy, *data)
+    assert "expected at least 149" in refused(*calibrate, copy, *data, "--risk", "0.02")
+    assert "--risk: got 1.5" in refused(*calibrate, copy, *data, "--risk", "1.5")
+    one_class = paint(tmp_path / "one", 30, seed=5, classes=("red",))
+    assert "one class" in refused(*calibrate, copy, "--data", one_class, "--risk", "0.2")
+    assert "--exits: got 'none'" in refused("evaluate", copy, *data, "--exits", "none")
+    assert "run without exits" in refused("evaluate", trained, *data, "--beside", trained)
+
+
+def test_a_run_whose_method_mixes_tokens(photos: Path, tmp_path: Path, refused: Refused) -> None:
+    words = ["--data", str(photos), "--epochs", "1", "--batch-size", "8"]
+    assert run(["train", "--method", "lily", *words, "--out", str(tmp_path / "run")]) == 0
+    error = refused("exits", "add", tmp_path / "run", "--at", "2", "--out", tmp_path / "new")
+    assert "got a method that mixes tokens" in error and not (tmp_path / "new").exists()
+
+
+def test_thresholds_of_another_run(
+    copy: Path, trained: Path, held_out: Path, tmp_path: Path, refused: Refused
+) -> None:
+    words = ["--data", str(held_out), "--risk", "0.1"]
+    assert run(["exits", "calibrate", str(copy), *words]) == 0
+    other = tmp_path / "other"
+    add = ["exits", "add", str(trained), "--at", "2,4", "--epochs", "2", "--out", str(other)]
+    assert run(add) == 0
+    shutil.copyfile(ExitsFolder(copy).thresholds, ExitsFolder(other).thresholds)
+    for verb in (["evaluate", other, "--data", held_out], ["predict", other, held_out]):
+        assert "got thresholds of another run" in refused(*verb)
+    words = ["--exits", "full", "--out", str(tmp_path / "p.csv")]
+    assert run(["predict", str(other), str(held_out), *words]) == 0
+
+
+def test_an_adapter_that_changed_behind_its_exits(
+    copy: Path, held_out: Path, refused: Refused
+) -> None:
+    """What `vitune train --resume` would do to the folder, say."""
+    file = copy / "adapter" / "adapter_model.safetensors"
+    save_file({name: value + 0.01 for name, value in load_file(file).items()}, file)
+    AdapterCard.read(file.parent).write(file.parent)
+    assert "got exits of another adapter" in refused("predict", copy, held_out)
+
+
+def test_merging_says_that_exits_stay_behind(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["merge", str(copy), "--out", str(tmp_path / "merged")]) == 0
+    assert "its exits are not merged" in " ".join(capsys.readouterr().out.split())
+
+
+def test_damaged_files(copy: Path, held_out: Path, refused: Refused) -> None:
+    folder = ExitsFolder(copy)
+    folder.heads.write_bytes(b"torn")
+    assert "heads that cannot be used" in refused("predict", copy, held_out)
+    folder.record.write_text("{")
+    assert "got a damaged file" in refused("predict", copy, held_out)
+
+
+def test_met_brings_its_own_exits(photos: Path, held_out: Path, tmp_path: Path) -> None:
+    out = tmp_path / "met"
+    words = ["--data", str(photos), "--epochs", "2", "--batch-size", "8", "--lr", "1e-2"]
+    arguments = ["--method-arg", "exits=2,4", "--method-arg", "rank=8"]
+    assert run(["train", "--method", "met", *words, *arguments, "--out", str(out)]) == 0
+    words = ["--data", str(held_out), "--risk", "0.2", "--of", "error-gap"]
+    assert run(["exits", "calibrate", str(out), *words]) == 0
+    loaded = load_run(out)
+    assert loaded.exits is not None and [place.after for place in loaded.exits.exits] == [2, 4]
+    assert run(["evaluate", str(out), "--data", str(held_out)]) == 0

@@ -1,0 +1,1 @@
+"""`vitune bench speed`: training steps timed side by side, and their memory."""

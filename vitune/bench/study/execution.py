@@ -1,0 +1,127 @@
+"""Where cells run: in this process, or in several on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
+from typing import Protocol
+
+from vitune.bench.study.cells import Cell, CellResult
+from vitune.bench.study.plan import Task
+from vitune.bench.study.running import complete
+from vitune.bench.study.store import Store
+from vitune.bench.study.workbench import Workbench
+from vitune.errors import VituneError
+from vitune.machine import available_cores
+
+Finished = tuple[CellResult, bool]
+
+MAX_RESTARTS = 3
+
+
+class Executor(Protocol):
+    """Runs cells in any order; a result comes with whether the store had it."""
+
+    bench: Workbench
+
+    def waves(self, tasks: Sequence[Task]) -> Sequence[Sequence[Task]]:
+        """Tasks that go through the stages together."""
+
+    def run(self, cells: Sequence[Cell], store: Store) -> Iterator[Finished]:
+        """One result a cell, as they come."""
+
+
+class InProcess:
+    """One cell after the other, a task at a time, so that each is decoded once."""
+
+    def __init__(self, bench: Workbench | None = None) -> None:
+        self.bench = bench or Workbench()
+
+    def waves(self, tasks: Sequence[Task]) -> Sequence[Sequence[Task]]:
+        """Every task by itself."""
+        return [[task] for task in tasks]
+
+    def run(self, cells: Sequence[Cell], store: Store) -> Iterator[Finished]:
+        """In the order given."""
+        for cell in cells:
+            yield complete(cell, store, self.bench)
+
+
+class Processes:
+    """`num_jobs` worker processes on this machine; cells of one task go to few of them.
+
+    A worker that dies (killed, out of memory) takes no other cell with it: what was not finished
+    is handed out again, MAX_RESTARTS times at most.
+
+    Args:
+        num_jobs: processes, 1 or more; each gets its share of the cores.
+        bench: of this process, for planning.
+    """
+
+    def __init__(self, num_jobs: int, bench: Workbench | None = None) -> None:
+        if num_jobs < 1:
+            raise VituneError(f"--jobs: got {num_jobs!r}, expected 1 or more.")
+        self.num_jobs, self.bench = num_jobs, bench or Workbench()
+
+    def waves(self, tasks: Sequence[Task]) -> Sequence[Sequence[Task]]:
+        """All at once: enough to do for every worker."""
+        return [tasks]
+
+    def run(self, cells: Sequence[Cell], store: Store) -> Iterator[Finished]:
+        """As they finish."""
+        left = {cell.address: cell for cell in cells}
+        for _ in range(1 + MAX_RESTARTS):
+            try:
+                for result, reused in self._round(list(left.values()), store):
+                    del left[result.address]
+                    yield result, reused
+            except BrokenProcessPool:
+                continue
+            return
+        raise VituneError(
+            f"--jobs: got {MAX_RESTARTS + 1} rounds in which a worker died, expected them to live. "
+            "Use fewer jobs or a smaller batch; finished cells are kept."
+        )
+
+    def _round(self, cells: Sequence[Cell], store: Store) -> Iterator[Finished]:
+        threads = max(1, available_cores() // self.num_jobs)
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(
+            self.num_jobs, mp_context=context, initializer=begin_worker, initargs=(threads,)
+        )
+        with pool:
+            waiting = [pool.submit(complete_in_worker, cell, store) for cell in cells]
+            for future in as_completed(waiting):
+                yield future.result()
+
+
+_BENCH: Workbench | None = None
+
+
+def begin_worker(num_threads: int) -> None:
+    """Give a worker process its share of the cores, and an end: when the study ends, it does."""
+    import torch
+
+    torch.set_num_threads(num_threads)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    """A study that was killed must not leave runs behind that nobody waits for."""
+    parent.join()
+    os._exit(1)
+
+
+def complete_in_worker(cell: Cell, store: Store) -> Finished:
+    """`complete` with the workbench of this worker process."""
+    global _BENCH
+    if _BENCH is None:
+        _BENCH = Workbench()
+    return complete(cell, store, _BENCH)

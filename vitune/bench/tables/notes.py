@@ -1,0 +1,164 @@
+"""Sentences below a table: what is absent, lost or of another kind, and which images are shared."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+from vitune.bench.study.cells import FORMAT, CellResult
+from vitune.bench.study.lost_runs import Unfinished
+from vitune.bench.tables.row import BEST_EPOCH, TableRow
+from vitune.errors import VituneError
+
+MOST_NAMED = 6
+MOST_ERRORS = 3
+
+
+def notes_on_runs(results: Sequence[CellResult], unfinished: Unfinished) -> list[str]:
+    """What a reader must know of final runs, finished or not."""
+    done = [result for result in results if result.status == "done"]
+    return [
+        *_lost_notes(results),
+        *_unfinished_notes(unfinished),
+        *_shared_image_notes(done),
+        *_environment_notes(done),
+    ]
+
+
+def notes_on_rows(
+    rows: Sequence[TableRow], tasks: Sequence[str], missing: Sequence[str]
+) -> list[str]:
+    """What a reader must know of the figures: single seeds, absent tasks, whose images."""
+    notes = []
+    single = [row.label for row in rows if row.num_seeds == 1]
+    if single:
+        notes.append(
+            f"One seed only: {', '.join(dict.fromkeys(single))}. A single seed tells no spread; a "
+            "small lead may be chance."
+        )
+    if any(row.scored_on == "val" for row in rows):
+        notes.append(
+            "Validation accuracy, not test: where there was a grid it also chose the setting."
+        )
+    if missing:
+        notes.append(
+            f"The data lacks {len(missing)} tasks, which no mean includes: {', '.join(missing)}."
+        )
+    if any(BEST_EPOCH in row.protocol for row in rows):
+        notes.append(
+            "As published means: the best of all test epochs is the figure. It is shown to measure "
+            "the inflation, not as a result."
+        )
+    for row in rows:
+        gone = [task for task in tasks if task not in row.figures]
+        if gone and len(tasks) > 1:
+            what = "no result of every run" if row.survivors else "no result"
+            notes.append(f"{row.label} has {what} on {', '.join(gone)}: no mean over tasks.")
+    return notes
+
+
+def nothing_finished(results: Sequence[CellResult], unfinished: Unfinished) -> VituneError:
+    """The error of a table without a single accuracy, with what there is instead."""
+    found = " ".join([*_lost_notes(results), *_unfinished_notes(unfinished)])
+    return VituneError(
+        f"table: got no finished result, expected at least one. {found}".rstrip()
+    )
+
+
+def _lost_notes(results: Sequence[CellResult]) -> list[str]:
+    notes = []
+    for status, what in (
+        ("diverged", "diverged: their loss became non-finite"),
+        ("failed", "failed; run the study again to retry them"),
+    ):
+        own = [result for result in results if result.status == status]
+        if own:
+            counts = Counter(f"{result.label} on {result.task}" for result in own)
+            named = [f"{where} ({number})" for where, number in counts.items()]
+            errors = list(dict.fromkeys(str(result.error) for result in own))[:MOST_ERRORS]
+            notes.append(f"{_runs(len(own))} {what}. {_listed(named)}. {' '.join(errors)}")
+    return notes
+
+
+def _unfinished_notes(unfinished: Unfinished) -> list[str]:
+    if not unfinished:
+        return []
+    seeds: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for label, task, seed in unfinished:
+        seeds[label, task].append(str(seed))
+    named = [f"{label} on {task}, seed {' '.join(own)}" for (label, task), own in seeds.items()]
+    verb = "is" if len(unfinished) == 1 else "are"
+    return [
+        f"{_runs(len(unfinished))} {verb} still to come; the same command with the same --out goes "
+        f"on. {_listed(named, '; ')}."
+    ]
+
+
+def _shared_image_notes(done: Iterable[CellResult]) -> list[str]:
+    """With and without the images that training holds too, by task and method."""
+    by_task: dict[str, dict[str, list[CellResult]]] = defaultdict(lambda: defaultdict(list))
+    for result in done:
+        if result.unshared is not None:
+            by_task[result.task][result.label].append(result)
+    notes = []
+    for task, by_label in by_task.items():
+        first = next(iter(by_label.values()))[0]
+        assert first.scores is not None and first.unshared is not None
+        shared = first.scores.num_images - first.unshared.num_images
+        means = [_with_and_without(label, own) for label, own in by_label.items()]
+        notes.append(
+            f"{task}: {shared} of {first.scores.num_images} {first.scored_on} images are among the "
+            f"training images too. Accuracy with and without them: {'; '.join(means)}."
+        )
+    return notes
+
+
+def _with_and_without(label: str, results: Sequence[CellResult]) -> str:
+    pairs = [(r.scores.top1, r.unshared.top1) for r in results if r.scores and r.unshared]
+    whole, alone = (100 * sum(side) / len(pairs) for side in zip(*pairs, strict=True))
+    return f"{label} {whole:.1f}, {alone:.1f}"
+
+
+def _environment_notes(done: Sequence[CellResult]) -> list[str]:
+    """Where the runs of one table were made by different versions, devices or number formats."""
+    notes = []
+    old = [result for result in done if result.format < FORMAT]
+    if old:
+        notes.append(
+            f"{_runs(len(old))} of an older vitune, which did not check every file that a result "
+            "depends on."
+        )
+    precisions = Counter(result.precision or "unknown" for result in done)
+    devices = Counter(result.device_kind or "unknown" for result in done)
+    if len(devices) > 1:
+        notes.append(
+            f"The runs were made on different devices ({_counted(devices)}): seconds and memory do "
+            "not compare."
+        )
+    if len(precisions) > 1:
+        notes.append(
+            f"The runs computed in different number formats ({_counted(precisions)}): a small "
+            "difference may come of that. Set a precision for all, or use --rerun-changed."
+        )
+    names = sorted({name for result in done for name in result.versions})
+    for name in names:
+        found = Counter(result.versions.get(name, "unknown") for result in done)
+        if len(found) > 1:
+            notes.append(
+                f"The runs were made with different versions of {name} ({_counted(found)}); "
+                "--rerun-changed makes them alike."
+            )
+    return notes
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{name}: {_runs(number)}" for name, number in counts.most_common())
+
+
+def _runs(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"
+
+
+def _listed(names: Sequence[str], between: str = ", ") -> str:
+    more = f"{between}and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return between.join(names[:MOST_NAMED]) + more

@@ -1,0 +1,137 @@
+"""`vitune.json`, the card beside an adapter's files: what must be known to use it again."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from vitune.errors import AdapterError, VituneError, explain, one_line
+from vitune.files import file_sha256
+from vitune.preprocessing import Preprocessing
+from vitune.runs import RunFolder
+
+CARD = "vitune.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class AdapterCard:
+    """What must be known to use an adapter again: `vitune.json`.
+
+    Args:
+        method: vitune's method name.
+        method_args: its arguments, as given.
+        backbone: the name `load_backbone` takes.
+        backbone_args: further arguments of `load_backbone` (image_size, checkpoint).
+        fingerprint: of the frozen weights the adapter touches; None for a merged model.
+        preprocessing: how images become inputs.
+        classes: class names in the order of the logits.
+        temperature: what logits are divided by before they become probabilities.
+        versions: of the libraries that wrote it.
+        checksums: sha256 of the files beside the card, by name.
+    """
+
+    method: str
+    method_args: dict[str, Any]
+    backbone: str
+    backbone_args: dict[str, Any]
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    fingerprint: str | None = None
+    merged: bool = False
+    temperature: float = 1.0
+    versions: dict[str, str] = field(default_factory=dict)
+    checksums: dict[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write the card to `folder`, with the checksums of the files that are there."""
+        files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CARD)
+        card = replace(self, checksums={path.name: file_sha256(path) for path in files})
+        text = json.dumps({"format": FORMAT, **asdict(card)}, indent=2)
+        (folder / CARD).write_text(text + "\n")
+
+    @classmethod
+    def read(cls, folder: str | Path) -> AdapterCard:
+        """The card in `folder`.
+
+        Raises:
+            AdapterError: the folder or the card is missing, or the card is not one.
+        """
+        path = Path(folder) / CARD
+        if not path.is_file():
+            raise AdapterError(
+                f"adapter: got {str(folder)!r} without {CARD}, expected a folder that vitune wrote "
+                "(RUN/adapter or the result of 'vitune merge')."
+            )
+        try:
+            return cls._parsed(path)
+        except ValidationError as error:
+            raise _damaged(path, explain(error)) from None
+        except AdapterError:
+            raise
+        except (OSError, ValueError, KeyError, RecursionError) as error:
+            raise _damaged(path, one_line(error)) from None
+
+    @classmethod
+    def _parsed(cls, path: Path) -> AdapterCard:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise VituneError(f"got {type(values).__name__}, expected a mapping")
+        given = values.pop("format")
+        if given != FORMAT:
+            raise AdapterError(
+                f"{path}: got format {given!r}, expected {FORMAT}. Update vitune to read it."
+            )
+        odd = sorted(set(values) - set(cls.__dataclass_fields__))
+        if odd:
+            raise VituneError(f"unknown entry {odd[0]!r}")
+        card: AdapterCard = TypeAdapter(cls).validate_python(values)
+        if not 0 < card.temperature < math.inf:
+            raise VituneError(f"temperature: got {card.temperature!r}, expected a number above 0")
+        return card
+
+    def check_file(self, file: Path, *, force: bool = False) -> None:
+        """See that a file beside the card is what was written; a card without checksums passes.
+
+        Args:
+            force: warn instead of refusing.
+
+        Raises:
+            AdapterError: a bit was flipped, or the file was edited.
+        """
+        expected = self.checksums.get(file.name)
+        if expected is None:
+            return
+        found = file_sha256(file)
+        if found == expected:
+            return
+        text = (
+            f"{file}: got sha256 {found[:16]}, expected {expected[:16]}: the file is damaged, or "
+            "was edited after it was written."
+        )
+        if not force:
+            raise AdapterError(f"{text} Get a whole copy, or use --force.")
+        warnings.warn(f"{text} Loading it all the same, as asked.", stacklevel=3)
+
+
+def adapter_folder(path: str | Path) -> Path:
+    """Where the card of `path` lies: `path` itself, or `adapter/` of a run folder.
+
+    Raises:
+        AdapterError: no such folder, or a run without an adapter yet.
+    """
+    folder = Path(path)
+    return folder if (folder / CARD).is_file() else RunFolder.open(folder).adapter
+
+
+def _damaged(path: Path, what: str) -> AdapterError:
+    return AdapterError(
+        f"{path}: got a damaged card ({what}), expected the JSON that vitune wrote. "
+        "Get a whole copy."
+    )

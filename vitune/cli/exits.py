@@ -1,0 +1,139 @@
+"""vitune exits: let easy images leave a network early, with a proven risk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from vitune.exits import Thresholds
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb with its two actions."""
+    group = typer.Typer(
+        name="exits",
+        help="Early exits: add them to a finished run, calibrate when images leave.",
+        no_args_is_help=True,
+    )
+    group.command("add")(add)
+    group.command("calibrate")(calibrate)
+    app.add_typer(group)
+
+
+def add(
+    run: str = typer.Argument(..., help="finished run folder"),
+    at: str = typer.Option(..., "--at", help="exits behind so many blocks, e.g. 4,7,10"),
+    out: str = typer.Option(..., "--out", help="new run folder: the run with its exits"),
+    data: str = typer.Option(None, "--data", help="training images; default: those of the run"),
+    epochs: int = typer.Option(100, help="passes over the features"),
+    rank: int = typer.Option(32, help="of the adapters that the exits share"),
+    lr: float = typer.Option(1e-3, help="peak learning rate"),
+    distil: float = typer.Option(0.5, help="share of self-distillation in the loss"),
+    graph: float = typer.Option(0.0, help="weight of MET's graph term"),
+    seed: int = typer.Option(0, help="of the exits' start and order"),
+    device: str = typer.Option("auto", help="auto, cpu or cuda"),
+) -> None:
+    """Train exits on a finished run; its network stays as it is, bit for bit."""
+    from vitune.cli._progress import Counting, console, percent
+    from vitune.exits import ExitRecipe, parse_places
+    from vitune.inference import add_exits
+
+    reading, training = Counting("reading images"), Counting("training exits")
+    recipe = ExitRecipe(
+        rank=rank, epochs=epochs, lr=lr, distil=distil, graph=graph, seed=seed
+    )
+    try:
+        record = add_exits(
+            run, parse_places(at), out, data,
+            recipe=recipe, device=device, on_read=reading, on_train=training,
+        )  # fmt: skip
+    finally:
+        reading.close()
+        training.close()
+    console.print(
+        f"exits after {', '.join(map(str, record['after']))} of {record['depth']} blocks, "
+        f"{record['num_parameters']:,} parameters, {record['num_train']:,} images"
+    )
+    if "val_accuracy" in record:
+        names = [*(f"exit {after}" for after in record["after"]), "last"]
+        scores = zip(names, record["val_accuracy"], strict=True)
+        shown = ", ".join(f"{name} {percent(score)}" for name, score in scores)
+        console.print(f"validation accuracy: {shown}")
+    console.print(
+        f"Next, on images that trained nothing: vitune exits calibrate {out} --data held_out/ "
+        "--risk 0.02",
+        soft_wrap=True,
+    )
+
+
+def calibrate(
+    run: str = typer.Argument(..., help="run folder with exits"),
+    data: str = typer.Option(..., "--data", help="labelled images that trained nothing"),
+    split: str = typer.Option(None, "--split", help="default: test, or all where there is none"),
+    risk: float = typer.Option(None, "--risk", help="share of images that may leave wrongly"),
+    delta: float = typer.Option(0.05, "--delta", help="probability that the proof is wrong"),
+    of: str = typer.Option("disagreement", "--of", help="disagreement or error-gap"),
+    budget: float = typer.Option(None, "--budget", help="mean cost instead, e.g. 0.6 of full"),
+    skip_seen: bool = typer.Option(False, "--skip-seen", help="leave out images seen before"),
+    device: str = typer.Option("auto", help="auto, cpu or cuda"),
+) -> None:
+    """Choose when images leave: at most RISK leave wrongly, with probability 1 - DELTA."""
+    from vitune.cli._progress import Counting, console
+    from vitune.exits import images_needed
+    from vitune.inference import calibrate_exits
+
+    if risk is not None:
+        needed = images_needed(risk, delta)
+        console.print(
+            f"a risk of {risk:g} at delta {delta:g} needs at least {needed:,} images, "
+            f"{images_needed(risk, delta, 1):,} with one error, "
+            f"{images_needed(risk, delta, 5):,} with five"
+        )
+    reading = Counting("reading images")
+    try:
+        found = calibrate_exits(
+            run, data, split=split, risk=risk, delta=delta, definition=of, budget=budget,
+            skip_seen=skip_seen, device=device, on_read=reading,
+        )  # fmt: skip
+    finally:
+        reading.close()
+    for line in described(found):
+        console.print(line, soft_wrap=True)
+
+
+def described(found: Thresholds) -> list[str]:
+    """Thresholds and certificate in sentences."""
+    from vitune.cli._progress import percent
+
+    lines = []
+    if found.certificate is not None:
+        proof = found.certificate
+        if all(value > 1 for value in found.values):
+            lines.append(
+                f"certificate: none leaves early; not even the surest images pass the test for a "
+                f"risk of {proof.risk:g}. Add images, or allow more risk."
+            )
+        else:
+            meaning = {
+                "disagreement": "leave early with another class than the last exit gives",
+                "error-gap": "leave early with a wrong class where the last exit is right",
+            }[proof.definition]
+            lines.append(
+                f"certificate: at most {percent(proof.risk)} of images like these {meaning}, with "
+                f"probability {percent(1 - proof.delta)} "
+                f"({proof.num_errors} of {proof.num_images:,} did)"
+            )
+    else:
+        lines.append(
+            f"thresholds for a mean cost of {found.budget:g}: nothing is proven of their risk"
+        )
+    for after, value in zip(found.after, found.values, strict=True):
+        rule = "nobody leaves" if value > 1 else f"confidence {value:.4f} and above"
+        lines.append(f"exit after {after} blocks: {rule}")
+    seen = found.expected
+    names = [*(str(after) for after in found.after), "last"]
+    shares = ", ".join(f"{n} {percent(s)}" for n, s in zip(names, seen["shares"], strict=True))
+    lines.append(f"on these images: {shares}; mean cost {percent(seen['cost'])} of full")
+    return lines

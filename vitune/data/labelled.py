@@ -1,0 +1,102 @@
+"""Images for a model that is already trained: one labelled split, or a folder without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import compress
+from pathlib import Path
+
+import numpy as np
+
+from vitune.data.cache import CacheSettings
+from vitune.data.checks import without_missing
+from vitune.data.decode import MAX_MEGAPIXELS, Decoding
+from vitune.data.decoded_splits import read_splits
+from vitune.data.folder import list_images
+from vitune.data.records import ImageList, Record
+from vitune.data.source import open_source
+from vitune.data.split import UNLABELLED, Split
+from vitune.data.used import record_hashes
+from vitune.errors import DataError, nearest
+from vitune.preprocessing import Preprocessing
+
+Choose = Callable[[Sequence[bytes | None]], Iterable[bool]]
+
+
+def load_labelled(
+    spec: str | Path | ImageList,
+    preprocessing: Preprocessing,
+    *,
+    classes: tuple[str, ...],
+    split: str | None = None,
+    settings: CacheSettings | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    choose: Choose | None = None,
+) -> tuple[Split, tuple[str, ...]]:
+    """One split to score a trained model on, with labels in the model's class order.
+
+    Args:
+        spec: what `open_source` takes, or its result.
+        preprocessing: as stored with the model.
+        classes: the model's class names, in its order.
+        split: which one; None is "test", or everything where the source has no splits.
+        settings: memory, disk and bad images.
+        max_megapixels: larger images are refused by their header.
+        choose: told every image's content hash (None where a file cannot be read), says which
+            images to keep; may refuse. With bad images skipped it is asked about the good ones.
+
+    Returns:
+        The split and the files that were skipped.
+
+    Raises:
+        DataError: no such split, a class the model was not trained on, or a bad image.
+    """
+    settings = settings or CacheSettings()
+    listed = spec if isinstance(spec, ImageList) else open_source(spec)
+    name = split or ("test" if "test" in listed.splits else "all")
+    if name not in listed.splits:
+        raise DataError(
+            f"split of {listed.spec}: got {name!r}, expected one that is there. "
+            f"{nearest(name, listed.splits)}"
+        )
+    alone = replace(listed, splits={name: listed.splits[name]})
+    images, missing = without_missing(alone.relabelled(classes), skip=settings.skip_bad_images)
+    records = images.splits[name]
+    if choose is not None and not settings.skip_bad_images:
+        records = tuple(compress(records, choose(record_hashes(records))))
+        choose = None
+    decoding = {name: Decoding(preprocessing, None, max_megapixels)}
+    read = read_splits({name: records}, classes, decoding, settings)
+    found = read.splits[name]
+    if choose is not None:  # among the images that decode: a bad file must not pass for a new one
+        kept = np.fromiter(choose([row.tobytes() for row in found.content_digests]), bool)
+        found = found if kept.all() else found.subset(np.flatnonzero(kept))
+    return found, (*missing, *read.skipped)
+
+
+def load_unlabelled(
+    folder_or_file: str | Path,
+    preprocessing: Preprocessing,
+    *,
+    settings: CacheSettings | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> tuple[Split, tuple[str, ...]]:
+    """Every image below a folder, to predict: a split named "predict" whose labels are UNLABELLED.
+
+    Args:
+        folder_or_file: searched to any depth, in sorted order.
+        preprocessing: as stored with the model.
+        settings: memory, disk and bad images.
+        max_megapixels: larger images are refused by their header.
+
+    Returns:
+        The split and the files that were skipped.
+
+    Raises:
+        DataError: no images, or a bad one that is not to be skipped.
+    """
+    records = tuple(Record(path, UNLABELLED) for path in list_images(folder_or_file))
+    decoding = {"predict": Decoding(preprocessing, None, max_megapixels)}
+    read = read_splits({"predict": records}, (), decoding, settings or CacheSettings())
+    return read.splits["predict"], read.skipped

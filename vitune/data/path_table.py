@@ -1,0 +1,134 @@
+"""A CSV or Parquet table with the columns path, label and, optionally, split."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from vitune.data.folder import nearest_sibling
+from vitune.data.records import SPLIT_ALIASES, ImageList, Record, require_records
+from vitune.errors import DataError, nearest
+
+TABLE_SUFFIXES = (".csv", ".parquet")
+
+Line = tuple[str, str, str]
+
+
+def open_table(spec: str) -> ImageList:
+    """List the images of a table: one line per image, paths relative to the table's folder.
+
+    Class names are the label texts over all splits at once: in numeric order where every label
+    is a whole number (1-based or sparse ids leave no unused class), else in sorted order.
+
+    Args:
+        spec: path of a `.csv` (UTF-8, comma) or `.parquet` file with the columns path, label and,
+            where the table has splits, split (train, val, valid, validation or test).
+
+    Raises:
+        DataError: no such file, a missing or unknown column, an empty cell, more cells than
+            columns, a NUL byte, an unknown split.
+    """
+    path = Path(spec).expanduser()
+    if not path.is_file():
+        raise DataError(
+            f"data table: got {spec!r}, expected an existing file. {nearest_sibling(path)}"
+        )
+    lines = list(_csv_lines(path, spec) if path.suffix.lower() == ".csv" else _parquet(path, spec))
+    if not lines:
+        raise DataError(f"data table {spec}: got no lines, expected path,label[,split] lines.")
+    classes = _class_names({label for _, label, _ in lines})
+    index = {name: label for label, name in enumerate(classes)}
+    splits: dict[str, list[Record]] = {}
+    for image, label, split in lines:
+        splits.setdefault(split, []).append(Record(path.parent / image, index[label]))
+    checked = {name: require_records(found, spec, name) for name, found in splits.items()}
+    return ImageList(spec, checked, classes)
+
+
+def _csv_lines(path: Path, spec: str) -> Iterator[Line]:
+    """(path, label, split) of every filled line; the reader copes with quotes and a BOM."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            header = [cell.strip() for cell in next(reader, [])]
+            places = _columns(header, spec)
+            for cells in reader:
+                if any(cell.strip() for cell in cells):
+                    _require_no_more(cells, header, f"{spec}, line {reader.line_num}")
+                    padded = cells + [""] * (len(header) - len(cells))
+                    values = {name: padded[place].strip() for name, place in places.items()}
+                    yield _line(values, f"{spec}, line {reader.line_num}")
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"data table: got {spec!r} ({error}), expected comma-separated UTF-8 text."
+        ) from None
+
+
+def _require_no_more(cells: list[str], header: list[str], where: str) -> None:
+    """A line longer than the heading has a comma that was not meant to divide it."""
+    if any(cell.strip() for cell in cells[len(header) :]):
+        raise DataError(
+            f"data table {where}: got {len(cells)} cells, expected the {len(header)} of the "
+            'heading. Put a text that holds a comma in double quotes: "Siamese, seal point".'
+        )
+
+
+def _parquet(path: Path, spec: str) -> Iterator[Line]:
+    """(path, label, split) of every line of a Parquet file."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        table = parquet.read_table(path)
+    except (ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"data table: got {spec!r} ({reason}), expected a Parquet file.") from None
+    names = list(_columns(table.column_names, spec))
+    columns = [[_cell(value) for value in table.column(name).to_pylist()] for name in names]
+    for number, cells in enumerate(zip(*columns, strict=True), start=1):
+        yield _line(dict(zip(names, cells, strict=True)), f"{spec}, line {number}")
+
+
+def _columns(header: list[str], spec: str) -> dict[str, int]:
+    """Places of path, label and split; both first are needed, others are not ours to read."""
+    known = [name for name in ("path", "label", "split") if name in header]
+    places: dict[str, int] = {name: header.index(name) for name in known}
+    for needed in ("path", "label"):
+        if needed not in places:
+            raise DataError(
+                f"columns of {spec}: got {', '.join(header) or 'none'}, expected path, label and "
+                f"optionally split. Column {needed!r} is missing; {nearest(needed, header)}"
+            )
+    return places
+
+
+def _line(values: dict[str, str], where: str) -> Line:
+    """One checked line; a table without a split column is all one split."""
+    for name, value in values.items():
+        if not value:
+            raise DataError(f"column {name!r} in {where}: got an empty cell, expected a value.")
+        if "\0" in value:
+            raise DataError(f"column {name!r} in {where}: got {value!r}, expected no NUL byte.")
+    split = values.get("split", "all")
+    if split != "all" and split.lower() not in SPLIT_ALIASES:
+        raise DataError(
+            f"split in {where}: got {split!r}, expected one of {', '.join(SPLIT_ALIASES)}. "
+            f"{nearest(split, SPLIT_ALIASES)}"
+        )
+    return values["path"], values["label"], SPLIT_ALIASES.get(split.lower(), split)
+
+
+def _cell(value: object) -> str:
+    """A cell as text; 3.0, as pandas writes whole numbers beside gaps, is 3."""
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def _class_names(labels: set[str]) -> tuple[str, ...]:
+    try:
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    except ValueError:
+        return tuple(sorted(labels))

@@ -1,0 +1,137 @@
+"""What is odd about a set of images: how much of it, which images, and whether it does harm."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitune.data.formats import counted_suffixes, suffix_hint
+from vitune.data.records import ImageList, Record
+
+TOLD = 20
+"""Names that a run's files keep of each remark."""
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One kind of oddity.
+
+    Args:
+        kind: for programs.
+        text: what it is, with the number, for people.
+        names: what it concerns: files, pairs of files, or classes.
+        is_fault: training refuses it, or learns something wrong from it.
+    """
+
+    kind: str
+    text: str
+    names: tuple[str, ...]
+    is_fault: bool = False
+
+    def as_dict(self, most: int | None = TOLD) -> dict[str, Any]:
+        """The remark for JSON, with `most` names at most."""
+        return {
+            "kind": self.kind,
+            "text": self.text,
+            "is_fault": self.is_fault,
+            "num": len(self.names),
+            "names": list(self.names[:most]),
+        }
+
+
+def remarks_on(
+    images: ImageList, splits: Iterable[str], content: Mapping[str, Sequence[bytes]]
+) -> tuple[Remark, ...]:
+    """What the listing of `splits` shows, before any pixel is decoded.
+
+    Args:
+        content: one key per record and split; equal keys mean the same file bytes.
+    """
+    chosen = [name for name in splits if name in images.splits]
+    records = [record for name in chosen for record in images.splits[name]]
+    keys = [key for name in chosen for key in content[name]]
+    found = (
+        *_contradictions(records, keys, images.classes),
+        _alike_classes(records, images.classes),
+        _unread(images.unread),
+        _loose(images.loose),
+    )
+    return tuple(oddity for oddity in found if oddity is not None)
+
+
+def remark(
+    kind: str, what: str, why: str, names: Sequence[str], *, is_fault: bool = False
+) -> Remark | None:
+    """The remark "N <what> <why>" on `names`; None where there are none."""
+    if not names:
+        return None
+    plural = what if len(names) == 1 else what + ("es" if what.endswith("s") else "s")
+    return Remark(kind, f"{len(names):,} {plural} {why}", tuple(names), is_fault)
+
+
+def skipped(names: Sequence[str]) -> Remark | None:
+    """Files left out because they are missing or cannot be decoded."""
+    return remark("skipped", "unreadable image", "skipped", names, is_fault=True)
+
+
+def nearly_black(names: Sequence[str]) -> Remark | None:
+    """Images whose pixels use only the lowest sixteenth of their range."""
+    why = "nearly black as read (12-bit greys in a 16-bit file are: save them with 8 bits)"
+    return remark("nearly_black", "image", why, names)
+
+
+def _contradictions(
+    records: Sequence[Record], keys: Sequence[bytes], classes: Sequence[str]
+) -> Iterator[Remark | None]:
+    """Pictures that stand under two labels: one path listed twice, or equal files."""
+    together: dict[bytes, list[Record]] = defaultdict(list)
+    for record, key in zip(records, keys, strict=True):
+        together[key].append(record)
+    listed, copied = [], []
+    for same in together.values():
+        first = same[0]
+        for other in same[1:]:
+            if other.label != first.label:
+                one, two = classes[first.label], classes[other.label]
+                if _is_same_file(first, other):
+                    listed.append(f"{first.name} ({one}, {two})")
+                else:
+                    copied.append(f"{first.name} ({one}) is {other.name} ({two})")
+                break
+    yield remark("two_labels", "image", "listed under two labels", listed, is_fault=True)
+    yield remark("two_classes", "image", "in two classes", copied, is_fault=True)
+
+
+def _is_same_file(one: Record, other: Record) -> bool:
+    if not isinstance(one.image, Path) or not isinstance(other.image, Path):
+        return one.name == other.name
+    return os.path.normpath(one.image) == os.path.normpath(other.image)
+
+
+def _alike_classes(records: Iterable[Record], classes: Sequence[str]) -> Remark | None:
+    """Classes whose names differ only in case, blanks or Unicode form."""
+    counts = Counter(record.label for record in records)
+    alike: dict[str, list[int]] = defaultdict(list)
+    for label in sorted(counts):
+        plain = unicodedata.normalize("NFKC", classes[label]).casefold()
+        alike[" ".join(plain.replace("_", " ").replace("-", " ").split())].append(label)
+    groups = [
+        ", ".join(f"{classes[label]!r} ({counts[label]:,} images)" for label in labels)
+        for labels in alike.values()
+        if len(labels) > 1
+    ]
+    return remark("alike_classes", "class", "written in several ways", groups)
+
+
+def _unread(names: Sequence[str]) -> Remark | None:
+    kinds = f"of unread kinds ({counted_suffixes(names)}; {suffix_hint(names)})"
+    return remark("unread", "file", kinds, names)
+
+
+def _loose(names: Sequence[str]) -> Remark | None:
+    return remark("loose", "image", "outside the class folders, not read", names)

@@ -1,0 +1,201 @@
+"""Which images trained a run and which it was watched on: one small file, and what it answers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vitune.data.content import content_hash, content_hashes
+from vitune.data.records import Record
+from vitune.data.split import Split
+from vitune.errors import DataError
+from vitune.files import atomic_path
+
+ROLES = ("train", "val")
+_COLUMNS = ("sha256", "labels", "paths")
+_WORDS = {"train": "training", "val": "validation"}
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTable:
+    """The images of one split in the order of training.
+
+    Shapes:
+        digests: (b, 32) uint8, as `content_hash` gives them.
+        labels: (b,) int64.
+    """
+
+    paths: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    digests: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def holds_the_same(self, other: ImageTable) -> bool:
+        """Whether both hold the same pictures with the same labels in the same order."""
+        return np.array_equal(self.labels, other.labels) and np.array_equal(
+            self.digests, other.digests
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class UsedImages:
+    """The images of a run by role: "train" moved the weights, "val" was watched meanwhile.
+
+    Args:
+        classes: class names that the labels index.
+    """
+
+    tables: Mapping[str, ImageTable]
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, train: Split, val: Split | None) -> UsedImages:
+        """The record for a run that trains on `train` and watches `val`."""
+        splits = {"train": train, **({} if val is None else {"val": val})}
+        tables = {
+            role: ImageTable(split.paths, split.labels, split.content_digests)
+            for role, split in splits.items()
+        }
+        return cls(tables, train.classes)
+
+    @classmethod
+    def read(cls, file: str | Path) -> UsedImages:
+        """The record in a file that `write` wrote.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        try:
+            with Path(file).open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+                roles = [role for role in ROLES if f"{role}_{_COLUMNS[0]}" in arrays]
+                tables = {role: _table(arrays, role) for role in roles}
+                classes = _words(arrays["classes"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(
+                f"{file}: got a damaged list of images ({error}), expected the one that training "
+                "wrote. Put a whole copy in its place."
+            ) from None
+        return cls(tables, classes)
+
+    def write(self, file: str | Path) -> None:
+        """Write the record (a compressed .npz without pickles), whole or not at all."""
+        arrays: dict[str, npt.NDArray[Any]] = {"classes": _bytes(self.classes)}
+        for role, table in self.tables.items():
+            columns: tuple[npt.NDArray[Any], ...] = (
+                table.digests, table.labels, _bytes(table.paths)
+            )  # fmt: skip
+            arrays |= {
+                f"{role}_{name}": values for name, values in zip(_COLUMNS, columns, strict=True)
+            }
+        with atomic_path(file) as aside, aside.open("wb") as stream:
+            np.savez_compressed(stream, allow_pickle=False, **arrays)
+
+    def took_part(self, digests: Sequence[bytes | None]) -> dict[str, Mask]:
+        """Which of some images played which role, told by their content.
+
+        Args:
+            digests: `content_hash` of each; None is an image that cannot be read.
+
+        Shapes: (b,) by role. An image that trained is not counted as watched too.
+        """
+        known = {role: self._digests_of(role) for role in ROLES}
+        trained = np.array([digest in known["train"] for digest in digests], bool)
+        watched = np.array([digest in known["val"] for digest in digests], bool)
+        return {"train": trained, "val": watched & ~trained}
+
+    def difference(self, now: UsedImages) -> str | None:
+        """What changed from this record to `now`, in words; None where nothing did."""
+        if self.classes != now.classes:
+            return f"classes {_some(now.classes)} instead of {_some(self.classes)}"
+        mine, theirs = (set(record.tables) for record in (self, now))
+        if mine == theirs and all(
+            table.holds_the_same(now.tables[role]) for role, table in self.tables.items()
+        ):
+            return None
+        before, after = self._by_path(), now._by_path()
+        both = before.keys() & after.keys()
+        kinds = {
+            "changed": [path for path in both if before[path][0] != after[path][0]],
+            "missing": before.keys() - after.keys(),
+            "new": after.keys() - before.keys(),
+            "with another label": [path for path in both if before[path][1] != after[path][1]],
+        }
+        found = [
+            f"{len(paths)} {what} ({_some(sorted(paths))})"
+            for what, paths in kinds.items()
+            if paths
+        ]
+        if found:
+            return ", ".join(found)
+        sizes = (f"{len(table)} {_WORDS[role]}" for role, table in now.tables.items())
+        return f"the same files in another order or division ({' and '.join(sizes)} images)"
+
+    def _digests_of(self, role: str) -> frozenset[bytes]:
+        table = self.tables.get(role)
+        return frozenset() if table is None else frozenset(row.tobytes() for row in table.digests)
+
+    def _by_path(self) -> dict[str, tuple[bytes, int]]:
+        return {
+            path: (digest.tobytes(), int(label))
+            for table in self.tables.values()
+            for path, digest, label in zip(table.paths, table.digests, table.labels, strict=True)
+        }
+
+
+def record_hashes(records: Sequence[Record]) -> list[bytes | None]:
+    """The content hash of every record; None for a file that cannot be read."""
+    files = [record.image for record in records if isinstance(record.image, Path)]
+    found: Iterator[bytes | None]
+    try:
+        found = iter([bytes.fromhex(digest) for digest in content_hashes(files)])
+    except DataError:
+        found = iter([_hash_or_none(file) for file in files])
+    return [
+        next(found)
+        if isinstance(record.image, Path)
+        else hashlib.sha256(record.image.content).digest()
+        for record in records
+    ]
+
+
+def _hash_or_none(file: Path) -> bytes | None:
+    try:
+        return bytes.fromhex(content_hash(file))
+    except DataError:
+        return None
+
+
+def _table(arrays: Mapping[str, npt.NDArray[np.uint8]], role: str) -> ImageTable:
+    digests, labels, paths = (arrays[f"{role}_{name}"] for name in _COLUMNS)
+    table = ImageTable(_words(paths), np.asarray(labels, np.int64), digests)
+    if digests.shape != (len(table), 32) or len(labels) != len(table):
+        raise ValueError(f"{len(table)} paths, {len(labels)} labels, {digests.shape} digests")
+    return table
+
+
+def _bytes(words: Iterable[str]) -> npt.NDArray[np.uint8]:
+    """Texts as bytes, each ended by a NUL, which no path holds."""
+    return np.frombuffer(b"".join(os.fsencode(word) + b"\0" for word in words), np.uint8)
+
+
+def _words(data: npt.NDArray[np.uint8]) -> tuple[str, ...]:
+    return tuple(os.fsdecode(word) for word in data.tobytes().split(b"\0")[:-1])
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    """The first names in quotes, and how many more there are."""
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

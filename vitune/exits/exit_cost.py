@@ -1,0 +1,105 @@
+"""What leaving at each exit costs: operations counted, wall-clock time measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitune.exits.leaving import EarlyExit, observed
+
+ROUNDS = 5
+
+Subject = tuple[Callable[[Tensor], object], Sequence[Tensor]]
+"""What is timed, and the batches that it is given."""
+
+
+@torch.inference_mode()
+def exit_gflops(runner: EarlyExit, image: Tensor) -> list[float]:
+    """Billions of multiply-adds of one image that leaves at each exit, the last one at the end.
+
+    Matrix products and attention are counted, as papers do; an image that passes an exit pays for
+    that exit's head too.
+
+    Shapes: image (1, 3, h, w).
+    """
+    seen: list[int] = []
+    blocks = [place.block for place in runner.exits]
+    with FlopCounterMode(display=False) as counter:
+
+        def see(index: int, tokens: Tensor) -> None:
+            runner.exits[index].head(tokens)
+            seen.append(counter.get_total_flops())
+
+        with observed(runner.model, blocks, see):
+            runner.model(image)
+        seen.append(counter.get_total_flops())
+    return [operations / 2e9 for operations in seen]
+
+
+@torch.inference_mode()
+def full_gflops(model: nn.Module, image: Tensor) -> float:
+    """Billions of multiply-adds of the plain network on one image (1, 3, h, w)."""
+    with FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops() / 2e9
+
+
+@torch.inference_mode()
+def seconds_per_image(
+    subjects: Sequence[Subject],
+    *,
+    rounds: int = ROUNDS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Median seconds per image of each subject over its batches.
+
+    The subjects take turns in every round, so that a machine that slows down slows all of them;
+    each is warmed up once.
+
+    Args:
+        clock: wall-clock; `time.process_time` counts this process's work alone, for a machine
+            that others use too.
+    """
+    times: list[list[float]] = [[] for _ in subjects]
+    for run, inputs in subjects:
+        run(inputs[0])
+    for _ in range(rounds):
+        for (run, inputs), found in zip(subjects, times, strict=True):
+            _settle(inputs[0])
+            started = clock()
+            for batch in inputs:
+                run(batch)
+            _settle(inputs[0])
+            found.append((clock() - started) / sum(map(len, inputs)))
+    return [median(found) for found in times]
+
+
+def block_share(depth: int, after: Sequence[int], shares: Sequence[float]) -> float:
+    """The part of all blocks that is run when `shares` of the images leave at each exit.
+
+    Args:
+        after: blocks in front of each early exit.
+        shares: of the images that leave there; the rest goes to the end.
+    """
+    ends = [0, *after, depth]
+    staying = [1.0]
+    for share in shares:
+        staying.append(staying[-1] - share)
+    segments = [end - start for start, end in pairwise(ends)]
+    return sum(n * part for n, part in zip(segments, staying, strict=True)) / depth
+
+
+def cut_off(runner: EarlyExit, index: int) -> EarlyExit:
+    """The network cut off behind exit `index`: everybody leaves there, no other exit is asked."""
+    return EarlyExit(runner.model, [runner.exits[index]], [0.0])
+
+
+def _settle(tensor: Tensor) -> None:
+    if tensor.device.type == "cuda":
+        torch.cuda.synchronize(tensor.device)

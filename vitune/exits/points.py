@@ -1,0 +1,87 @@
+"""Where a network may be left: the blocks behind which an exit can stand, and what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from vitune.backbones import find_sites, token_layout
+from vitune.backbones.structure import unwrapped
+from vitune.errors import BackboneError, VituneError
+from vitune.methods import keeps_tokens_apart
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A network as a row of blocks.
+
+    Args:
+        blocks: module names in forward order.
+        norm: the final norm's module name, None where there is none.
+        width: features of a token.
+        num_prefix: tokens in front of the patches.
+        reads_first: whether exits read the first token, as the head does; else they read the mean
+            over the patches.
+    """
+
+    blocks: tuple[str, ...]
+    norm: str | None
+    width: int
+    num_prefix: int
+    reads_first: bool
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """What an exit reads of tokens (b, n, d): (b, d)."""
+        return tokens[:, 0] if self.reads_first else tokens[:, self.num_prefix :].mean(1)
+
+    def check(self, at: Sequence[int]) -> tuple[int, ...]:
+        """The exits `at` in rising order.
+
+        Raises:
+            VituneError: none, one twice, or one that is not between two blocks.
+        """
+        depth = len(self.blocks)
+        wrong = [after for after in at if not 1 <= after < depth]
+        if wrong or not at or len(set(at)) < len(at):
+            text = ",".join(map(str, at))
+            raise VituneError(
+                f"--at: got {text!r}, expected different numbers of blocks from 1 to {depth - 1}: "
+                f"the network has {depth}, and behind the last stands its own head."
+            )
+        return tuple(sorted(at))
+
+
+def find_trunk(model: nn.Module) -> Trunk:
+    """The blocks of a plain transformer.
+
+    Raises:
+        BackboneError: no transformer, one with windows or stages, or an adapter that lets tokens
+            (and so images of a batch) meet inside a linear layer.
+    """
+    if not keeps_tokens_apart(model):
+        raise BackboneError(
+            "exits: got a method that mixes tokens in a linear layer, expected one that keeps them "
+            "apart: its answers would change with the images that left. Train another method."
+        )
+    sites = find_sites(model)
+    blocks = [site for site in sites if site.role == "block"]
+    staged = any(site.windowed or site.role in ("reduction", "conv") for site in sites)
+    if not blocks or staged:
+        raise BackboneError(
+            "exits: got a backbone with windows, stages or convolutions, expected a plain ViT "
+            "whose blocks all have the same tokens. Choose another backbone."
+        )
+    layout = token_layout(model)
+    last = next(site for site in reversed(sites) if site.role == "fc2")
+    norm = next((site.name for site in sites if site.role == "final_norm"), None)
+    linear = unwrapped(model.get_submodule(last.name))
+    assert isinstance(linear, nn.Linear)
+    return Trunk(
+        tuple(site.name for site in blocks),
+        norm,
+        linear.out_features,
+        layout.num_prefix,
+        layout.pooling.startswith("token"),
+    )

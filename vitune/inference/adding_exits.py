@@ -1,0 +1,302 @@
+"""Give a finished run exits, and calibrate them on images that it has never seen."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitune.data import (
+    CacheSettings,
+    Split,
+    Splits,
+    batches,
+    load_labelled,
+    load_splits,
+    normalise,
+    open_source,
+    record_digests,
+)
+from vitune.errors import AdapterError, DataError, VituneError
+from vitune.exits import (
+    EarlyExit,
+    ExitRecipe,
+    ExitsFolder,
+    Recorded,
+    Thresholds,
+    certify,
+    errors,
+    exit_gflops,
+    exit_logits,
+    features_of,
+    find_exits,
+    find_trunk,
+    for_budget,
+    leaving_exit,
+    norm_of,
+    train_exits,
+)
+from vitune.files import atomic_folder, check_new_folder
+from vitune.inference.load import BATCH, LoadedRun, load_run
+from vitune.report import write_report
+from vitune.runs import RunFolder
+
+KEPT = ("config.yaml", "metrics.jsonl", "summary.json")
+Progress = Callable[[int, int], None]
+
+
+def add_exits(
+    run: str | Path,
+    at: Sequence[int],
+    out: str | Path,
+    data: str | None = None,
+    *,
+    recipe: ExitRecipe | None = None,
+    device: str = "auto",
+    on_read: Progress | None = None,
+    on_train: Progress | None = None,
+) -> dict[str, Any]:
+    """Train exits on the frozen network of `run` and write both as the new run `out`.
+
+    The adapter is copied byte for byte, so that the last exit's logits are those of `run`. What
+    the network makes of the images is computed once; only the exits are trained.
+
+    Args:
+        at: numbers of blocks behind which an exit stands.
+        data: images to train the exits on; None means those of the run. Validation images are
+            held out as the run's were; they scale the exits' confidence.
+
+    Returns:
+        What exits.json holds, with the accuracy of every exit on the validation images.
+
+    Raises:
+        VituneError: exits outside the depth, or a run that has exits.
+        AdapterError: `out` exists, or `run` is no run folder.
+        BackboneError: a network that cannot be left early.
+        DataError: images that cannot be used.
+    """
+    check_new_folder(out)
+    source, recipe = RunFolder.open(run), recipe or ExitRecipe()
+    if not source.config.is_file():
+        raise AdapterError(f"run: got {str(run)!r} without config.yaml, expected a run folder.")
+    config = source.read_config()
+    # What the method does inside a layer is seen un-merged only.
+    find_trunk(load_run(run, device=device, exits="full", merge=False).model).check(at)
+    loaded = load_run(run, device=device, exits="full")
+    if find_exits(loaded.model, ExitsFolder(source.path), len(loaded.classes)):
+        raise VituneError(
+            f"run: got {str(run)!r}, which has exits, expected one without. Calibrate them: "
+            f"vitune exits calibrate {run}"
+        )
+    trunk = find_trunk(loaded.model)
+    places = trunk.check(at)
+    data = data or str(config["data"])
+    splits = _training_images(data, loaded, config, on_read)
+    assert splits.train is not None
+    prepared = loaded.card.preprocessing
+    train = features_of(
+        loaded.model, trunk, places, splits.train, prepared, on_progress=on_read
+    )
+    val = None
+    if splits.val is not None:
+        val = features_of(loaded.model, trunk, places, splits.val, prepared)
+    heads = train_exits(loaded.model, trunk, train, val, recipe, on_progress=on_train)
+    record: dict[str, Any] = {
+        "after": list(places),
+        "depth": len(trunk.blocks),
+        "run": str(run),
+        "data": data,
+        "num_train": len(train),
+        "num_val": 0 if val is None else len(val),
+        "recipe": asdict(recipe),
+        "num_parameters": sum(value.numel() for value in heads.parameters()),
+    }
+    if val is not None:
+        logits = exit_logits(heads, norm_of(loaded.model, trunk), val)
+        record["val_accuracy"] = (logits.argmax(-1) == val.labels).double().mean(1).tolist()
+    seen = {*digests_trained_on(str(config["data"])), *digests_trained_on(data)}
+    with atomic_folder(out) as aside:
+        for name in KEPT:
+            if (source.path / name).is_file():
+                shutil.copyfile(source.path / name, aside / name)
+        shutil.copytree(source.adapter, aside / "adapter")
+        ExitsFolder(aside).write(heads, record, seen)
+    write_report(out)
+    return record
+
+
+def calibrate_exits(
+    run: str | Path,
+    data: str,
+    *,
+    split: str | None = None,
+    risk: float | None = None,
+    delta: float = 0.05,
+    definition: str = "disagreement",
+    budget: float | None = None,
+    skip_seen: bool = False,
+    device: str = "auto",
+    on_read: Progress | None = None,
+) -> Thresholds:
+    """Choose when images leave, from images the run has never seen, and keep it in the run.
+
+    Args:
+        risk, delta, definition: certify that at most this share of images leaves wrongly, with
+            probability 1 - delta (`vitune.exits.certify`).
+        budget: instead, a mean cost as a part of the full cost; nothing is then proven.
+        skip_seen: leave images out that took part in training or selection, instead of refusing.
+
+    Raises:
+        VituneError: neither or both of risk and budget, a run without exits, or what `certify`
+            and `for_budget` refuse.
+        DataError: images that took part in training or selection.
+    """
+    if (risk is None) == (budget is None):
+        given = "neither" if risk is None else "both"
+        raise VituneError(
+            f"calibrate: got {given} of --risk and --budget, expected one of them: a proven risk "
+            "or a mean cost."
+        )
+    loaded = load_run(run, device=device, exits="full")
+    folder = ExitsFolder(Path(run))
+    exits = find_exits(loaded.model, folder, len(loaded.classes))
+    if not exits:
+        raise VituneError(
+            f"run: got {str(run)!r} without exits, expected some. Add them: vitune exits add {run} "
+            "--at 4,7,10 --out RUN2, or train with --method met."
+        )
+    images, _ = load_labelled(
+        data,
+        loaded.card.preprocessing,
+        classes=loaded.classes,
+        split=split,
+        settings=CacheSettings(on_progress=on_read),
+    )
+    images = unseen(images, digests_of_run(Path(run)), data, skip=skip_seen)
+    runner = EarlyExit(loaded.model, exits)
+    recorded = record_exits(loaded, runner, images)
+    gflops = exit_gflops(runner, _one_image(loaded))
+    certificate = None
+    if risk is not None:
+        values, certificate = certify(recorded, risk=risk, delta=delta, definition=definition)
+    else:
+        assert budget is not None
+        values = for_budget(recorded, [cost / gflops[-1] for cost in gflops], budget)
+    thresholds = Thresholds(
+        after=tuple(place.after for place in exits),
+        values=values,
+        fingerprint=folder.fingerprint,
+        certificate=certificate,
+        budget=budget,
+        data=data,
+        content_hash=images.content_hash,
+        expected=_expected(recorded, values, gflops),
+    )
+    thresholds.write(folder.thresholds)
+    return thresholds
+
+
+@torch.inference_mode()
+def record_exits(run: LoadedRun, runner: EarlyExit, split: Split) -> Recorded:
+    """Every exit's logits of every image, from one full pass."""
+    parts = []
+    for batch in batches(split, BATCH):
+        inputs = normalise(batch["images"], run.card.preprocessing, device=run.device)
+        parts.append(runner.all_logits(inputs).cpu())
+    return Recorded(torch.cat(parts, dim=1), torch.from_numpy(split.labels.copy()))
+
+
+def digests_trained_on(data: str) -> list[str]:
+    """Content hashes of all images of a source that training or selection may see.
+
+    Raises:
+        DataError: the source cannot be opened.
+    """
+    listed = open_source(data)
+    return [
+        digest
+        for name, records in listed.splits.items()
+        if name != "test"
+        for digest in record_digests(records)
+    ]
+
+
+def digests_of_run(run: Path) -> set[str]:
+    """Content hashes of the images that trained or selected a run and its exits.
+
+    Raises:
+        DataError: nothing was recorded and the run's images are no longer there.
+    """
+    known = ExitsFolder(run).read_seen()
+    config = RunFolder(run).config
+    data = RunFolder(run).read_config().get("data") if config.is_file() else None
+    try:
+        return known | set(digests_trained_on(str(data)))
+    except DataError as error:
+        if known:
+            return known
+        raise DataError(
+            f"images of the run: got {data!r}, which cannot be read ({error}), expected them, to "
+            "tell which images took part in training. Put them back where they were."
+        ) from None
+
+
+def unseen(split: Split, seen: set[str], data: str, *, skip: bool) -> Split:
+    """The images of `split` that are not among `seen`.
+
+    Raises:
+        DataError: some are and `skip` is off, or all are.
+    """
+    assert split.digests is not None
+    known = [digest.tobytes().hex() in seen for digest in split.digests]
+    if not any(known):
+        return split
+    if all(known) or not skip:
+        first = split.paths[known.index(True)]
+        hint = "" if all(known) else " Leave those out with --skip-seen."
+        raise DataError(
+            f"--data: got {sum(known)} of {len(split)} images of {data!r} that took part in "
+            f"training or selection ({first!r} for one), expected others: the network is surer of "
+            f"them than it should be.{hint}"
+        )
+    return split.subset([index for index, was in enumerate(known) if not was])
+
+
+def _training_images(
+    data: str, run: LoadedRun, config: dict[str, Any], on_read: Progress | None
+) -> Splits:
+    listed = open_source(data).relabelled(run.classes)
+    return load_splits(
+        listed,
+        run.card.preprocessing,
+        seed=int(config.get("seed", 0)),
+        val_fraction=float(config.get("val_fraction", 0.2)),
+        include=("train", "val"),
+        skip_bad_images=bool(config.get("skip_bad_images", False)),
+        on_progress=on_read,
+    )
+
+
+def _expected(
+    recorded: Recorded, values: Sequence[float], gflops: Sequence[float]
+) -> dict[str, Any]:
+    """What the calibration images did: shares per exit, mean cost, errors of both kinds."""
+    left = leaving_exit(recorded.confidence, values)
+    shares = torch.bincount(left, minlength=len(gflops)).double() / len(left)
+    mean = float((shares * torch.tensor(list(gflops), dtype=torch.float64)).sum())
+    return {
+        "num_images": len(left),
+        "shares": shares.tolist(),
+        "mean_gflops": mean,
+        "cost": mean / gflops[-1],
+        "disagreement": errors(recorded, values, "disagreement").double().mean().item(),
+        "error_gap": errors(recorded, values, "error-gap").double().mean().item(),
+    }
+
+
+def _one_image(run: LoadedRun) -> torch.Tensor:
+    return torch.zeros(1, 3, *run.card.preprocessing.image_size, device=run.device)

@@ -1,0 +1,153 @@
+"""Open a labelled split for a trained run, score it and keep the result in the run folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from vitune.data import TOLD, CacheSettings, absolute_source, load_labelled
+from vitune.errors import VituneError
+from vitune.files import write_atomic
+from vitune.inference.evaluate import evaluate
+from vitune.inference.exit_scores import Rival, score_exits
+from vitune.inference.load import LoadedRun, load_run
+from vitune.inference.seen import Chooser, used_images
+from vitune.report import write_report
+from vitune.runs import RunFolder
+
+Progress = Callable[[int, int], None]
+
+
+def evaluate_run(
+    path: str | Path,
+    data: str | None = None,
+    *,
+    split: str | None = None,
+    skip_bad_images: bool = False,
+    force: bool = False,
+    device: str = "auto",
+    including_training: bool = False,
+    exits: str = "auto",
+    beside: Sequence[str | Path] = (),
+    on_read: Progress | None = None,
+    on_score: Progress | None = None,
+) -> dict[str, Any]:
+    """Score the run at `path` on one split and write evaluation/NAME.json and report.html.
+
+    Images that trained or validated the run, told by their content, are left out and counted;
+    where no others are there, the validation images are scored and the result says so.
+
+    Args:
+        path: a run folder; an adapter or merged model is scored too, but keeps no result.
+        data: labelled images; None means the data of the run.
+        split: None means test, or everything where the data has no splits.
+        including_training: score images that trained the run too; the result says so.
+        exits: "auto" lets images leave early where the run can, "full" never does.
+        beside: other runs, a smaller backbone's say, to score and time on the same images; only
+            for a run with exits.
+        on_read, on_score: called with (images done, images in all).
+
+    Returns:
+        What `evaluate` gives, with "skipped_images" and the first of their names in "skipped",
+        and "seen" and "left_out": how many of the images that were scored, and were not, had
+        trained or been watched; None where the model does not know (a merged one, say). Of a run
+        with exits, "exits" as `score_exits` gives it.
+
+    Raises:
+        AdapterError, BackboneError: the run cannot be loaded.
+        DataError: images or labels that cannot be used, or only images that trained the run.
+    """
+    run = load_run(path, force=force, device=device, exits=exits)
+    if beside and run.exits is None:
+        raise VituneError(
+            f"--beside: got {str(beside[0])!r} for a run without exits, expected one with exits. "
+            "To compare runs use vitune compare."
+        )
+    folder = RunFolder(Path(path))
+    is_run = folder.config.is_file()
+    if data is None:
+        if not is_run:
+            raise VituneError("--data: got nothing, expected images: only a run knows its own.")
+        data = folder.read_data()
+    choose = Chooser(used_images(path), including_training, data)
+    settings = CacheSettings(skip_bad_images=skip_bad_images, on_progress=on_read)
+    images, skipped = load_labelled(
+        data,
+        run.card.preprocessing,
+        classes=run.classes,
+        split=split,
+        settings=settings,
+        choose=choose,
+    )
+    data = absolute_source(data)
+    result = evaluate(run, images, data=data, on_progress=on_score)
+    if run.exits is not None:
+        asked = Asked(data, split, settings, Chooser(used_images(path), including_training, data))
+        result["exits"] = score_exits(run, images, [_rival(other, run, asked) for other in beside])
+    result |= {"skipped_images": len(skipped), "skipped": list(skipped[:TOLD]), **choose.marks}
+    result["name"] = evaluation_name(data, choose.name(images.name))
+    if is_run:
+        file = _free_file(folder.evaluations, result["name"], data)
+        result["name"] = file.stem
+        write_atomic(file, json.dumps(result))
+        write_report(folder.path)
+    return result
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which images were asked for, so that another run can be given the same."""
+
+    data: str
+    split: str | None
+    settings: CacheSettings
+    choose: Chooser
+
+
+def _rival(path: str | Path, run: LoadedRun, asked: Asked) -> Rival:
+    """Another run with the same images at its own input size."""
+    other = load_run(path, device=str(run.device), exits="full")
+    if set(other.classes) != set(run.classes):
+        raise VituneError(
+            f"--beside: got {str(path)!r} with classes {other.classes[:3]!r} ..., expected those "
+            f"of the run, {run.classes[:3]!r} ..."
+        )
+    images, _ = load_labelled(
+        asked.data,
+        other.card.preprocessing,
+        classes=other.classes,
+        split=asked.split,
+        settings=asked.settings,
+        choose=asked.choose,
+    )
+    return Rival(Path(path).name, other, images)
+
+
+def evaluation_name(data: str, split: str) -> str:
+    """A file name for the evaluation of `data`: letters, digits, dots and dashes."""
+    short = data.rpartition("/")[2] if "/" in data else data
+    stem = re.sub(r"[^A-Za-z0-9.]+", "-", short).strip("-.") or "data"
+    return stem if stem.endswith(split) else f"{stem}-{split}"
+
+
+def _free_file(folder: Path, name: str, data: str) -> Path:
+    """Where an evaluation is kept: never over that of other data whose folder has the same name."""
+    for number in count(1):
+        file = folder / (f"{name}.json" if number == 1 else f"{name}-{number}.json")
+        if not file.is_file() or _data_of(file) == data:
+            break
+    return file
+
+
+def _data_of(file: Path) -> object:
+    """What an evaluation says it scored; None where it is damaged."""
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return values.get("data") if isinstance(values, dict) else None

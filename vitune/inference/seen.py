@@ -1,0 +1,99 @@
+"""Which of some labelled images may be scored: those that a run has not been trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vitune.data import UsedImages
+from vitune.errors import DataError
+from vitune.runs import RunFolder
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass
+class Chooser:
+    """Chooses among the images of a split by what they did in a run.
+
+    Images that neither trained nor validated the run are scored, and if there are none, those
+    that validated it. Images that trained it are scored only where that is asked for.
+
+    Args:
+        used: which images did what; None where that is not known (a merged model, say).
+        including_training: score everything.
+        data: what the images are called in a refusal.
+    """
+
+    used: UsedImages | None
+    including_training: bool
+    data: str
+    seen: dict[str, int] | None = None
+    left_out: dict[str, int] | None = None
+
+    def __call__(self, digests: Sequence[bytes | None]) -> Mask:
+        """Which of the images to score.
+
+        Raises:
+            DataError: every one of them trained the run.
+        """
+        everything = np.ones(len(digests), bool)
+        if self.used is None:
+            return everything
+        did = self.used.took_part(digests)
+        kept = everything
+        if not self.including_training:
+            kept = ~did["train"] & ~did["val"]
+            kept = kept if kept.any() else did["val"]
+        if not kept.any():
+            raise DataError(
+                f"images of {self.data}: got {len(digests)} that all trained this run, expected "
+                "others. Give --data with images that were kept apart, or score these with "
+                "--including-training, which marks the result."
+            )
+        self.seen = _counts(did, kept)
+        self.left_out = _counts(did, ~kept)
+        return kept
+
+    @property
+    def marks(self) -> dict[str, Any]:
+        """What the result says of the choice; counts are None where nothing is known."""
+        return {
+            "including_training": self.including_training,
+            "seen": self.seen,
+            "left_out": self.left_out,
+        }
+
+    def name(self, split: str) -> str:
+        """What the scored part of `split` is called."""
+        if self.seen is None or self.left_out is None:
+            return split
+        if self.seen["trained"]:
+            return f"{split}-including-training"
+        if self.seen["watched"]:
+            return "val"
+        return f"{split}-unseen" if any(self.left_out.values()) else split
+
+
+def used_images(path: str | Path) -> UsedImages | None:
+    """The images of the run in `path`, or whose `adapter/` it is; None where nothing tells.
+
+    Raises:
+        DataError: the list is damaged.
+    """
+    for folder in (RunFolder(Path(path)), RunFolder(Path(path).absolute().parent)):
+        if folder.config.is_file() and folder.images.is_file():
+            return UsedImages.read(folder.images)
+    return None
+
+
+def _counts(did: Mapping[str, Mask], among: Mask) -> dict[str, int]:
+    return {
+        "trained": int((did["train"] & among).sum()),
+        "watched": int((did["val"] & among).sum()),
+    }

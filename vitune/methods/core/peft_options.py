@@ -1,0 +1,163 @@
+"""What PEFT's users may write in any PEFT config, as vitune's methods understand it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from peft import PeftConfig
+from peft.utils import CONFIG_NAME
+from peft.utils.constants import DUMMY_TARGET_MODULES
+
+from vitune.errors import VituneError
+from vitune.methods.core.model_card import name_vitune
+
+ALL_LINEAR = "all-linear"
+OPTIONS = frozenset({"roles", "blocks", "target_modules", "exclude_modules", ALL_LINEAR})
+"""What narrows where a method acts: fields, and one value of `target_modules`."""
+
+PREFIX = "vitune_"
+"""How the names of all tensors of an adapter begin, by which PEFT and transformers know them."""
+
+IMPORT_HINT = ": import vitune first"
+"""What the PEFT type in a file ends with: a reader without vitune stops with it as a `KeyError`."""
+
+Names = str | Sequence[str]
+"""A regular expression for whole module names, or names and last parts of names."""
+
+
+class MethodName(str):
+    """A PEFT type: a string with the `value` that PEFT and transformers ask their enum for."""
+
+    @property
+    def value(self) -> str:
+        """The plain string."""
+        return str(self)
+
+
+@dataclass
+class PeftOptions(PeftConfig):
+    """The fields of PEFT's own configs that say where an adapter goes.
+
+    Args:
+        roles: roles to adapt; None means the method's own choice.
+        blocks: indices over depth to adapt, negative ones count from the end; None means all.
+            Sites outside blocks (patch embedding, final norm) are not affected by it.
+        target_modules: which of the method's sites to adapt: names or last parts of names, one
+            regular expression for whole names, or "all-linear". None means all sites. In the
+            model's own copy of the config these are the exact names.
+        exclude_modules: which of them to leave out, written alike.
+        layers_to_transform: PEFT's word for `blocks`.
+        modules_to_save: modules trained whole beside the method; None means the classifier head
+            that is found in the model, [] means none.
+
+    Raises:
+        VituneError: an option that the method does not take.
+    """
+
+    roles: tuple[str, ...] | None = field(default=None)
+    blocks: tuple[int, ...] | None = field(default=None)
+    target_modules: Names | None = field(default=None)
+    exclude_modules: Names | None = field(default=None)
+    layers_to_transform: Sequence[int] | int | None = field(default=None)
+    modules_to_save: list[str] | None = field(default=None)
+
+    method: ClassVar[str]
+    title: ClassVar[str]
+    narrowed_by: ClassVar[frozenset[str]] = OPTIONS
+    mergeable: ClassVar[bool] = True
+    shares_parameters: ClassVar[bool] = False
+    combines: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = MethodName(self.method.upper())
+        for name in ("roles", "blocks", "layers_to_transform"):
+            setattr(self, name, _as_tuple(getattr(self, name)))
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            setattr(self, name, value if isinstance(value, str) else _as_tuple(value))
+        if self.target_modules in (DUMMY_TARGET_MODULES, (DUMMY_TARGET_MODULES,)):
+            self.target_modules = None
+        self._read_layers()
+        asked: dict[str, Any] = {name: getattr(self, name, None) for name in OPTIONS}
+        asked[ALL_LINEAR] = self.target_modules if is_all_linear(self.target_modules) else None
+        for name in sorted(OPTIONS - self.narrowed_by):
+            if asked[name] is not None:
+                raise VituneError(
+                    f"{name}: got {asked[name]!r}, expected none: {self.refusals()[name]}. "
+                    "Leave it out."
+                )
+
+    def _read_layers(self) -> None:
+        given: Any = self.layers_to_transform
+        if given is None:
+            return
+        if self.blocks not in (None, given):
+            raise VituneError(
+                f"layers_to_transform: got {given!r} beside blocks={self.blocks!r}, expected one "
+                "of the two: they mean the same."
+            )
+        self.blocks = given
+
+    @classmethod
+    def refusals(cls) -> dict[str, str]:
+        """PEFT's verbs and options that the method does not take, with the reason for each."""
+        found = {
+            "adapter_names": "one batch runs through one set of adapters",
+            "hotswap": "PEFT swaps only LoRA in place",
+            "mixed": "PEFT mixes only its own methods in one model",
+        }
+        reasons = {
+            "merge": (cls.mergeable, "it changes more than weights"),
+            "inject_adapter_in_model": (not cls.shares_parameters, "its layers share parameters"),
+            "add_weighted_adapter": (cls.combines, "its adapters cannot be added"),
+        }
+        found |= {verb: reason for verb, (is_taken, reason) in reasons.items() if not is_taken}
+        return found | {name: cls.reason_against(name) for name in OPTIONS - cls.narrowed_by}
+
+    @classmethod
+    def reason_against(cls, option: str) -> str:
+        """Why the method does not take one of OPTIONS."""
+        return f"{cls.title} has no choice of places"
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """PEFT's, which also tells a reader without vitune what to import."""
+        super().save_pretrained(save_directory, **kwargs)
+        file = Path(save_directory) / CONFIG_NAME
+        written = {**json.loads(file.read_text()), "peft_type": self.peft_type + IMPORT_HINT}
+        file.write_text(json.dumps(written, indent=2, sort_keys=True))
+        readme = Path(save_directory) / "README.md"
+        if readme.is_file():
+            name_vitune(readme, self.method, self.title)
+
+
+def matches(names: Names | None, module: str) -> bool:
+    """Whether a module is meant by `names`; None means no module."""
+    if names is None:
+        return False
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return module in names or module.endswith(tuple(f".{name}" for name in names))
+
+
+def is_all_linear(names: Names | None) -> bool:
+    """Whether `target_modules` means every linear layer."""
+    return isinstance(names, str) and names.lower() == ALL_LINEAR
+
+
+def is_saved_whole(modules_to_save: Sequence[str] | None, module: str) -> bool:
+    """Whether a module is one of `modules_to_save` or lies inside one."""
+    parts = module.split(".")
+    around = (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+    return any(matches(modules_to_save, outer) for outer in around)
+
+
+def _as_tuple(value: Any) -> Any:
+    if value is None:
+        return None
+    return (value,) if isinstance(value, str | int) else tuple(value)

@@ -1,0 +1,155 @@
+"""What can be trained, under which name, with which arguments: ours and PEFT's in one table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+from torch import nn
+
+from vitune.errors import VituneError, nearest
+from vitune.methods.core.default_settings import recorded
+from vitune.methods.core.peft_targets import MIXING_TOKENS, UNSUPPORTED, peft_targets
+from vitune.methods.core.tuner import MethodConfig, register
+
+INTERNAL_FIELDS = frozenset(field.name for field in dataclasses.fields(PeftConfig)) | {
+    "target_modules",
+    "modules_to_save",
+}
+NARROWED_BY_ROLES = frozenset({"exclude_modules", "layers_to_transform"})
+"""PEFT's words for where an adapter goes; `--method-arg` narrows ours by role and block."""
+
+PEFT_DEFAULT_LR, PEFT_DEFAULT_WEIGHT_DECAY = 1e-3, 1e-4
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train: its name, where it comes from, and how its PEFT config is made.
+
+    Args:
+        name: what `--method` takes.
+        title: what tables and reports show.
+        source: paper or convention.
+        config_class: the PEFT config.
+        ours: whether the layers are vitune's; else PEFT's.
+    """
+
+    name: str
+    title: str
+    source: str
+    config_class: type[PeftConfig]
+    ours: bool
+
+    def default_lr(self, backbone: str) -> float:
+        """Peak learning rate of a plain start: recorded for `backbone`, or usual."""
+        return float(recorded(backbone, self.name, "lr", self.usual_lr))
+
+    @property
+    def usual_lr(self) -> float:
+        """The method's rate on a ViT-B, which vitune's rule scales for other runs."""
+        return float(getattr(self.config_class, "default_lr", PEFT_DEFAULT_LR))
+
+    def default_weight_decay(self, backbone: str) -> float:
+        """AdamW's weight decay used when the user gives none: recorded, or usual."""
+        usual = getattr(self.config_class, "default_weight_decay", PEFT_DEFAULT_WEIGHT_DECAY)
+        return float(recorded(backbone, self.name, "weight_decay", usual))
+
+    @property
+    def solved(self) -> bool:
+        """Whether the head is solved from features instead of trained by steps."""
+        return bool(getattr(self.config_class, "solved", False))
+
+    @property
+    def starts_at_probe(self) -> bool:
+        """Whether the head starts at the solved probe unless the user says otherwise."""
+        return bool(getattr(self.config_class, "starts_at_probe", True))
+
+    def from_identity(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """`arguments`, with those it needs to start at the pre-trained function where it can."""
+        return {**getattr(self.config_class, "identity_args", {}), **arguments}
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether the result folds into the backbone's weights; PEFT's say so when asked to."""
+        return bool(getattr(self.config_class, "mergeable", True))
+
+    def argument_names(self) -> tuple[str, ...]:
+        """Names that `--method-arg` accepts."""
+        is_ours = issubclass(self.config_class, MethodConfig)
+        hidden = INTERNAL_FIELDS | NARROWED_BY_ROLES if is_ours else INTERNAL_FIELDS
+        return tuple(
+            field.name
+            for field in dataclasses.fields(self.config_class)
+            if field.init and field.name not in hidden
+        )
+
+    def configure(self, model: nn.Module, arguments: Mapping[str, Any] | None = None) -> PeftConfig:
+        """The PEFT config for `model`; strings among `arguments` are read as YAML values.
+
+        Raises:
+            VituneError: an unknown argument, or a value the method does not take.
+            BackboneError: the backbone has no site the method needs.
+        """
+        values = {key: _value(text) for key, text in (arguments or {}).items()}
+        unknown = sorted(set(values) - set(self.argument_names()))
+        if unknown:
+            raise VituneError(
+                f"--method-arg: got {unknown[0]!r}, expected an argument of {self.name!r}. "
+                f"{nearest(unknown[0], self.argument_names())}"
+            )
+        if not self.ours:
+            values = {**peft_targets(self.name, model), **values}
+        try:
+            return self.config_class(**values)
+        except VituneError:
+            raise
+        except (TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise VituneError(f"--method-arg of {self.name!r}: got {values!r}: {reason}") from error
+
+
+def own_method(config_class: type[MethodConfig]) -> Method:
+    """Register a vitune method with PEFT and describe it."""
+    register(config_class)
+    return Method(
+        config_class.method, config_class.title, config_class.source, config_class, ours=True
+    )
+
+
+def peft_methods() -> dict[str, Method]:
+    """PEFT's own methods that inject layers into modules, by lower-case name."""
+    found = {}
+    for peft_type, config_class in PEFT_TYPE_TO_CONFIG_MAPPING.items():
+        name = str(getattr(peft_type, "value", peft_type)).lower()
+        names = {field.name for field in dataclasses.fields(config_class)}
+        takes_modules = {"target_modules", "modules_to_save"} <= names
+        if peft_type in PEFT_TYPE_TO_PREFIX_MAPPING and takes_modules:
+            if issubclass(config_class, MethodConfig) or name in UNSUPPORTED:
+                continue
+            title = config_class.__name__.removesuffix("Config").replace("Lora", "LoRA")
+            found[name] = Method(name, title, "PEFT", config_class, ours=False)
+    return found
+
+
+def keeps_tokens_apart(model: nn.Module) -> bool:
+    """Whether no adapter on `model` looks from one token at another within a linear layer."""
+    configs = getattr(model, "peft_config", {}).values()
+    names = {str(getattr(c.peft_type, "value", c.peft_type)).lower() for c in configs}
+    return not names & MIXING_TOKENS
+
+
+def _value(given: Any) -> Any:
+    """A Python value from command-line text: YAML scalars and lists, commas making a list."""
+    if not isinstance(given, str):
+        return given
+    if "," in given and not given.lstrip().startswith(("[", "{")):
+        return tuple(_value(part.strip()) for part in given.split(",") if part.strip())
+    try:
+        return yaml.safe_load(given)
+    except yaml.YAMLError:
+        return given

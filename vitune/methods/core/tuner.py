@@ -1,0 +1,414 @@
+"""The only glue between vitune's methods and PEFT: injection by site, merge, named adapters.
+
+PEFT's life cycle (get_peft_model, save_pretrained, set_adapter, disable_adapter, merge_and_unload)
+drives everything here. A method adds a `MethodConfig` and one or more `MethodLayer`s; `SiteTuner`
+finds where they belong and puts them there.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from peft.mapping import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_PREFIX_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+)
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from torch import Tensor, nn
+
+from vitune.backbones import bare_name
+from vitune.backbones.sites import Site, find_sites
+from vitune.errors import AdapterError, BackboneError
+from vitune.methods.core.added_biases import kept_on_saving
+from vitune.methods.core.base_layers import require_free_names
+from vitune.methods.core.combination import AdapterState as AdapterState
+from vitune.methods.core.combination import add_weighted
+from vitune.methods.core.in_projection import linear_view, place
+from vitune.methods.core.layer import InPlaceLayer as InPlaceLayer
+from vitune.methods.core.layer import MethodConfig as MethodConfig
+from vitune.methods.core.layer import MethodLayer as MethodLayer
+from vitune.methods.core.layer import Tensors as Tensors
+from vitune.methods.core.layer import cast, unmergeable
+from vitune.methods.core.peft_options import IMPORT_HINT, PREFIX, matches
+from vitune.methods.core.targets import listed, resolve, warn_of_idle_exclusion
+from vitune.methods.core.value_checks import check_choice
+
+COMBINATION_TYPES = {"linear": "compose", "cat": "sum"}
+"""How PEFT's words for combining adapters are read."""
+
+
+class SiteTuner(BaseTuner):
+    """PEFT's tuner for all vitune methods: adapts exactly the sites that the config chooses."""
+
+    tuner_layer_cls = MethodLayer
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+
+    def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        if not hasattr(self, "shared_state"):
+            self.shared_state = nn.ModuleDict()
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        *args: Any,
+        state_dict: dict[str, Tensor] | None = None,
+        **options: Any,
+    ) -> None:
+        """PEFT's, on a copy of the config; older shared state keeps its trainability.
+
+        A `state_dict` says which sites to adapt, as it does for PEFT's own methods.
+        """
+        config = copy.deepcopy(self.peft_config[adapter_name])
+        self.peft_config[adapter_name] = config
+        if state_dict is not None and config.every_site_has_tensors:
+            config.target_modules = _sites_in(state_dict, find_sites(model))
+        given = config.target_modules, config.exclude_modules
+        trained = {
+            parameter: parameter.requires_grad
+            for parameter in getattr(self, "shared_state", nn.ModuleDict()).parameters()
+        }
+        try:
+            super().inject_adapter(model, adapter_name, *args, **options)
+        except Exception:
+            self._forget_shared(adapter_name)
+            raise
+        self._save_whole(model, adapter_name)
+        config.exclude_modules = given[1]
+        if config.trains_in_place:
+            config.target_modules = given[0] or DUMMY_TARGET_MODULES
+        for parameter, requires_grad in trained.items():
+            parameter.requires_grad_(requires_grad)
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
+        """Fill in what is left open: the classifier head, and the sites to adapt."""
+        require_free_names(self.model)
+        known = find_sites(self.model)
+        sites = resolve(peft_config, self.model, known)
+        for site in sites:
+            module = linear_view(self.model.get_submodule(site.name))
+            if not isinstance(module, MethodLayer):
+                layer_class = peft_config.layer_class(site, module)
+                _check_direct(site, layer_class)
+                layer_class.require_base(site, module, peft_config.title)
+        peft_config.check(self.model, sites)
+        self._sites = {site.name: site for site in sites}
+        self._known_sites = known
+        return peft_config
+
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
+        adapter = next(name for name, known in self.peft_config.items() if known is peft_config)
+        sites = tuple(self._sites.values())
+        shared = peft_config.new_shared(model, sites)
+        if shared is not None:
+            reference = next(model.parameters())
+            dtype = torch.promote_types(reference.dtype, torch.float32)
+            is_empty = any(parameter.is_meta for parameter in shared.parameters())
+            device = None if is_empty else reference.device
+            self.shared_state[adapter] = shared.to(device=device, dtype=dtype)
+        if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            model.requires_grad_(False)
+        peft_config.prepare(model, adapter, sites)
+        # From here on PEFT compares names; it is told the exact ones, and of nothing to leave out.
+        if not peft_config.trains_in_place:
+            warn_of_idle_exclusion(peft_config, [s.name for s in self._known_sites])
+        peft_config.target_modules = tuple(self._sites) or DUMMY_TARGET_MODULES
+        peft_config.exclude_modules = None
+        self._saved_whole, peft_config.modules_to_save = peft_config.modules_to_save, None
+
+    def _save_whole(self, model: nn.Module, adapter_name: str) -> None:
+        """Wrap `modules_to_save` as PEFT does, by whole parts of names.
+
+        PEFT compares ends of strings: "out" would find what is called `scale_out` too.
+        """
+        config, passed = self.peft_config[adapter_name], tuple[str, ...]()
+        config.modules_to_save, is_frozen = self._saved_whole, config.inference_mode
+        for name, module in list(model.named_modules(remove_duplicate=False)):
+            if name.startswith(passed) or not name:
+                continue
+            if isinstance(module, MethodLayer):
+                passed += (f"{name}.{PREFIX}",)
+            if not matches(config.modules_to_save, bare_name(name)):
+                continue
+            if isinstance(module, ModulesToSaveWrapper):
+                module.update(adapter_name)
+                module.set_adapter(module.active_adapter, inference_mode=is_frozen)
+            else:
+                owner, _, leaf = name.rpartition(".")
+                module = ModulesToSaveWrapper(module, adapter_name)
+                active = adapter_name if adapter_name in self.active_adapters else []
+                module.set_adapter(active, inference_mode=is_frozen)
+                setattr(model.get_submodule(owner), leaf, module)
+            passed += (f"{name}.",)
+        wholes = tuple(part for part in model.modules() if isinstance(part, ModulesToSaveWrapper))
+        for layer in model.modules():
+            if isinstance(layer, MethodLayer):
+                layer.saved_whole = wholes
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: Any, key: str) -> bool:
+        return key in peft_config.target_modules
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        shared = self._shared_of(adapter_name)
+        module = linear_view(target)
+        if isinstance(module, MethodLayer):
+            module.add_adapter(adapter_name, peft_config, shared)
+            return
+        site = self._sites[current_key]
+        layer = peft_config.layer_class(site, module)(module, site)
+        layer.inner_sites = tuple(
+            replace(inner, name=inner.name.removeprefix(f"{site.name}."))
+            for inner in self._known_sites
+            if site.role == "block" and inner.name.startswith(f"{site.name}.")
+        )
+        layer.add_adapter(adapter_name, peft_config, shared)
+        layer.train(target.training)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        place(layer, target, target_name, parent)
+
+    def _shared_of(self, adapter_name: str) -> nn.Module | None:
+        # ModuleDict has no `get`.
+        has_state = adapter_name in self.shared_state
+        return self.shared_state[adapter_name] if has_state else None
+
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        setattr(parent, child_name, new_module)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """float32 at least, or the base layers' number format; state that layers share too."""
+        for module in self.model.modules():
+            if isinstance(module, MethodLayer):
+                module.cast_adapter(adapter_name, at_least_float32=autocast_adapter_dtype)
+        shared, dtype = self._shared_of(adapter_name), next(self.model.parameters()).dtype
+        if shared is not None:
+            for name, value in list(shared.named_parameters(recurse=False)):
+                shared.register_parameter(name, cast(value, dtype, autocast_adapter_dtype))
+
+    def set_requires_grad(
+        self, adapter_names: str | Sequence[str], requires_grad: bool = True
+    ) -> None:
+        """PEFT's, for shared state too."""
+        super().set_requires_grad(adapter_names, requires_grad)
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for name in names:
+            shared = self._shared_of(name)
+            if shared is not None:
+                shared.requires_grad_(requires_grad)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT's hook around a forward pass: refuses one adapter for each image."""
+        if kwargs.get("adapter_names") is not None:
+            raise AdapterError(
+                f"adapter_names: got {kwargs['adapter_names']!r}, expected none: one batch runs "
+                "through one set of adapters. Call the model once for each, after set_adapter."
+            )
+        yield
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """PEFT's, which passes over tensors that are not in the file; here they are named."""
+        renamed: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, current_names(model, state_dict, adapter_name)
+        )
+        held = dict(_tensors_of(model, adapter_name))
+        missing = {name: value for name, value in held.items() if name not in renamed}
+        if missing:
+            _tell_missing(adapter_name, missing, len(held))
+        return renamed
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make `adapter_name` active and, unless for inference, the only one that trains."""
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        active = [adapter_name] if isinstance(adapter_name, str) else adapter_name
+        for name, shared in self.shared_state.items():
+            shared.requires_grad_(name in active and not inference_mode)
+
+    def _check_merge_allowed(self) -> None:
+        """Refuse before the first layer is merged where any layer could not be."""
+        for module in self.model.modules():
+            if isinstance(module, MethodLayer) and module.configs and not module.mergeable:
+                raise unmergeable(next(iter(module.configs.values())))
+        super()._check_merge_allowed()
+
+    def merge_adapter(
+        self, adapter_names: list[str] | None = None, safe_merge: bool = False
+    ) -> None:
+        """Merge into the base layers; a safe merge looks at all of them before it writes to any.
+
+        Raises:
+            AdapterError: the method cannot be merged, or `safe_merge` found a non-finite value.
+        """
+        if safe_merge:
+            self._check_finite(adapter_names)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _check_finite(self, adapter_names: list[str] | None) -> None:
+        for module in self.model.modules():
+            if isinstance(module, MethodLayer) and module.mergeable:
+                names = module.active_adapters if adapter_names is None else adapter_names
+                new = set(names) & set(module.configs) - set(module.merged_adapters)
+                if new:
+                    module.check_finite(module.merged_tensors(sorted(new)))
+
+    def merge_and_unload(self, *args: Any, **options: Any) -> nn.Module:
+        """PEFT's; a transformers model that could not be saved whole afterwards refuses to be."""
+        with kept_on_saving(self.model):
+            return super().merge_and_unload(*args, **options)
+
+    def _unload_and_optionally_merge(self, merge: bool = True, **options: Any) -> nn.Module:
+        if merge:
+            self._check_merge_allowed()
+            if options.get("safe_merge", False):
+                self._check_finite(options.get("adapter_names"))
+            for module in self.model.modules():
+                if isinstance(module, InPlaceLayer):
+                    module.merge(options.get("safe_merge", False), options.get("adapter_names"))
+        for module in list(self.model.modules()):
+            if isinstance(module, InPlaceLayer):
+                module.detach_from_owner()
+        return super()._unload_and_optionally_merge(merge=merge, **options)
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        how: str | None = None,
+        head: str = "auto",
+        combination_type: str | None = None,
+    ) -> None:
+        """Add Σ w_i · adapter_i as `adapter_name`, for methods that say what that means.
+
+        It is not made active.
+
+        Args:
+            how: "compose" (None means it) or "sum"; this and `head` are those of
+                `vitune.methods.combine_states`.
+            combination_type: PEFT's word for `how`: "linear" is "compose", "cat" is "sum".
+
+        Raises:
+            AdapterError: unknown or taken names, adapters that differ, or no such arithmetic.
+            VituneError: a combination type without a counterpart here.
+        """
+        if combination_type is not None:
+            check_choice("combination_type", combination_type, tuple(COMBINATION_TYPES))
+            how = how or COMBINATION_TYPES[combination_type]
+        add_weighted(self, adapters, weights, adapter_name, how or "compose", head)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget `adapter_name` with its shared state; another stays, or becomes, active."""
+        active = [name for name in self.active_adapters if name != adapter_name]
+        super().delete_adapter(adapter_name)
+        if not self.active_adapters and self.peft_config:
+            # PEFT asks the layers which adapter is next, and a linear probe has none.
+            self.set_adapter(active or sorted(self.peft_config)[:1])
+        self._forget_shared(adapter_name)
+
+    def _forget_shared(self, adapter_name: str) -> None:
+        if adapter_name in self.shared_state:
+            del self.shared_state[adapter_name]
+
+
+def register(config_class: type[MethodConfig]) -> None:
+    """Make a method known to PEFT under its upper-case name.
+
+    PEFT's own `register_peft_method` insists on a closed enum; its three mapping tables take plain
+    strings. `tests/methods/test_registration.py` fails when a PEFT release changes that.
+    """
+    peft_type = config_class.method.upper()
+    name = f"{config_class.__name__.removesuffix('Config')}Model"
+    tuner = type(
+        name,
+        (SiteTuner,),
+        {
+            "prefix": PREFIX,
+            "uses_shared_state": config_class.shares_parameters,
+            "__doc__": f"{config_class.title} in PEFT.",
+            "__module__": config_class.__module__,
+        },
+    )
+    setattr(sys.modules[config_class.__module__], name, tuner)  # where pickle looks for it
+    PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_class
+    PEFT_TYPE_TO_CONFIG_MAPPING[peft_type + IMPORT_HINT] = config_class
+    PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = tuner
+    PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = PREFIX
+
+
+def current_names(
+    model: nn.Module, tensors: Mapping[str, Tensor], adapter: str = "default"
+) -> dict[str, Tensor]:
+    """`tensors` of a file under the names they have today: files of vitune 0.1 had no PREFIX."""
+    today = {}
+    for name, _ in _tensors_of(model, adapter):
+        key = SiteTuner._remove_adapter_name_from_key(name, adapter)
+        for start in ("", "base_model.model."):
+            today[start + key.replace(f".{PREFIX}", ".")] = start + key
+    return {today.get(name, name): value for name, value in tensors.items()}
+
+
+def _sites_in(state_dict: Iterable[str], sites: Sequence[Site]) -> tuple[str, ...]:
+    """Names of the sites that hold the tensors of a state dict: the innermost for each."""
+    places = sorted((site.name for site in sites if site.role != "head"), key=len, reverse=True)
+    keys = [key.removeprefix("base_model.model.") for key in state_dict]
+    found = (next((p for p in places if key.startswith(f"{p}.")), None) for key in keys)
+    return tuple(dict.fromkeys(place for place in found if place is not None))
+
+
+def _tensors_of(model: nn.Module, adapter: str) -> Iterator[tuple[str, Tensor]]:
+    """What an adapter's file holds beside whole modules, by its name in `model`."""
+    for name, module in model.named_modules():
+        if isinstance(module, MethodLayer):
+            for part in (*module.adapter_layer_names, *module.other_param_names):
+                values = getattr(module, part)
+                if adapter in values:
+                    yield f"{name}.{PREFIX}{part}.{adapter}", values[adapter]
+        elif isinstance(module, SiteTuner) and adapter in module.shared_state:
+            for part, value in module.shared_state[adapter].named_parameters(recurse=False):
+                yield f"{name}.shared_state.{adapter}.{part}", value
+
+
+def _tell_missing(adapter: str, missing: Mapping[str, Tensor], number: int) -> None:
+    """Warn of tensors that a checkpoint lacks; an error where nothing stands in for them."""
+    text = (
+        f"adapter {adapter!r}: got a checkpoint without {len(missing)} of {number} tensors "
+        f"({listed(sorted(missing))})"
+    )
+    if any(value.is_meta for value in missing.values()):
+        raise AdapterError(f"{text}, expected all. Load it without low_cpu_mem_usage.")
+    warnings.warn(f"{text}; they keep the values they start with.", stacklevel=4)
+
+
+def _check_direct(site: Site, layer_class: type[MethodLayer]) -> None:
+    """Refuse a layer that acts by its forward pass where the backbone would pass it over."""
+    if site.direct_weight and not layer_class.mergeable:
+        raise BackboneError(
+            f"{layer_class.__name__} at {site.name!r} ({site.role}): got an attention that reads "
+            "weights itself, expected a method that merges into weights. Choose another method, "
+            "or leave the role out with roles=..."
+        )

@@ -1,0 +1,1 @@
+"""FacT: all weight changes as one tensor, factorised."""

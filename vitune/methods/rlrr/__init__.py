@@ -1,0 +1,1 @@
+"""RLRR: residual-based low-rank rescaling."""

@@ -1,0 +1,52 @@
+"""Tensors in safetensors files, with the errors that users and callers can act on."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vitune.errors import AdapterError
+
+FULL = "os error 28"
+"""How safetensors words ENOSPC; all other failures of writing are as rare as they are different."""
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors in the format that PEFT, timm and transformers read.
+
+    Raises:
+        OSError: the disk is full, or what else the file system says.
+    """
+    with disk_errors(file):
+        save_file(dict(tensors), file, metadata={"format": "pt"})
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a file.
+
+    Raises:
+        AdapterError: no such file, or a damaged one.
+    """
+    if not file.is_file():
+        raise AdapterError(f"adapter: got no file {str(file)!r}, expected safetensors there.")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{file}: got a damaged file ({error}).") from error
+
+
+@contextmanager
+def disk_errors(file: Path) -> Iterator[None]:
+    """Within: what safetensors raises when it cannot write is an OSError, as from any writer."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = errno.ENOSPC if FULL in str(error) else errno.EIO
+        reason = "No space left on device" if number == errno.ENOSPC else str(error)
+        raise OSError(number, reason, str(file)) from None

@@ -1,0 +1,119 @@
+"""What a run says of itself: the facts before the first step, the outcome after the last."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from vitune.backbones import Backbone
+from vitune.counts import ParameterCounts
+from vitune.data import HeldOut, Splits
+from vitune.environment import installed_versions
+from vitune.machine import ProcessorUse
+from vitune.methods import get_method
+from vitune.training.loop import Loop
+from vitune.training.train_config import TrainConfig
+
+CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+def facts_of(
+    settings: TrainConfig,
+    backbone: Backbone,
+    counts: ParameterCounts,
+    splits: Splits,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """What is about to be trained.
+
+    Args:
+        settings: with every default filled in.
+    """
+    method = get_method(settings.method)
+    assert splits.train is not None
+    return {
+        "method": settings.method,
+        "method_title": method.title,
+        "source": method.source,
+        "backbone": backbone.name,
+        "num_trainable": counts.trainable,
+        "num_trainable_without_head": counts.without_head,
+        "num_head": counts.head,
+        "num_total": counts.total,
+        "mergeable": method.mergeable,
+        "data": settings.data,
+        "num_train": len(splits.train),
+        "num_val": 0 if splits.val is None else len(splits.val),
+        "num_classes": len(splits.classes),
+        "held_out": _describe(splits.held_out),
+        "batch_size": settings.batch_size,
+        "skipped_images": len(splits.skipped),
+        "remarks": [remark.as_dict() for remark in splits.remarks],
+        "lr": settings.lr,
+        "head_lr": settings.head_lr,
+        "weight_decay": settings.weight_decay,
+        "precision": settings.precision,
+        "device": _device_name(accelerator),
+        "num_processes": accelerator.num_processes,
+        "seed": settings.seed,
+        "versions": installed_versions(),
+    }
+
+
+def outcome_of(loop: Loop, accelerator: Accelerator, use: ProcessorUse) -> dict[str, Any]:
+    """What came out, beside the weights."""
+    config, progress = loop.config, loop.progress
+    return {
+        "reported": {
+            "which": config.select,
+            "epoch": loop.reported_epoch,
+            "val_accuracy": loop.reported_accuracy,
+        },
+        "best_epoch": progress.best_epoch,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "seconds": progress.seconds,
+        "cpu_seconds": progress.cpu_seconds,
+        "cores_of_others": use.others,
+        "peak_mib": peak_mib(accelerator),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "status": "finished" if progress.epoch == config.epochs else "stopped",
+    }
+
+
+def reset_peak(accelerator: Accelerator) -> None:
+    """Peaks count from here, so that runs of one process do not inherit each other's."""
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(accelerator.device)
+    elif CLEAR_REFS.exists():
+        CLEAR_REFS.write_text("5")
+
+
+def _describe(held_out: HeldOut | None) -> str | None:
+    """How validation was cut from training, in words; None where the data brings its own."""
+    if held_out is None:
+        return None
+    return f"{held_out.num_images} images of training, stratified, seed {held_out.seed}"
+
+
+def _device_name(accelerator: Accelerator) -> str:
+    if accelerator.device.type == "cuda":
+        return torch.cuda.get_device_name(accelerator.device)
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def peak_mib(accelerator: Accelerator) -> float:
+    """Peak memory: the CUDA allocator's, or this process's resident size on a CPU; MiB."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(accelerator.device) / 2**20
+    if CLEAR_REFS.exists():
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20

@@ -1,0 +1,46 @@
+"""metrics.jsonl: one line per epoch, appended before the epoch's checkpoint is written."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from pathlib import Path
+from typing import Any
+
+from vitune.errors import AdapterError
+from vitune.files import write_atomic
+
+
+def append_row(file: Path, row: dict[str, Any]) -> None:
+    """Add an epoch's line."""
+    with file.open("a") as stream:
+        stream.write(json.dumps(row) + "\n")
+
+
+def keep_epochs(file: Path, last: int) -> None:
+    """Drop what follows epoch `last`, and a last line that was cut short: they are run again.
+
+    Raises:
+        AdapterError: another line is damaged; the text says which.
+    """
+    if not file.is_file():
+        return
+    whole = file.read_bytes().rpartition(b"\n")[0].decode(errors="replace")
+    lines = whole.split("\n") if whole else []
+    kept = [
+        line for number, line in enumerate(lines, start=1) if _epoch(line, file, number) <= last
+    ]
+    write_atomic(file, "".join(f"{line}\n" for line in kept))
+
+
+def _epoch(line: str, file: Path, number: int) -> int:
+    try:
+        epoch = json.loads(line)["epoch"]
+    except (ValueError, TypeError, KeyError):
+        epoch = None
+    if type(epoch) is not int:
+        raise AdapterError(
+            f"{file} line {number}: got {reprlib.repr(line)}, expected the JSON that training "
+            "wrote. Remove the line; --resume does not need it."
+        )
+    return epoch

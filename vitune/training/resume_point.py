@@ -1,0 +1,159 @@
+"""What `--resume` continues from: trainable tensors, optimiser state and counters, no pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vitune.errors import AdapterError, explain, one_line
+from vitune.files import atomic_folder, file_sha256, recover_folder
+from vitune.tensors import read_tensors, write_tensors
+
+TENSORS, STATE = "tensors.safetensors", "state.json"
+CHECKSUM = "sha256"
+"""The entry of state.json that ties it to its tensors and gives away a flipped bit."""
+
+Count = Annotated[int, Field(ge=0)]
+
+
+@dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class Progress:
+    """Where a run stands after a whole epoch.
+
+    Args:
+        epoch: epochs done.
+        step: optimiser steps done.
+        seconds: training time so far.
+        cpu_seconds: processor time of this process in it, which other programs do not lengthen.
+        val_accuracy: of the last epoch, in [0, 1]; None without a validation split.
+        best_epoch: epoch of the best validation accuracy; 0 while there is none.
+        best_accuracy: that accuracy, in [0, 1].
+        stale_epochs: epochs since then.
+        watched: best and latest epoch by calibrated validation loss.
+        accuracies: on validation, by epoch; 0 is before the first step.
+        scaler: state of the fp16 loss scaler.
+    """
+
+    epoch: Count = 0
+    step: Count = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    val_accuracy: float | None = None
+    best_epoch: Count = 0
+    best_accuracy: float = -1.0
+    stale_epochs: Count = 0
+    num_averaged: Count = 0
+    watched: list[int] = field(default_factory=list)
+    accuracies: dict[str, float] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    folder: Path,
+    progress: Progress,
+    parameters: Mapping[str, nn.Parameter],
+    optimiser: Optimizer,
+    extra: Mapping[str, Mapping[str, Tensor]],
+) -> None:
+    """Write all of it aside, then rename: a kill or a full disk leaves the previous one whole.
+
+    Args:
+        parameters: trainable parameters by name.
+        extra: further named tensors by group ("average", "best", "buffers").
+    """
+    tensors = {f"parameter/{name}": value.detach() for name, value in parameters.items()}
+    for name, value in parameters.items():
+        for key, entry in optimiser.state.get(value, {}).items():
+            tensors[f"optimiser/{key}/{name}"] = torch.as_tensor(entry).detach()
+    for group, values in extra.items():
+        tensors.update({f"{group}/{name}": value.detach() for name, value in values.items()})
+    with atomic_folder(folder) as aside:
+        stored = {name: value.contiguous().cpu().clone() for name, value in tensors.items()}
+        write_tensors(aside / TENSORS, stored)
+        values = asdict(progress)
+        values[CHECKSUM] = _checksum(values, aside)
+        (aside / STATE).write_text(json.dumps(values, indent=2))
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether `folder` holds a whole checkpoint."""
+    recover_folder(folder)
+    return (folder / STATE).is_file() and (folder / TENSORS).is_file()
+
+
+def read_progress(folder: Path) -> Progress | None:
+    """Where the run stands; None where it has no checkpoint yet.
+
+    Raises:
+        AdapterError: the file that says so is damaged.
+    """
+    return _read_state(folder)[0] if has_checkpoint(folder) else None
+
+
+def load_checkpoint(
+    folder: Path, parameters: Mapping[str, nn.Parameter], optimiser: Optimizer
+) -> tuple[Progress, dict[str, dict[str, Tensor]]]:
+    """Put parameters and optimiser back; returns the progress and the extra groups.
+
+    Raises:
+        AdapterError: the checkpoint is damaged or belongs to another configuration.
+    """
+    progress, checksum = _read_state(folder)
+    if _checksum(asdict(progress), folder) != checksum:
+        raise _damaged(folder, f"{TENSORS} or {STATE} is not what was written")
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, value in read_tensors(folder / TENSORS).items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = value
+    stored = groups.pop("parameter", {})
+    shapes = {name: tuple(value.shape) for name, value in parameters.items()}
+    if shapes != {name: tuple(value.shape) for name, value in stored.items()}:
+        raise AdapterError(
+            f"checkpoint {str(folder)!r}: got other trained tensors than this configuration has, "
+            "expected the same ones. Resume with the release that began the run."
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(stored[name])
+    for key, value in groups.pop("optimiser", {}).items():
+        entry, _, name = key.partition("/")
+        parameter = parameters[name]
+        optimiser.state[parameter][entry] = value.to(parameter.device)
+    return progress, groups
+
+
+def _read_state(folder: Path) -> tuple[Progress, str]:
+    """The progress, and the checksum of the tensors that belong to it."""
+    try:
+        values = json.loads((folder / STATE).read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"{type(values).__name__} instead of a mapping")
+        checksum = values.pop(CHECKSUM, None)
+        return TypeAdapter(Progress).validate_python(values), str(checksum)
+    except ValidationError as error:
+        raise _damaged(folder, f"{STATE}: {explain(error)}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(folder, f"{STATE}: {one_line(error)}") from None
+
+
+def _checksum(values: Mapping[str, Any], folder: Path) -> str:
+    """sha256 over the progress and the tensors' file."""
+    text = json.dumps(values, sort_keys=True) + file_sha256(folder / TENSORS)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _damaged(folder: Path, what: str) -> AdapterError:
+    return AdapterError(
+        f"checkpoint {str(folder)!r}: got a damaged file ({what}), expected what training wrote. "
+        "Put a whole copy in its place, or start a new run."
+    )

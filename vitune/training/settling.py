@@ -1,0 +1,182 @@
+"""Settings in force: a new run's with every default filled in, a resumed run's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitune.backbones import absolute_backbone, notice_of, preferred_backbone
+from vitune.data import absolute_source
+from vitune.errors import DataError, VituneError, nearest
+from vitune.methods import Method, get_method
+from vitune.runs import RunFolder
+from vitune.training.record import RunRecord
+from vitune.training.resume_point import read_progress
+from vitune.training.train_config import STEPPING, TrainConfig
+
+SETTLED_BY_RESUME = ("epochs", "data")
+"""What a resumed run may be told anew: images may have moved, as they are known by content."""
+LEFT_TO_VITUNE: dict[str, Any] = {
+    "lr": None,
+    "head_lr": None,
+    "start": None,
+    "weight_decay": None,
+    "warmup_epochs": None,
+    "precision": "auto",
+    "device": "auto",
+}
+"""Settings that a run fills in, and the value that asks for it."""
+
+
+def new_settings(
+    config: TrainConfig | None, settings: Mapping[str, Any]
+) -> tuple[TrainConfig, str]:
+    """The settings of a new run, its paths such that they hold in any working directory.
+
+    Returns:
+        The settings, and what a user should know of the backbone; '' for nothing.
+
+    Raises:
+        VituneError: a config and keywords, an unknown setting, a value out of range, or SGD
+            without a rate.
+    """
+    if config is not None and settings:
+        raise VituneError("fit: got a config and keywords, expected one of them.")
+    asked, notice = with_backbone(config or TrainConfig.make(settings))
+    is_solved = get_method(asked.method).solved
+    if is_solved:
+        require_no_steps(asked)
+    if not is_solved and asked.optimiser == "sgd" and asked.lr is None:
+        raise VituneError(
+            "--optimiser: got 'sgd' without a rate, expected --lr beside it: the methods' own "
+            "rates are AdamW's."
+        )
+    return with_absolute_paths(asked), notice
+
+
+def with_backbone(config: TrainConfig) -> tuple[TrainConfig, str]:
+    """The settings with the backbone they leave open, and what the user should know of it."""
+    given = config.model_fields_set
+    if not given & {"backbone", "checkpoint", "image_size"}:
+        config = config.model_copy(update={"backbone": preferred_backbone()})
+    name = config.backbone if config.checkpoint is None else f"{config.backbone}@file"
+    return config, notice_of(name, was_named="backbone" in given)
+
+
+def require_no_steps(config: TrainConfig) -> None:
+    """Refuse settings of training by steps for a method that is solved.
+
+    Raises:
+        VituneError: one of them is given.
+    """
+    for name in STEPPING:
+        value = getattr(config, name)
+        if value != TrainConfig.model_fields[name].default:
+            raise VituneError(
+                f"--{name.replace('_', '-')}: got {value!r} with --method {config.method}, which "
+                "is solved and takes no steps. Leave it out, or use --method linear_sgd."
+            )
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The settings with the paths of data and weights absolute."""
+    checkpoint = None if config.checkpoint is None else Path(config.checkpoint).expanduser()
+    return config.model_copy(
+        update={
+            "data": absolute_source(config.data),
+            "backbone": absolute_backbone(config.backbone),
+            "checkpoint": None if checkpoint is None else str(checkpoint.absolute()),
+        }
+    )
+
+
+def with_fitting_batch(config: TrainConfig, num_images: int) -> TrainConfig:
+    """The settings, whose default batch is all images where they are fewer; one asked for stays.
+
+    Raises:
+        DataError: a batch that was asked for is larger than the training split.
+    """
+    if config.batch_size <= num_images:
+        return config
+    if "batch_size" in config.model_fields_set:
+        raise DataError(
+            f"--batch-size: got {config.batch_size}, expected at most the {num_images} "
+            "training images."
+        )
+    return config.model_copy(update={"batch_size": num_images})
+
+
+def filled_in(config: TrainConfig, method: Method, precision: str, device: str) -> TrainConfig:
+    """The settings with what the method, the machine and vitune's rules decide filled in.
+
+    Args:
+        precision, device: what "auto" came to.
+    """
+    decay = config.weight_decay
+    if decay is None:
+        decay = method.default_weight_decay(config.backbone)
+    return config.model_copy(
+        update={
+            "lr": config.lr or method.default_lr(config.backbone),
+            "weight_decay": decay,
+            "warmup_epochs": config.resolved_warmup_epochs,
+            "precision": precision,
+            "device": device,
+        }
+    )
+
+
+def resumed_record(
+    out: str | Path, config: TrainConfig | None, settings: Mapping[str, Any]
+) -> RunRecord:
+    """The record of the run in `out`, with as many epochs as are asked for now.
+
+    Raises:
+        AdapterError: no run there, or one whose files are damaged or of an older vitune.
+        VituneError: a setting is given that is not the run's own, or fewer epochs than are done.
+    """
+    folder = RunFolder.existing(out)
+    record = RunRecord.parse(folder.read_config(), folder.config)
+    given = dict(settings) if config is None else config.model_dump(exclude_unset=True)
+    unknown = sorted(set(given) - set(TrainConfig.model_fields))
+    if unknown:
+        raise VituneError(
+            f"{unknown[0]}: unknown option. {nearest(unknown[0], TrainConfig.model_fields)}"
+        )
+    own = record.settings.model_dump(mode="json")
+    asked = with_absolute_paths(TrainConfig.make({**own, **given})).model_dump(mode="json")
+    changed = {
+        name: asked[name]
+        for name in given
+        if asked[name] != own[name] and not _left_to_vitune(name, asked[name])
+    }
+    refused = sorted(set(changed) - set(SETTLED_BY_RESUME))
+    if refused:
+        name = refused[0]
+        raise VituneError(
+            f"--resume: got {name}={changed[name]!r}, expected the run's own {own[name]!r}. "
+            "Leave it out, or start a new run."
+        )
+    settled = record.settings.model_copy(update=changed)
+    progress = read_progress(folder.checkpoint)
+    if progress is not None and settled.epochs < progress.epoch:
+        raise VituneError(
+            f"--epochs: got {settled.epochs}, expected at least the {progress.epoch} that the run "
+            "has done."
+        )
+    return RunRecord(settled, record.resolved, record.starts)
+
+
+def _left_to_vitune(name: str, asked: Any) -> bool:
+    return name in LEFT_TO_VITUNE and asked == LEFT_TO_VITUNE[name]
+
+
+def typed_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments with texts from the command line read as YAML values."""
+    return {
+        name: yaml.safe_load(value) if isinstance(value, str) else value
+        for name, value in arguments.items()
+    }
