@@ -56,7 +56,7 @@ def kinds(model: nn.Module, parameters: list[nn.Parameter]) -> set[str]:
     found = set()
     for parameter in parameters:
         name = names[id(parameter)].removeprefix("base_model.").removeprefix("model.")
-        name = re.sub(r"blocks\.\d+\.|modules_to_save\.|default\.?|base_layer\.", "", name)
+        name = re.sub(r"blocks\.\d+\.|modules_to_save\.|default\.?|base_layer\.|vitune_", "", name)
         place, _, last = name.strip(".").rpartition(".")
         found.add(f"{place} {last}".strip())
     return found

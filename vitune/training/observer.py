@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from peft import PeftModel
-from torch.optim import Optimizer
+if TYPE_CHECKING:  # the command line draws its bars without loading PyTorch
+    from peft import PeftModel
+    from torch.optim import Optimizer
 
-from vitune.data import Split
-from vitune.training.resume_point import Progress
-from vitune.training.train_config import TrainConfig
+    from vitune.data import Split
+    from vitune.training.resume_point import Progress
+    from vitune.training.train_config import TrainConfig
 
 
 class Running(Protocol):
