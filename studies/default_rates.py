@@ -13,7 +13,7 @@ import argparse
 import itertools
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 from vitune.backbones import load_backbone, logits_of
 from vitune.data import Split, Splits, batches, load_splits, normalise
 from vitune.ops.temperature import calibrated_losses, expected_calibration_error, fit_temperature
+from vitune.runs import SolvedFacts
 from vitune.training import Observer, TrainConfig, fit
 from vitune.training.fitting import Trained
 from vitune.training.loop import inference_weights
@@ -61,6 +62,10 @@ def scores(trained: Trained, split: Split, temperature: float | None) -> dict[st
     }
 
 
+def _dict(part: SolvedFacts | None) -> dict[str, Any] | None:
+    return None if part is None else asdict(part)
+
+
 def run_one(cell: dict[str, Any], data: str, splits: Splits) -> dict[str, Any]:
     """One run from its description to its scores."""
     curve, started = Curve(), time.time()
@@ -74,16 +79,16 @@ def run_one(cell: dict[str, Any], data: str, splits: Splits) -> dict[str, Any]:
     summary = trained.summary
     return {
         **cell,
-        "used": {"lr": summary["lr"], "head_lr": summary.get("head_lr")},
-        "reported": summary["reported"],
-        "probe": summary.get("probe"),
-        "solved": summary.get("solved"),
+        "used": {"lr": summary.lr, "head_lr": summary.head_lr},
+        "reported": asdict(summary.reported),
+        "probe": _dict(summary.probe),
+        "solved": _dict(summary.solved),
         "val": val,
         "test": scores(trained, test, val["temperature"]),
         "curve": curve.rows,
-        "num_train": summary["num_train"],
-        "num_val": summary["num_val"],
-        "num_classes": summary["num_classes"],
+        "num_train": summary.num_train,
+        "num_val": summary.num_val,
+        "num_classes": summary.num_classes,
         "seconds": time.time() - started,
     }
 

@@ -14,6 +14,11 @@ import torch
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-cases", type=int, default=200, help="cases of tests/fuzz")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="what its cases are drawn from")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

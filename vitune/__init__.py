@@ -1,17 +1,15 @@
 """vitune: adapt a pre-trained Vision Transformer to your own images.
 
-Importing it registers vitune's methods with PEFT, so that `get_peft_model(model, RLRRConfig())`,
-`PeftModel.from_pretrained` and PEFT's other verbs know them.
+Once both are imported, in either order, vitune's methods are registered with PEFT: so
+`get_peft_model(model, RLRRConfig())`, `PeftModel.from_pretrained` and PEFT's other verbs know them.
 """
 
 from __future__ import annotations
 
 import importlib
-import re
-import sys
-from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vitune.late_imports import after_import
 
 if TYPE_CHECKING:
     from vitune import analysis as analysis
@@ -26,6 +24,8 @@ if TYPE_CHECKING:
     from vitune.inference import evaluate as evaluate
     from vitune.inference import load_run as load_run
     from vitune.inference import predict as predict
+    from vitune.methods import load_plugin as load_plugin
+    from vitune.methods import register_method as register_method
     from vitune.methods.adapter_plus import AdapterPlusConfig as AdapterPlusConfig
     from vitune.methods.adaptformer import AdaptFormerConfig as AdaptFormerConfig
     from vitune.methods.apla import APLAConfig as APLAConfig
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from vitune.methods.lora_mul import LoRAAddConfig as LoRAAddConfig
     from vitune.methods.lora_mul import LoRAMulVPTAddConfig as LoRAMulVPTAddConfig
     from vitune.methods.lora_mul import VPTAddConfig as VPTAddConfig
+    from vitune.methods.met import METConfig as METConfig
     from vitune.methods.moppa import MoPPAConfig as MoPPAConfig
     from vitune.methods.moppa_min import MoPPAMinConfig as MoPPAMinConfig
     from vitune.methods.partial import PartialConfig as PartialConfig
@@ -62,6 +63,7 @@ _HOMES = {
     "vitune.data": ("load_labelled", "load_splits"),
     "vitune.errors": ("VituneError",),
     "vitune.inference": ("evaluate", "load_run", "predict"),
+    "vitune.methods": ("load_plugin", "register_method"),
     "vitune.training": ("TrainConfig", "fit"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -75,8 +77,8 @@ if not TYPE_CHECKING:  # which would let any name pass
         """Load a public name from its room at first use: `import vitune` stays light."""
         if name in _HOME_OF:
             return getattr(importlib.import_module(_HOME_OF[name]), name)
-        if name == "analysis":
-            return importlib.import_module("vitune.analysis")
+        if name in ("analysis", "methods"):
+            return importlib.import_module(f"vitune.{name}")
         if name.endswith("Config"):
             methods = importlib.import_module("vitune.methods")
             for method in methods.OWN.values():
@@ -91,14 +93,6 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__, *configs])
 
 
-def _is_command_line() -> bool:
-    """Whether `vitune ...` or `python -m vitune ...` runs; -m hides the name while it imports."""
-    if sys.argv[0] == "-m":
-        words = pairwise(sys.orig_argv)
-        return any(re.fullmatch("-[A-Za-z]*m", flag) and word == "vitune" for flag, word in words)
-    return Path(sys.argv[0]).name == "vitune"
-
-
-if not _is_command_line():
-    # The command line answers --help without PyTorch; its verbs import what they use.
-    importlib.import_module("vitune.methods")
+# Importing PEFT takes seconds, so whoever imports it registers the methods, before or after this:
+# `vitune --help` and programs that only read files never pay for it.
+after_import("peft", lambda: importlib.import_module("vitune.methods"))

@@ -23,7 +23,7 @@ from vitune.cards import adapter_folder as adapter_folder
 from vitune.environment import installed_versions as installed_versions
 from vitune.errors import AdapterError, one_line
 from vitune.files import atomic_folder, check_new_folder, recover_folder
-from vitune.methods import AdapterState, combine_states, current_names, get_method
+from vitune.methods import AdapterState, combined_state, current_names, get_method, require_plugin
 from vitune.tensors import disk_errors, read_tensors, write_tensors
 
 TENSORS = "adapter_model.safetensors"
@@ -80,6 +80,7 @@ def card_of(
         fingerprint=fingerprint_of(model),
         temperature=temperature,
         versions=installed_versions(),
+        plugin=dict(get_method(method).plugin),
     )
 
 
@@ -103,7 +104,7 @@ def save_adapter(
     """Write PEFT's files and the card to `folder`; the previous ones survive any failure.
 
     Args:
-        dtype: of the stored tensors; None keeps theirs.
+        dtype: type of the stored tensors; None keeps theirs.
     """
     with atomic_folder(folder) as aside:
         with warnings.catch_warnings():
@@ -156,7 +157,7 @@ def load_adapter(
 def combine_adapters(
     folders: Sequence[str | Path], weights: Sequence[float], *, how: str, out: str | Path
 ) -> list[str]:
-    """Write Σ w_i · adapter_i of trained RLRR adapters to the new folder `out`.
+    """Write Σ w_i · adapter_i of trained adapters, by the arithmetic of their method, to `out`.
 
     Args:
         folders: run or adapter folders, all of one backbone.
@@ -166,9 +167,8 @@ def combine_adapters(
         Sentences on what could not be combined and how that was settled (the head, say).
 
     Raises:
-        AdapterError: `out` exists, or the adapters differ in backbone, variant, roles or ranks;
-            all differences are listed.
-    Source: RLRR (CVPR 2024) appendix H; see `vitune.methods.combine_states`.
+        AdapterError: `out` exists, the method has no such arithmetic, or the adapters differ in
+            backbone, variant, roles or ranks; all differences are listed.
     """
     check_new_folder(out)
     places = [adapter_folder(folder) for folder in folders]
@@ -178,9 +178,8 @@ def combine_adapters(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         same_classes = len({card.classes for card in cards}) == 1
-        combined = combine_states(states, weights, how, "auto" if same_classes else "first")
-    changed = {name: getattr(combined.config, name) for name in ("rank", "init")}
-    named = {**cards[0].method_args, **changed}
+        combined = combined_state(states, weights, how, "auto" if same_classes else "first")
+    named = {**cards[0].method_args, **_changed(states[0].config, combined.config, cards[0])}
     with atomic_folder(out) as aside:
         combined.config.save_pretrained(str(aside))
         tensors = {name: value.contiguous() for name, value in combined.tensors.items()}
@@ -191,6 +190,16 @@ def combine_adapters(
     if not same_classes:
         notes.append("The adapters have other classes each: the head and classes are the first's.")
     return notes
+
+
+def _changed(before: PeftConfig, after: PeftConfig, card: AdapterCard) -> dict[str, Any]:
+    """The method's arguments that a combination has set to something else."""
+    names = get_method(card.method).argument_names()
+    return {
+        name: getattr(after, name)
+        for name in names
+        if getattr(after, name) != getattr(before, name)
+    }
 
 
 def merged_model(model: PeftModel, *, safe: bool = True) -> nn.Module:
@@ -250,6 +259,7 @@ def _read_config(folder: Path, card: AdapterCard, force: bool = False) -> PeftCo
             "Get a whole copy."
         )
     card.check_file(file, force=force)
+    require_plugin(card.method, card.plugin)
     try:
         return PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
@@ -284,7 +294,7 @@ def _check_fingerprint(model: PeftModel, card: AdapterCard, force: bool) -> None
     )
     if not force:
         raise AdapterError(f"{text} Load that backbone, or use --force.")
-    warnings.warn(f"{text} Loading it all the same, as asked.", stacklevel=3)
+    warnings.warn(f"{text} Loading it anyway, as asked.", stacklevel=3)
 
 
 def _check_tensors(model: PeftModel, tensors: Mapping[str, Tensor], folder: Path) -> None:

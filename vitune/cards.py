@@ -7,9 +7,9 @@ import math
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 
 from vitune.errors import AdapterError, VituneError, explain, one_line
 from vitune.files import file_sha256
@@ -18,6 +18,21 @@ from vitune.runs import RunFolder
 
 CARD = "vitune.json"
 FORMAT = 1
+
+
+Pixels = Annotated[int, Field(gt=0)]
+
+
+class BackboneArgs(BaseModel, extra="forbid"):
+    """Arguments of `load_backbone` that a card may hold."""
+
+    image_size: Pixels | tuple[Pixels, Pixels] | None = None
+    checkpoint: str | None = None
+
+
+def _known(arguments: dict[str, Any]) -> dict[str, Any]:
+    BackboneArgs.model_validate(arguments)
+    return arguments
 
 
 @dataclass(frozen=True)
@@ -34,26 +49,32 @@ class AdapterCard:
         classes: class names in the order of the logits.
         temperature: what logits are divided by before they become probabilities.
         versions: of the libraries that wrote it.
+        plugin: where a method from outside vitune came from: "file" and "sha256", or "package"
+            and "version"; empty, and not written, for all others.
         checksums: sha256 of the files beside the card, by name.
     """
 
     method: str
     method_args: dict[str, Any]
     backbone: str
-    backbone_args: dict[str, Any]
+    backbone_args: Annotated[dict[str, Any], AfterValidator(_known)]
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     fingerprint: str | None = None
     merged: bool = False
     temperature: float = 1.0
     versions: dict[str, str] = field(default_factory=dict)
+    plugin: dict[str, str] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write the card to `folder`, with the checksums of the files that are there."""
         files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CARD)
         card = replace(self, checksums={path.name: file_sha256(path) for path in files})
-        text = json.dumps({"format": FORMAT, **asdict(card)}, indent=2)
+        values = asdict(card)
+        if not card.plugin:
+            del values["plugin"]  # a vitune that knows no plugins reads the card
+        text = json.dumps({"format": FORMAT, **values}, indent=2)
         (folder / CARD).write_text(text + "\n")
 
     @classmethod
@@ -117,7 +138,7 @@ class AdapterCard:
         )
         if not force:
             raise AdapterError(f"{text} Get a whole copy, or use --force.")
-        warnings.warn(f"{text} Loading it all the same, as asked.", stacklevel=3)
+        warnings.warn(f"{text} Loading it anyway, as asked.", stacklevel=3)
 
 
 def adapter_folder(path: str | Path) -> Path:

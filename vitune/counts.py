@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -13,6 +12,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
 from vitune.methods import MethodLayer
+from vitune.runs import TrainedPart
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def count_parameters(model: PeftModel) -> ParameterCounts:
     )
 
 
-def trained_parts(model: PeftModel) -> list[dict[str, Any]]:
-    """Rows {role, count, parameters}: what trains, by role in the network."""
+def trained_parts(model: PeftModel) -> tuple[TrainedPart, ...]:
+    """What trains, by role in the network."""
     rows: dict[str, list[int]] = {}
     seen: set[int] = set()
     for name, module in model.named_modules():
@@ -79,7 +79,7 @@ def trained_parts(model: PeftModel) -> list[dict[str, Any]]:
     rest = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in seen)
     if rest:
         rows["shared"] = [1, rest]
-    return [{"role": r, "count": c, "parameters": n} for r, (c, n) in rows.items()]
+    return tuple(TrainedPart(role, modules, size) for role, (modules, size) in rows.items())
 
 
 def _adapter_parameters(model: PeftModel) -> Iterator[nn.Parameter]:

@@ -45,6 +45,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if target.exists():
             mode = stat.S_IMODE(target.stat().st_mode)
         aside.chmod(mode)  # whoever wrote it may have put a file of another mode in its place
+        # In this order: the content is on the disk before the name points to it, else a power cut
+        # could leave a whole name and an empty file; the new name itself lies in the folder.
         _flush(aside)
         aside.replace(target)
         _flush(target.parent)
@@ -214,7 +216,7 @@ def _swap_in(aside: Path, target: Path) -> None:
     previous = _previous(target)
     for _ in range(3):
         if target.exists():
-            target.replace(previous)
+            target.replace(previous)  # rename() replaces only an empty folder
         try:
             aside.replace(target)
         except OSError as error:

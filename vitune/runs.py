@@ -14,8 +14,16 @@ from typing import Any
 import yaml
 
 from vitune.errors import AdapterError
-from vitune.files import check_new_folder, is_part, recover_folder, sweep
+from vitune.files import check_new_folder, is_part, recover_folder, sweep, write_atomic
 from vitune.processes import locked
+from vitune.result_files import as_record, read_json
+from vitune.run_summary import Calibration as Calibration
+from vitune.run_summary import Oddity as Oddity
+from vitune.run_summary import Reported as Reported
+from vitune.run_summary import RunSummary as RunSummary
+from vitune.run_summary import SolvedFacts as SolvedFacts
+from vitune.run_summary import TrainedPart as TrainedPart
+from vitune.run_summary import Verdict as Verdict
 
 LOCK = ".lock"
 
@@ -185,24 +193,20 @@ class RunFolder:
             raise AdapterError(f"{self.config}: data: got {data!r}, expected a data source.")
         return data
 
-    def read_summary(self) -> dict[str, Any]:
-        """What came out of the run; empty while it is not finished.
+    def read_summary(self) -> RunSummary | None:
+        """What came out of the run; None while it is not finished.
 
         Raises:
-            AdapterError: summary.json is no JSON mapping.
+            VituneError: summary.json is not what training writes; the text names line or key.
         """
         if not self.summary.is_file():
-            return {}
-        try:
-            summary = json.loads(self.summary.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise AdapterError(
-                f"{self.summary}: got a damaged file ({error}), expected JSON. "
-                "Write it again with --resume."
-            ) from None
-        if not isinstance(summary, dict):
-            raise AdapterError(f"{self.summary}: got {type(summary).__name__}, expected a mapping.")
-        return summary
+            return None
+        where = str(self.summary)
+        return RunSummary.of(as_record(read_json(self.summary, where), where))
+
+    def write_summary(self, summary: RunSummary) -> None:
+        """Write summary.json, whole or not at all."""
+        write_atomic(self.summary, json.dumps(summary.as_dict(), indent=2) + "\n")
 
 
 def _is_left_over(name: str) -> bool:

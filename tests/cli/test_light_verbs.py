@@ -36,9 +36,8 @@ def light(*arguments: str) -> str:
     """Standard output of a command that must load none of the heavy libraries."""
     code = (
         "import sys\n"
-        f"sys.argv = ['vitune', *{list(arguments)!r}]\n"
         "from vitune.cli import run\n"
-        "assert run(sys.argv[1:]) == 0\n"
+        f"assert run({list(arguments)!r}) == 0\n"
         f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
         "assert not loaded, loaded"
     )
@@ -60,12 +59,48 @@ def test_version_names_the_libraries_that_decide_results() -> None:
 
 
 def test_python_m_vitune_is_the_command_line_too() -> None:
-    code = "import sys, vitune; assert ('torch' in sys.modules) is {}"
     module = [sys.executable, "-X", "importtime", "-m", "vitune", "--version"]
     done = subprocess.run(module, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "vitune 0" in done.stdout
     assert "| torch\n" not in done.stderr
-    subprocess.run([sys.executable, "-c", code.format(True)], check=True)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("bench", "run", "--help"), ("nonsense",)])
+def test_both_ways_to_call_it_behave_the_same(arguments: tuple[str, ...]) -> None:
+    script = Path(sys.executable).with_name("vitune")
+    if not script.is_file():
+        pytest.skip("vitune is not installed as a command beside this Python")
+    by_module, by_script = (
+        subprocess.run([*call, *arguments], capture_output=True, text=True, check=False)
+        for call in ([sys.executable, "-m", "vitune"], [str(script)])
+    )
+    assert (by_module.returncode, by_module.stdout, by_module.stderr) == (
+        by_script.returncode,
+        by_script.stdout,
+        by_script.stderr,
+    )
+
+
+REGISTERED = (
+    "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known; "
+    "assert any('RLRR' in str(config) for config in known.values())"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("vitune", f"import vitune; assert 'torch' not in sys.modules; {REGISTERED}"),
+        ("-m", f"import vitune; assert 'torch' not in sys.modules; {REGISTERED}"),
+        ("other", f"import vitune.methods.core.layer, vitune.adapters; {REGISTERED}"),
+        ("vitune", f"import peft.tuners, vitune; vitune.methods.OWN['rlrr']; {REGISTERED}"),
+    ],
+    ids=["before", "module", "inside", "after"],
+)
+def test_methods_are_registered_whatever_the_program_is_called(name: str, code: str) -> None:
+    """Importing vitune alone is light; once PEFT is there too, its verbs know the methods."""
+    program = f"import sys; sys.argv = [{name!r}]; {code}"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_methods_count_flops_only_when_asked(

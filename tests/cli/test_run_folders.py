@@ -158,7 +158,7 @@ class TestWhatIsTheUsers:
             ["predict", "RUN", "PHOTOS", "--out", "MINE/notes.txt"],
             ["analyze", "RUN", "--num-images", "0", "--out", "MINE"],
             ["merge", "RUN", "--out", "MINE"],
-            ["combine", "RUN", "RUN", "--weights", "1", "1", "--out", "MINE"],
+            ["combine", "RUN", "RUN", "--weights", "1,1", "--out", "MINE"],
             ["compare", "--data", "PHOTOS", "--out", "MINE"],
             ["bench", "run", "--suite", "demo:count", "--methods", "linear", "--out", "MINE"],
             ["bench", "study", "no-such.yaml", "--out", "MINE"],
@@ -391,7 +391,7 @@ class TestDamage:
         file = copy / "adapter" / "adapter_model.safetensors"
         tensors = {name: value + 1 for name, value in load_file(file).items()}
         save_file(tensors, file)
-        with pytest.warns(UserWarning, match=r"got sha256 .*Loading it all the same"):
+        with pytest.warns(UserWarning, match=r"got sha256 .*Loading it anyway"):
             assert run(["merge", str(copy), "--out", str(tmp_path / "m"), "--force"]) == 0
 
     def test_a_flipped_bit_in_a_merged_model(
@@ -408,7 +408,7 @@ class TestDamage:
         (copy / "adapter" / "adapter_config.json").unlink()
         for words in (["evaluate", copy], ["merge", copy, "--out", tmp_path / "m"]):
             assert "without adapter_config.json, expected PEFT's file there" in failed(*words)
-        weights = ["--weights", "1", "1", "--out", tmp_path / "c"]
+        weights = ["--weights", "1,1", "--out", tmp_path / "c"]
         assert "without adapter_config.json" in failed("combine", copy, copy, *weights)
 
     @pytest.mark.parametrize(

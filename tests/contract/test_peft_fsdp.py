@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft_cases import fresh, takes, trained
-from tiny_backbones import images
 from torch import Tensor, distributed, nn
 from torch import multiprocessing as mp
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+from vitune.testing.cases import fresh, takes, trained
+from vitune.testing.tiny_backbones import images
 
 METHODS = ("rlrr", "ssf", "apla", "bitfit")
 BACKBONE = "torchvision_vit"

@@ -8,10 +8,10 @@ import pytest
 import torch
 import transformers
 from peft import get_peft_model
-from peft_cases import config_of, layers_of
 from torch import nn
 
 from vitune.backbones import logits_of
+from vitune.testing.cases import config_of, layers_of
 
 
 def _segformer() -> nn.Module:

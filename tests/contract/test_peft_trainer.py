@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft_cases import adapt
-from tiny_backbones import NUM_CLASSES, images
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
+
+from vitune.testing.cases import adapt
+from vitune.testing.tiny_backbones import NUM_CLASSES, images
 
 
 class Images(Dataset[dict[str, Tensor]]):

@@ -92,7 +92,7 @@ def test_another_backbone_is_refused_by_name(tmp_path: Path) -> None:
         vitune.load_adapter(other.model, tmp_path / "run" / "adapter")
     assert not any(isinstance(m, PeftModel) for m in other.model.modules())
     assert not hasattr(other.model, "peft_config")
-    with pytest.warns(UserWarning, match="Loading it all the same"):
+    with pytest.warns(UserWarning, match="Loading it anyway"):
         vitune.load_adapter(other.model, tmp_path / "run" / "adapter", force=True)
     model, card = load_peft(tmp_path / "run")
     assert card.classes == trained.classes and isinstance(model, PeftModel)
@@ -141,7 +141,7 @@ def test_a_damaged_card_and_missing_tensors_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["full", "bitfit", "linear", "apla", "ssf", "lora", "adaptformer"]
+    "method", ["full", "bitfit", "linear", "apla", "ssf", "lora", "lily", "adaptformer"]
 )
 def test_every_kind_of_method_is_loaded_from_its_run(method: str, tmp_path: Path) -> None:
     settings = {"data": DIGITS, "method": method, "epochs": 1, "batch_size": 16}
@@ -154,7 +154,7 @@ def test_every_kind_of_method_is_loaded_from_its_run(method: str, tmp_path: Path
     inputs = vitune.data.normalise(pixels, trained.backbone.preprocessing)
     with torch.no_grad():
         expected = logits_of(trained.model.eval()(inputs))
-    temperature = trained.summary["calibration"]["temperature"]
+    temperature = trained.summary.calibration.temperature
     found = temperature * torch.cat(list(load_run(tmp_path / "run").logits(few)))
     assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max().item())
 

@@ -105,12 +105,12 @@ def test_a_resumed_run_ends_with_bit_identical_weights(
 
 def test_training_learns_and_reports(tmp_path: Path) -> None:
     trained = fit(data="demo:digits", epochs=4, lr=1e-2, batch_size=32, out=tmp_path / "run")
-    assert trained.summary["reported"]["val_accuracy"] > 0.4
-    assert trained.summary["num_trainable_without_head"] == 24_320
-    assert trained.summary["num_total"] == 1_205_898
-    assert trained.summary["status"] == "finished"
-    parts = {row["role"]: row["parameters"] for row in trained.summary["trained_parts"]}
-    assert sum(parts.values()) == trained.summary["num_trainable"]
+    assert trained.summary.reported.val_accuracy > 0.4
+    assert trained.summary.num_trainable_without_head == 24_320
+    assert trained.summary.num_total == 1_205_898
+    assert trained.summary.status == "finished"
+    parts = {part.role: part.num_parameters for part in trained.summary.trained_parts}
+    assert sum(parts.values()) == trained.summary.num_trainable
     assert (tmp_path / "run" / "report.html").stat().st_size > 5_000
 
 
@@ -160,15 +160,15 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path
 
 def test_early_stopping_counts_epochs_without_gain() -> None:
     trained = fit(TrainConfig.make({**QUICK, "epochs": 8, "lr": 1e-12, "patience": 2}))
-    assert trained.summary["epochs"] == 3
-    assert trained.summary["status"] == "stopped"
+    assert trained.summary.epochs == 3
+    assert trained.summary.status == "stopped"
 
 
 def test_refit_uses_all_training_images_and_no_validation() -> None:
     trained = fit(TrainConfig.make({**QUICK, "epochs": 1, "refit": True}))
-    assert trained.summary["num_train"] == 40
-    assert trained.summary["num_val"] == 0
-    assert trained.summary["reported"]["val_accuracy"] is None
+    assert trained.summary.num_train == 40
+    assert trained.summary.num_val == 0
+    assert trained.summary.reported.val_accuracy is None
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
@@ -180,9 +180,9 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
 def test_a_default_batch_is_all_images_where_they_are_fewer(tmp_path: Path) -> None:
     few = TrainConfig.make({"data": "demo:digits?train=20", "epochs": 1})
     trained = fit(few, out=tmp_path / "run")
-    assert trained.summary["num_train"] < few.batch_size == 32
+    assert trained.summary.num_train < few.batch_size == 32
     written = TrainConfig.read(tmp_path / "run" / "config.yaml")
-    assert written.batch_size == trained.summary["num_train"]
+    assert written.batch_size == trained.summary.num_train
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +202,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["bf16"])
 def test_reduced_precision_trains(precision: str) -> None:
     trained = fit(TrainConfig.make({**QUICK, "precision": precision}))
-    assert trained.summary["precision"] == precision
+    assert trained.summary.precision == precision
     assert all(p.isfinite().all() for p in trained.model.parameters())
 
 
@@ -210,7 +210,7 @@ def test_reduced_precision_trains(precision: str) -> None:
 def test_the_pace_objective_trains_through_the_same_loop(variant: str) -> None:
     settings = {"objective": "pace", "objective_args": {"variant": variant, "pace_sigma": "0.5"}}
     trained = fit(TrainConfig.make({**QUICK, **settings}))
-    assert trained.summary["steps"] == 6
+    assert trained.summary.steps == 6
 
 
 def test_a_method_that_cannot_do_pace_says_so_before_training(tmp_path: Path) -> None:

@@ -54,17 +54,29 @@ def test_width_and_depth_are_read_from_the_network() -> None:
     assert shape_of(swin.model, 7, 8) == Shape(768, 12, 7, 8)
 
 
+def test_a_method_without_a_recorded_rate_takes_the_rule_s_where_features_fall_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vitune.training.rates.FALLS_SHORT", 1e9)
+    quick = {"data": "demo:digits?train=40", "epochs": 1, "batch_size": 16, "method": "met"}
+    found = fit(TrainConfig.make(quick)).summary
+    assert found.head_lr is None and found.probe is not None
+    demand = demand_of(found.probe.chosen["penalty_1se"], 32)
+    expected = rate_of(1e-3, Shape(128, 6, 2, 16)) * math.sqrt(demand)
+    assert found.lr == pytest.approx(expected, rel=0.05)
+
+
 def test_a_given_rate_and_a_plain_start_are_left_alone() -> None:
     quick = {
         "data": "demo:digits?train=40", "epochs": 1, "batch_size": 16, "start": "probe"
     }  # fmt: skip
     by_rule = fit(TrainConfig.make(quick)).summary
-    chosen = by_rule["probe"]["chosen"]["penalty_1se"]
+    chosen = by_rule.probe.chosen["penalty_1se"]
     expected = rate_of(1e-3, Shape(128, 6, 2, 16)) * demand_of(chosen, 32)
-    assert by_rule["lr"] == pytest.approx(expected, rel=0.05)
-    assert by_rule["head_lr"] == pytest.approx(by_rule["lr"] / 10)
+    assert by_rule.lr == pytest.approx(expected, rel=0.05)
+    assert by_rule.head_lr == pytest.approx(by_rule.lr / 10)
     given = fit(TrainConfig.make({**quick, "lr": 2e-3, "head_lr": 7e-4})).summary
-    assert (given["lr"], given["head_lr"]) == (2e-3, 7e-4)
+    assert (given.lr, given.head_lr) == (2e-3, 7e-4)
     plain = fit(TrainConfig.make({**quick, "start": "plain"})).summary
-    assert plain["lr"] == get_method("rlrr").default_lr("vitune/vit_micro_patch4_32")
-    assert plain["head_lr"] is None
+    assert plain.lr == get_method("rlrr").default_lr("vitune/vit_micro_patch4_32")
+    assert plain.head_lr is None

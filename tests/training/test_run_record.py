@@ -28,7 +28,7 @@ from vitune.data import Augment
 from vitune.errors import AdapterError, DataError, OutputError, TrainingError, VituneError
 from vitune.methods import METHODS, Method
 from vitune.objectives import Pace
-from vitune.runs import RunFolder
+from vitune.runs import RunFolder, RunSummary
 from vitune.training import Observer, TrainConfig, fit
 from vitune.training.optimiser import parameter_groups
 
@@ -99,17 +99,17 @@ def test_nothing_is_left_to_a_default_before_the_first_step(tmp_path: Path) -> N
     trained = fit(TrainConfig.make({**QUICK, "epochs": 1}), out=tmp_path / "run", observer=Reads())
     config, resolved = Reads.found, Reads.found["resolved"]
     assert set(TrainConfig.model_fields) | {"resolved", "starts", "sha256"} == set(config)
-    assert config["lr"] == trained.summary["lr"] == METHODS["rlrr"].default_lr(config["backbone"])
-    assert config["weight_decay"] == trained.summary["weight_decay"]
+    assert config["lr"] == trained.summary.lr == METHODS["rlrr"].default_lr(config["backbone"])
+    assert config["weight_decay"] == trained.summary.weight_decay
     assert config["warmup_epochs"] == 0.1
-    assert (config["precision"], config["device"]) == (trained.summary["precision"], "cpu")
+    assert (config["precision"], config["device"]) == (trained.summary.precision, "cpu")
     assert resolved["method"]["rank"] == 1 and resolved["method"]["peft_type"] == "RLRR"
     assert resolved["objective"]["pace_sigma"] == 1.0
     assert resolved["augmentation"]["flip_rate"] == 0.5
     assert resolved["optimiser"]["name"] == "AdamW"
     assert resolved["optimiser"]["betas"] == [0.9, 0.999]
     assert resolved["preprocessing"]["image_size"] == [32, 32]
-    assert resolved["fingerprint"] == trained.summary["fingerprint"]
+    assert resolved["fingerprint"] == trained.summary.fingerprint
     assert resolved["threads"] == torch.get_num_threads() and resolved["num_processes"] == 1
     (start,) = config["starts"]
     assert start["after_epoch"] == 0 and start["environment"]["packages"]["torch"]
@@ -283,10 +283,10 @@ def test_what_the_run_says_itself_is_no_other_setting(tmp_path: Path) -> None:
     run = begun(tmp_path / "run", 2)
     own = {**QUICK, "lr": None, "precision": "auto", "device": "cpu", "epochs": 4}
     trained = fit(TrainConfig.make(own), out=run, resume=True)
-    assert trained.summary["epochs"] == 4 and recorded(run)["epochs"] == 4
+    assert trained.summary.epochs == 4 and recorded(run)["epochs"] == 4
     again = {**recorded(run)}
     settings = {name: again[name] for name in TrainConfig.model_fields}
-    assert fit(out=run, resume=True, **settings).summary["epochs"] == 4
+    assert fit(out=run, resume=True, **settings).summary.epochs == 4
 
 
 Change = Callable[[Path], object]
@@ -366,9 +366,9 @@ def test_a_path_holds_in_every_working_directory(
         fit(TrainConfig.make(settings), out="run", observer=StopsAfter(1))
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert recorded(tmp_path / "run")["data"] == str(tmp_path / "photos")
-    assert fit(out=tmp_path / "run", resume=True).summary["epochs"] == 2
+    assert fit(out=tmp_path / "run", resume=True).summary.epochs == 2
     monkeypatch.chdir(tmp_path)
-    assert fit(out="run", resume=True, data="photos", epochs=3).summary["epochs"] == 3
+    assert fit(out="run", resume=True, data="photos", epochs=3).summary.epochs == 3
 
 
 @pytest.mark.parametrize("settings", [{"lr": float("inf")}, {"objective": "pase"}, {"seed": 2**64}])
@@ -376,7 +376,7 @@ def test_a_failed_start_leaves_nothing(tmp_path: Path, settings: dict[str, Any])
     with pytest.raises(VituneError, match=r"lr: got inf|objective: got 'pase'|seed: got 184467"):
         fit(**{**PLAIN, **settings}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert fit(**PLAIN, out=tmp_path / "run").summary["status"] == "finished"
+    assert fit(**PLAIN, out=tmp_path / "run").summary.status == "finished"
 
 
 def test_the_largest_seed_trains(tmp_path: Path) -> None:
@@ -396,12 +396,12 @@ def test_a_run_that_fails_in_its_first_epoch_leaves_nothing(tmp_path: Path) -> N
     (tmp_path / "run").mkdir()
     with pytest.raises(TrainingError, match="loss: got nan at step 1"):
         fit(**PLAIN, out=tmp_path / "run", observer=Poisons())
-    assert fit(**PLAIN, out=tmp_path / "run").summary["status"] == "finished"
+    assert fit(**PLAIN, out=tmp_path / "run").summary.status == "finished"
 
 
 def test_a_folder_that_is_filled_meanwhile_is_refused(tmp_path: Path) -> None:
     class Fills(Observer):
-        def described(self, facts: dict[str, Any]) -> None:
+        def described(self, facts: RunSummary) -> None:
             (tmp_path / "run").mkdir()
             (tmp_path / "run" / "mine.txt").write_text("precious")
 

@@ -50,8 +50,8 @@ def test_a_single_lone_class_costs_no_validation(photos: str, tmp_path: Path) ->
             pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(Path(photos) / name / f"{index}.png")
     trained = fit(data=photos, method="linear")
-    assert (trained.summary["num_train"], trained.summary["num_val"]) == (15, 4)
-    assert trained.summary["scarcity_notice"].startswith("1 class has one image (dog)")
+    assert (trained.summary.num_train, trained.summary.num_val) == (15, 4)
+    assert trained.summary.scarcity_notice.startswith("1 class has one image (dog)")
 
 
 def test_classes_with_one_image_are_found_only_where_it_matters(photos: str) -> None:

@@ -43,11 +43,11 @@ def features_of(split: Split) -> np.ndarray:
 @pytest.mark.parametrize("method", ["linear", "ncm"])
 def test_a_solved_run_is_a_run_like_any_other(method: str, tmp_path: Path) -> None:
     trained = fit(data=DIGITS, method=method, out=tmp_path / "run")
-    assert trained.summary["reported"]["val_accuracy"] > 0.5
-    assert trained.summary["num_trainable_without_head"] == 0
-    assert trained.summary["lr"] is None
+    assert trained.summary.reported.val_accuracy > 0.5
+    assert trained.summary.num_trainable_without_head == 0
+    assert trained.summary.lr is None
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
-    assert line["val_accuracy"] == trained.summary["reported"]["val_accuracy"]
+    assert line["val_accuracy"] == trained.summary.reported.val_accuracy
     assert "Traceback" not in (tmp_path / "run" / "report.html").read_text()
     found = evaluate_run(tmp_path / "run", device="cpu")
     assert found["top1"] > 0.5
@@ -62,7 +62,7 @@ def test_a_solved_run_is_a_run_like_any_other(method: str, tmp_path: Path) -> No
     right = np.mean(
         [c == (splits.classes[y],) for c, y in zip(plain, splits.val.labels, strict=True)]
     )
-    assert right == pytest.approx(trained.summary["reported"]["val_accuracy"], abs=1e-6)
+    assert right == pytest.approx(trained.summary.reported.val_accuracy, abs=1e-6)
 
 
 def test_the_head_is_scikit_learn_s_at_the_same_strength(tmp_path: Path) -> None:
@@ -107,9 +107,9 @@ def test_neighbours_vote_as_scikit_learn_s_and_their_memory_is_saved(tmp_path: P
     found = head.logits(features[150:]).argmax(1).numpy()
     assert (found == known.predict(features[150:])).all()
     trained = fit(data=DIGITS, method="knn", out=tmp_path / "run")
-    accuracy = trained.summary["reported"]["val_accuracy"]
+    accuracy = trained.summary.reported.val_accuracy
     assert accuracy > 0.5
-    assert trained.summary["num_trainable_without_head"] == 80 * (128 + 10)
+    assert trained.summary.num_trainable_without_head == 80 * (128 + 10)
     splits = load_splits(DIGITS, trained.backbone.preprocessing, seed=0)
     assert splits.val is not None
     rows = predict(load_run(tmp_path / "run", device="cpu"), splits.val)

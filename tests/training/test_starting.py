@@ -15,7 +15,7 @@ from vitune.data import load_splits
 from vitune.errors import AdapterError, VituneError
 from vitune.inference import evaluate_run, load_run
 from vitune.methods import OWN
-from vitune.ops.temperature import paired
+from vitune.ops import paired
 from vitune.training import Observer, TrainConfig, fit
 from vitune.training.loop import Loop
 from vitune.training.optimiser import new_optimiser
@@ -47,13 +47,13 @@ def test_the_first_step_starts_from_the_very_probe(method: str, tmp_path: Path) 
         out=tmp_path / "run",
         observer=watcher,
     )
-    probe = trained.summary["probe"]
-    assert watcher.loss == pytest.approx(probe["val_loss"], rel=1e-4)
-    assert watcher.accuracy == pytest.approx(probe["val_accuracy"], abs=1e-6)
+    probe = trained.summary.probe
+    assert watcher.loss == pytest.approx(probe.val_loss, rel=1e-4)
+    assert watcher.accuracy == pytest.approx(probe.val_accuracy, abs=1e-6)
     assert load_run(tmp_path / "run" / "probe", device="cpu").card.method == "linear"
     card = AdapterCard.read(tmp_path / "run" / "adapter")
     assert card.method == method
-    assert card.temperature == trained.summary["calibration"]["temperature"] != 1.0
+    assert card.temperature == trained.summary.calibration.temperature != 1.0
 
 
 def test_every_method_with_an_identity_start_takes_it() -> None:
@@ -66,9 +66,9 @@ def test_every_method_with_an_identity_start_takes_it() -> None:
 
 def test_plain_starts_are_left_alone(tmp_path: Path) -> None:
     plain = fit(TrainConfig.make({**QUICK, "epochs": 1, "start": "plain"}), out=tmp_path / "run")
-    assert plain.summary["probe"] is None and not (tmp_path / "run" / "probe").exists()
+    assert plain.summary.probe is None and not (tmp_path / "run" / "probe").exists()
     drawn = fit(TrainConfig.make({**QUICK, "epochs": 1, "start": None, "head_init": "linear"}))
-    assert drawn.summary["probe"] is None
+    assert drawn.summary.probe is None
     with pytest.raises(VituneError, match=r"--start: got 'probe' with --head-init linear"):
         fit(TrainConfig.make({**QUICK, "start": "probe", "head_init": "linear"}))
 
@@ -78,11 +78,11 @@ def test_features_that_fall_short_are_no_place_to_start(monkeypatch: pytest.Monk
     by_rule = {**QUICK, "epochs": 1, "start": None, "lr": None}
     monkeypatch.setattr("vitune.training.rates.FALLS_SHORT", 1e9)
     short = fit(TrainConfig.make(by_rule)).summary
-    assert short["head_lr"] is None and short["probe"] and short["verdict"]
-    assert short["lr"] == OWN["rlrr"].default_lr("vitune/vit_micro_patch4_32")
+    assert short.head_lr is None and short.probe and short.verdict
+    assert short.lr == OWN["rlrr"].default_lr("vitune/vit_micro_patch4_32")
     monkeypatch.setattr("vitune.training.rates.FALLS_SHORT", 0.0)
     good = fit(TrainConfig.make(by_rule)).summary
-    assert good["head_lr"] == pytest.approx(good["lr"] / 10) and good["lr"] != short["lr"]
+    assert good.head_lr == pytest.approx(good.lr / 10) and good.lr != short.lr
 
 
 def test_the_head_has_its_own_rate() -> None:
@@ -105,9 +105,9 @@ def test_a_resumed_run_keeps_its_probe_and_its_verdict(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(by_rule, out=tmp_path / "cut", observer=Cut())
     cut = fit(out=tmp_path / "cut", resume=True)
-    assert cut.summary["lr"] == whole.summary["lr"]
-    assert cut.summary["verdict"] == whole.summary["verdict"]
-    assert cut.summary["calibration"] == whole.summary["calibration"]
+    assert cut.summary.lr == whole.summary.lr
+    assert cut.summary.verdict == whole.summary.verdict
+    assert cut.summary.calibration == whole.summary.calibration
     one, two = (
         load_file(tmp_path / run / "adapter" / "adapter_model.safetensors")
         for run in ("whole", "cut")
@@ -118,9 +118,9 @@ def test_a_resumed_run_keeps_its_probe_and_its_verdict(tmp_path: Path) -> None:
 def test_choose_best_saves_the_probe_where_training_did_harm(tmp_path: Path) -> None:
     config = {**QUICK, "lr": 0.3, "head_lr": 0.3, "select": "last", "choose_best": True}
     trained = fit(TrainConfig.make(config), out=tmp_path / "run")
-    verdict = trained.summary["verdict"]
-    assert verdict["probe"] > verdict["adapted"] and verdict["probe_is_better"]
-    assert trained.summary["chosen"] == "probe" and not verdict["paid"]
+    verdict = trained.summary.verdict
+    assert verdict.probe > verdict.adapted and verdict.probe_is_better
+    assert trained.summary.chosen == "probe" and not verdict.paid
     assert AdapterCard.read(tmp_path / "run" / "adapter").method == "linear"
     assert AdapterCard.read(tmp_path / "run" / "adapted").method == "rlrr"
     found = evaluate_run(tmp_path / "run", device="cpu")
@@ -140,7 +140,7 @@ def test_the_temperature_is_applied_where_probabilities_are_given(tmp_path: Path
     )
     torch.testing.assert_close(logits, plain, atol=1e-4, rtol=1e-4)
     raw = torch.cat([batch for batch in _raw(found, splits.val)])
-    temperature = trained.summary["calibration"]["temperature"]
+    temperature = trained.summary.calibration.temperature
     torch.testing.assert_close(logits * temperature, raw, atol=1e-4, rtol=1e-4)
 
 

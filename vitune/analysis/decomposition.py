@@ -109,7 +109,7 @@ def decompose_top(matrix: Tensor, rank: int, *, seed: int = 0) -> Decomposition:
 
     Args:
         rank: triplets wanted, at least 1; no more than min(o, i) are returned.
-        seed: of the random start.
+        seed: seed of the random start.
 
     Source: randomised range finder with power iterations (Halko, Martinsson, Tropp 2011),
         algorithms 4.4 and 5.1.

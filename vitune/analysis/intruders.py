@@ -41,9 +41,7 @@ class IntruderRule:
                 f"--intruder-cosine: got {self.cosine!r}, expected a number in (0, 1]."
             )
         if self.side not in ("left", "right", "both"):
-            raise VituneError(
-                f"--intruder-side: got {self.side!r}, expected left, right or both."
-            )
+            raise VituneError(f"--intruder-side: got {self.side!r}, expected left, right or both.")
         if self.num_vectors < 1:
             raise VituneError(f"num_vectors: got {self.num_vectors!r}, expected at least 1.")
 

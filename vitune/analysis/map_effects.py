@@ -79,9 +79,7 @@ def map_effects(measured: Sequence[Measured]) -> tuple[MapEffect, ...]:
 def effect_cells(effects: Sequence[MapEffect]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings and lines of text: shares and ratios in per cent, turns in degrees."""
     heads = ("method", *(f"{part}: {name}" for part, name in FIGURES.values()))
-    return heads, [
-        (effect.label, *(_cell(effect, key) for key in FIGURES)) for effect in effects
-    ]
+    return heads, [(effect.label, *(_cell(effect, key) for key in FIGURES)) for effect in effects]
 
 
 def effect_records(effects: Sequence[MapEffect]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ _PLACES = (
 
 
 def cka_plot(retentions: Mapping[str, Retention]) -> bytes:
-    """Linear CKA with the base over depth, a line a run.
+    """Linear CKA with the base over depth, one line per run.
 
     Raises:
         VituneError: there is no run.

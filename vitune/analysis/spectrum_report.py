@@ -185,9 +185,7 @@ def drift_degrees(weight: ChangedWeight) -> float | None:
     return None if part is None else part.mean_degrees
 
 
-def summarise(
-    role: str, weights: Sequence[ChangedWeight], side: Side = "both"
-) -> RoleSummary:
+def summarise(role: str, weights: Sequence[ChangedWeight], side: Side = "both") -> RoleSummary:
     """Means over the matrices among `weights`, or over all of them where there is none."""
     changes = [weight.change for weight in weights if weight.change is not None]
     chosen = [weight for weight in weights if weight.change is not None] or list(weights)

@@ -181,7 +181,7 @@ def compare_weights(
         energy: part of ‖W‖_F² for one more k, in (0, 1].
         exact_limit: matrices with min(o, i) up to this are decomposed exactly, in float64; larger
             ones by a randomised SVD of the leading max(top) triplets.
-        seed: of the randomised SVD.
+        seed: seed of the randomised SVD.
         intruders: what counts as an intruder dimension; None is `IntruderRule()`.
 
     Raises:

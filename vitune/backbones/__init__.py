@@ -1,26 +1,68 @@
 """Backbones: load one, find the sites where methods act, tell one from another."""
 
-from vitune.backbones.backbone import Backbone as Backbone
-from vitune.backbones.bundled import bundled_names as bundled_names
-from vitune.backbones.fingerprint import bare_name as bare_name
-from vitune.backbones.fingerprint import fingerprint as fingerprint
-from vitune.backbones.heads import start_heads as start_heads
-from vitune.backbones.identity import identity as identity
-from vitune.backbones.identity import local_files as local_files
-from vitune.backbones.identity import local_folder as local_folder
-from vitune.backbones.pixels import preprocessing_of as preprocessing_of
-from vitune.backbones.preferred import notice_of as notice_of
-from vitune.backbones.preferred import preferred_backbone as preferred_backbone
-from vitune.backbones.sites import ROLES as ROLES
-from vitune.backbones.sites import Site as Site
-from vitune.backbones.sites import find_sites as find_sites
-from vitune.backbones.sites import head_name as head_name
-from vitune.backbones.sites import head_names as head_names
-from vitune.backbones.sites import sites_with_roles as sites_with_roles
-from vitune.backbones.sources import absolute_backbone as absolute_backbone
-from vitune.backbones.sources import load_backbone as load_backbone
-from vitune.backbones.tokens import TokenLayout as TokenLayout
-from vitune.backbones.tokens import num_prefix_tokens as num_prefix_tokens
-from vitune.backbones.tokens import token_layout as token_layout
-from vitune.backbones.tower import TowerClassifier as TowerClassifier
-from vitune.backbones.tower import logits_of as logits_of
+from vitune.backbones.backbone import Backbone
+from vitune.backbones.bundled import bundled_names
+from vitune.backbones.fingerprint import bare_name, fingerprint
+from vitune.backbones.heads import num_outputs, start_heads
+from vitune.backbones.hf_saving import make_savable
+from vitune.backbones.identity import identity, local_files, local_folder
+from vitune.backbones.observation import Call, Observation, observe, run_once
+from vitune.backbones.pixels import preprocessing_of
+from vitune.backbones.preferred import notice_of, preferred_backbone
+from vitune.backbones.rehearsal import rehearsed
+from vitune.backbones.sites import ROLES, Site, find_sites, head_name, head_names, sites_with_roles
+from vitune.backbones.sources import absolute_backbone, load_backbone
+from vitune.backbones.structure import (
+    IN_PROJECTION,
+    STAND_INS,
+    WRAPPED,
+    network,
+    root_prefix,
+    unwrapped,
+    walk,
+)
+from vitune.backbones.tokens import TokenLayout, num_prefix_tokens, token_layout
+from vitune.backbones.tower import TowerClassifier, logits_of
+from vitune.backbones.wording import one_line
+
+__all__ = [
+    "IN_PROJECTION",
+    "ROLES",
+    "STAND_INS",
+    "WRAPPED",
+    "Backbone",
+    "Call",
+    "Observation",
+    "Site",
+    "TokenLayout",
+    "TowerClassifier",
+    "absolute_backbone",
+    "bare_name",
+    "bundled_names",
+    "find_sites",
+    "fingerprint",
+    "head_name",
+    "head_names",
+    "identity",
+    "load_backbone",
+    "local_files",
+    "local_folder",
+    "logits_of",
+    "make_savable",
+    "network",
+    "notice_of",
+    "num_outputs",
+    "num_prefix_tokens",
+    "observe",
+    "one_line",
+    "preferred_backbone",
+    "preprocessing_of",
+    "rehearsed",
+    "root_prefix",
+    "run_once",
+    "sites_with_roles",
+    "start_heads",
+    "token_layout",
+    "unwrapped",
+    "walk",
+]

@@ -39,6 +39,8 @@ def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> str:
     for name in sorted(chosen):
         value = parameters[name].detach()
         digest.update(f"{name}{tuple(value.shape)}".encode())
+        # Rounded, so that float32 and bfloat16 copies agree; read as int16, since numpy has no
+        # bfloat16, and always low byte first, whatever the machine does.
         rounded = value.to(torch.bfloat16).contiguous().view(torch.int16).cpu()
         digest.update(rounded.numpy().astype("<i2", copy=False).tobytes())
     return f"{_VERSION}-{digest.hexdigest()[:16]}"

@@ -74,6 +74,7 @@ def run_once(model: nn.Module, image_size: tuple[int, int]) -> Any:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
+        # The network may draw numbers (token dropping); the caller's stream stays where it was.
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             return model(image)
     finally:

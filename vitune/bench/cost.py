@@ -113,8 +113,8 @@ def _measure(planner: Planner, variant: Variant, task: Task) -> _Measured:
     return _Measured(
         step_ms=watch.step_ms,
         score_ms=1000 * per_image,
-        peak_mib=trained.summary["peak_mib"],
-        num_trainable=trained.summary["num_trainable"],
+        peak_mib=trained.summary.peak_mib or 0.0,
+        num_trainable=trained.summary.num_trainable or 0,
     )
 
 

@@ -59,7 +59,7 @@ class AgainstTuned:
 
 
 def choose_defaults(choices: Sequence[Choice]) -> list[Default]:
-    """One setting a method, by mean validation accuracy over the tasks of stage 1.
+    """One setting per method, by mean validation accuracy over the tasks of stage 1.
 
     A setting that did not finish on some task is out. Ties go to the setting tried first.
 

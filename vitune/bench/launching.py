@@ -10,7 +10,8 @@ from typing import Any, Literal
 from vitune.bench.presets import load_preset
 from vitune.bench.study.plan import Study, Task, Variant, grid_of
 from vitune.bench.suites.shots import with_shots
-from vitune.bench.suites.suites import SUITES, SuiteTasks, suite_tasks
+from vitune.bench.suites.suite_names import SUITES
+from vitune.bench.suites.suites import SuiteTasks, suite_tasks
 from vitune.data import spec_name
 from vitune.errors import VituneError
 from vitune.methods import get_method

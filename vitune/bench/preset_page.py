@@ -19,13 +19,15 @@ DECAYED = {"published": "as in the authors' code", "vitune": "by vitune's rule"}
 INTRODUCTION = """\
 # Where the presets differ from the published recipes
 
-Written by `vitune bench presets --page > docs/deviations.md` from the files in
-`vitune/bench/presets/`; a test compares the two. Pixels are given for a network of 224 x 224.
+`as-published` follows the authors' code. This page lists every point where it still differs.
+`honest` keeps their images, epochs and regularisation, and chooses settings on validation images.
 
-`as-published` follows the authors' code, and what it does otherwise all the same is listed.
-`honest` takes over images, epochs and regularisation, and chooses settings on validation images.
-Files and lines are those of the commit that stands behind the repository's name. vitune's rule of
-weight decay: matrices decay, and what a method declares; norms, biases and other vectors do not.
+Files and lines refer to the commit after the repository's name. Pixel sizes are for a network of
+224 x 224. vitune's rule for weight decay: matrices decay, and so does what a method declares;
+norms, biases and other vectors do not.
+
+`vitune bench presets --page > docs/deviations.md` writes this page from the files in
+`vitune/bench/presets/`; a test checks that it is up to date.
 """
 
 
@@ -57,7 +59,7 @@ def _bullets(deviations: tuple[Deviation, ...]) -> str:
     lines = []
     for protocols, heading in (
         (("both", "as-published"), "`as-published` differs from the source:"),
-        (("honest",), "`honest` differs further:"),
+        (("honest",), "`honest` also differs:"),
     ):
         chosen = [found for found in deviations if found.under in protocols]
         if chosen:

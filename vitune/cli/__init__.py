@@ -1,4 +1,8 @@
-"""The command line: one file a verb. A user's mistake is one line on stderr and exit code 2."""
+"""The command line: one file per verb. A user's mistake is one line on stderr and exit code 2.
+
+Verbs import what they use inside their functions: PyTorch takes seconds to load, and --help, TAB
+and a mistyped option are answered without it.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,8 @@ from vitune.cli import (
     predict,
     train,
 )
+from vitune.cli._options import Verbs
+from vitune.cli._words import SYNTAX
 from vitune.errors import InterruptError, VituneError, nearest
 from vitune.machine import settle_threads
 
@@ -51,10 +57,10 @@ VERBS = (
     demo,
 )
 
-app = typer.Typer(
+app = Verbs(
     name="vitune",
     help="Adapt a pre-trained Vision Transformer to your own images.",
-    add_completion=False,
+    epilog=SYNTAX,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -89,6 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     interrupted.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' progress bars would mix with ours
     settle_threads(os.environ)
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -100,8 +107,6 @@ def run(arguments: list[str]) -> int:
     """The exit code of one command; errors a user can cause are printed, never raised."""
     arguments = arguments or ["--help"]
     try:
-        if arguments[:1] == ["combine"]:
-            arguments = combine.join_weights(arguments)
         code = app(arguments, prog_name="vitune", standalone_mode=False) or 0
         sys.stdout.flush()  # a full disk behind it is told here, not when the interpreter ends
         return _interrupted("stopped.") if code == INTERRUPTED else int(code)

@@ -2,59 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vitune.runs import RunSummary, Verdict
 
 
-def closing_lines(summary: Mapping[str, Any], out: str) -> Iterator[str]:
+def closing_lines(summary: RunSummary, out: str) -> Iterator[str]:
     """One line each on how a solved head was chosen, early stopping, the probe, confidence."""
-    solved = summary.get("solved")
-    if solved:
-        name, value = next(iter(solved["chosen"].items()))
-        chosen = f"{name} {value:.3g}"
-        copies = " and mirrored copies" if solved["copies"] == "flip" else ""
-        yield f"solved on the images{copies}; {chosen}, chosen by {solved['how']}"
+    solved = summary.solved
+    if solved is not None:
+        name, value = next(iter(solved.chosen.items()))
+        copies = " and mirrored copies" if solved.copies == "flip" else ""
+        yield f"solved on the images{copies}; {name} {value:.3g}, chosen by {solved.how}"
     yield from _stopped(summary)
-    verdict = summary.get("verdict")
-    if verdict:
-        yield _compared(verdict, summary.get("chosen") == "probe", out)
-    calibration = summary.get("calibration", {})
-    if calibration.get("val_ece") is not None:
+    if summary.verdict is not None:
+        yield _compared(summary.verdict, summary.chosen == "probe", out)
+    found = summary.calibration
+    if found is not None and found.val_ece is not None and found.val_ece_tempered is not None:
         yield (
-            f"temperature {calibration['temperature']:.2f} stored with the run: calibration error "
-            f"on validation {_percent(calibration['val_ece'])} without it, "
-            f"{_percent(calibration['val_ece_tempered'])} with it"
+            f"temperature {found.temperature:.2f} stored with the run: calibration error on "
+            f"validation {_percent(found.val_ece)} without it, "
+            f"{_percent(found.val_ece_tempered)} with it"
         )
 
 
-def _stopped(summary: Mapping[str, Any]) -> Iterator[str]:
+def _stopped(summary: RunSummary) -> Iterator[str]:
     """A hint where validation loss turned before the end."""
-    reported, done = summary["reported"], summary["epochs"]
-    if summary["status"] == "stopped" and reported["epoch"] is not None:
+    kept, done = summary.reported.epoch, summary.epochs
+    if kept is None or done is None:
+        return
+    if summary.status == "stopped":
         yield (
-            f"validation loss turned: stopped after epoch {done}, kept epoch {reported['epoch']}. "
-            f"Try --epochs {max(1, reported['epoch'])} or a lower --lr."
+            f"validation loss turned: stopped after epoch {done}, kept epoch {kept}. "
+            f"Try --epochs {max(1, kept)} or a lower --lr."
         )
-    elif reported["which"] == "auto" and reported["epoch"] < done:
+    elif summary.reported.which == "auto" and kept < done:
         yield (
-            f"validation loss was lower after epoch {reported['epoch']} of {done}: that one is "
-            "kept. Try fewer --epochs or a lower --lr."
+            f"validation loss was lower after epoch {kept} of {done}: that one is kept. "
+            "Try fewer --epochs or a lower --lr."
         )
 
 
-def _compared(verdict: Mapping[str, Any], chose_probe: bool, out: str) -> str:
+def _compared(verdict: Verdict, chose_probe: bool, out: str) -> str:
     """Adapted network against the solved probe, with the sampling error of the difference."""
-    error = verdict["gain_error"]
-    within = "" if error is None else f" ± {100 * error:.1f}"
+    error = math.nan if verdict.gain_error is None else 100 * verdict.gain_error
+    within = "" if math.isnan(error) else f" ± {error:.1f}"
     figures = (
-        f"{_percent(verdict['adapted'])} against {_percent(verdict['probe'])} of the solved linear "
-        f"probe on {verdict['num_images']} validation images, {100 * verdict['gain']:+.1f}{within} "
-        "points"
+        f"{_percent(verdict.adapted)} against {_percent(verdict.probe)} of the solved linear "
+        f"probe on {verdict.num_images} validation images, {100 * verdict.gain:+.1f}{within} points"
     )
     if chose_probe:
-        return f"the probe is better on validation and was chosen: {figures}; the adapted network "\
-            f"is in {out}/adapted"  # fmt: skip
-    if not verdict["paid"]:
+        return (
+            f"the probe is better on validation and was chosen: {figures}; the adapted network "
+            f"is in {out}/adapted"
+        )
+    if not verdict.paid:
         return f"adapting did not pay: {figures}; the probe is in {out}/probe (--choose-best)"
     return f"adapting paid: {figures}; the probe is kept in {out}/probe"
 

@@ -18,6 +18,7 @@ from rich.progress import (
 from vitune.training.observer import Observer
 
 if TYPE_CHECKING:
+    from vitune.runs import RunSummary
     from vitune.training.observer import Running
 
 console = Console(highlight=False)
@@ -35,9 +36,9 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def _head_rate(facts: dict[str, Any]) -> str:
+def _head_rate(facts: RunSummary) -> str:
     """The classifier's own rate, where it has one."""
-    rate = facts.get("head_lr")
+    rate = facts.head_lr
     return "" if rate is None else f" (classifier {rate:g}, from the solved probe)"
 
 
@@ -101,33 +102,34 @@ class TrainingProgress(Observer):
     def prepared(self, stage: str, done: int, total: int) -> None:
         self.decoding(done, total)
 
-    def described(self, facts: dict[str, Any]) -> None:
+    def described(self, facts: RunSummary) -> None:
         self.decoding.close()
-        if facts.get("backbone_notice"):
-            console.print(f"[yellow]{facts['backbone_notice']}[/]", soft_wrap=True)
-        share = facts["num_trainable_without_head"] / max(1, facts["num_total"])
-        held_out = f" (validation: {facts['held_out']})" if facts["held_out"] else ""
+        if facts.backbone_notice:
+            console.print(f"[yellow]{facts.backbone_notice}[/]", soft_wrap=True)
+        trained = facts.num_trainable_without_head or 0
+        share = trained / (facts.num_total or 1)
+        held_out = f" (validation: {facts.held_out})" if facts.held_out else ""
         console.print(
-            f"[bold]{facts['method_title']}[/] on {facts['backbone']}: "
-            f"{count(facts['num_trainable_without_head'])} parameters ({percent(share)}) "
-            f"+ head {count(facts['num_head'])}"
+            f"[bold]{facts.method_title}[/] on {facts.backbone}: "
+            f"{count(trained)} parameters ({percent(share)}) "
+            f"+ head {count(facts.num_head or 0)}"
         )
         console.print(
-            f"{facts['num_train']:,} training, {facts['num_val']:,} validation images of "
-            f"{facts['num_classes']} classes{held_out}"
+            f"{facts.num_train:,} training, {facts.num_val:,} validation images of "
+            f"{facts.num_classes} classes{held_out}"
         )
-        if facts["lr"] is None:
-            console.print(f"solved on frozen features, {facts['precision']} on {facts['device']}")
+        if facts.lr is None:
+            console.print(f"solved on frozen features, {facts.precision} on {facts.device}")
         else:
             console.print(
-                f"lr {facts['lr']:g}{_head_rate(facts)}, weight decay {facts['weight_decay']:g}, "
-                f"{facts['precision']} on {facts['device']}"
+                f"lr {facts.lr:g}{_head_rate(facts)}, weight decay {facts.weight_decay:g}, "
+                f"{facts.precision} on {facts.device}"
             )
-        for notice in ("notice", "scarcity_notice"):
-            if facts.get(notice):
-                console.print(f"[yellow]{facts[notice]}[/]", soft_wrap=True)
-        for remark in facts["remarks"]:
-            print_named(remark["text"], remark["names"], remark["num"])
+        for notice in (facts.notice, facts.scarcity_notice):
+            if notice:
+                console.print(f"[yellow]{notice}[/]", soft_wrap=True)
+        for remark in facts.remarks:
+            print_named(remark.text, remark.names, remark.num)
 
     def started(self, loop: Running) -> None:
         self._loop, self.epochs = loop, loop.config.epochs

@@ -12,9 +12,42 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from vitune.cli import _completion
+from vitune.cli._options import (
+    DATA,
+    MODEL,
+    OTHER,
+    OUTPUT,
+    PAIRS,
+    PREPROCESSING,
+    REGULARISATION,
+    RUNNING,
+    TRAINING,
+)
+from vitune.cli._words import pair_words
 from vitune.errors import VituneError
 
 PAIR_OPTIONS = {"method_args": "method_arg", "objective_args": "objective_arg"}
+FIELDS = {
+    DATA: ("data", "val_fraction", "refit", "skip_bad_images"),
+    MODEL: ("backbone", "checkpoint", "image_size", "method", "method_args", "head_init"),
+    TRAINING: (
+        "epochs", "lr", "head_lr", "start", "batch_size", "accumulation_steps", "drop_last",
+        "optimiser", "momentum",
+        "weight_decay", "decay_rule", "warmup_epochs", "warmup_lr", "min_lr", "clip_grad",
+        "objective", "objective_args", "select", "patience", "choose_best", "seed",
+    ),
+    REGULARISATION: (
+        "augment", "random_erasing", "mixup", "cutmix", "label_smoothing", "drop_path", "ema",
+        "ema_ramp",
+    ),
+    PREPROCESSING: ("crop_mode", "crop_pct", "interpolation", "pixel_stats"),
+    RUNNING: ("device", "precision", "lean", "checkpointing", "memory_budget_mib"),
+    OUTPUT: ("checkpoint_every_epochs", "snapshot_every_epochs"),
+}  # fmt: skip
+"""The fields of a settings record by the group of help that shows them."""
+GROUP_OF = {field: group for group, fields in FIELDS.items() for field in fields}
+COMPLETED = {"method": _completion.methods, "backbone": _completion.backbones}
 
 
 def with_settings(
@@ -56,7 +89,7 @@ def pairs(words: list[str] | None, option: str) -> dict[str, str]:
         VituneError: a word without '='.
     """
     found = {}
-    for word in words or []:
+    for word in pair_words(words):
         name, sign, value = word.partition("=")
         if not sign or not name:
             raise VituneError(f"{option}: got {word!r}, expected NAME=VALUE, e.g. {option} r=8.")
@@ -65,19 +98,26 @@ def pairs(words: list[str] | None, option: str) -> dict[str, str]:
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
-    option = f"--{PAIR_OPTIONS.get(name, name).replace('_', '-')}"
     keyword = PAIR_OPTIONS.get(name, name)
+    option = f"--{keyword.replace('_', '-')}"
+    choices = _choices(field)
+    told: dict[str, Any] = {"help": _help(field), "rich_help_panel": GROUP_OF.get(name, OTHER)}
+    if name in COMPLETED or choices:
+        told["autocompletion"] = COMPLETED.get(name) or _completion.one_of(choices)
     if name in PAIR_OPTIONS:
         kind: Any = list[str] | None
-        settings = typer.Option(None, option, metavar="NAME=VALUE", help=_help(field))
+        told["metavar"] = PAIRS
     elif _plain_type(field) is bool:
         kind = bool | None
-        settings = typer.Option(None, f"{option}/--no-{option[2:]}", help=_help(field))
+        option = f"{option}/--no-{option[2:]}"
     else:
         kind = _plain_type(field) | None
-        settings = typer.Option(None, option, help=_help(field), metavar=_metavar(field))
+        told["metavar"] = "|".join(choices) or None
     return inspect.Parameter(
-        keyword, inspect.Parameter.KEYWORD_ONLY, default=settings, annotation=kind
+        keyword,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=typer.Option(None, option, **told),
+        annotation=kind,
     )
 
 
@@ -89,15 +129,15 @@ def _plain_type(field: FieldInfo) -> Any:
     return str if typing.get_origin(kind) is Literal else kind
 
 
-def _metavar(field: FieldInfo) -> str | None:
-    if typing.get_origin(field.annotation) is Literal:
-        return "|".join(typing.get_args(field.annotation))
-    return None
+def _choices(field: FieldInfo) -> tuple[str, ...]:
+    """The words that a setting may have, where they are few and fixed."""
+    kinds = (field.annotation, *typing.get_args(field.annotation))
+    return next((typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is Literal), ())
 
 
 def _help(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
-    shown = "" if default in (None, {}, ()) or field.is_required() else f"  [{default}]"
+    shown = "" if default in (None, {}, ()) or field.is_required() else f"  [default: {default}]"
     return f"{field.description or ''}{shown}".strip()
 
 

@@ -25,7 +25,7 @@ WIDEST = 16
 
 
 class StudyProgress(Watcher):
-    """A bar over cells on a terminal, a line a cell in a log."""
+    """A bar over cells on a terminal, one line per cell in a log."""
 
     def __init__(self) -> None:
         self.bar, self.total, self.done = Counting("runs"), 0, 0
@@ -75,9 +75,10 @@ def check_study_folder(out: str, *, force: bool) -> None:
     Raises:
         OutputError: the folder holds something else.
     """
-    from vitune.bench.study.journal import JOURNAL, OLD_MANIFEST, STUDY
+    from vitune.bench.study.journal import JOURNAL, OLD_MANIFEST
 
-    check_folder(out, marks=(STUDY, JOURNAL, OLD_MANIFEST, "cells", "lists"), force=force)
+    # A study.yaml alone is no mark: it may be the file that the user wrote for 'bench study'.
+    check_folder(out, marks=(JOURNAL, OLD_MANIFEST, "cells", "lists"), force=force)
 
 
 def new_executor(jobs: int, ray: str | None = None, gpus_per_run: float = 0.0) -> Executor:

@@ -1,24 +1,124 @@
-"""Options that every verb with a study has, and how method arguments are written."""
+"""Options of the verbs that run studies, as records, and how method arguments are written."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
 
-KEEP = typer.Option("", "--keep", help="adapters: keep every final run's, for vitune analyze")
+from vitune.cli import _completion
+from vitune.cli._options import (
+    DATA,
+    MODEL,
+    NAMES,
+    NUMBERS,
+    OUTPUT,
+    RUNNING,
+    STUDY,
+)
+
+
+def methods_option(help_text: str = "see 'vitune methods'") -> Any:
+    """--methods of one verb."""
+    return typer.Option(
+        "--methods",
+        metavar=NAMES,
+        help=help_text,
+        autocompletion=_completion.several_methods,
+        rich_help_panel=MODEL,
+    )
+
+
+METHODS = methods_option()
+METHOD_ARG = typer.Option(
+    "--method-arg",
+    metavar="[METHOD:]NAME=VALUE,...",
+    help="argument of a method, e.g. lora:r=16",
+    rich_help_panel=MODEL,
+)
+BACKBONE = typer.Option(
+    "--backbone",
+    help="name, hf:NAME or bundled",
+    autocompletion=_completion.backbones,
+    rich_help_panel=MODEL,
+)
+CHECKPOINT = typer.Option(
+    "--checkpoint", help="local weights for the backbone", rich_help_panel=MODEL
+)
+BATCH_SIZE = typer.Option(
+    "--batch-size",
+    help="images per step; default 32, or all where there are fewer",
+    rich_help_panel=STUDY,
+)
+SEEDS = typer.Option("--seeds", help="runs of each method and task", rich_help_panel=STUDY)
+LRS = typer.Option(
+    "--lrs",
+    metavar=NUMBERS,
+    help="learning rates to choose from on validation, e.g. 1e-3,3e-3,1e-2",
+    rich_help_panel=STUDY,
+)
 OVERLAP = typer.Option(
-    False, "--allow-overlap", help="score splits that share images, with and without these"
+    "--allow-overlap",
+    help="accept splits that share images; score with and without",
+    rich_help_panel=DATA,
 )
 RERUN = typer.Option(
-    False, "--rerun-changed", help="run again what other versions or another device ran"
+    "--rerun-changed",
+    help="repeat runs of other versions or devices",
+    rich_help_panel=RUNNING,
 )
-METHOD_ARG = typer.Option(
-    None, "--method-arg", metavar="[METHOD:]NAME=VALUE", help="e.g. lora:r=16"
+JOBS = typer.Option("--jobs", help="processes on this machine", rich_help_panel=RUNNING)
+KEEP = typer.Option(
+    "--keep",
+    metavar=NAMES,
+    help="adapters: keep those of the final runs, for vitune analyze",
+    rich_help_panel=OUTPUT,
+)
+FORCE = typer.Option("--force", help="write into a folder that holds files", rich_help_panel=OUTPUT)
+OUT = typer.Option("--out", help="folder; a stopped study continues in it", rich_help_panel=OUTPUT)
+FORMAT = typer.Option(
+    "--format",
+    help="also print markdown, csv or latex",
+    autocompletion=_completion.one_of(("markdown", "csv", "latex")),
+    rich_help_panel=OUTPUT,
 )
 
 
-def method_arguments(words: list[str], methods: list[str]) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class Running:
+    """Where the runs of a study happen."""
+
+    jobs: Annotated[int, JOBS] = 1
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray", help="'local', or the address of a Ray cluster", rich_help_panel=RUNNING
+        ),
+    ] = None
+    gpus_per_run: Annotated[
+        float,
+        typer.Option(
+            "--gpus-per-run",
+            help="with --ray; 0.5 puts two runs on one GPU",
+            rich_help_panel=RUNNING,
+        ),
+    ] = 0.0
+    rerun_changed: Annotated[bool, RERUN] = False
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where a study writes, and what it prints beside its table."""
+
+    out: Annotated[str, OUT]
+    keep: Annotated[list[str] | None, KEEP] = None
+    table_format: Annotated[str, FORMAT] = ""
+    force: Annotated[bool, FORCE] = False
+
+
+def method_arguments(words: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """{'lora': {'r': '16'}} from 'lora:r=16'; without 'lora:' it goes to all that take an r.
 
     Raises:

@@ -1,34 +1,62 @@
-"""Several names or numbers in one word of the command line, separated by commas."""
+"""Several values in one option: separated by commas, or the option repeated, or both.
+
+`--methods lora,rlrr` and `--methods lora --methods rlrr` say the same, for every option that takes
+several values. Of paths, one that exists as it is written is never split at its commas.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
 from vitune.errors import VituneError
 
+SYNTAX = (
+    "Options that take several values accept commas and repetition: --methods lora,rlrr and "
+    "--methods lora --methods rlrr are the same."
+)
+_NEXT_PAIR = re.compile(r",(?=\s*[\w:.-]+=)")
 
-def words(text: str) -> list[str]:
-    """['linear', 'rlrr'] from 'linear, rlrr'."""
-    return [word.strip() for word in text.split(",") if word.strip()]
+
+def words(given: Sequence[str] | None) -> list[str]:
+    """['linear', 'lora', 'rlrr'] from ['linear, lora', 'rlrr']."""
+    return [word.strip() for text in given or () for word in text.split(",") if word.strip()]
 
 
-def numbers(text: str, option: str) -> list[float]:
-    """[0.001, 0.003] from '1e-3,3e-3'.
+def paths(given: Sequence[str] | None) -> list[str]:
+    """['a', 'b'] from ['a,b'], unless there is a file or folder of the name 'a,b'."""
+    return [
+        path for text in given or () for path in ([text] if Path(text).exists() else words([text]))
+    ]
+
+
+def pair_words(given: Sequence[str] | None) -> list[str]:
+    """['r=8', 'roles=q,v'] from ['r=8,roles=q,v']: a comma splits where a NAME= follows."""
+    return [word.strip() for text in given or () for word in _NEXT_PAIR.split(text)]
+
+
+def numbers(given: Sequence[str] | None, option: str) -> list[float]:
+    """[0.001, 0.003] from ['1e-3,3e-3'].
 
     Raises:
         VituneError: something else than numbers.
     """
     try:
-        return [float(word) for word in words(text)]
+        return [float(word) for word in words(given)]
     except ValueError:
-        raise VituneError(f"{option}: got {text!r}, expected numbers, e.g. 1e-3,3e-3.") from None
+        shown = ",".join(given or ())
+        raise VituneError(f"{option}: got {shown!r}, expected numbers, e.g. 1e-3,3e-3.") from None
 
 
-def whole_numbers(text: str, option: str) -> list[int]:
-    """[1, 2, 4] from '1,2,4'.
+def whole_numbers(given: Sequence[str] | None, option: str) -> list[int]:
+    """[1, 2, 4] from ['1,2,4'].
 
     Raises:
         VituneError: something else than whole numbers.
     """
     try:
-        return [int(word) for word in words(text)]
+        return [int(word) for word in words(given)]
     except ValueError:
-        raise VituneError(f"{option}: got {text!r}, expected whole numbers, e.g. 1,2,4.") from None
+        shown = ",".join(given or ())
+        raise VituneError(f"{option}: got {shown!r}, expected whole numbers, e.g. 1,2,4.") from None

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-if TYPE_CHECKING:
+from vitune.cli._options import DATA, MEASURE, OUTPUT
+from vitune.cli._plugins import with_plugins
 
+if TYPE_CHECKING:
     from vitune.analysis import IntruderRule, Retention, RoleSummary, SpectrumReport
     from vitune.runs import RunFolder
-
 
 
 def add_to(app: typer.Typer) -> None:
@@ -18,23 +19,41 @@ def add_to(app: typer.Typer) -> None:
     app.command("analyze")(analyze)
 
 
+@with_plugins
 def analyze(
     runs: list[str] = typer.Argument(..., help="run folders, adapters, merged models, or a study"),
-    out: str = typer.Option(None, "--out", help="new folder; default for one run: RUN/analysis"),
-    images: str = typer.Option(None, "--images", help="images to measure features on"),
-    num_images: int = typer.Option(512, help="at most so many images; 0 leaves features out"),
+    out: str = typer.Option(
+        None, "--out", help="new folder; default for one run: RUN/analysis", rich_help_panel=OUTPUT
+    ),
+    images: str = typer.Option(
+        None, "--images", help="images to measure features on", rich_help_panel=DATA
+    ),
+    num_images: int = typer.Option(
+        512, help="largest number of images; 0 skips features", rich_help_panel=DATA
+    ),
     along: int = typer.Option(
-        6, "--along", help="at most so many snapshots of each run, from training with snapshots"
+        6,
+        "--along",
+        help="largest number of snapshots per run",
+        rich_help_panel=MEASURE,
     ),
     intruder_cosine: float = typer.Option(
-        0.6, "--intruder-cosine", help="below it a singular vector is an intruder; its authors: 0.5"
+        0.6,
+        "--intruder-cosine",
+        help="cosine below which a vector is an intruder; authors: 0.5",
+        rich_help_panel=MEASURE,
     ),
     intruder_side: str = typer.Option(
-        "both", "--intruder-side", help="left, right or both; its authors: left"
+        "both",
+        "--intruder-side",
+        help="left, right or both; authors: left",
+        rich_help_panel=MEASURE,
     ),
-    force: bool = typer.Option(False, "--force", help="write into a folder that holds files"),
+    force: bool = typer.Option(
+        False, "--force", help="use a folder that already holds files", rich_help_panel=OUTPUT
+    ),
 ) -> None:
-    """Measure what training did to the weights and features of one or several runs.
+    """Measure what training did to weights and features.
 
     Singular values before and after, relative deviation, subspace angles, effective rank and
     intruder dimensions of every adapted weight; CKA of every block's features; and by method what

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitune.cli._study_options import KEEP, METHOD_ARG, OVERLAP, RERUN, method_arguments
+from vitune.cli import _completion, _study_options
+from vitune.cli._bench_run import Asked, Choosing, Images, Subject, run_asked
+from vitune.cli._options import (
+    MEASURE,
+    MODEL,
+    NAMES,
+    NUMBERS,
+    OUTPUT,
+    PATHS,
+    RUNNING,
+    Verbs,
+    with_records,
+)
+from vitune.cli._study_options import Kept, Running
+from vitune.cli._words import paths, whole_numbers, words
 
 if TYPE_CHECKING:
     from vitune.bench.study.plan import Study
     from vitune.bench.study.protocol import Outcome
     from vitune.bench.tables.study_table import Table
 
-bench = typer.Typer(help="Run studies under the honest protocol; measure speed.")
-
-FORCE = typer.Option(False, "--force", help="write into a folder that holds files")
-OUT = typer.Option(..., "--out", help="folder; a stopped study continues in it")
-JOBS = typer.Option(1, "--jobs", help="processes on this machine")
-RAY = typer.Option(None, "--ray", help="'local', or the address of a Ray cluster")
-GPUS = typer.Option(0.0, "--gpus-per-run", help="with --ray; 0.5 puts two runs on one GPU")
-FORMAT = typer.Option("", "--format", help="also print markdown, csv or latex")
+bench = Verbs(help="Compare methods over tasks and seeds; measure speed.")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -30,41 +38,16 @@ def add_to(app: typer.Typer) -> None:
 
 
 @bench.command("run")
+@with_records
 def run(
-    suite: str = typer.Option(
-        None, "--suite", help="demo, vtab1k, fgvc, fewshot, FILE.yaml or one data set"
+    images: Images,
+    subject: Subject,
+    choosing: Choosing,
+    running: Running,
+    kept: Kept,
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="only print runs, hours and memory", rich_help_panel=OUTPUT
     ),
-    preset: str = typer.Option(None, "--preset", help="a published recipe: vitune bench presets"),
-    methods: str = typer.Option("", "--methods", help="with --suite: names separated by ,"),
-    data_root: str = typer.Option(None, "--data-root", help="where the suite's folders lie"),
-    out: str = OUT,
-    backbone: str = typer.Option(None, "--backbone"),
-    checkpoint: str = typer.Option(None, "--checkpoint", help="local weights for the backbone"),
-    epochs: int = typer.Option(None, "--epochs"),
-    batch_size: int = typer.Option(
-        None, "--batch-size", help="images a step; default 32, or all where they are fewer"
-    ),
-    lrs: str = typer.Option("", "--lrs", help="learning rates to choose from on validation"),
-    search: str = typer.Option("", "--search", help="tpe or asha (Optuna), instead of a grid"),
-    trials: int = typer.Option(16, "--trials", help="with --search: of each method and task"),
-    untuned: bool = typer.Option(False, "--defaults", help="choose nothing, use the defaults"),
-    seeds: int = typer.Option(3, "--seeds", help="runs of each method and task"),
-    shots: str = typer.Option(
-        "", "--shots", help="training images of each class, e.g. 1,2,4,8,16: a curve on the page"
-    ),
-    method_arg: list[str] = METHOD_ARG,
-    tasks: str = typer.Option("", "--tasks", help="only these, separated by ,"),
-    allow_missing: bool = typer.Option(False, "--allow-missing", help="go on without some tasks"),
-    protocol: str = typer.Option("honest", "--protocol", help="honest or as-published"),
-    dry_run: bool = typer.Option(False, "--dry-run", help="print runs, hours and memory only"),
-    keep: str = KEEP,
-    allow_overlap: bool = OVERLAP,
-    rerun_changed: bool = RERUN,
-    jobs: int = JOBS,
-    ray: str = RAY,
-    gpus_per_run: float = GPUS,
-    table_format: str = FORMAT,
-    force: bool = FORCE,
 ) -> None:
     """Run methods on a suite, or a published recipe, and print the table.
 
@@ -73,101 +56,25 @@ def run(
     'as-published' looks at the test images every epoch, as the official scripts do, and prints
     the honest figure beside it. Exit code 1 means that some runs failed or diverged.
     """
-    from vitune.bench.beside_honest import run_both
-    from vitune.bench.study.protocol import run_study
-    from vitune.bench.tables.study_table import make_table
-    from vitune.cli._study import StudyProgress, check_study_folder, new_executor
-    from vitune.cli._words import numbers, whole_numbers, words
-    from vitune.errors import VituneError
+    from vitune.cli._study import check_study_folder
 
-    if (suite is None) == (preset is None):
-        raise VituneError("bench run: got --suite and --preset or neither, expected one of them.")
-    settings_of_suites = {
-        "--methods": methods, "--lrs": lrs, "--search": search, "--defaults": untuned,
-        "--shots": shots, "--method-arg": method_arg,
-    }  # fmt: skip
-    for option, given in settings_of_suites.items():
-        if preset is not None and given:
-            raise VituneError(
-                f"{option}: got it with --preset, a recipe has its own methods and settings."
-            )
-    check_study_folder(out, force=force)
-    names = words(methods)
-    given_settings = {} if batch_size is None else {"batch_size": batch_size}
-    common: dict[str, Any] = {
-        "root": data_root,
-        "only": words(tasks),
-        "allow_missing": allow_missing,
-        "epochs": epochs,
-        "seeds": seeds,
-        "keep": tuple(words(keep)),
-        "allow_overlap": allow_overlap,
-    }
-    fields = {"backbone": backbone, "checkpoint": checkpoint}
-    common |= {name: value for name, value in fields.items() if value is not None}
-
-    def planned(which: str) -> Study:
-        from vitune.bench.launching import preset_study, suite_study
-
-        if preset is not None:
-            return preset_study(
-                preset,
-                out,
-                protocol=which,  # type: ignore[arg-type]
-                overrides=given_settings,
-                **common,
-            )
-        rates = numbers(lrs, "--lrs")
-        return suite_study(
-            suite,
-            names,
-            out,
-            lrs=rates,
-            search=search,
-            trials=trials,
-            tune=not untuned,
-            shots=whole_numbers(shots, "--shots"),
-            method_args=method_arguments(method_arg or [], names),
-            settings=given_settings,
-            protocol=which,
-            **common,
-        )
-
-    study = planned(protocol)
+    asked = Asked(images, subject, choosing, kept)
+    check_study_folder(kept.out, force=kept.force)
+    study = asked.study(choosing.protocol)
     if dry_run:
-        _print_estimate(study, jobs)
+        _print_estimate(study, running.jobs)
         return
-    watcher = StudyProgress()
-    executor = new_executor(jobs, ray, gpus_per_run)
-    try:
-        if protocol == "as-published":
-            both = run_both(
-                planned("honest"), study, out, executor=executor, watcher=watcher,
-                fresh=rerun_changed,
-            )  # fmt: skip
-            table, outcomes = both.table, [both.honest, both.published]
-        else:
-            outcomes = [
-                run_study(study, out, executor=executor, watcher=watcher, fresh=rerun_changed)
-            ]
-            table = make_table(outcomes[0].results, missing=study.missing)
-    finally:
-        watcher.close()
-    _finish(table, out, study, table_format, outcomes)
+    table, outcomes = run_asked(asked, study, running)
+    _finish(table, kept, study, outcomes)
 
 
 @bench.command("study")
+@with_records
 def study(
+    running: Running,
+    kept: Kept,
     file: str = typer.Argument(..., help="YAML: variants, tasks, grid, seeds"),
-    out: str = OUT,
-    jobs: int = JOBS,
-    ray: str = RAY,
-    gpus_per_run: float = GPUS,
-    keep: str = KEEP,
-    allow_overlap: bool = OVERLAP,
-    rerun_changed: bool = RERUN,
-    table_format: str = FORMAT,
-    force: bool = FORCE,
+    allow_overlap: Annotated[bool, _study_options.OVERLAP] = False,
 ) -> None:
     """Run a study from a file: search on validation, refit, open the test split once.
 
@@ -177,37 +84,38 @@ def study(
     from vitune.bench.study.protocol import run_study
     from vitune.bench.tables.study_table import make_table
     from vitune.cli._study import StudyProgress, check_study_folder, new_executor
-    from vitune.cli._words import words
 
-    check_study_folder(out, force=force)
+    check_study_folder(kept.out, force=kept.force)
     asked = Study.read(file)
     given: dict[str, Any] = {}
-    if keep:
-        given["keep"] = tuple(words(keep))
+    if kept.keep:
+        given["keep"] = tuple(words(kept.keep))
     if allow_overlap:
         given["allow_overlap"] = True
     if given:
         asked = Study.make({**asked.model_dump(), **given})
     watcher = StudyProgress()
-    executor = new_executor(jobs, ray, gpus_per_run)
+    executor = new_executor(running.jobs, running.ray, running.gpus_per_run)
     try:
-        outcome = run_study(asked, out, executor=executor, watcher=watcher, fresh=rerun_changed)
+        outcome = run_study(
+            asked, kept.out, executor=executor, watcher=watcher, fresh=running.rerun_changed
+        )
     finally:
         watcher.close()
     table = make_table(outcome.results, missing=asked.missing)
-    _finish(table, out, asked, table_format, [outcome])
+    _finish(table, kept, asked, [outcome])
 
 
 @bench.command("table")
 def table(
     folders: list[str] = typer.Argument(..., help="study folders"),
-    split: bool = typer.Option(False, "--split", help="backbones and protocols in own rows"),
+    split: bool = typer.Option(False, "--split", help="separate rows per backbone and protocol"),
     check: bool = typer.Option(
-        True, "--check/--no-check", help="say which files have changed since the runs"
+        True, "--check/--no-check", help="report files that changed since the runs"
     ),
-    table_format: str = FORMAT,
+    table_format: Annotated[str, _study_options.FORMAT] = "",
 ) -> None:
-    """Print the table of one or several studies, as far as they have come.
+    """Print the table of one or more studies, finished or not.
 
     Runs that are still to come are named, and so is every task or backbone whose files are no
     longer those that its runs saw.
@@ -244,12 +152,12 @@ def table(
 @bench.command("defaults")
 def defaults(
     folders: list[str] = typer.Argument(..., help="study folders with a grid"),
-    out: str = typer.Option(None, "--out", help="JSON to record them in; other backbones stay"),
+    out: str = typer.Option(None, "--out", help="JSON file to update; other backbones stay"),
     against: list[str] = typer.Option(
-        None, "--against", help="a study at the defaults ('bench run --defaults'); repeatable"
+        None, "--against", metavar=PATHS, help="studies at the defaults ('bench run --defaults')"
     ),
 ) -> None:
-    """Choose one setting a method over all tasks of studies, on validation alone.
+    """Choose one setting per method over all tasks of studies, on validation alone.
 
     With --against, test accuracies of a study that ran at the defaults stand beside those of the
     per-task choices.
@@ -266,12 +174,12 @@ def defaults(
     from vitune.bench.study.protocol import read_results
 
     found, studies = defaults_of(folders)
+    beside = paths(against)
     default, tuned = (
-        [result for folder in side for result in read_results(folder)]
-        for side in (against or (), folders)
+        [result for folder in side for result in read_results(folder)] for side in (beside, folders)
     )
     typer.echo(choices_table(found))
-    if against:
+    if beside:
         typer.echo(markdown_of(default_against_tuned(default, tuned)))
     if out is not None:
         command = shlex.join(["vitune", "bench", "defaults", *folders, "--out", out])
@@ -280,10 +188,12 @@ def defaults(
 
 @bench.command("presets")
 def presets(
-    name: str = typer.Argument(None, help="show this one whole"),
-    page: bool = typer.Option(False, "--page", help="print docs/deviations.md, about them all"),
+    name: str = typer.Argument(
+        None, help="show this one in full", autocompletion=_completion.presets
+    ),
+    page: bool = typer.Option(False, "--page", help="print docs/deviations.md: all presets"),
 ) -> None:
-    """List the published recipes, or show one with its images and all that differs."""
+    """List the published recipes, or show one and how it differs from its source."""
     from vitune.bench.preset_page import deviations_page, preset_lines
     from vitune.bench.presets import load_preset, preset_names
     from vitune.cli._progress import console
@@ -299,36 +209,74 @@ def presets(
                 console.print(line, markup=False)
 
 
+@dataclass(frozen=True)
+class Timed:
+    """What is timed."""
+
+    backbone: Annotated[str, _study_options.BACKBONE] = "vit_base_patch16_224"
+    methods: Annotated[list[str] | None, _study_options.METHODS] = None
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", help="pixels", rich_help_panel=MODEL)
+    ] = None
+    batch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--batch",
+            metavar=NUMBERS,
+            help="images per step; default 8,32",
+            rich_help_panel=MEASURE,
+        ),
+    ] = None
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--precision", metavar=NAMES, help="default fp32,bf16", rich_help_panel=MEASURE
+        ),
+    ] = None
+    rounds: Annotated[
+        int,
+        typer.Option(
+            "--rounds", help="timed rounds, after one warm-up round", rich_help_panel=MEASURE
+        ),
+    ] = 5
+    memory: Annotated[
+        bool,
+        typer.Option(
+            help="take peak memory, one fresh process per figure", rich_help_panel=MEASURE
+        ),
+    ] = True
+    inference: Annotated[
+        bool, typer.Option(help="time merged and un-merged inference", rich_help_panel=MEASURE)
+    ] = True
+
+
 @bench.command("speed")
+@with_records
 def speed(
-    backbone: str = typer.Option("vit_base_patch16_224", "--backbone"),
-    methods: str = typer.Option("", "--methods", help="separated by ,; default: all that it knows"),
-    batch: str = typer.Option("8,32", "--batch", help="images a step"),
-    precision: str = typer.Option("fp32,bf16", "--precision"),
-    device: str = typer.Option("auto", "--device"),
-    rounds: int = typer.Option(5, "--rounds", help="counted rounds after one of warm-up"),
-    image_size: int = typer.Option(None, "--image-size"),
-    memory: bool = typer.Option(True, help="take peak memory, a fresh process a figure"),
-    inference: bool = typer.Option(True, help="time merged and un-merged inference"),
-    out: str = typer.Option(None, "--out", help="JSON; a second call compares with it"),
+    timed: Timed,
+    device: str = typer.Option(
+        "auto", "--device", help="auto, cpu or cuda", rich_help_panel=RUNNING
+    ),
+    out: str = typer.Option(
+        None, "--out", help="JSON file; a second call compares with it", rich_help_panel=OUTPUT
+    ),
 ) -> None:
-    """Time training steps of several methods in one process, in turns, and compare."""
+    """Compare the step time and memory of several methods."""
     from vitune.bench.speed.measuring import ALL_METHODS, SpeedPlan, bench_speed
     from vitune.bench.speed.speed_table import compare_with, format_table
     from vitune.cli._progress import console
     from vitune.cli._speed import print_speed
-    from vitune.cli._words import numbers, words
 
     plan = SpeedPlan(
-        backbone=backbone,
-        methods=words(methods) or ALL_METHODS,
-        batches=[int(size) for size in numbers(batch, "--batch")],
-        precisions=words(precision),
+        backbone=timed.backbone,
+        methods=words(timed.methods) or ALL_METHODS,
+        batches=whole_numbers(timed.batch, "--batch") or [8, 32],
+        precisions=words(timed.precision) or ["fp32", "bf16"],
         device=device,
-        rounds=rounds,
-        image_size=image_size,
-        memory=memory,
-        inference=inference,
+        rounds=timed.rounds,
+        image_size=timed.image_size,
+        memory=timed.memory,
+        inference=timed.inference,
     )
     result = bench_speed(plan, out=out, say=lambda text: console.print(text, style="dim"))
     if console.is_terminal:
@@ -340,9 +288,7 @@ def speed(
             console.print(line, markup=False)
 
 
-def _finish(
-    table: Table, out: str, study: Study, table_format: str, outcomes: Sequence[Outcome]
-) -> None:
+def _finish(table: Table, kept: Kept, study: Study, outcomes: Sequence[Outcome]) -> None:
     """The table on the terminal and as a page in the study's folder; exit 1 for lost runs."""
     from pathlib import Path
 
@@ -352,11 +298,11 @@ def _finish(
     from vitune.cli._study import end_with, print_table
 
     print_table(table)
-    if table_format:
-        typer.echo(formatted(table, table_format))
+    if kept.table_format:
+        typer.echo(formatted(table, kept.table_format))
     page = write_study_page(
         table,
-        Path(out) / "results.html",
+        Path(kept.out) / "results.html",
         heading=study.name,
         note=note_on(study, table),
         choices=outcomes[0].choices,

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitune.cli._study_options import KEEP, METHOD_ARG, OVERLAP, RERUN, method_arguments
+from vitune.cli import _study_options
+from vitune.cli._options import DATA, MODEL, OUTPUT, STUDY, with_records
+from vitune.cli._study_options import method_arguments
+from vitune.cli._words import numbers, pair_words, words
 from vitune.training.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from vitune.bench.study.plan import Study
+
+DEFAULT_METHODS = ("linear", "bitfit", "lora", "rlrr", "full")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -15,28 +24,56 @@ def add_to(app: typer.Typer) -> None:
     app.command("compare")(compare)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What is trained, and on which images."""
+
+    data: Annotated[
+        str, typer.Option("--data", help="images, as for vitune train", rich_help_panel=DATA)
+    ]
+    allow_overlap: Annotated[bool, _study_options.OVERLAP] = False
+    methods: Annotated[
+        list[str] | None,
+        _study_options.methods_option(f"default {','.join(DEFAULT_METHODS)}"),
+    ] = None
+    method_arg: Annotated[list[str] | None, _study_options.METHOD_ARG] = None
+    backbone: Annotated[str, _study_options.BACKBONE] = TrainConfig.model_fields["backbone"].default
+    checkpoint: Annotated[str | None, _study_options.CHECKPOINT] = None
+    image_size: Annotated[
+        int | None,
+        typer.Option("--image-size", help="input size in pixels", rich_help_panel=MODEL),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How every method is trained."""
+
+    epochs: Annotated[
+        int, typer.Option("--epochs", help="epochs of each run", rich_help_panel=STUDY)
+    ] = 20
+    batch_size: Annotated[int | None, _study_options.BATCH_SIZE] = None
+    lrs: Annotated[list[str] | None, _study_options.LRS] = None
+    seeds: Annotated[int, _study_options.SEEDS] = 3
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config", help="YAML file with more training settings", rich_help_panel=STUDY
+        ),
+    ] = None
+
+
+@with_records
 def compare(
-    data: str = typer.Option(..., "--data", help="images, as for train"),
-    methods: str = typer.Option("linear,bitfit,lora,rlrr,full", "--methods", help="separated by ,"),
-    out: str = typer.Option(..., "--out", help="folder; a stopped comparison continues in it"),
-    backbone: str = typer.Option(TrainConfig.model_fields["backbone"].default, "--backbone"),
-    checkpoint: str = typer.Option(None, "--checkpoint", help="local weights for the backbone"),
-    image_size: int = typer.Option(None, "--image-size", help="input size in pixels"),
-    epochs: int = typer.Option(20, "--epochs", help="of every run"),
-    lrs: str = typer.Option(
-        "", "--lrs", help="learning rates to choose from on validation, e.g. 1e-3,3e-3,1e-2"
+    compared: Compared,
+    trained: Trained,
+    jobs: Annotated[int, _study_options.JOBS] = 1,
+    rerun_changed: Annotated[bool, _study_options.RERUN] = False,
+    out: str = typer.Option(
+        ..., "--out", help="folder; give it again to continue", rich_help_panel=OUTPUT
     ),
-    seeds: int = typer.Option(3, "--seeds", help="runs of each method"),
-    method_arg: list[str] = METHOD_ARG,
-    batch_size: int = typer.Option(
-        None, "--batch-size", help="images a step; default 32, or all where they are fewer"
-    ),
-    jobs: int = typer.Option(1, "--jobs", help="processes on this machine"),
-    config: str = typer.Option(None, "--config", help="YAML of further training settings"),
-    keep: str = KEEP,
-    allow_overlap: bool = OVERLAP,
-    rerun_changed: bool = RERUN,
-    force: bool = typer.Option(False, "--force", help="write into a folder that holds files"),
+    keep: Annotated[list[str] | None, _study_options.KEEP] = None,
+    force: Annotated[bool, _study_options.FORCE] = False,
 ) -> None:
     """Train several methods under one honest protocol and print one table.
 
@@ -46,7 +83,6 @@ def compare(
     means that some runs failed or diverged.
     """
     from vitune.bench.comparing import compare as run_comparison
-    from vitune.bench.comparing import comparison_study
     from vitune.cli._progress import console
     from vitune.cli._study import (
         StudyProgress,
@@ -55,25 +91,9 @@ def compare(
         new_executor,
         print_table,
     )
-    from vitune.cli._words import numbers, words
-    from vitune.training.train_config import read_yaml
 
     check_study_folder(out, force=force)
-    names = words(methods)
-    study = comparison_study(
-        data,
-        names,
-        backbone=backbone,
-        checkpoint=checkpoint,
-        image_size=image_size,
-        epochs=epochs,
-        lrs=numbers(lrs, "--lrs"),
-        seeds=seeds,
-        method_args=method_arguments(method_arg or [], names),
-        settings=_further_settings(batch_size, read_yaml(config) if config else {}),
-        keep=words(keep),
-        allow_overlap=allow_overlap,
-    )
+    study = _study(compared, trained, words(keep))
     watcher = StudyProgress()
     try:
         comparison = run_comparison(
@@ -84,6 +104,28 @@ def compare(
     print_table(comparison.table)
     console.print(f"page: {comparison.page}", soft_wrap=True)
     end_with([comparison.outcome])
+
+
+def _study(compared: Compared, trained: Trained, keep: list[str]) -> Study:
+    from vitune.bench.comparing import comparison_study
+    from vitune.training.train_config import read_yaml
+
+    names = words(compared.methods) or list(DEFAULT_METHODS)
+    further = read_yaml(trained.config) if trained.config else {}
+    return comparison_study(
+        compared.data,
+        names,
+        backbone=compared.backbone,
+        checkpoint=compared.checkpoint,
+        image_size=compared.image_size,
+        epochs=trained.epochs,
+        lrs=numbers(trained.lrs, "--lrs"),
+        seeds=trained.seeds,
+        method_args=method_arguments(pair_words(compared.method_arg), names),
+        settings=_further_settings(trained.batch_size, further),
+        keep=keep,
+        allow_overlap=compared.allow_overlap,
+    )
 
 
 def _further_settings(batch_size: int | None, settings: dict[str, Any]) -> dict[str, Any]:

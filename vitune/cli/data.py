@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from vitune.cli import _completion
+from vitune.cli._options import Verbs
+
 if TYPE_CHECKING:
     from vitune.data import Inspection
 
-data = typer.Typer(help="Check images before training, or write a tiny fake benchmark.")
+data = Verbs(help="Check images before training, or write a tiny fake benchmark.")
 
 NAMES_SHOWN = 5
 
@@ -22,12 +25,19 @@ def add_to(app: typer.Typer) -> None:
 
 @data.command("check")
 def check(
-    source: str = typer.Argument(..., help="images, as for train; with --suite the data root"),
-    suite: str = typer.Option(None, "--suite", help="check a benchmark: vtab1k, fgvc or fewshot"),
-    strict: bool = typer.Option(False, "--strict", help="notes count as faults too"),
-    as_json: bool = typer.Option(False, "--json", help="print JSON with all names"),
+    source: str = typer.Argument(
+        ..., help="images, as for vitune train; with --suite the data root"
+    ),
+    suite: str = typer.Option(
+        None,
+        "--suite",
+        help="check a benchmark: vtab1k, fgvc or fewshot",
+        autocompletion=_completion.suites,
+    ),
+    strict: bool = typer.Option(False, "--strict", help="count notes as faults"),
+    as_json: bool = typer.Option(False, "--json", help="print JSON with all file names"),
 ) -> None:
-    """Look at every image and label before training; nothing is changed.
+    """Check every image and label before training; change nothing.
 
     Counts and names what training refuses or would learn wrong (faults): files that cannot be
     read, one image in two classes, splits that share images, classes of a single image. Notes are
@@ -140,9 +150,14 @@ def _check_suite(root: str, suite: str, as_json: bool) -> bool:
 @data.command("fake")
 def fake(
     root: str = typer.Argument(..., help="new folder"),
-    suite: str = typer.Option("vtab1k", "--suite", help="vtab1k, fgvc or fewshot"),
+    suite: str = typer.Option(
+        "vtab1k",
+        "--suite",
+        help="vtab1k, fgvc or fewshot",
+        autocompletion=_completion.suites,
+    ),
 ) -> None:
-    """Write a tiny complete copy of a benchmark, for tests and trying things out."""
+    """Write a tiny complete copy of a benchmark, to try things out."""
     from vitune.bench.suites.tiny_copies import write_fake
     from vitune.cli._progress import console
 

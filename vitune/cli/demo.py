@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
+    from vitune.runs import RunSummary
     from vitune.training import Trained
 
 DATA = "demo:digits"
@@ -23,7 +24,7 @@ def add_to(app: typer.Typer) -> None:
 
 def demo(
     out: str = typer.Option("runs/demo", "--out", help="new folder for the three runs"),
-    epochs: int = typer.Option(EPOCHS, "--epochs", help="of each run"),
+    epochs: int = typer.Option(EPOCHS, "--epochs", help="epochs of each run"),
 ) -> None:
     """Compare linear probe, RLRR and full fine-tuning on real handwritten digits.
 
@@ -39,21 +40,21 @@ def demo(
     from vitune.inference import evaluate_run, merge_run
 
     check_new_folder(out)
-    scores: dict[str, dict[str, Any]] = {}
+    scores: list[tuple[RunSummary, float]] = []
     for method in LEARNING_RATES:
         trained = _train(method, f"{out}/{method}", epochs)
-        scores[method] = {**trained.summary, **evaluate_run(f"{out}/{method}")}
+        scores.append((trained.summary, evaluate_run(f"{out}/{method}")["top1"]))
     table = Table(box=None, pad_edge=False)
     for title in ("method", "test accuracy", "parameters", "of the backbone", "seconds"):
         table.add_column(title, justify="left" if title == "method" else "right")
-    for row in scores.values():
-        trained_count = row["num_trainable_without_head"]
+    for summary, accuracy in scores:
+        trained_count = summary.num_trainable_without_head or 0
         table.add_row(
-            row["method_title"],
-            percent(row["top1"]),
+            summary.method_title,
+            percent(accuracy),
             count(trained_count),
-            percent(trained_count / row["num_total"]),
-            f"{row['seconds']:.0f}",
+            percent(trained_count / (summary.num_total or 1)),
+            f"{summary.seconds:.0f}",
         )
     console.print()
     console.print(table)
@@ -69,10 +70,10 @@ def _train(method: str, out: str, epochs: int) -> Trained:
     from vitune.training.fitting import fit
     from vitune.training.train_config import TrainConfig
 
-    config = TrainConfig(
-        data=DATA, method=method, lr=LEARNING_RATES[method], epochs=epochs, refit=True,
-        start=None if LEARNING_RATES[method] is None else "plain",
-    )  # fmt: skip
+    settings = {"data": DATA, "method": method, "epochs": epochs, "refit": True}
+    rate = LEARNING_RATES[method]
+    plain = {} if rate is None else {"lr": rate, "start": "plain"}
+    config = TrainConfig.make({**settings, **plain})
     observer = TrainingProgress()
     try:
         return fit(config, out=out, observer=observer)

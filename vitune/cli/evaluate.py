@@ -7,24 +7,46 @@ from typing import Any
 
 import typer
 
+from vitune.cli._options import DATA, MODEL, PATHS, RUNNING
+from vitune.cli._plugins import with_plugins
+from vitune.cli._words import paths
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
     app.command("evaluate")(evaluate)
 
 
+@with_plugins
 def evaluate(
     run: str = typer.Argument(..., help="run folder, adapter or merged model"),
-    data: str = typer.Option(None, "--data", help="labelled images; default: those of the run"),
-    split: str = typer.Option(None, "--split", help="default: test, or all where there is none"),
-    including_training: bool = typer.Option(
-        False, "--including-training", help="score images that trained the run too; it is marked"
+    data: str = typer.Option(
+        None, "--data", help="labelled images; default: those of the run", rich_help_panel=DATA
     ),
-    skip_bad_images: bool = typer.Option(False, help="leave unreadable images out"),
-    force: bool = typer.Option(False, "--force", help="load on another backbone all the same"),
-    device: str = typer.Option("auto", help="auto, cpu or cuda"),
-    exits: str = typer.Option("auto", help="full: no image leaves early"),
-    beside: list[str] = typer.Option([], "--beside", help="another run to time beside the exits"),
+    split: str = typer.Option(
+        None, "--split", help="default: test, or all images if there is none", rich_help_panel=DATA
+    ),
+    including_training: bool = typer.Option(
+        False,
+        "--including-training",
+        help="also score images that trained the run; marked",
+        rich_help_panel=DATA,
+    ),
+    skip_bad_images: bool = typer.Option(
+        False, help="skip unreadable images", rich_help_panel=DATA
+    ),
+    force: bool = typer.Option(
+        False, "--force", help="accept another backbone", rich_help_panel=MODEL
+    ),
+    device: str = typer.Option("auto", help="auto, cpu or cuda", rich_help_panel=RUNNING),
+    exits: str = typer.Option("auto", help="full: no image leaves early", rich_help_panel=RUNNING),
+    beside: list[str] = typer.Option(
+        [],
+        "--beside",
+        metavar=PATHS,
+        help="other runs to time beside the exits",
+        rich_help_panel=RUNNING,
+    ),
 ) -> None:
     """Score a trained run on labelled images, once, with calibration and per-class figures.
 
@@ -47,7 +69,7 @@ def evaluate(
             device=device,
             including_training=including_training,
             exits=exits,
-            beside=beside,
+            beside=paths(beside),
             on_read=reading,
             on_score=scoring,
         )

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from vitune.cli._options import DATA, MODEL, OUTPUT, RUNNING, TRAINING, Verbs
+
 if TYPE_CHECKING:
     from vitune.exits import Thresholds
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb with its two actions."""
-    group = typer.Typer(
+    group = Verbs(
         name="exits",
         help="Early exits: add them to a finished run, calibrate when images leave.",
         no_args_is_help=True,
@@ -24,26 +26,36 @@ def add_to(app: typer.Typer) -> None:
 
 def add(
     run: str = typer.Argument(..., help="finished run folder"),
-    at: str = typer.Option(..., "--at", help="exits behind so many blocks, e.g. 4,7,10"),
-    out: str = typer.Option(..., "--out", help="new run folder: the run with its exits"),
-    data: str = typer.Option(None, "--data", help="training images; default: those of the run"),
-    epochs: int = typer.Option(100, help="passes over the features"),
-    rank: int = typer.Option(32, help="of the adapters that the exits share"),
-    lr: float = typer.Option(1e-3, help="peak learning rate"),
-    distil: float = typer.Option(0.5, help="share of self-distillation in the loss"),
-    graph: float = typer.Option(0.0, help="weight of MET's graph term"),
-    seed: int = typer.Option(0, help="of the exits' start and order"),
-    device: str = typer.Option("auto", help="auto, cpu or cuda"),
+    at: str = typer.Option(
+        ..., "--at", help="exits behind so many blocks, e.g. 4,7,10", rich_help_panel=MODEL
+    ),
+    out: str = typer.Option(
+        ..., "--out", help="new run folder: the run with its exits", rich_help_panel=OUTPUT
+    ),
+    data: str = typer.Option(
+        None, "--data", help="training images; default: those of the run", rich_help_panel=DATA
+    ),
+    epochs: int = typer.Option(100, help="passes over the features", rich_help_panel=TRAINING),
+    rank: int = typer.Option(
+        32, help="of the adapters that the exits share", rich_help_panel=MODEL
+    ),
+    lr: float = typer.Option(1e-3, help="peak learning rate", rich_help_panel=TRAINING),
+    distil: float = typer.Option(
+        0.5, help="share of self-distillation in the loss", rich_help_panel=TRAINING
+    ),
+    graph: float = typer.Option(
+        0.0, help="weight of the graph term (vitune.objectives)", rich_help_panel=TRAINING
+    ),
+    seed: int = typer.Option(0, help="of the exits' start and order", rich_help_panel=TRAINING),
+    device: str = typer.Option("auto", help="auto, cpu or cuda", rich_help_panel=RUNNING),
 ) -> None:
-    """Train exits on a finished run; its network stays as it is, bit for bit."""
+    """Train exits on a finished run; its network does not change."""
     from vitune.cli._progress import Counting, console, percent
     from vitune.exits import ExitRecipe, parse_places
     from vitune.inference import add_exits
 
     reading, training = Counting("reading images"), Counting("training exits")
-    recipe = ExitRecipe(
-        rank=rank, epochs=epochs, lr=lr, distil=distil, graph=graph, seed=seed
-    )
+    recipe = ExitRecipe(rank=rank, epochs=epochs, lr=lr, distil=distil, graph=graph, seed=seed)
     try:
         record = add_exits(
             run, parse_places(at), out, data,
@@ -70,16 +82,33 @@ def add(
 
 def calibrate(
     run: str = typer.Argument(..., help="run folder with exits"),
-    data: str = typer.Option(..., "--data", help="labelled images that trained nothing"),
-    split: str = typer.Option(None, "--split", help="default: test, or all where there is none"),
-    risk: float = typer.Option(None, "--risk", help="share of images that may leave wrongly"),
-    delta: float = typer.Option(0.05, "--delta", help="probability that the proof is wrong"),
-    of: str = typer.Option("disagreement", "--of", help="disagreement or error-gap"),
-    budget: float = typer.Option(None, "--budget", help="mean cost instead, e.g. 0.6 of full"),
-    skip_seen: bool = typer.Option(False, "--skip-seen", help="leave out images seen before"),
-    device: str = typer.Option("auto", help="auto, cpu or cuda"),
+    data: str = typer.Option(
+        ..., "--data", help="labelled images that trained nothing", rich_help_panel=DATA
+    ),
+    split: str = typer.Option(
+        None, "--split", help="default: test, or all where there is none", rich_help_panel=DATA
+    ),
+    risk: float = typer.Option(
+        None, "--risk", help="share of images that may leave wrongly", rich_help_panel=MODEL
+    ),
+    delta: float = typer.Option(
+        0.05, "--delta", help="probability that the proof is wrong", rich_help_panel=MODEL
+    ),
+    of: str = typer.Option(
+        "disagreement", "--of", help="disagreement or error-gap", rich_help_panel=MODEL
+    ),
+    budget: float = typer.Option(
+        None, "--budget", help="mean cost instead, e.g. 0.6 of full", rich_help_panel=MODEL
+    ),
+    skip_seen: bool = typer.Option(
+        False, "--skip-seen", help="leave out images seen before", rich_help_panel=DATA
+    ),
+    device: str = typer.Option("auto", help="auto, cpu or cuda", rich_help_panel=RUNNING),
 ) -> None:
-    """Choose when images leave: at most RISK leave wrongly, with probability 1 - DELTA."""
+    """Choose when images leave, with a proof.
+
+    At most RISK leave wrongly, with probability 1 - DELTA.
+    """
     from vitune.cli._progress import Counting, console
     from vitune.exits import images_needed
     from vitune.inference import calibrate_exits

@@ -19,7 +19,7 @@ def info(
     path: str = typer.Argument(..., help="run folder, adapter or merged model"),
     as_json: bool = typer.Option(False, "--json", help="print JSON"),
 ) -> None:
-    """Show method, backbone, fingerprint, classes, counts and scores; loads no weights."""
+    """Show a run's method, backbone, classes, counts and scores; load no weights."""
     import json
 
     from rich.table import Table
@@ -51,6 +51,7 @@ def _facts(path: str) -> dict[str, Any]:
     tensors = list(folder.glob("*.safetensors"))
     facts: dict[str, Any] = {
         "method": card.method,
+        **({"plugin": card.plugin} if card.plugin else {}),
         "arguments": card.method_args,
         "backbone": card.backbone,
         "backbone arguments": card.backbone_args,

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import typer
 
+from vitune.cli._plugins import with_plugins
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
     app.command("merge")(merge)
 
 
+@with_plugins
 def merge(
     run: str = typer.Argument(..., help="run folder or adapter"),
     out: str = typer.Option(..., "--out", help="new folder for the merged model"),
-    force: bool = typer.Option(False, "--force", help="load on another backbone all the same"),
+    force: bool = typer.Option(False, "--force", help="accept another backbone"),
 ) -> None:
-    """Merge a trained adapter: the backbone's own architecture, no extra cost at inference.
+    """Merge a trained adapter into the backbone; inference then costs nothing extra.
 
     Writes model.safetensors with the backbone's parameter names, and vitune.json. Merged and
     un-merged logits are compared on random images before anything is written.

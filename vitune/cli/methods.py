@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from vitune.cli import _completion
+from vitune.cli._options import MODEL, OUTPUT
+from vitune.cli._plugins import with_plugins
 from vitune.training.train_config import TrainConfig
 
 
@@ -12,15 +15,24 @@ def add_to(app: typer.Typer) -> None:
     app.command("methods")(methods)
 
 
+@with_plugins
 def methods(
     backbone: str = typer.Option(
-        TrainConfig.model_fields["backbone"].default, "--backbone", help="counts are for this one"
+        TrainConfig.model_fields["backbone"].default,
+        "--backbone",
+        help="backbone to count for",
+        rich_help_panel=MODEL,
+        autocompletion=_completion.backbones,
     ),
-    as_json: bool = typer.Option(False, "--json", help="print JSON with all figures"),
-    everything: bool = typer.Option(False, "--all", help="PEFT's own methods too"),
-    flops: bool = typer.Option(False, "--flops", help="count extra GFLOPs too, which takes longer"),
+    as_json: bool = typer.Option(False, "--json", help="print JSON", rich_help_panel=OUTPUT),
+    everything: bool = typer.Option(
+        False, "--all", help="include PEFT's own methods", rich_help_panel=OUTPUT
+    ),
+    flops: bool = typer.Option(
+        False, "--flops", help="count extra GFLOPs; takes longer", rich_help_panel=OUTPUT
+    ),
 ) -> None:
-    """List the methods with trainable parameters (without head) on a backbone.
+    """List the methods and how many parameters they train on a backbone, without the head.
 
     Only the architecture is built; no weights are loaded.
     """
@@ -30,11 +42,11 @@ def methods(
 
     from vitune.backbones import load_backbone
     from vitune.cli._progress import console, count
-    from vitune.methods import METHODS, OWN
+    from vitune.methods import METHODS, OUTSIDE, OWN
     from vitune.methods.catalogue import method_rows
 
     loaded = load_backbone(backbone, num_classes=10, pretrained=False)
-    known = METHODS if everything else OWN
+    known = METHODS if everything else {**OWN, **OUTSIDE}
     rows = method_rows(
         loaded.model, loaded.preprocessing.image_size, known.values(), flops=flops or as_json
     )

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import typer
 
+from vitune.cli._options import DATA, MODEL, OUTPUT, RUNNING
+from vitune.cli._plugins import with_plugins
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
     app.command("predict")(predict)
 
 
+@with_plugins
 def predict(
     run: str = typer.Argument(..., help="run folder, adapter or merged model"),
     images: str = typer.Argument(..., help="an image, or a folder searched to any depth"),
-    top_k: int = typer.Option(1, "--top-k", help="classes an image, most probable first"),
-    out: str = typer.Option(None, "--out", help="new CSV file; default: standard output"),
-    skip_bad_images: bool = typer.Option(False, help="leave unreadable images out"),
-    force: bool = typer.Option(
-        False, "--force", help="load on another backbone all the same, and overwrite --out"
+    top_k: int = typer.Option(
+        1, "--top-k", help="classes per image, most probable first", rich_help_panel=OUTPUT
     ),
-    device: str = typer.Option("auto", help="auto, cpu or cuda"),
-    exits: str = typer.Option("auto", help="full: no image leaves early"),
+    out: str = typer.Option(
+        None, "--out", help="CSV file; default: standard output", rich_help_panel=OUTPUT
+    ),
+    skip_bad_images: bool = typer.Option(
+        False, help="skip unreadable images", rich_help_panel=DATA
+    ),
+    force: bool = typer.Option(
+        False,
+        "--force",
+        help="accept another backbone; overwrite --out",
+        rich_help_panel=MODEL,
+    ),
+    device: str = typer.Option("auto", help="auto, cpu or cuda", rich_help_panel=RUNNING),
+    exits: str = typer.Option("auto", help="full: no image leaves early", rich_help_panel=RUNNING),
 ) -> None:
     """Predict the classes of images as CSV: path, class_1, probability_1, class_2, ...
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from vitune.cli._options import OUTPUT, TRAINING
+from vitune.cli._plugins import with_plugins
 from vitune.cli._settings import read_settings, with_settings
 from vitune.errors import InterruptError, VituneError
 from vitune.training.train_config import TrainConfig
@@ -17,17 +19,23 @@ def add_to(app: typer.Typer) -> None:
     app.command("train")(train)
 
 
+@with_plugins
 @with_settings(TrainConfig)
 def train(
     settings: dict[str, Any],
-    out: str = typer.Option(..., "--out", help="run folder; never overwritten"),
-    config: str = typer.Option(None, "--config", help="YAML file; options win over it"),
-    resume: bool = typer.Option(False, "--resume", help="continue the run in --out"),
-    tune: str = typer.Option(
-        None, "--tune", help="best within a time, e.g. 20m: methods, rates and epochs are tried"
+    out: str = typer.Option(..., "--out", help="new run folder", rich_help_panel=OUTPUT),
+    config: str = typer.Option(
+        None, "--config", help="YAML file; options override it", rich_help_panel=TRAINING
     ),
-    pace_lambda: float = typer.Option(None, "--pace-lambda", help="of --objective pace"),
-    pace_sigma: float = typer.Option(None, "--pace-sigma", help="of --objective pace"),
+    resume: bool = typer.Option(
+        False, "--resume", help="continue the run in --out", rich_help_panel=OUTPUT
+    ),
+    tune: str = typer.Option(
+        None,
+        "--tune",
+        help="find the best method, rate and epochs within a time, e.g. 20m",
+        rich_help_panel=TRAINING,
+    ),
 ) -> None:
     """Fine-tune a pre-trained Vision Transformer on your images.
 
@@ -40,9 +48,6 @@ def train(
     from vitune.training.fitting import fit
     from vitune.training.train_config import read_yaml
 
-    for name, value in (("pace_lambda", pace_lambda), ("pace_sigma", pace_sigma)):
-        if value is not None:
-            settings.setdefault("objective_args", {})[name] = value
     observer = TrainingProgress()
     try:
         if tune is not None:
@@ -60,10 +65,10 @@ def train(
     finally:
         observer.close()
     summary = trained.summary
-    reported = summary["reported"]
+    reported = summary.reported
     console.print(
-        f"validation accuracy {percent(reported['val_accuracy'])} "
-        f"(epoch {reported['epoch']}, {reported['which']}) in {summary['seconds']:.0f} s"
+        f"validation accuracy {percent(reported.val_accuracy)} "
+        f"(epoch {reported.epoch}, {reported.which}) in {summary.seconds:.0f} s"
     )
     for line in closing_lines(summary, out):
         console.print(line, soft_wrap=True)
@@ -75,23 +80,17 @@ def _tuned(
     observer: Any,
 ) -> Any:  # fmt: skip
     """The result of a search within a time budget; says what it tries as it goes."""
-    from pathlib import Path
-
     from vitune.cli._progress import console
-    from vitune.training.tuning import METHODS, Tuning, require_tunable, rungs_of, seconds_of
+    from vitune.training import Tuning
 
-    given = read_settings(config, settings)
-    named = given.model_dump(exclude_unset=True)
-    require_tunable(named)
-    trained = Tuning(
-        given,
-        Path(out),
-        budget_s=seconds_of(budget),
-        methods=(named["method"],) if "method" in named else METHODS,
-        rungs=rungs_of(named.get("epochs")),
+    search = Tuning.within(
+        budget,
+        read_settings(config, settings),
+        out,
         observer=observer,
         told=lambda line: console.print(line, soft_wrap=True),
-    ).run(resume)
+    )
+    trained = search.run(resume)
     console.print(f"what was tried: {out}/tune.md", soft_wrap=True)
     return trained
 

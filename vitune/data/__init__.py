@@ -1,47 +1,76 @@
 """Images from any source as checked, decoded splits, and the batches made of them."""
 
-from vitune.data.augment import PRESETS as PRESETS
-from vitune.data.augment import Augment as Augment
-from vitune.data.augment import augmentation as augmentation
-from vitune.data.cache import CacheSettings as CacheSettings
-from vitune.data.checks import Findings as Findings
-from vitune.data.checks import check_splits as check_splits
-from vitune.data.checks import present as present
-from vitune.data.content import content_hash as content_hash
-from vitune.data.content import content_hashes as content_hashes
-from vitune.data.content import default_cache_dir as default_cache_dir
-from vitune.data.decode import MAX_MEGAPIXELS as MAX_MEGAPIXELS
-from vitune.data.decode import Decoding as Decoding
-from vitune.data.decode import decode_image as decode_image
-from vitune.data.decode import quiet_pillow as quiet_pillow
-from vitune.data.demo import DEMOS as DEMOS
-from vitune.data.folder import list_images as list_images
-from vitune.data.holdout import hold_out as hold_out
-from vitune.data.inspection import Inspection as Inspection
-from vitune.data.inspection import inspect_images as inspect_images
-from vitune.data.labelled import load_labelled as load_labelled
-from vitune.data.labelled import load_unlabelled as load_unlabelled
-from vitune.data.loader import CachedImages as CachedImages
-from vitune.data.loader import EpochSampler as EpochSampler
-from vitune.data.loader import as_is as as_is
-from vitune.data.loader import batches as batches
-from vitune.data.loader import normalise as normalise
-from vitune.data.loader import seeded_generator as seeded_generator
-from vitune.data.readable import record_digests as record_digests
-from vitune.data.readable import require_readable as require_readable
-from vitune.data.records import ImageList as ImageList
-from vitune.data.records import Record as Record
-from vitune.data.remarks import TOLD as TOLD
-from vitune.data.remarks import Remark as Remark
-from vitune.data.source import SOURCES as SOURCES
-from vitune.data.source import absolute_source as absolute_source
-from vitune.data.source import is_source as is_source
-from vitune.data.source import open_source as open_source
-from vitune.data.source import spec_name as spec_name
-from vitune.data.split import UNLABELLED as UNLABELLED
-from vitune.data.split import Split as Split
-from vitune.data.splits import HeldOut as HeldOut
-from vitune.data.splits import Splits as Splits
-from vitune.data.splits import load_splits as load_splits
-from vitune.data.used import UsedImages as UsedImages
-from vitune.data.views import FileViews as FileViews
+from vitune.data.augment import PRESETS, Augment, augmentation
+from vitune.data.cache import CacheSettings
+from vitune.data.checks import Findings, check_splits, present
+from vitune.data.content import content_hash, content_hashes, default_cache_dir
+from vitune.data.decode import MAX_MEGAPIXELS, Decoding, decode_image, quiet_pillow
+from vitune.data.demo import DEMOS
+from vitune.data.folder import list_images
+from vitune.data.holdout import hold_out
+from vitune.data.inspection import Inspection, inspect_images
+from vitune.data.labelled import load_labelled, load_unlabelled
+from vitune.data.loader import (
+    CachedImages,
+    EpochSampler,
+    as_is,
+    batches,
+    normalise,
+    seeded_generator,
+)
+from vitune.data.readable import record_digests, require_readable
+from vitune.data.records import ImageList, Record
+from vitune.data.remarks import TOLD, Remark
+from vitune.data.source import SOURCES, absolute_source, is_source, open_source, spec_name
+from vitune.data.split import UNLABELLED, Split
+from vitune.data.splits import HeldOut, Splits, load_splits
+from vitune.data.used import UsedImages
+from vitune.data.views import FileViews
+
+__all__ = [
+    "DEMOS",
+    "MAX_MEGAPIXELS",
+    "PRESETS",
+    "SOURCES",
+    "TOLD",
+    "UNLABELLED",
+    "Augment",
+    "CacheSettings",
+    "CachedImages",
+    "Decoding",
+    "EpochSampler",
+    "FileViews",
+    "Findings",
+    "HeldOut",
+    "ImageList",
+    "Inspection",
+    "Record",
+    "Remark",
+    "Split",
+    "Splits",
+    "UsedImages",
+    "absolute_source",
+    "as_is",
+    "augmentation",
+    "batches",
+    "check_splits",
+    "content_hash",
+    "content_hashes",
+    "decode_image",
+    "default_cache_dir",
+    "hold_out",
+    "inspect_images",
+    "is_source",
+    "list_images",
+    "load_labelled",
+    "load_splits",
+    "load_unlabelled",
+    "normalise",
+    "open_source",
+    "present",
+    "quiet_pillow",
+    "record_digests",
+    "require_readable",
+    "seeded_generator",
+    "spec_name",
+]

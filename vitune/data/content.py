@@ -22,6 +22,7 @@ SETTLED_SECONDS = 2.0
 """A file that changed less than this ago may change again without its times showing it."""
 
 CHUNK = 1024
+"""Files between two notes of their hashes: what an interrupted run has read is kept."""
 
 Stamp = tuple[int, int, int, int, int]
 

@@ -123,7 +123,7 @@ def _require_class_folders(root: Path, children: Mapping[str, Path], spec: str) 
         raise _no_images(spec)
     if not children:
         raise DataError(
-            f"folders of {spec}: got images without class folders, expected one folder a class "
+            f"folders of {spec}: got images without class folders, expected one folder per class "
             f"({spec}/cat/1.jpg). To classify unlabelled images use vitune predict."
         )
 

@@ -1,4 +1,4 @@
-"""A look at one's own images before training: every file decoded, every oddity counted."""
+"""A check of your images before training: every file decoded, every oddity counted."""
 
 from __future__ import annotations
 

@@ -41,10 +41,10 @@ def load_labelled(
         preprocessing: as stored with the model.
         classes: the model's class names, in its order.
         split: which one; None is "test", or everything where the source has no splits.
-        settings: memory, disk and bad images.
-        max_megapixels: larger images are refused by their header.
-        choose: told every image's content hash (None where a file cannot be read), says which
-            images to keep; may refuse. With bad images skipped it is asked about the good ones.
+        settings: limits on memory and disk, and what to do with bad images.
+        max_megapixels: larger images are refused after reading their header.
+        choose: function that gets the content hash of every image (None for an unreadable file)
+            and returns which to keep; it may refuse. Skipped bad images are left out.
 
     Returns:
         The split and the files that were skipped.

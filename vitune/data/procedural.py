@@ -173,7 +173,7 @@ def open_procedural(spec: str, name: str, options: Mapping[str, int]) -> ImageLi
     if options["train"] < len(classes):
         raise DataError(
             f"train of {spec}: got {options['train']}, expected at least {len(classes)} images, "
-            "one a class."
+            "one per class."
         )
     seed = options["seed"]
     splits = {}

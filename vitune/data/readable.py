@@ -20,6 +20,7 @@ from vitune.files import write_atomic
 
 FOLDER = "readable"
 CHUNK = 256
+"""Pictures handed to the threads at a time: a bad one is told before all of them are read."""
 
 
 def record_digests(records: Sequence[Record]) -> list[str]:

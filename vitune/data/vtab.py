@@ -62,7 +62,7 @@ def _read_list(path: Path, task: Path) -> list[Record]:
 
 
 def _class_names(task: Path, num_classes: int) -> tuple[str, ...]:
-    """Names from classes.txt, one a line; without it the labels themselves."""
+    """Names from classes.txt, one per line; without it the labels themselves."""
     path = task / "classes.txt"
     if not path.is_file():
         return tuple(str(label) for label in range(num_classes))

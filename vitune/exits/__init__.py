@@ -1,34 +1,63 @@
 """Early exits: images that are easy leave a network early, with a certified risk."""
 
-from vitune.exits.bounds import images_needed as images_needed
-from vitune.exits.bounds import upper_bound as upper_bound
-from vitune.exits.exit_cost import block_share as block_share
-from vitune.exits.exit_cost import cut_off as cut_off
-from vitune.exits.exit_cost import exit_gflops as exit_gflops
-from vitune.exits.exit_cost import full_gflops as full_gflops
-from vitune.exits.exit_cost import seconds_per_image as seconds_per_image
-from vitune.exits.exit_folder import ExitsFolder as ExitsFolder
-from vitune.exits.exit_folder import early_exit as early_exit
-from vitune.exits.exit_folder import find_exits as find_exits
-from vitune.exits.exit_heads import ExitHeads as ExitHeads
-from vitune.exits.exit_heads import norm_of as norm_of
-from vitune.exits.exit_heads import num_parameters as num_parameters
-from vitune.exits.exit_heads import parse_places as parse_places
-from vitune.exits.leaving import EarlyExit as EarlyExit
-from vitune.exits.leaving import Exit as Exit
-from vitune.exits.leaving import Outcome as Outcome
-from vitune.exits.points import Trunk as Trunk
-from vitune.exits.points import find_trunk as find_trunk
-from vitune.exits.thresholds import DEFINITIONS as DEFINITIONS
-from vitune.exits.thresholds import NEVER as NEVER
-from vitune.exits.thresholds import Certificate as Certificate
-from vitune.exits.thresholds import Recorded as Recorded
-from vitune.exits.thresholds import Thresholds as Thresholds
-from vitune.exits.thresholds import certify as certify
-from vitune.exits.thresholds import errors as errors
-from vitune.exits.thresholds import for_budget as for_budget
-from vitune.exits.thresholds import leaving_exit as leaving_exit
-from vitune.exits.training import ExitRecipe as ExitRecipe
-from vitune.exits.training import exit_logits as exit_logits
-from vitune.exits.training import features_of as features_of
-from vitune.exits.training import train_exits as train_exits
+from vitune.exits.bounds import images_needed, upper_bound
+from vitune.exits.exit_cost import (
+    Subject,
+    block_share,
+    cut_off,
+    exit_gflops,
+    full_gflops,
+    seconds_per_image,
+)
+from vitune.exits.exit_folder import ExitsFolder, early_exit, find_exits
+from vitune.exits.exit_heads import ExitHeads, norm_of, num_parameters, parse_places
+from vitune.exits.leaving import EarlyExit, Exit, Outcome
+from vitune.exits.points import Trunk, find_trunk
+from vitune.exits.thresholds import (
+    DEFINITIONS,
+    NEVER,
+    Certificate,
+    Recorded,
+    Thresholds,
+    certify,
+    errors,
+    for_budget,
+    leaving_exit,
+)
+from vitune.exits.training import ExitRecipe, exit_logits, features_of, train_exits
+
+__all__ = [
+    "DEFINITIONS",
+    "NEVER",
+    "Certificate",
+    "EarlyExit",
+    "Exit",
+    "ExitHeads",
+    "ExitRecipe",
+    "ExitsFolder",
+    "Outcome",
+    "Recorded",
+    "Subject",
+    "Thresholds",
+    "Trunk",
+    "block_share",
+    "certify",
+    "cut_off",
+    "early_exit",
+    "errors",
+    "exit_gflops",
+    "exit_logits",
+    "features_of",
+    "find_exits",
+    "find_trunk",
+    "for_budget",
+    "full_gflops",
+    "images_needed",
+    "leaving_exit",
+    "norm_of",
+    "num_parameters",
+    "parse_places",
+    "seconds_per_image",
+    "train_exits",
+    "upper_bound",
+]

@@ -30,14 +30,14 @@ Progress = Callable[[int, int], None]
 def evaluate(
     run: LoadedRun, split: Split, *, data: str = "", on_progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Accuracy, NLL, calibration, confusion, per-class figures and the surest mistakes.
+    """Accuracy, NLL, calibration, confusion, per-class figures and the most confident mistakes.
 
     Args:
-        split: labelled images whose classes are those of the run, in its order.
-        data: what the images are called in the result.
+        split: labelled images with the run's classes, in its order.
+        data: name of the images in the result.
 
     Raises:
-        DataError: no image, or other classes than the run was trained on.
+        DataError: no images, or classes that differ from the run's.
     """
     if split.classes != run.classes:
         raise DataError(

@@ -100,6 +100,7 @@ def load_run(
     """
     if exits not in EXITS:
         raise VituneError(f"--exits: got {exits!r}, expected one of {EXITS}.")
+    place = _device(device)
     folder = adapter_folder(path)
     card = AdapterCard.read(folder)
     arguments = dict(card.backbone_args)
@@ -112,9 +113,9 @@ def load_run(
     else:
         adapted = load_adapter(backbone.model, folder, force=force, trainable=True)
         counts = count_parameters(adapted)
-        network = merged_model(adapted) if merge and _merges(card) else adapted
+        network = _folded(adapted) if merge and _merges(card) else adapted
     network.requires_grad_(False)
-    network = network.to(_device(device)).eval()
+    network = network.to(place).eval()
     leaving = None
     if exits == "auto":
         leaving = early_exit(network, ExitsFolder(Path(path)), len(card.classes))
@@ -136,11 +137,23 @@ def load_peft(path: str | Path, *, force: bool = False) -> tuple[PeftModel, Adap
     return loaded.model, loaded.card
 
 
+def _folded(adapted: PeftModel) -> nn.Module:
+    """Merged; as it is where PEFT has no merge for the method, which it says only when asked to."""
+    try:
+        return merged_model(adapted)
+    except AdapterError as error:
+        if isinstance(error.__cause__, NotImplementedError):
+            return adapted
+        raise
+
+
 def _merges(card: AdapterCard) -> bool:
     return get_method(card.method).mergeable
 
 
 def _device(asked: str) -> str:
+    if asked not in ("auto", "cpu", "cuda"):
+        raise AdapterError(f"--device: got {asked!r}, expected auto, cpu or cuda.")
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if asked == "cuda" and not torch.cuda.is_available():

@@ -20,7 +20,7 @@ class Prediction:
     Args:
         path: the image.
         classes: names, most probable first.
-        probabilities: of those names, in [0, 1].
+        probabilities: probabilities of those names, in [0, 1].
     """
 
     path: str
@@ -29,7 +29,7 @@ class Prediction:
 
 
 def predict(run: LoadedRun, split: Split, *, top_k: int = 1) -> Iterator[Prediction]:
-    """Predictions in the order of the images.
+    """Yield one prediction per image, in the order of the images.
 
     Raises:
         VituneError: `top_k` is not between 1 and the number of classes.

@@ -1,4 +1,4 @@
-"""One file a method, one line here; importing this registers them all with PEFT."""
+"""One file per method, one line here; importing this registers them all with PEFT."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ from vitune.methods.apla import APLAConfig
 from vitune.methods.arc import ARCAttentionConfig, ARCConfig
 from vitune.methods.bitfit import BitFitConfig
 from vitune.methods.core.combination import AdapterState as AdapterState
+from vitune.methods.core.combination import combined_state as combined_state
 from vitune.methods.core.coverage import method_notice as method_notice
 from vitune.methods.core.delta_noise import method_penalty as method_penalty
 from vitune.methods.core.delta_noise import noise_plan as noise_plan
+from vitune.methods.core.peft_options import catch_up
 from vitune.methods.core.peft_targets import UNSUPPORTED
+from vitune.methods.core.plugins import load_entry_points
+from vitune.methods.core.plugins import load_plugin as load_plugin
+from vitune.methods.core.plugins import register_method as register_method
+from vitune.methods.core.plugins import require_plugin as require_plugin
+from vitune.methods.core.registry import METHODS, own_method
+from vitune.methods.core.registry import OUTSIDE as OUTSIDE
 from vitune.methods.core.registry import Method as Method
 from vitune.methods.core.registry import keeps_tokens_apart as keeps_tokens_apart
-from vitune.methods.core.registry import own_method, peft_methods
+from vitune.methods.core.solved import CAUTIOUS as CAUTIOUS
 from vitune.methods.core.solved import HeadProblem as HeadProblem
 from vitune.methods.core.solved import Labelled as Labelled
 from vitune.methods.core.solved import SolvedConfig as SolvedConfig
@@ -30,7 +38,6 @@ from vitune.methods.houlsby import HoulsbyConfig, PfeifferConfig
 from vitune.methods.hta import HTAConfig, SequentialHTAConfig
 from vitune.methods.knn import NearestNeighboursConfig
 from vitune.methods.layernorm import LayerNormConfig
-from vitune.methods.linear import CAUTIOUS as CAUTIOUS
 from vitune.methods.linear import LinearProbeConfig
 from vitune.methods.linear_sgd import SteppedProbeConfig
 from vitune.methods.lora_mul import LoRAAddConfig, LoRAMulVPTAddConfig, VPTAddConfig
@@ -78,10 +85,13 @@ OWN = {
         own_method(VPTDeepConfig),
     )
 }
-"""vitune's methods by name."""
+"""vitune's own methods by name."""
 
-METHODS = {**peft_methods(), **OWN}
-"""Everything that `--method` takes."""
+PROBE: str = LinearProbeConfig.method
+"""The probe that runs start from and are compared with."""
+
+METHODS.update(OWN)
+load_entry_points()
 
 
 def get_method(name: str) -> Method:
@@ -90,6 +100,7 @@ def get_method(name: str) -> Method:
     Raises:
         VituneError: there is none; the nearest names are given.
     """
+    catch_up()
     if name in UNSUPPORTED:
         raise VituneError(
             f"method: got {name!r}, expected one for images: {UNSUPPORTED[name]}. "

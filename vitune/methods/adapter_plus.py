@@ -9,17 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitune.backbones.sites import Site
-from vitune.methods.core.bottleneck import (
+from vitune.methods.authoring import (
+    BlockConfig,
     BottleneckLayer,
+    Call,
+    MethodLayer,
+    Site,
     block_width,
     bottleneck_parameters,
+    check_rank,
+    check_rate,
+    require_features_last,
     truncated_normal,
+    with_tokens,
 )
-from vitune.methods.core.token_checks import require_features_last
-from vitune.methods.core.tuner import MethodLayer
-from vitune.methods.core.value_checks import check_rank, check_rate
-from vitune.methods.core.wrapper import BlockConfig, Call, choose_blocks, with_tokens
 
 INIT_STD = 0.01
 
@@ -48,19 +51,14 @@ class AdapterPlusConfig(BlockConfig):
     title = "Adapter+"
     source = "Adapters Strike Back, CVPR 2024"
     formula = "L·(2·d·r + r + 2·d)"
+    counts_on_vit_b16 = (({"rank": 1}, 36_876), ({}, 165_984), ({"rank": 32}, 608_640))
     mergeable = False
+    identity_at_init = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_rank(self.rank)
         check_rate("drop_path", self.drop_path)
-
-    @property
-    def identity_at_init(self) -> bool:
-        return False
-
-    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        return choose_blocks(sites, self.blocks, by=self.title)
 
     def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
         require_features_last(model, sites, self.title)

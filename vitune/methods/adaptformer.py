@@ -10,13 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitune.backbones.sites import Site, find_sites
-from vitune.methods.core.bottleneck import BottleneckLayer, block_width, bottleneck_parameters
-from vitune.methods.core.linear_layers import uniform
-from vitune.methods.core.token_checks import require_features_last
-from vitune.methods.core.tuner import MethodLayer
-from vitune.methods.core.value_checks import check_rank, check_rate
-from vitune.methods.core.wrapper import BlockConfig, Call, choose_blocks, tapped, with_tokens
+from vitune.methods.authoring import (
+    BlockConfig,
+    BottleneckLayer,
+    Call,
+    MethodLayer,
+    Site,
+    block_width,
+    bottleneck_parameters,
+    check_rank,
+    check_rate,
+    find_sites,
+    require_features_last,
+    tapped,
+    uniform,
+    with_tokens,
+)
 
 ENTRANCE = ("norm2", "fc1")
 """Roles of the module with which a block's MLP begins, the norm where there is one."""
@@ -48,19 +57,13 @@ class AdaptFormerConfig(BlockConfig):
     title = "AdaptFormer"
     source = "AdaptFormer, NeurIPS 2022"
     formula = "L·(2·d·r + r + d)"
+    counts_on_vit_b16 = (({}, 156_768), ({"rank": 64}, 1_189_632))
     mergeable = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_rank(self.rank)
         check_rate("dropout", self.dropout)
-
-    @property
-    def identity_at_init(self) -> bool:
-        return True
-
-    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        return choose_blocks(sites, self.blocks, by=self.title)
 
     def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
         inner = {site.name: _mlp_entrance(model, site) for site in sites}

@@ -9,12 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitune.backbones.sites import Site
-from vitune.errors import VituneError
-from vitune.methods.core.linear_layers import LinearLayer, has_bias, linear_shape, require_linear
-from vitune.methods.core.roles import choose_sites
-from vitune.methods.core.tuner import MethodConfig, MethodLayer, Tensors
-from vitune.methods.core.value_checks import check_rank
+from vitune.methods.authoring import (
+    LinearLayer,
+    MethodConfig,
+    MethodLayer,
+    Site,
+    Tensors,
+    VituneError,
+    check_rank,
+    has_bias,
+    linear_shape,
+    require_linear,
+)
 from vitune.ops.partial_linear import partial_linear, partial_weight
 
 
@@ -41,18 +47,12 @@ class APLAConfig(MethodConfig):
     title = "APLA"
     source = "APLA: Attention Projection Layer Adaptation, 2025"
     formula = "L·r·(d + 1)"
+    counts_on_vit_b16 = (({}, 73_824), ({"rank": 32}, 295_296), ({"rank": 768}, 7_087_104))
+    default_roles = ("attn_out",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_rank(self.rank)
-
-    @property
-    def identity_at_init(self) -> bool:
-        return True
-
-    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        roles = self.roles or ("attn_out",)
-        return choose_sites(sites, roles, self.blocks, named=True, by=self.title)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         require_linear(site, module, self.title, changes_bias=False)
@@ -80,17 +80,21 @@ class PartialLinear(LinearLayer):
     no_decay = frozenset({"row_bias"})
 
     def new_buffers(self, config: Any) -> Mapping[str, Tensor]:
+        # A large factor, so that seed 1 of one block is not seed 0 of the next. On the CPU, since
+        # a GPU draws other rows for the same seed.
         generator = torch.Generator().manual_seed(1_000_003 * config.seed + (self.site.block or 0))
         with torch.device("cpu"):
             order = torch.randperm(self.num_out, generator=generator)
         return {"indices": order[: config.rank].sort().values}
 
     def new_parameters(self, config: Any, shared: nn.Module | None) -> Mapping[str, Tensor]:
-        base, indices = self.get_base_layer(), self.new_buffers(config)["indices"]
-        indices = indices.to(base.weight.device)
-        values = {"rows": base.weight.detach()[indices].clone()}
-        if base.bias is not None:
-            values["row_bias"] = base.bias.detach()[indices].clone()
+        base, indices = self.original_tensors(), self.new_buffers(config)["indices"]
+        weight, bias = base["weight"], base["bias"]
+        assert weight is not None
+        indices = indices.to(weight.device)
+        values = {"rows": weight.detach()[indices].clone()}
+        if bias is not None:
+            values["row_bias"] = bias.detach()[indices].clone()
         return values
 
     def adapt(self, tensors: Tensors, adapter: str) -> Tensors:
@@ -104,7 +108,7 @@ class PartialLinear(LinearLayer):
     def _replaced(self, tensors: Tensors, name: str, rows: Tensor, adapter: str) -> Tensor:
         """W with rows replaced; of W that another adapter has changed, with their change added."""
         current, indices = tensors[name], self.indices[adapter]
-        original = (self._originals or self.base_tensors())[name]
+        original = self.original_tensors()[name]
         assert current is not None and original is not None
         if current is not original:
             rows = current[indices] + (rows - original[indices])

@@ -6,18 +6,31 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitune.backbones.sites import Site
-from vitune.errors import VituneError
-from vitune.methods.core.linear_layers import LinearLayer, linear_shape, require_linear, uniform
-from vitune.methods.core.peft_options import ALL_LINEAR, OPTIONS
-from vitune.methods.core.roles import QKV_PARTS, choose_sites
-from vitune.methods.core.tuner import MethodConfig, MethodLayer, Tensors
-from vitune.methods.core.value_checks import check_choice, check_rank, check_rate
+from vitune.methods.authoring import (
+    ALL_LINEAR,
+    OPTIONS,
+    QKV_PARTS,
+    Counts,
+    LinearLayer,
+    MethodConfig,
+    MethodLayer,
+    Roles,
+    Site,
+    Tensors,
+    VituneError,
+    check_choice,
+    check_rank,
+    check_rate,
+    linear_shape,
+    require_linear,
+    uniform,
+)
 
 PLACES = {"qkv": "attn", "q": "attn", "k": "attn", "v": "attn", "fc1": "mlp"}
 """Which of a block's two adapters feeds a linear layer."""
@@ -52,6 +65,8 @@ class ARCConfig(MethodConfig):
     title = "ARC"
     source = "Adapter Re-Composing, NeurIPS 2023"
     formula = "2·d·r + 2·L·(r + d)"
+    counts_on_vit_b16: ClassVar[Counts] = (({}, 96_432),)
+    default_roles: ClassVar[Roles] = (*QKV_PARTS, "fc1")
     shares_parameters = True
     narrowed_by = OPTIONS - {ALL_LINEAR}
 
@@ -64,10 +79,6 @@ class ARCConfig(MethodConfig):
     @property
     def identity_at_init(self) -> bool:
         return self.init == "identity"
-
-    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        roles = self.roles or (*QKV_PARTS, "fc1")
-        return choose_sites(sites, roles, self.blocks, named=True, by=self.title)
 
     @classmethod
     def reason_against(cls, option: str) -> str:
@@ -107,14 +118,9 @@ class ARCAttentionConfig(ARCConfig):
     method = "arc_att"
     title = "ARC, attention only"
     formula = "d·r + L·(r + d)"
-
-    @property
-    def identity_at_init(self) -> bool:
-        return True
-
-    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        roles = self.roles or QKV_PARTS
-        return choose_sites(sites, roles, self.blocks, named=True, by=self.title)
+    counts_on_vit_b16 = (({}, 48_216),)
+    default_roles = QKV_PARTS
+    identity_at_init = True
 
 
 class Recomposition(nn.Module):

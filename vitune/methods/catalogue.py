@@ -1,4 +1,4 @@
-"""One row a method for a given backbone: what it touches, what it costs, what it promises."""
+"""One row per method for a given backbone: what it touches, what it costs, what it promises."""
 
 from __future__ import annotations
 
@@ -153,20 +153,20 @@ def methods_page() -> str:
 
     with torch.device("meta"):
         model = timm.create_model("vit_base_patch16_224", num_classes=100)
-    rows = method_rows(model, (224, 224), [m for m in METHODS.values() if m.ours])
+    rows = method_rows(model, (224, 224), [m for m in METHODS.values() if m.ours and not m.plugin])
     theirs = sorted(name for name, method in METHODS.items() if not method.ours)
     return "\n".join(
         (
             "# Methods",
             "",
-            "What `--method` takes. This page is made by `vitune.methods.catalogue.methods_page()`",
-            "from what the methods say of themselves; a test keeps it in step.",
-            "`vitune methods --backbone NAME` gives the same table for any backbone.",
+            "These are the names `--method` takes. `vitune methods --backbone NAME` prints this",
+            "table for any backbone. `vitune.methods.catalogue.methods_page()` makes the page from",
+            "what each method declares; a test checks that it is up to date.",
             "",
             "## vitune's methods on ViT-B/16 (224 x 224), with default settings, without the head",
             "",
             "d is the width, L the number of blocks, r the rank, p the number of prompts.",
-            "Extra GFLOPs are matrix products per image while the adapter is not merged.",
+            "Extra GFLOPs: added matrix products per image of an adapter that is not merged.",
             "",
             "| method | title | touches | trained | count | MB | merges | starts as pre-trained |"
             " extra GFLOPs | source |",
@@ -175,13 +175,13 @@ def methods_page() -> str:
             "",
             "## PEFT's own methods",
             "",
-            "They act on all linears of the blocks unless `vitune/methods/core/peft_targets.py`",
-            "says otherwise. These train on a timm ViT (some ask for a smaller block or rank on a",
-            "narrow one):",
+            "By default they act on all linear layers of the blocks; the exceptions are in",
+            "`vitune/methods/core/peft_targets.py`. These train on a timm ViT. On a narrow one",
+            "some need a smaller block size or rank.",
             "",
             ", ".join(f"`{name}`" for name in theirs) + ".",
             "",
-            "These do not, for the reason given:",
+            "These do not:",
             "",
             *(f"- `{name}`: {reason}." for name, reason in sorted(UNSUPPORTED.items())),
             "",

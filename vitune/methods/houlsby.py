@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vitune.backbones.sites import Site
-from vitune.methods.core.bottleneck import BottleneckLayer, bottleneck_parameters, truncated_normal
-from vitune.methods.core.linear_layers import linear_shape, require_linear
-from vitune.methods.core.roles import choose_sites
-from vitune.methods.core.tuner import MethodConfig, MethodLayer
-from vitune.methods.core.value_checks import check_choice, check_rank
-from vitune.methods.core.wrapper import Call
+from vitune.methods.authoring import (
+    BottleneckLayer,
+    Call,
+    Counts,
+    MethodConfig,
+    MethodLayer,
+    Roles,
+    Site,
+    bottleneck_parameters,
+    check_choice,
+    check_rank,
+    linear_shape,
+    require_linear,
+    truncated_normal,
+)
 
 INIT_STD = 0.01
 
@@ -45,6 +53,8 @@ class HoulsbyConfig(MethodConfig):
     title = "Houlsby adapter"
     source = "Parameter-Efficient Transfer Learning for NLP, ICML 2019"
     formula = "2·L·(2·d·r + r + d)"
+    counts_on_vit_b16: ClassVar[Counts] = (({}, 313_536),)
+    default_roles: ClassVar[Roles] = ("attn_out", "fc2")
     mergeable = False
 
     def __post_init__(self) -> None:
@@ -55,10 +65,6 @@ class HoulsbyConfig(MethodConfig):
     @property
     def identity_at_init(self) -> bool:
         return self.init == "identity"
-
-    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        roles = self.roles or ("attn_out", "fc2")
-        return choose_sites(sites, roles, self.blocks, named=True, by=self.title)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         require_linear(site, module, self.title, roles=self.roles, is_called=True)
@@ -87,10 +93,8 @@ class PfeifferConfig(HoulsbyConfig):
     title = "Pfeiffer adapter"
     source = "AdapterFusion, EACL 2021"
     formula = "L·(2·d·r + r + d)"
-
-    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        roles = self.roles or ("fc2",)
-        return choose_sites(sites, roles, self.blocks, named=True, by=self.title)
+    counts_on_vit_b16 = (({}, 156_768),)
+    default_roles = ("fc2",)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         super().layer_class(site, module)

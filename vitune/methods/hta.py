@@ -5,17 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitune.backbones.sites import Site
-from vitune.errors import VituneError
-from vitune.methods.core.linear_layers import LinearLayer, linear_shape, require_linear, uniform
-from vitune.methods.core.roles import QKV_PARTS, choose_sites, parts_of
-from vitune.methods.core.tuner import MethodConfig, MethodLayer, Tensors
+from vitune.methods.authoring import (
+    QKV_PARTS,
+    Counts,
+    LinearLayer,
+    MethodConfig,
+    MethodLayer,
+    Roles,
+    Site,
+    Tensors,
+    VituneError,
+    linear_shape,
+    parts_of,
+    require_linear,
+    uniform,
+)
 
 EPSILON = 1e-12
 
@@ -44,19 +54,18 @@ class HTAConfig(MethodConfig):
     title = "HTA"
     source = "Householder Transformation Adaptor"
     formula = "Σ out + in + min(out, in) + r·(out + in) over q, k, v and attention output"
+    counts_on_vit_b16: ClassVar[Counts] = (
+        ({"rank": 0}, 110_592),
+        ({}, 184_320),
+        ({"rank": 2}, 258_048),
+        ({"rank": 4}, 405_504),
+    )
+    default_roles: ClassVar[Roles] = (*QKV_PARTS, "attn_out")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.rank, int) or self.rank < 0:
             raise VituneError(f"rank: got {self.rank!r}, expected an integer of at least 0.")
-
-    @property
-    def identity_at_init(self) -> bool:
-        return True
-
-    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        roles = self.roles or (*QKV_PARTS, "attn_out")
-        return choose_sites(sites, roles, self.blocks, named=True, by=self.title)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         whole = self.roles if site.num_parts == 1 else None
@@ -88,10 +97,8 @@ class SequentialHTAConfig(HTAConfig):
     method = "hta_sequential"
     title = "HTA, sequential"
     formula = "Σ 3·out + 2·r·out over the second MLP linear"
-
-    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        roles = self.roles or ("fc2",)
-        return choose_sites(sites, roles, self.blocks, named=True, by=self.title)
+    counts_on_vit_b16 = (({}, 46_080),)
+    default_roles = ("fc2",)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         require_linear(site, module, self.title, roles=self.roles)

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitune.backbones.sites import Site
-from vitune.errors import VituneError
-from vitune.methods.core.solved import HeadProblem, Labelled, SolvedConfig, SolvedHead, folds
-from vitune.methods.core.tuner import MethodLayer
-from vitune.ops.temperature import calibrated_losses
+from vitune.methods.authoring import MethodLayer, Site, VituneError
+from vitune.methods.probe_authoring import HeadProblem, Labelled, SolvedConfig, SolvedHead, folds
+from vitune.ops import calibrated_losses
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 SHARPNESS = 1 / 0.07
@@ -88,8 +86,12 @@ class NeighbourLayer(MethodLayer):
         return vote(x.to(keys.dtype), keys, votes, count).to(x.dtype)
 
     def functional(self, x: Tensor, tensors: Any) -> Tensor:
-        """Of several memories the latest answers."""
-        return self.adapted_forward(x, self.adapters_here()[-1])
+        """Several memories are one: the nearest among all their images vote."""
+        here = self.adapters_here()
+        keys = torch.cat([self.keys[adapter] for adapter in here])
+        votes = torch.cat([self.votes[adapter] for adapter in here])
+        count = self.configs[here[-1]].num_neighbours or NEIGHBOURS[-1]
+        return vote(x.to(keys.dtype), keys, votes, count).to(x.dtype)
 
     def effective_tensors(self) -> Any:
         """The classifier's own: a memory is no weight."""
@@ -120,12 +122,18 @@ class NearestNeighboursConfig(SolvedConfig):
     source = "Wu et al. 2018"
     formula = "images · (features + classes)"
     mergeable: ClassVar[bool] = False
+    replaces_head: ClassVar[bool] = True
     trains_in_place: ClassVar[bool] = False
     every_site_has_tensors: ClassVar[bool] = True
     narrowed_by: ClassVar[frozenset[str]] = frozenset({"target_modules"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.modules_to_save:
+            raise VituneError(
+                f"modules_to_save: got {self.modules_to_save!r}, expected none: "
+                f"{self.refusals()['modules_to_save']}. Leave it out."
+            )
         self.modules_to_save = []
         for name in ("num_neighbours", "num_images"):
             value = getattr(self, name)

@@ -9,19 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitune.errors import VituneError
-from vitune.methods.core.solved import HeadProblem, Labelled, SolvedConfig, SolvedHead, folds
-from vitune.ops.logistic import Solution, Standardiser, solve_logistic
-from vitune.ops.temperature import calibrated_losses, paired
+from vitune.methods.authoring import VituneError
+from vitune.methods.probe_authoring import (
+    CAUTIOUS,
+    HeadProblem,
+    Labelled,
+    SolvedConfig,
+    SolvedHead,
+    folds,
+)
+from vitune.ops import Solution, Standardiser, calibrated_losses, paired, solve_logistic
 
 STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4, 1e-5)
 """Penalties of the path, strongest first, so that each solution starts the next."""
 
 PRIOR = 0.1
 """The penalty where no image can be spared to choose one on."""
-
-CAUTIOUS = "penalty_1se"
-"""The strongest penalty within one standard error of the best: how little the data demand."""
 
 PATIENCE = 2
 """The path ends after so many penalties in a row that are worse than the best."""
@@ -48,6 +51,8 @@ class LinearProbeConfig(SolvedConfig):
     method = "linear"
     title = "Linear probe"
     source = "common practice"
+    counts_on_vit_b16 = (({}, 0),)
+    stepped = "linear_sgd"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vitune.methods.core.head_only import HeadOnlyConfig
+from vitune.methods.probe_authoring import HeadOnlyConfig
 
 
 @dataclass
@@ -20,3 +20,4 @@ class SteppedProbeConfig(HeadOnlyConfig):
     method = "linear_sgd"
     title = "Linear probe, stepped"
     source = "common practice"
+    counts_on_vit_b16 = (({}, 0),)

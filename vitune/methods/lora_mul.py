@@ -10,18 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitune.backbones.sites import Site
-from vitune.methods.core.linear_layers import (
+from vitune.methods.authoring import (
     BLOCK_LINEARS,
+    Counts,
     LinearLayer,
+    MethodConfig,
+    MethodLayer,
+    Roles,
+    Site,
+    Tensors,
+    check_rank,
     has_bias,
     linear_shape,
     require_linear,
     xavier_uniform,
 )
-from vitune.methods.core.roles import choose_sites
-from vitune.methods.core.tuner import MethodConfig, MethodLayer, Tensors
-from vitune.methods.core.value_checks import check_rank
 from vitune.ops import rescaled_linear, rescaled_weight
 
 
@@ -45,19 +48,14 @@ class LoRAMulVPTAddConfig(MethodConfig):
     title = "LoRA_mul + VPT_add"
     source = "PACE, NeurIPS 2024 (base adapter)"
     formula = "Σ r·(out + 2·in) + r + out over linears"
+    counts_on_vit_b16: ClassVar[Counts] = (({"rank": 2}, 506_976), ({}, 2_203_104))
+    default_roles: ClassVar[Roles] = BLOCK_LINEARS
+    needs_all_roles = False
     parts: ClassVar[frozenset[str]] = frozenset({"mul", "prompt"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_rank(self.rank)
-
-    @property
-    def identity_at_init(self) -> bool:
-        return True
-
-    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        roles, is_named = self.roles or BLOCK_LINEARS, self.roles is not None
-        return choose_sites(sites, roles, self.blocks, named=is_named, by=self.title)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         require_linear(site, module, self.title, roles=self.roles)
@@ -87,6 +85,7 @@ class LoRAAddConfig(LoRAMulVPTAddConfig):
     method = "lora_add"
     title = "LoRA_add"
     formula = "Σ r·(out + in) + out over linears"
+    counts_on_vit_b16 = (({"rank": 8}, 1_262_592),)
     parts = frozenset({"add"})
 
 
@@ -102,6 +101,7 @@ class VPTAddConfig(LoRAMulVPTAddConfig):
     method = "vpt_add"
     title = "VPT_add"
     formula = "Σ r·(in + 1) over linears"
+    counts_on_vit_b16 = (({}, 64_560),)
     parts = frozenset({"prompt"})
 
 

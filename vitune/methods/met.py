@@ -13,19 +13,24 @@ from torch.nn import functional as F
 
 from vitune.backbones import find_sites, token_layout
 from vitune.backbones.heads import num_outputs
-from vitune.backbones.sites import Site
 from vitune.errors import VituneError
-from vitune.methods.core.bottleneck import block_width
-from vitune.methods.core.linear_layers import uniform
-from vitune.methods.core.tuner import MethodConfig, MethodLayer
-from vitune.methods.core.value_checks import check_rank
-from vitune.methods.core.wrapper import Call, WrapperLayer, choose_blocks, with_tokens
+from vitune.methods.authoring import (
+    BlockConfig,
+    Call,
+    MethodLayer,
+    Site,
+    WrapperLayer,
+    block_width,
+    check_rank,
+    uniform,
+    with_tokens,
+)
 from vitune.objectives import graph_penalty
 from vitune.ops import exit_adapter
 
 
 @dataclass
-class METConfig(MethodConfig):
+class METConfig(BlockConfig):
     """x' = A_e(x) behind each block; logits_e = LN(A_e(x'))[CLS] W_eᵀ + b_e; Σ_e w CE_e + λ G_e.
 
     A_e(x) = x + (GELU(x U) ⊙ c_e) V + β_e, with e the exit that the block leads to.
@@ -59,6 +64,10 @@ class METConfig(MethodConfig):
     formula = "2·d·r + e·(r + d) + (e - 1)·(d + 1)·c, e exits"
     mergeable = False
     exposes_delta = False
+    shares_parameters = True
+    acts_in_windows = False
+    narrowed_by = frozenset({"target_modules", "exclude_modules"})
+    counts_on_vit_b16 = (({}, 52_352 + 3 * 7_690),)  # with the heads of three early exits
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,15 +79,14 @@ class METConfig(MethodConfig):
         for name in ("exit_weight", "graph"):
             if getattr(self, name) < 0:
                 raise VituneError(f"{name}: got {getattr(self, name)!r}, expected 0 or more.")
-        if self.blocks is not None:
-            raise VituneError(f"blocks: got {self.blocks!r}, expected none: MET acts on all.")
 
-    @property
-    def identity_at_init(self) -> bool:
-        return True
+    @classmethod
+    def reason_against(cls, option: str) -> str:
+        """Why the method does not take an option."""
+        return "MET leads every block to an exit"
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        found = choose_blocks(sites, None, by=self.title, windowed=False)
+        found = super().choose(sites)
         self.ends(len(found))
         return found
 

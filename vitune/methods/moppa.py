@@ -11,13 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from vitune.backbones.sites import Site, token_layout
-from vitune.errors import BackboneError, VituneError
-from vitune.methods.core.peft_options import ALL_LINEAR, OPTIONS
-from vitune.methods.core.spectral import filtered, new_tau, response, route_entropy
-from vitune.methods.core.token_checks import prefix_tokens
-from vitune.methods.core.tuner import MethodLayer
-from vitune.methods.core.wrapper import Call, WrapperLayer
+from vitune.methods.authoring import (
+    ALL_LINEAR,
+    OPTIONS,
+    BackboneError,
+    Call,
+    MethodLayer,
+    VituneError,
+    WrapperLayer,
+    prefix_tokens,
+)
 from vitune.methods.rlrr.config import RLRRConfig
+from vitune.ops.spectral import filtered, new_tau, response, route_entropy
 
 ROLES = ("v", "attn_out", "fc1", "fc2", "norm2", "patch_embed", "final_norm")
 GROUP_WIDTH = 64
@@ -53,19 +58,17 @@ class MoPPAConfig(RLRRConfig):
     title = "MoPPA"
     source = "MoPPA, arXiv 2412.02759 (reconstruction)"
     formula = "3·H·W·g + L·(3·c + 4·g) + RLRR on v, o, fc1, fc2 + SSF on 2 + L places"
+    counts_on_vit_b16 = (({}, 224_976),)
     shares_parameters = True
     combines = False
     narrowed_by = OPTIONS - {ALL_LINEAR}
     mergeable = False
+    identity_at_init = False
 
     def __post_init__(self) -> None:
         if self.roles is None:
             self.roles = ROLES
         super().__post_init__()
-
-    @property
-    def identity_at_init(self) -> bool:
-        return False
 
     @classmethod
     def reason_against(cls, option: str) -> str:

@@ -11,15 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitune.backbones.sites import Site, find_sites
-from vitune.errors import VituneError
-from vitune.methods.core.bottleneck import block_width
-from vitune.methods.core.linear_layers import uniform
-from vitune.methods.core.spectral import filtered, new_tau, response, route_entropy
-from vitune.methods.core.tuner import MethodLayer
-from vitune.methods.core.value_checks import check_rank
-from vitune.methods.core.wrapper import BlockConfig, Call, WrapperLayer, choose_blocks, tapped
+from vitune.methods.authoring import (
+    BlockConfig,
+    Call,
+    MethodLayer,
+    Site,
+    VituneError,
+    WrapperLayer,
+    block_width,
+    check_rank,
+    find_sites,
+    tapped,
+    uniform,
+)
 from vitune.methods.moppa import TEMPERATURE, PriorRates, grid_of
+from vitune.ops.spectral import filtered, new_tau, response, route_entropy
 
 
 @dataclass
@@ -50,8 +56,11 @@ class MoPPAMinConfig(BlockConfig):
     title = "MoPPA-min"
     source = "after MoPPA, arXiv 2412.02759 (reconstruction)"
     formula = "L·(2·d·r + 3·r + 3·g) + 3·H·W"
+    counts_on_vit_b16 = (({}, 148_476),)
     shares_parameters = True
     mergeable = False
+    inner_roles = ("norm1", "attn_out", "fc2")
+    acts_in_windows = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,14 +70,6 @@ class MoPPAMinConfig(BlockConfig):
             raise VituneError(
                 f"num_groups: got {self.num_groups!r}, expected a divisor of rank {self.rank}."
             )
-
-    @property
-    def identity_at_init(self) -> bool:
-        return True
-
-    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        needs = ("norm1", "attn_out", "fc2")
-        return choose_blocks(sites, self.blocks, by=self.title, needs=needs, windowed=False)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         return SpectralBranch

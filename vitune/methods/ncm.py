@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitune.methods.core.solved import HeadProblem, Labelled, SolvedConfig, SolvedHead, folds
-from vitune.ops.logistic import Standardiser
+from vitune.methods.probe_authoring import HeadProblem, Labelled, SolvedConfig, SolvedHead, folds
+from vitune.ops import Standardiser
 
 SHARPNESSES = tuple(2.0**power for power in range(-12, 5))
 
@@ -29,6 +29,7 @@ class NearestClassMeanConfig(SolvedConfig):
     method = "ncm"
     title = "Nearest class mean"
     source = "Mensink et al. 2013"
+    counts_on_vit_b16 = (({}, 0),)
 
     def solve(self, problem: HeadProblem) -> SolvedHead:
         """The class means, and the sharpness chosen."""

@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from vitune.backbones.sites import find_sites
-from vitune.errors import BackboneError, VituneError
-from vitune.methods.core.in_place import InPlaceConfig, own_parameters
-from vitune.methods.core.value_checks import check_rank
+from vitune.methods.authoring import (
+    BackboneError,
+    InPlaceConfig,
+    VituneError,
+    check_rank,
+    find_sites,
+    own_parameters,
+)
 
 
 @dataclass
@@ -32,6 +36,7 @@ class PartialConfig(InPlaceConfig):
     title = "Partial-k"
     source = "common practice"
     formula = "k·(12·d² + 13·d) + 2·d"
+    counts_on_vit_b16 = (({"num_blocks": 2}, 14_177_280),)
     narrowed_by = InPlaceConfig.narrowed_by - {"blocks"}
 
     @classmethod

@@ -8,13 +8,18 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from vitune.backbones.sites import Site
-from vitune.methods.core.in_projection import linear_view
-from vitune.methods.core.linear_layers import require_linear
-from vitune.methods.core.roles import LINEAR_ROLES, NORM_ROLES, choose_sites
-from vitune.methods.core.scale_shift import scale_shift_class
-from vitune.methods.core.tuner import MethodConfig, MethodLayer
-from vitune.methods.core.value_checks import check_choice
+from vitune.methods.authoring import (
+    LINEAR_ROLES,
+    NORM_ROLES,
+    MethodConfig,
+    MethodLayer,
+    Site,
+    check_choice,
+    choose_sites,
+    linear_view,
+    require_linear,
+    scale_shift_class,
+)
 
 
 @dataclass
@@ -40,6 +45,7 @@ class SSFConfig(MethodConfig):
     title = "SSF"
     source = "Scaling & Shifting Your Features, NeurIPS 2022"
     formula = "Σ 2·out over patch embedding, norms and linears"
+    counts_on_vit_b16 = (({}, 205_824),)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,13 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitune.backbones.sites import Site, find_sites, num_prefix_tokens
-from vitune.errors import BackboneError
-from vitune.methods.core.bottleneck import block_width
-from vitune.methods.core.linear_layers import uniform
-from vitune.methods.core.token_checks import require_more_tokens
-from vitune.methods.core.tuner import MethodLayer
-from vitune.methods.core.value_checks import check_rank, check_rate
-from vitune.methods.core.wrapper import BlockConfig, Call, WrapperLayer, choose_blocks, with_tokens
+from vitune.methods.authoring import (
+    BackboneError,
+    BlockConfig,
+    Call,
+    MethodLayer,
+    WrapperLayer,
+    block_width,
+    check_rank,
+    check_rate,
+    require_more_tokens,
+    uniform,
+    with_tokens,
+)
 
 POSITION_MODULES = ("rope", "rel_pos", "relative_position", "pos_bias")
 """Parts of module names that tell of positions inside attention, which prompts do not have."""
@@ -49,20 +55,16 @@ class VPTDeepConfig(BlockConfig):
     title = "VPT-deep"
     source = "Visual Prompt Tuning, ECCV 2022"
     formula = "L·p·d"
+    counts_on_vit_b16 = (({"num_prompts": 50}, 460_800),)
     mergeable = False
+    identity_at_init = False
+    acts_in_windows = False
     exposes_delta = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_rank(self.num_prompts, "num_prompts")
         check_rate("dropout", self.dropout)
-
-    @property
-    def identity_at_init(self) -> bool:
-        return False
-
-    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        return choose_blocks(sites, self.blocks, by=self.title, windowed=False)
 
     def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
         _refuse_positions(model, self.title)
@@ -94,6 +96,7 @@ class VPTShallowConfig(VPTDeepConfig):
     method = "vpt_shallow"
     title = "VPT-shallow"
     formula = "p·d"
+    counts_on_vit_b16 = (({"num_prompts": 50}, 38_400),)
     every_site_has_tensors = False
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:

@@ -7,12 +7,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vitune.errors import VituneError, nearest
-from vitune.objectives.cross_entropy import CrossEntropy as CrossEntropy
-from vitune.objectives.graph import graph_penalty as graph_penalty
-from vitune.objectives.pace import Pace as Pace
-from vitune.objectives.step import NoisePlan as NoisePlan
-from vitune.objectives.step import Objective as Objective
-from vitune.objectives.step import Step as Step
+from vitune.objectives.cross_entropy import CrossEntropy
+from vitune.objectives.graph import graph_penalty
+from vitune.objectives.pace import Pace
+from vitune.objectives.step import DeltaNoise, NoisePlan, Objective, Step
+
+__all__ = [
+    "OBJECTIVES",
+    "CrossEntropy",
+    "DeltaNoise",
+    "NoisePlan",
+    "Objective",
+    "Pace",
+    "Step",
+    "argument_names",
+    "graph_penalty",
+    "new_objective",
+]
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {"cross_entropy": CrossEntropy, "pace": Pace}
 """What `--objective` takes."""

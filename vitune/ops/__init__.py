@@ -1,17 +1,44 @@
 """Tensor maths: each op as a short reference and as a fast version that must agree with it."""
 
-from vitune.ops.attention import attention as attention
-from vitune.ops.attention import attention_reference as attention_reference
-from vitune.ops.attention import prefers_attention as prefers_attention
-from vitune.ops.exit_adapter import exit_adapter as exit_adapter
-from vitune.ops.hardware import cpu_multiplies_bf16 as cpu_multiplies_bf16
-from vitune.ops.lean_step import first_token_only as first_token_only
-from vitune.ops.lean_step import lean_step as lean_step
-from vitune.ops.rescaled_linear import (
-    rescaled_linear as rescaled_linear,
+from vitune.ops.attention import attention, attention_reference, prefers_attention
+from vitune.ops.exit_adapter import exit_adapter
+from vitune.ops.hardware import cpu_multiplies_bf16
+from vitune.ops.lean_step import first_token_only, lean_step
+from vitune.ops.logistic import Solution, Standardiser, solve_logistic
+from vitune.ops.partial_linear import partial_linear, partial_weight
+from vitune.ops.rescaled_linear import rescaled_linear, rescaled_linear_reference, rescaled_weight
+from vitune.ops.spectral import filtered, new_tau, response, route_entropy
+from vitune.ops.temperature import (
+    calibrated_losses,
+    expected_calibration_error,
+    fit_temperature,
+    paired,
 )
-from vitune.ops.rescaled_linear import (
-    rescaled_linear_reference as rescaled_linear_reference,
-)
-from vitune.ops.rescaled_linear import rescaled_weight as rescaled_weight
-from vitune.ops.token_sampling import sample_tokens as sample_tokens
+from vitune.ops.token_sampling import sample_tokens
+
+__all__ = [
+    "Solution",
+    "Standardiser",
+    "attention",
+    "attention_reference",
+    "calibrated_losses",
+    "cpu_multiplies_bf16",
+    "exit_adapter",
+    "expected_calibration_error",
+    "filtered",
+    "first_token_only",
+    "fit_temperature",
+    "lean_step",
+    "new_tau",
+    "paired",
+    "partial_linear",
+    "partial_weight",
+    "prefers_attention",
+    "rescaled_linear",
+    "rescaled_linear_reference",
+    "rescaled_weight",
+    "response",
+    "route_entropy",
+    "sample_tokens",
+    "solve_logistic",
+]

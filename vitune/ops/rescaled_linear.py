@@ -18,10 +18,16 @@ from vitune.ops.plain import gradients_of, needs_plain_ops
 from vitune.ops.token_sampling import sample_tokens
 
 BUILD_TILE = 1 << 19
-"""Elements of W that are rescaled at a time: their float32 product stays in a core's cache."""
+"""Elements of W that are rescaled at a time: their float32 product stays in a core's cache.
+
+2 MiB in float32, about one core's second-level cache.
+"""
 
 REDUCTION_TILE = 1 << 21
-"""Elements of dyᵀx that exist at a time; smaller tiles make the product itself slower."""
+"""Elements of dyᵀx that exist at a time; smaller tiles make the product itself slower.
+
+8 MiB in float32: four times BUILD_TILE, since every tile reads the whole of x once more.
+"""
 
 BF16_REDUCTION_FROM = 1 << 28
 """Multiplications n·o·i from which a float32 reduction product is taken in bfloat16."""
@@ -138,6 +144,8 @@ class _RescaledLinear(torch.autograd.Function):
                 grad_shift = (grad.T @ grad.new_ones(len(grad))).to(ctx.shift_dtype)  # (o,)
             if needs_out or needs_in:
                 x = x.reshape(-1, x.shape[-1])  # (n, i)
+                # Only the scales' gradient is estimated, and last: dx and the shift's are exact, so
+                # that no layer below inherits the noise.
                 if ctx.token_share < 1:
                     grad, x = sample_tokens(grad, x, ctx.token_share)
                 if not ctx.exact and _reduces_in_bf16(x, weight):
@@ -226,6 +234,8 @@ def _tiles(weight: Tensor, num_parts: int, most: int) -> list[tuple[slice, slice
     if num_out * num_in <= most:
         return [(slice(0, num_out), slice(0, num_parts))]
     part_size = num_out // num_parts
+    # Even tiles (-(-a // b) rounds up) rather than full ones and a rest: a thin product is slow.
+    # A tile never crosses a part of a fused weight, whose parts have scales of their own.
     num_tiles = min(part_size, -(-part_size * num_in // most))
     size = -(-part_size // num_tiles)
     return [

@@ -34,7 +34,7 @@ def sample_tokens(grad: Tensor, x: Tensor, share: float) -> tuple[Tensor, Tensor
         return grad, x
     chances = _chances(grad, x, num_kept)
     ends = chances.cumsum(0)
-    ends = ends * (num_kept / ends[-1])
+    ends = ends * (num_kept / ends[-1])  # rounding must not leave the last mark past the end
     marks = torch.arange(num_kept, device=x.device) + torch.rand((), device=x.device)
     kept = torch.searchsorted(ends, marks.to(ends.dtype)).clamp_(max=num_tokens - 1)
     weights = chances[kept].reciprocal().to(torch.float32)
@@ -47,6 +47,8 @@ def _chances(grad: Tensor, x: Tensor, num_kept: int) -> Tensor:
     c rises with every token that is taken for certain as long as that is right, and falls from
     there on: the right c is the largest.
     """
+    # |dy||x| is the size of a token's outer product: chances in proportion to it give the least
+    # variance among all that keep the estimate unbiased.
     sizes = _lengths(grad) * _lengths(x)
     sizes = sizes + (sizes.mean() * NEGLIGIBLE + torch.finfo(sizes.dtype).tiny)
     from_largest = sizes.sort(descending=True).values

@@ -2,20 +2,36 @@
 
 from vitune.report.comparison import write_comparison
 from vitune.report.evaluations import Evaluation, is_test, score_marks
-from vitune.report.intervals import wilson_interval
+from vitune.report.formatting import count, duration, percent, shorten
+from vitune.report.intervals import mean_and_std, wilson_interval
 from vitune.report.page import write_report
 from vitune.report.parameters import role_words
-from vitune.report.results import RunResults, Summary, read_run
+from vitune.report.rendering import write_page
+from vitune.report.results import RunResults, check_readable, read_run
+from vitune.report.scales import Scale, Tick, nice_scale
+from vitune.report.scatter import Measured, ScatterChart, scatter_chart
 
 __all__ = [
     "Evaluation",
+    "Measured",
     "RunResults",
-    "Summary",
+    "Scale",
+    "ScatterChart",
+    "Tick",
+    "check_readable",
+    "count",
+    "duration",
     "is_test",
+    "mean_and_std",
+    "nice_scale",
+    "percent",
     "read_run",
     "role_words",
+    "scatter_chart",
     "score_marks",
+    "shorten",
     "wilson_interval",
     "write_comparison",
+    "write_page",
     "write_report",
 ]

@@ -11,9 +11,9 @@ from vitune.errors import VituneError
 from vitune.report.formatting import count, duration
 from vitune.report.intervals import mean_and_std
 from vitune.report.rendering import write_page
-from vitune.report.result_files import Record, as_record
 from vitune.report.scales import Scale, nice_scale
 from vitune.report.scatter import Measured, ScatterChart, scatter_chart
+from vitune.result_files import Record, as_record
 
 LEVEL = 0.05
 """Below it a p value tells two methods apart."""

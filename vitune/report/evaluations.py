@@ -11,7 +11,7 @@ from vitune.errors import VituneError
 from vitune.report.exit_results import ExitScores, read_exits
 from vitune.report.formatting import count
 from vitune.report.intervals import wilson_interval
-from vitune.report.result_files import Record, as_record, read_json, visible_files, whole_numbers
+from vitune.result_files import Record, as_record, read_json, visible_files, whole_numbers
 
 PICTURE = re.compile(r"data:image/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
 

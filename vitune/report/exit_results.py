@@ -8,9 +8,9 @@ from typing import Any
 
 from vitune.report.formatting import percent
 from vitune.report.intervals import wilson_interval
-from vitune.report.result_files import Record, as_record
 from vitune.report.scales import Tick
 from vitune.report.scatter import Measured, ScatterChart, scatter_chart
+from vitune.result_files import Record, as_record
 
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 446.0, 14.0, 250.0
 

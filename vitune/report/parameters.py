@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from vitune.report.formatting import count, percent
-from vitune.report.results import Summary
+from vitune.runs import RunSummary
 
 ACROSS, DOWN = 50, 20
 PITCH, SIDE = 12, 10
@@ -67,7 +67,7 @@ class ParameterPicture:
     description: str
 
 
-def parameter_picture(summary: Summary) -> ParameterPicture | None:
+def parameter_picture(summary: RunSummary) -> ParameterPicture | None:
     """The squares of a run; None where the run does not tell its counts."""
     total, inside = summary.num_total, summary.num_trainable_without_head
     if not total or inside is None:
@@ -88,7 +88,7 @@ def parameter_picture(summary: Summary) -> ParameterPicture | None:
     )
 
 
-def trained_parts(summary: Summary) -> list[Part]:
+def trained_parts(summary: RunSummary) -> list[Part]:
     """The roles that were trained with their shares, in the order of the summary."""
     parts = summary.trained_parts
     total = sum(part.num_parameters for part in parts) or 1

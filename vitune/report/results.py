@@ -9,14 +9,14 @@ from typing import Any
 
 from vitune.errors import VituneError
 from vitune.report.evaluations import Evaluation, read_evaluations
-from vitune.report.result_files import (
-    Record,
+from vitune.result_files import (
     as_record,
     read_json,
     read_json_lines,
     read_yaml,
     visible_files,
 )
+from vitune.runs import RunFolder, RunSummary
 
 
 @dataclass(frozen=True)
@@ -31,66 +31,6 @@ class Epoch:
     val_accuracy: float | None
     images_per_s: float | None
     seconds: float | None
-
-
-@dataclass(frozen=True)
-class TrainedPart:
-    """The trained parameters of one role: on how many modules, how many in all."""
-
-    role: str
-    num_modules: int | None
-    num_parameters: int
-
-
-@dataclass(frozen=True)
-class Reported:
-    """Which epoch's weights the run keeps ("last" or "best" on validation), and its score."""
-
-    which: str | None
-    epoch: int | None
-    val_accuracy: float | None
-
-
-@dataclass(frozen=True)
-class Oddity:
-    """What was odd about the images; `names` are the first of `num`."""
-
-    text: str
-    is_fault: bool
-    num: int
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """summary.json: what was trained, how large it is, what it took."""
-
-    method: str
-    method_title: str | None
-    source: str | None
-    backbone: str | None
-    num_trainable: int | None
-    num_trainable_without_head: int | None
-    num_head: int | None
-    num_total: int | None
-    adapter_bytes: int | None
-    mergeable: bool | None
-    reported: Reported
-    seconds: float | None
-    peak_mib: float | None
-    device: str | None
-    precision: str | None
-    versions: dict[str, str]
-    finished: str | None
-    status: str | None
-    num_train: int | None
-    num_val: int | None
-    num_classes: int | None
-    held_out: str | None
-    notice: str | None
-    remarks: tuple[Oddity, ...]
-    cores_of_others: float | None
-    trained_parts: tuple[TrainedPart, ...]
 
 
 @dataclass(frozen=True)
@@ -116,7 +56,7 @@ class RunResults:
     folder: Path
     config: dict[str, Any]
     epochs: tuple[Epoch, ...]
-    summary: Summary | None
+    summary: RunSummary | None
     evaluations: tuple[Evaluation, ...]
     spectrum: dict[str, Any]
     plots: tuple[Plot, ...]
@@ -136,17 +76,32 @@ def read_run(run_dir: str | Path) -> RunResults:
             f"run folder: got {str(run_dir)!r}, expected a folder with one of {', '.join(files)}. "
             "Make one with: vitune train --data IMAGES --out RUN."
         )
-    config, metrics, summary = files.values()
+    config, metrics, _ = files.values()
     spectrum = folder / "analysis" / "spectrum.json"
     return RunResults(
         folder=folder,
         config=read_yaml(config, str(config)) if config.is_file() else {},
         epochs=_epochs(metrics) if metrics.is_file() else (),
-        summary=_summary(summary) if summary.is_file() else None,
+        summary=RunFolder(folder).read_summary(),
         evaluations=read_evaluations(folder / "evaluation"),
         spectrum=_mapping(spectrum) if spectrum.is_file() else {},
         plots=_plots(folder / "analysis"),
     )
+
+
+def check_readable(run_dir: str | Path) -> None:
+    """See, before a run goes on, that its report can show what is there; no summary is needed.
+
+    Raises:
+        VituneError: a file that is not what it should be.
+    """
+    folder = Path(run_dir)
+    metrics, spectrum = folder / "metrics.jsonl", folder / "analysis" / "spectrum.json"
+    if metrics.is_file() and metrics.read_bytes().endswith(b"\n"):  # a torn line is cut off later
+        _epochs(metrics)
+    if spectrum.is_file():
+        _mapping(spectrum)
+    read_evaluations(folder / "evaluation")
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -170,64 +125,6 @@ def _epochs(path: Path) -> tuple[Epoch, ...]:
             seconds=line.number("seconds"),
         )
     return tuple(by_epoch[epoch] for epoch in sorted(by_epoch))
-
-
-def _summary(path: Path) -> Summary:
-    record = as_record(read_json(path, str(path)), str(path))
-    record.needed("method")
-    reported = as_record(record.mapping("reported"), f"{path}: reported")
-    return Summary(
-        method=record.text("method") or "",
-        reported=Reported(
-            which=reported.text("which"),
-            epoch=reported.whole("epoch"),
-            val_accuracy=reported.share("val_accuracy"),
-        ),
-        mergeable=record.flag("mergeable"),
-        seconds=record.number("seconds"),
-        peak_mib=record.number("peak_mib"),
-        versions={str(name): str(version) for name, version in record.mapping("versions").items()},
-        notice=record.text("notice"),
-        remarks=_oddities(record),
-        cores_of_others=record.number("cores_of_others"),
-        trained_parts=tuple(_trained_part(part) for part in record.records("trained_parts")),
-        **{key: record.text(key) for key in _SUMMARY_TEXTS},  # type: ignore[arg-type]
-        **{key: record.whole(key) for key in _SUMMARY_COUNTS},  # type: ignore[arg-type]
-    )
-
-
-_SUMMARY_TEXTS = (
-    "method_title", "source", "backbone", "device", "precision", "finished", "status", "held_out",
-)  # fmt: skip
-_SUMMARY_COUNTS = (
-    "num_trainable", "num_trainable_without_head", "num_head", "num_total", "adapter_bytes",
-    "num_train", "num_val", "num_classes",
-)  # fmt: skip
-
-
-def _oddities(record: Record) -> tuple[Oddity, ...]:
-    """The remarks; of a run before there were any, how many images were skipped."""
-    count = record.whole("skipped_images") or 0
-    if count and "remarks" not in record.values:
-        images = "image" if count == 1 else "images"
-        return (Oddity(f"{count} unreadable {images} skipped", True, count, ()),)
-    return tuple(
-        Oddity(
-            text=str(remark.needed("text")),
-            is_fault=bool(remark.flag("is_fault")),
-            num=remark.whole("num") or 0,
-            names=tuple(str(name) for name in remark.listing("names")),
-        )
-        for remark in record.records("remarks")
-    )
-
-
-def _trained_part(part: Record) -> TrainedPart:
-    return TrainedPart(
-        role=str(part.needed("role")),
-        num_modules=part.whole("count"),
-        num_parameters=part.whole("parameters") or 0,
-    )
 
 
 def _plots(folder: Path) -> tuple[Plot, ...]:

@@ -5,20 +5,53 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vitune.training.observer import Observer as Observer
-from vitune.training.train_config import STEPPING as STEPPING
-from vitune.training.train_config import TrainConfig as TrainConfig
-from vitune.training.train_config import read_yaml as read_yaml
+from vitune.training.observer import Observer, Running
+from vitune.training.train_config import STEPPING, TrainConfig, read_yaml, settings_in
 
 if TYPE_CHECKING:
-    from vitune.training.fitting import Trained as Trained
-    from vitune.training.fitting import fit as fit
+    from vitune.training.fitting import Trained, backbone_arguments, fit
+    from vitune.training.last_block import class_tail, lean_training
+    from vitune.training.loop import inference_weights
+    from vitune.training.optimiser import new_optimiser
+    from vitune.training.resume_point import read_progress
+    from vitune.training.settling import with_fitting_batch
+    from vitune.training.tuning import Tuning
+
+__all__ = [
+    "STEPPING",
+    "Observer",
+    "Running",
+    "TrainConfig",
+    "Trained",
+    "Tuning",
+    "backbone_arguments",
+    "class_tail",
+    "fit",
+    "inference_weights",
+    "lean_training",
+    "new_optimiser",
+    "read_progress",
+    "read_yaml",
+    "settings_in",
+    "with_fitting_batch",
+]
+
+_NEEDING_PYTORCH = {
+    "fitting": ("Trained", "backbone_arguments", "fit"),
+    "last_block": ("class_tail", "lean_training"),
+    "loop": ("inference_weights",),
+    "optimiser": ("new_optimiser",),
+    "resume_point": ("read_progress",),
+    "settling": ("with_fitting_batch",),
+    "tuning": ("Tuning",),
+}
+"""Imported when first asked for: the settings alone, for --help, do not need PyTorch."""
 
 
 def __getattr__(name: str) -> Any:
-    """`fit` and `Trained` need PyTorch; the settings alone, for --help, do not."""
-    if name in ("fit", "Trained"):
-        value = getattr(importlib.import_module("vitune.training.fitting"), name)
-        globals()[name] = value
-        return value
+    for file, names in _NEEDING_PYTORCH.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"vitune.training.{file}"), name)
+            globals()[name] = value
+            return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import resource
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from vitune.backbones import Backbone
-from vitune.counts import ParameterCounts
-from vitune.data import HeldOut, Splits
+from vitune.counts import ParameterCounts, trained_parts
+from vitune.data import HeldOut, Remark, Splits
 from vitune.environment import installed_versions
 from vitune.machine import ProcessorUse
 from vitune.methods import get_method
+from vitune.runs import Oddity, Reported, RunSummary
 from vitune.training.loop import Loop
 from vitune.training.train_config import TrainConfig
 
@@ -29,62 +30,64 @@ def facts_of(
     counts: ParameterCounts,
     splits: Splits,
     accelerator: Accelerator,
-) -> dict[str, Any]:
-    """What is about to be trained.
+    notice: str | None,
+) -> RunSummary:
+    """What is about to be trained; all that comes of it is None.
 
     Args:
         settings: with every default filled in.
     """
     method = get_method(settings.method)
     assert splits.train is not None
-    return {
-        "method": settings.method,
-        "method_title": method.title,
-        "source": method.source,
-        "backbone": backbone.name,
-        "num_trainable": counts.trainable,
-        "num_trainable_without_head": counts.without_head,
-        "num_head": counts.head,
-        "num_total": counts.total,
-        "mergeable": method.mergeable,
-        "data": settings.data,
-        "num_train": len(splits.train),
-        "num_val": 0 if splits.val is None else len(splits.val),
-        "num_classes": len(splits.classes),
-        "held_out": _describe(splits.held_out),
-        "batch_size": settings.batch_size,
-        "skipped_images": len(splits.skipped),
-        "remarks": [remark.as_dict() for remark in splits.remarks],
-        "lr": settings.lr,
-        "head_lr": settings.head_lr,
-        "weight_decay": settings.weight_decay,
-        "precision": settings.precision,
-        "device": _device_name(accelerator),
-        "num_processes": accelerator.num_processes,
-        "seed": settings.seed,
-        "versions": installed_versions(),
-    }
+    return RunSummary(
+        method=settings.method,
+        method_title=method.title,
+        source=method.source,
+        backbone=backbone.name,
+        num_trainable=counts.trainable,
+        num_trainable_without_head=counts.without_head,
+        num_head=counts.head,
+        num_total=counts.total,
+        mergeable=method.mergeable,
+        data=settings.data,
+        num_train=len(splits.train),
+        num_val=0 if splits.val is None else len(splits.val),
+        num_classes=len(splits.classes),
+        held_out=_describe(splits.held_out),
+        batch_size=settings.batch_size,
+        skipped_images=len(splits.skipped),
+        remarks=tuple(_oddity(remark) for remark in splits.remarks),
+        lr=settings.lr,
+        head_lr=settings.head_lr,
+        weight_decay=settings.weight_decay,
+        precision=settings.precision,
+        device=_device_name(accelerator),
+        num_processes=accelerator.num_processes,
+        seed=settings.seed,
+        versions=installed_versions(),
+        notice=notice,
+    )
 
 
-def outcome_of(loop: Loop, accelerator: Accelerator, use: ProcessorUse) -> dict[str, Any]:
-    """What came out, beside the weights."""
+def with_outcome(
+    facts: RunSummary, loop: Loop, accelerator: Accelerator, use: ProcessorUse
+) -> RunSummary:
+    """The facts with what came out, beside the weights."""
     config, progress = loop.config, loop.progress
-    return {
-        "reported": {
-            "which": config.select,
-            "epoch": loop.reported_epoch,
-            "val_accuracy": loop.reported_accuracy,
-        },
-        "best_epoch": progress.best_epoch,
-        "epochs": progress.epoch,
-        "steps": progress.step,
-        "seconds": progress.seconds,
-        "cpu_seconds": progress.cpu_seconds,
-        "cores_of_others": use.others,
-        "peak_mib": peak_mib(accelerator),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": "finished" if progress.epoch == config.epochs else "stopped",
-    }
+    return replace(
+        facts,
+        reported=Reported(config.select, loop.reported_epoch, loop.reported_accuracy),
+        best_epoch=progress.best_epoch,
+        epochs=progress.epoch,
+        steps=progress.step,
+        seconds=progress.seconds,
+        cpu_seconds=progress.cpu_seconds,
+        cores_of_others=use.others,
+        peak_mib=peak_mib(accelerator),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        status="finished" if progress.epoch == config.epochs else "stopped",
+        trained_parts=trained_parts(loop.model),
+    )
 
 
 def reset_peak(accelerator: Accelerator) -> None:
@@ -92,7 +95,14 @@ def reset_peak(accelerator: Accelerator) -> None:
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     elif CLEAR_REFS.exists():
+        # Linux: "5" sets VmHWM, the peak of resident memory, back to what is resident now (man 5
+        # proc). Other digits would clear page flags instead.
         CLEAR_REFS.write_text("5")
+
+
+def _oddity(remark: Remark) -> Oddity:
+    told = remark.as_dict()
+    return Oddity(**{**told, "names": tuple(told["names"])})
 
 
 def _describe(held_out: HeldOut | None) -> str | None:
@@ -115,5 +125,5 @@ def peak_mib(accelerator: Accelerator) -> float:
     if CLEAR_REFS.exists():
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 2**10
-    scale = 1 if sys.platform == "darwin" else 1024
+    scale = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20

@@ -106,7 +106,7 @@ class FeatureReader:
                     if features.dim() != 2:
                         raise BackboneError(
                             f"probe: got features of shape {tuple(features.shape)}, expected one "
-                            "vector per image. Use --method linear_sgd and --start plain."
+                            "vector per image. Use --start plain and a method that trains by steps."
                         )
                     yield features.float().cpu().numpy()
 

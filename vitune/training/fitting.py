@@ -24,10 +24,11 @@ from vitune.data import Augment, Splits, UsedImages, augmentation, open_source
 from vitune.environment import Environment
 from vitune.errors import AdapterError, DataError, VituneError
 from vitune.machine import ProcessorUse
-from vitune.methods import get_method, method_notice
+from vitune.methods import PROBE, get_method, method_notice
 from vitune.objectives import new_objective
-from vitune.runs import RunFolder
-from vitune.training.accounting import facts_of, outcome_of, reset_peak
+from vitune.report import check_readable
+from vitune.runs import Calibration, Reported, RunFolder
+from vitune.training.accounting import facts_of, reset_peak, with_outcome
 from vitune.training.keeping import Trained as Trained
 from vitune.training.keeping import backbone_arguments as backbone_arguments
 from vitune.training.keeping import card_for, method_arguments, write_result
@@ -55,9 +56,8 @@ from vitune.training.settling import (
     typed_arguments,
     with_fitting_batch,
 )
-from vitune.training.solving import solved_model, solved_outcome, solved_settings
+from vitune.training.solving import solved_model, solved_settings, with_solution
 from vitune.training.splits_to_train import prepare_data
-from vitune.training.starting import METHOD as PROBE_METHOD
 from vitune.training.starting import (
     keep_probe,
     kept_probe,
@@ -92,25 +92,24 @@ def fit(
 ) -> Trained:
     """Train one method on one data source and keep the result in a run folder.
 
-    Only the training and validation splits are ever decoded here; a test split is opened by
-    `vitune evaluate` alone. The folder appears when the first step can be made; a start that
-    fails leaves nothing behind.
+    Only training and validation images are read; `vitune evaluate` opens a test split. The run
+    folder appears when the first step can run; a start that fails leaves nothing behind.
 
     Args:
         config: the settings; or give them as keywords, e.g. `fit(data="photos/", epochs=20)`.
         out: a new folder for the run; None writes nothing.
-        resume: continue the run in `out` from its checkpoint, with the settings it was begun with.
-        observer: is told about progress.
-        splits: images of `config.data` that are decoded already, so that many runs share them;
-            `train` is trained on and `val` watched, whatever the config says of hold-out or refit.
+        resume: continue the run in `out` from its checkpoint with its own settings.
+        observer: receives progress.
+        splits: decoded images of `config.data`, shared by several runs. `train` trains and `val`
+            validates, whatever the config says about hold-out or refit.
         probe: solved on these splits already, so that many runs share it.
         temperature: to store with the run where there are no validation images to find one on.
 
     Raises:
-        VituneError: settings, data or backbone that cannot be used; the text names the remedy.
-        OutputError: `out` holds something, or another process writes to it.
+        VituneError: unusable settings, data or backbone; the text names the remedy.
+        OutputError: `out` is not empty, or another process writes to it.
         TrainingError: the loss became non-finite; the last checkpoint is kept.
-        OSError: the disk is full, say; what was saved before is whole.
+        OSError: for example a full disk; what was saved before is intact.
     """
     if resume and out is None:
         raise VituneError("resume: got no folder, expected out= with the run to continue.")
@@ -162,9 +161,9 @@ class _Job:
         images = UsedImages.of(splits.train, splits.val)
         if self.record is not None:
             self._check_images(images)
-        notices = self._notices(given)
+        scarcity = self._scarcity(given)
         if get_method(self.asked.method).solved:
-            return self._solved(backbone, splits, images, objective, notices)
+            return self._solved(backbone, splits, images, objective, scarcity)
         probe, staged = self._probe(backbone, splits)
         settings = self._settings(backbone, len(splits.train), probe)
         model, method = self._adapted(backbone, settings)
@@ -173,11 +172,66 @@ class _Job:
             probe.head.place(model)
         accelerator = _new_accelerator(settings)
         counts = count_parameters(model)
-        facts = facts_of(settings, backbone, counts, splits, accelerator)
-        facts |= {"notice": method_notice(model), **notices}
+        facts = facts_of(settings, backbone, counts, splits, accelerator, method_notice(model))
+        facts = replace(facts, backbone_notice=self.known.notice, scarcity_notice=scarcity)
         self.observer.described(facts)
         fingerprint = fingerprint_of(model) if self.folder else ""
-        loop = Loop(
+        loop = self._loop(model, backbone, splits, settings, objective, accelerator)
+        resolved = Resolved(
+            method=method,
+            objective=objective,
+            augmentation=loop.inputs.augment,
+            preprocessing=backbone.preprocessing,
+            fingerprint=fingerprint,
+            optimiser=plain_optimiser(loop.raw_optimiser),
+            threads=torch.get_num_threads(),
+            num_processes=accelerator.num_processes,
+            plugin=dict(get_method(settings.method).plugin),
+        )
+        if self.record is not None:
+            self._check_unchanged(resolved)
+            resolved = self.record.resolved
+            set_optimiser(loop.raw_optimiser, resolved.optimiser)
+            loop.restore()  # what is damaged is refused before the folder is written to
+            if self.folder is not None:
+                check_readable(self.folder.path)
+        with self._kept(settings, resolved, images):
+            if self.folder is not None and staged is not None:
+                keep_probe(staged, self.folder)
+            reset_peak(accelerator)
+            use = ProcessorUse()
+            loop.run()
+            seen = loop.reported_logits()
+            # For its side effect: accelerate has put autocast into the model's own `forward`, and
+            # unwrapping takes it out again. The model that it returns is the one we have.
+            accelerator.unwrap_model(loop.wrapped, keep_fp32_wrapper=False)
+            verdict = None if probe is None or seen is None else compare(probe, *seen)
+            summary = replace(
+                with_outcome(facts, loop, accelerator, use),
+                calibration=calibration(seen, self.known.temperature),
+                probe=None if probe is None else probe.facts(),
+                verdict=verdict,
+            )
+            path = None if self.folder is None else self.folder.path
+            trained = Trained(path, model, backbone, splits.classes, summary, seen)
+            if self.folder is not None and accelerator.is_main_process:
+                trained = write_result(trained, self.folder, settings)
+            if settings.choose_best and probe and verdict and verdict.probe_is_better:
+                trained = self._chosen_probe(trained, settings, probe, accelerator)
+            accelerator.wait_for_everyone()
+        return trained
+
+    def _loop(
+        self,
+        model: PeftModel,
+        backbone: Backbone,
+        splits: Splits,
+        settings: TrainConfig,
+        objective: dict[str, Any],
+        accelerator: Accelerator,
+    ) -> Loop:
+        assert splits.train is not None
+        return Loop(
             model,
             splits.train,
             splits.val,
@@ -190,46 +244,8 @@ class _Job:
             checkpoint_path=None if self.folder is None else self.folder.checkpoint,
             keep=partial(self._snapshot, model, backbone, splits.classes, settings),
             augment=self._augment(backbone),
-            has_start=from_probe,
+            has_start=settings.start == "probe",
         )
-        resolved = Resolved(
-            method=method,
-            objective=objective,
-            augmentation=loop.inputs.augment,
-            preprocessing=backbone.preprocessing,
-            fingerprint=fingerprint,
-            optimiser=plain_optimiser(loop.raw_optimiser),
-            threads=torch.get_num_threads(),
-            num_processes=accelerator.num_processes,
-        )
-        if self.record is not None:
-            self._check_unchanged(resolved)
-            resolved = self.record.resolved
-            set_optimiser(loop.raw_optimiser, resolved.optimiser)
-        with self._kept(settings, resolved, images):
-            if self.folder is not None and staged is not None:
-                keep_probe(staged, self.folder)
-            reset_peak(accelerator)
-            use = ProcessorUse()
-            loop.run()
-            seen = loop.reported_logits()
-            accelerator.unwrap_model(loop.wrapped, keep_fp32_wrapper=False)
-            summary = {**facts, **outcome_of(loop, accelerator, use)}
-            verdict = None if probe is None or seen is None else compare(probe, *seen)
-            summary |= {
-                "trained_parts": trained_parts(model),
-                "calibration": calibration(seen, self.known.temperature),
-                "probe": None if probe is None else probe.facts(),
-                "verdict": None if verdict is None else verdict.as_dict(),
-            }
-            path = None if self.folder is None else self.folder.path
-            trained = Trained(path, model, backbone, splits.classes, summary, seen)
-            if self.folder is not None and accelerator.is_main_process:
-                write_result(trained, self.folder, settings)
-            if settings.choose_best and probe and verdict and verdict.probe_is_better:
-                trained = self._chosen_probe(trained, settings, probe, accelerator)
-            accelerator.wait_for_everyone()
-        return trained
 
     def _solved(
         self,
@@ -237,7 +253,7 @@ class _Job:
         splits: Splits,
         images: UsedImages,
         objective: dict[str, Any],
-        notices: dict[str, str],
+        scarcity: str,
     ) -> Trained:
         """A run without steps: the same files as of any run."""
         assert splits.train is not None
@@ -250,8 +266,9 @@ class _Job:
         model, probe, own = solved_model(
             settings, backbone, splits, self.process.device, self.observer
         )
-        facts = facts_of(settings, backbone, count_parameters(model), splits, accelerator)
-        facts |= {"notice": method_notice(model), **notices}
+        counts = count_parameters(model)
+        facts = facts_of(settings, backbone, counts, splits, accelerator, method_notice(model))
+        facts = replace(facts, backbone_notice=self.known.notice, scarcity_notice=scarcity)
         self.observer.described(facts)
         resolved = Resolved(
             method=plain_config(get_method(settings.method).configure(backbone.model, own)),
@@ -267,13 +284,14 @@ class _Job:
             self._check_unchanged(resolved)
             resolved = self.record.resolved
         with self._kept(settings, resolved, images):
-            outcome = solved_outcome(model, probe, self.known.temperature, accelerator, use)
+            summary = with_solution(facts, model, probe, self.known.temperature, accelerator, use)
             path = None if self.folder is None else self.folder.path
-            trained = Trained(path, model, backbone, splits.classes, {**facts, **outcome})
+            trained = Trained(path, model, backbone, splits.classes, summary)
             if self.folder is not None and accelerator.is_main_process:
                 self.folder.metrics.unlink(missing_ok=True)
                 append_row(self.folder.metrics, probe.as_epoch(len(splits.train)))
-                write_result(trained, self.folder, settings.model_copy(update={"method_args": own}))
+                kept = settings.model_copy(update={"method_args": own})
+                trained = write_result(trained, self.folder, kept)
             accelerator.wait_for_everyone()
         return trained
 
@@ -284,27 +302,28 @@ class _Job:
         alone = probe_alone(settings, self.folder, probe, len(trained.classes))
         model = alone.to(accelerator.device)
         counts = count_parameters(model)
-        method = get_method(PROBE_METHOD)
-        summary = {
-            **trained.summary,
-            "chosen": "probe",
-            "asked": settings.method,
-            "method": method.name,
-            "method_title": method.title,
-            "source": method.source,
-            "num_trainable": counts.trainable,
-            "num_trainable_without_head": counts.without_head,
-            "num_head": counts.head,
-            "trained_parts": trained_parts(model),
-            "reported": {"which": "probe", "epoch": 0, "val_accuracy": probe.val_accuracy},
-            "calibration": {**trained.summary["calibration"], "temperature": probe.temperature},
-        }
+        method = get_method(PROBE)
+        found = trained.summary.calibration or Calibration()
+        summary = replace(
+            trained.summary,
+            chosen="probe",
+            asked=settings.method,
+            method=method.name,
+            method_title=method.title,
+            source=method.source,
+            num_trainable=counts.trainable,
+            num_trainable_without_head=counts.without_head,
+            num_head=counts.head,
+            trained_parts=trained_parts(model),
+            reported=Reported("probe", 0, probe.val_accuracy),
+            calibration=replace(found, temperature=probe.temperature),
+        )
         chosen = replace(trained, model=model, summary=summary)
         if self.folder is not None and accelerator.is_main_process:
             self.folder.summary.unlink()
             shutil.copytree(self.folder.adapter, self.folder.path / "adapted", dirs_exist_ok=True)
             update = {"method": method.name, "method_args": {}}
-            write_result(chosen, self.folder, settings.model_copy(update=update))
+            chosen = write_result(chosen, self.folder, settings.model_copy(update=update))
         return chosen
 
     def _probe(self, backbone: Backbone, splits: Splits) -> tuple[Probe | None, Path | None]:
@@ -326,13 +345,12 @@ class _Job:
         staged_probe(probe, self.asked, staged, backbone, splits.classes)
         return probe, staged
 
-    def _notices(self, given: Splits | None) -> dict[str, str]:
-        """What the user should know of the backbone, and of classes with a single image."""
-        scarcity = ""
-        if given is None:
-            is_solved = get_method(self.asked.method).solved
-            scarcity = scarcity_notice(lone_classes(self.asked), solved=is_solved)
-        return {"backbone_notice": self.known.notice, "scarcity_notice": scarcity}
+    def _scarcity(self, given: Splits | None) -> str:
+        """What the user should know of classes with a single image."""
+        if given is not None:
+            return ""
+        is_solved = get_method(self.asked.method).solved
+        return scarcity_notice(lone_classes(self.asked), solved=is_solved)
 
     def _objective(self) -> dict[str, Any]:
         """Every argument of the training loss; an impossible one is refused before any work."""
@@ -346,6 +364,7 @@ class _Job:
         """The backbone and the images, both checked."""
         config = self.asked
         classes = open_source(config.data).classes if given is None else given.classes
+        # For whatever the checkpoint lacks (a new head) and the library draws for it.
         torch.manual_seed(config.seed)
         backbone = load_backbone(
             config.backbone,
@@ -390,6 +409,8 @@ class _Job:
         self, backbone: Backbone, settings: TrainConfig
     ) -> tuple[PeftModel, dict[str, Any]]:
         """The model with its adapter, and the method's every argument."""
+        # Again: how many numbers were drawn meanwhile depends on the library that built the
+        # network, and an adapter's start should depend on the seed alone.
         torch.manual_seed(settings.seed)
         if self.record is not None:
             config = self.record.resolved.new_peft_config()
@@ -509,6 +530,7 @@ def _sealed(splits: Splits) -> Splits:
 
 def _new_accelerator(settings: TrainConfig) -> Accelerator:
     """accelerate's processes, devices and precision; one process may train several times."""
+    # accelerate keeps the first run's precision for the whole process and refuses another.
     AcceleratorState._reset_state()
     precision = settings.precision
     return Accelerator(

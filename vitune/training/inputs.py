@@ -36,9 +36,7 @@ class TrainingInputs:
         self.mixup = _new_mixup(config, len(train.classes))
         self.erasing = RandomErasing(config.random_erasing, mode="pixel", device=accelerator.device)
 
-    def __call__(
-        self, batch: dict[str, Tensor], index: int, epoch: int
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: dict[str, Tensor], index: int, epoch: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of batch `index` of an epoch, on the device.
 
         Shapes: inputs (b, 3, h, w) float32; targets (b,), or (b, c) after mixup.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from torch import Tensor
 from vitune.adapters import card_of, save_adapter
 from vitune.backbones import Backbone
 from vitune.cards import AdapterCard
-from vitune.files import write_atomic
 from vitune.methods import get_method
 from vitune.report import write_report
-from vitune.runs import RunFolder
+from vitune.runs import RunFolder, RunSummary
 from vitune.training.train_config import TrainConfig
 
 
@@ -29,7 +27,7 @@ class Trained:
         model: the PEFT model with the reported weights.
         backbone: what it was trained on; its `model` is the network inside `model`.
         classes: class names in the order of the logits.
-        summary: what summary.json holds.
+        summary: what the run was and what came out, as summary.json holds it.
         seen: validation logits (n, c) of the reported weights and labels (n,); None without.
     """
 
@@ -37,7 +35,7 @@ class Trained:
     model: PeftModel
     backbone: Backbone
     classes: tuple[str, ...]
-    summary: dict[str, Any]
+    summary: RunSummary
     seen: tuple[Tensor, Tensor] | None = None
 
 
@@ -76,13 +74,14 @@ def card_for(
     )
 
 
-def write_result(trained: Trained, folder: RunFolder, settings: TrainConfig) -> None:
+def write_result(trained: Trained, folder: RunFolder, settings: TrainConfig) -> Trained:
     """The adapter, the summary and the report, in this order: a summary means a whole run."""
-    temperature = trained.summary["calibration"]["temperature"]
+    calibration = trained.summary.calibration
+    temperature = 1.0 if calibration is None else calibration.temperature
     card = card_for(trained.model, trained.backbone, settings, trained.classes, temperature)
     save_adapter(trained.model, folder.adapter, card)
     size = sum(file.stat().st_size for file in folder.adapter.glob("*.safetensors"))
-    trained.summary["adapter_bytes"] = size
-    trained.summary["fingerprint"] = card.fingerprint
-    write_atomic(folder.summary, json.dumps(trained.summary, indent=2) + "\n")
+    summary = replace(trained.summary, adapter_bytes=size, fingerprint=card.fingerprint)
+    folder.write_summary(summary)
     write_report(folder.path)
+    return replace(trained, summary=summary)

@@ -32,7 +32,7 @@ from vitune.preprocessing import Preprocessing
 from vitune.training.averaging import Averager
 from vitune.training.inputs import TrainingInputs
 from vitune.training.last_block import class_tail, lean_training
-from vitune.training.metrics import append_row, keep_epochs
+from vitune.training.metrics import append_row, keep_epochs, read_epochs
 from vitune.training.observer import Observer
 from vitune.training.optimiser import new_optimiser, new_schedule
 from vitune.training.resume_point import (
@@ -109,9 +109,7 @@ class Loop:
         self.objective = self._new_objective()
         self.tail = class_tail(model) if config.lean else ()
         self.sampler = EpochSampler(len(train), seed=config.seed)
-        loader = batches(
-            train, config.batch_size, sampler=self.sampler, drop_last=config.drop_last
-        )
+        loader = batches(train, config.batch_size, sampler=self.sampler, drop_last=config.drop_last)
         optimiser = new_optimiser(
             model,
             recipe.lr,
@@ -133,12 +131,13 @@ class Loop:
         )
 
     def run(self) -> None:
-        """All epochs from where the checkpoint stands; leaves the selected weights in the model.
+        """All epochs that are still to come; leaves the selected weights in the model.
 
         Raises:
             TrainingError: the loss is no longer finite; the last checkpoint is untouched.
         """
-        self._resume()
+        if self.metrics_path is not None and self.accelerator.is_main_process:
+            keep_epochs(self.metrics_path, self.progress.epoch)
         if self.progress.epoch == 0:
             self._keep(0)
             self._see_start()
@@ -413,12 +412,16 @@ class Loop:
             with self.averager.applied() if self.averager else nullcontext():
                 self.keep(epoch)
 
-    def _resume(self) -> None:
-        """Go back to where the checkpoint stands, to the start where there is none."""
+    def restore(self) -> None:
+        """Go to where the checkpoint stands, to the start where there is none; writes nothing.
+
+        Raises:
+            AdapterError: the checkpoint or the list of epochs is damaged.
+        """
+        if self.metrics_path is not None:
+            read_epochs(self.metrics_path)
         if self.checkpoint_path is not None and has_checkpoint(self.checkpoint_path):
             self._restore(self.checkpoint_path)
-        if self.metrics_path is not None and self.accelerator.is_main_process:
-            keep_epochs(self.metrics_path, self.progress.epoch)
 
     def _restore(self, checkpoint_path: Path) -> None:
         self.progress, groups = load_checkpoint(

@@ -23,14 +23,22 @@ def keep_epochs(file: Path, last: int) -> None:
     Raises:
         AdapterError: another line is damaged; the text says which.
     """
+    if file.is_file():
+        kept = [line for line, epoch in read_epochs(file) if epoch <= last]
+        write_atomic(file, "".join(f"{line}\n" for line in kept))
+
+
+def read_epochs(file: Path) -> list[tuple[str, int]]:
+    """Every whole line with its epoch; none where there is no file.
+
+    Raises:
+        AdapterError: a line is damaged; the text says which.
+    """
     if not file.is_file():
-        return
+        return []
     whole = file.read_bytes().rpartition(b"\n")[0].decode(errors="replace")
     lines = whole.split("\n") if whole else []
-    kept = [
-        line for number, line in enumerate(lines, start=1) if _epoch(line, file, number) <= last
-    ]
-    write_atomic(file, "".join(f"{line}\n" for line in kept))
+    return [(line, _epoch(line, file, number)) for number, line in enumerate(lines, start=1)]
 
 
 def _epoch(line: str, file: Path, number: int) -> int:

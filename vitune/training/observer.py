@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # the command line draws its bars without loading PyTorch
     from torch.optim import Optimizer
 
     from vitune.data import Split
+    from vitune.runs import RunSummary
     from vitune.training.resume_point import Progress
     from vitune.training.train_config import TrainConfig
 
@@ -39,7 +40,7 @@ class Observer:
     def prepared(self, stage: str, done: int, total: int) -> None:
         """Images decoded so far in `stage`."""
 
-    def described(self, facts: dict[str, Any]) -> None:
+    def described(self, facts: RunSummary) -> None:
         """What is about to be trained: method, backbone, counts, data."""
 
     def started(self, loop: Running) -> None:

@@ -132,7 +132,7 @@ def new_schedule(
     min_lr: float,
     warmup_lr: float = 1e-7,
 ) -> CosineLRScheduler:
-    """Linear warm-up, then one cosine to `min_lr`, set a step: `schedule.step_update(step)`."""
+    """Linear warm-up, then one cosine to `min_lr`, set per step: `schedule.step_update(step)`."""
     warmup_steps = min(warmup_steps, max(0, num_steps - 1))
     return CosineLRScheduler(
         optimiser,

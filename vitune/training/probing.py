@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from vitune.backbones import Backbone
 from vitune.data import Split, Splits
-from vitune.methods import HeadProblem, Labelled, SolvedConfig, SolvedHead, get_method
-from vitune.ops.temperature import calibrated_losses, fit_temperature
+from vitune.methods import PROBE, HeadProblem, Labelled, SolvedConfig, SolvedHead, get_method
+from vitune.ops import calibrated_losses, fit_temperature
+from vitune.runs import SolvedFacts
 from vitune.training.feature_reader import FeatureReader, View, mirrored
 
 COPIES: dict[str, tuple[View | None, ...]] = {"none": (None,), "flip": (None, mirrored)}
@@ -63,25 +64,25 @@ class Probe:
             "seconds": self.seconds,
         }  # fmt: skip
 
-    def facts(self) -> dict[str, Any]:
-        """For summary.json."""
-        return {
-            "val_accuracy": self.val_accuracy,
-            "val_loss": self.val_loss,
-            "chosen": self.head.chosen,
-            "how": self.head.how,
-            "copies": self.copies,
-            "temperature": self.temperature,
-            "mirror_gain": self.mirror_gain,
-            "seconds": self.seconds,
-        }
+    def facts(self) -> SolvedFacts:
+        """For the run's summary."""
+        return SolvedFacts(
+            val_accuracy=self.val_accuracy,
+            val_loss=self.val_loss,
+            chosen=dict(self.head.chosen),
+            how=self.head.how,
+            copies=self.copies,
+            temperature=self.temperature,
+            mirror_gain=self.mirror_gain,
+            seconds=self.seconds,
+        )
 
 
 def solve_probe(
     backbone: Backbone,
     splits: Splits,
     *,
-    method: str = "linear",
+    method: str = PROBE,
     method_args: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,

@@ -123,10 +123,34 @@ def rate_by_rule(
     config: TrainConfig, model: nn.Module, num_images: int, num_processes: int, probe: Probe
 ) -> float:
     """The peak rate that vitune's rule gives for a run that starts at `probe`."""
+    demand = demand_of(probe.head.chosen.get(CAUTIOUS), num_images)
+    return float(f"{_scaled(config, model, num_images, num_processes) * demand:.2g}")
+
+
+def rate_from_zero(
+    config: TrainConfig, model: nn.Module, num_images: int, num_processes: int, probe: Probe | None
+) -> float:
+    """The peak rate of a run that does not start at a probe.
+
+    It is the one recorded for the method on this backbone, scaled by `plain_rate`. Without a
+    record it is the rule's, times the square root of the demand on the features: on the bundled
+    backbone this comes to 0.012, and most rates recorded there are 0.01. Without a probe nothing
+    tells the demand, and the method's usual rate stands.
+    """
+    method = get_method(config.method)
+    if probe is None or method.has_recorded_lr(config.backbone):
+        steps = num_steps(config, num_images, num_processes)
+        return plain_rate(method.default_lr(config.backbone), steps)
+    demand = demand_of(probe.head.chosen.get(CAUTIOUS), num_images)
+    scaled = _scaled(config, model, num_images, num_processes)
+    return float(f"{scaled * math.sqrt(demand):.2g}")
+
+
+def _scaled(config: TrainConfig, model: nn.Module, num_images: int, num_processes: int) -> float:
+    """The method's usual rate in this run's shape."""
     steps = num_steps(config, num_images, num_processes)
     images = config.batch_size * num_processes * config.accumulation_steps
-    usual = rate_of(get_method(config.method).usual_lr, shape_of(model, steps, images))
-    return float(f"{usual * demand_of(probe.head.chosen.get(CAUTIOUS), num_images):.2g}")
+    return rate_of(get_method(config.method).usual_lr, shape_of(model, steps, images))
 
 
 def num_steps(config: TrainConfig, num_images: int, num_processes: int) -> int:

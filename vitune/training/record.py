@@ -39,6 +39,7 @@ class Resolved(BaseModel):
         optimiser: its class under "name", and its settings beside rates and weight decay.
         threads: of the CPU; their number changes the order of sums, and so the last digits.
         num_processes: each takes a batch a step.
+        plugin: where a method from outside vitune came from; empty for all others.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +52,7 @@ class Resolved(BaseModel):
     optimiser: dict[str, Any]
     threads: int = Field(ge=1)
     num_processes: int = Field(ge=1)
+    plugin: dict[str, str] = Field(default_factory=dict)
 
     def new_peft_config(self) -> PeftConfig:
         """The adapter's configuration."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, field
 from pathlib import Path
@@ -78,6 +79,7 @@ def save_checkpoint(
     for group, values in extra.items():
         tensors.update({f"{group}/{name}": value.detach() for name, value in values.items()})
     with atomic_folder(folder) as aside:
+        # safetensors refuses tensors that share memory, as views of one parameter do.
         stored = {name: value.contiguous().cpu().clone() for name, value in tensors.items()}
         write_tensors(aside / TENSORS, stored)
         values = asdict(progress)
@@ -86,9 +88,18 @@ def save_checkpoint(
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether `folder` holds a whole checkpoint."""
+    """Whether there is a checkpoint; a run that has none yet starts from the beginning.
+
+    Raises:
+        AdapterError: something is there that is no whole checkpoint.
+    """
     recover_folder(folder)
-    return (folder / STATE).is_file() and (folder / TENSORS).is_file()
+    if not os.path.lexists(folder):
+        return False
+    for name in (STATE, TENSORS):
+        if not (folder / name).is_file():
+            raise _damaged(folder, f"no {name} in it")
+    return True
 
 
 def read_progress(folder: Path) -> Progress | None:

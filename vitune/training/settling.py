@@ -11,7 +11,7 @@ import yaml
 from vitune.backbones import absolute_backbone, notice_of, preferred_backbone
 from vitune.data import absolute_source
 from vitune.errors import DataError, VituneError, nearest
-from vitune.methods import Method, get_method
+from vitune.methods import Method, get_method, require_plugin
 from vitune.runs import RunFolder
 from vitune.training.record import RunRecord
 from vitune.training.resume_point import read_progress
@@ -23,6 +23,7 @@ LEFT_TO_VITUNE: dict[str, Any] = {
     "lr": None,
     "head_lr": None,
     "start": None,
+    "choose_best": None,
     "weight_decay": None,
     "warmup_epochs": None,
     "precision": "auto",
@@ -72,12 +73,14 @@ def require_no_steps(config: TrainConfig) -> None:
     Raises:
         VituneError: one of them is given.
     """
+    stepped = get_method(config.method).stepped
+    remedy = f"Leave it out, or use --method {stepped}." if stepped else "Leave it out."
     for name in STEPPING:
         value = getattr(config, name)
         if value != TrainConfig.model_fields[name].default:
             raise VituneError(
                 f"--{name.replace('_', '-')}: got {value!r} with --method {config.method}, which "
-                "is solved and takes no steps. Leave it out, or use --method linear_sgd."
+                f"is solved and takes no steps. {remedy}"
             )
 
 
@@ -140,6 +143,7 @@ def resumed_record(
     """
     folder = RunFolder.existing(out)
     record = RunRecord.parse(folder.read_config(), folder.config)
+    require_plugin(record.settings.method, record.resolved.plugin)
     given = dict(settings) if config is None else config.model_dump(exclude_unset=True)
     unknown = sorted(set(given) - set(TrainConfig.model_fields))
     if unknown:

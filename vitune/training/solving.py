@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ from vitune.backbones import Backbone
 from vitune.counts import trained_parts
 from vitune.data import Splits
 from vitune.machine import ProcessorUse
+from vitune.runs import Calibration, Reported, RunSummary
 from vitune.training.accounting import peak_mib
 from vitune.training.observer import Observer
 from vitune.training.probing import Probe, solve_probe
@@ -44,11 +46,11 @@ def solved_model(
     return model, probe, own
 
 
-def solved_outcome(
-    model: PeftModel, probe: Probe, otherwise: float | None, accelerator: Accelerator,
-    use: ProcessorUse,
-) -> dict[str, Any]:  # fmt: skip
-    """What came out, beside the weights.
+def with_solution(
+    facts: RunSummary, model: PeftModel, probe: Probe, otherwise: float | None,
+    accelerator: Accelerator, use: ProcessorUse,
+) -> RunSummary:  # fmt: skip
+    """The facts with what came out, beside the weights.
 
     Args:
         otherwise: the temperature where there is no validation to find one on.
@@ -56,18 +58,19 @@ def solved_outcome(
     temperature = probe.temperature
     if probe.val_loss is None and otherwise is not None:
         temperature = otherwise
-    return {
-        "reported": {"which": "solved", "epoch": 1, "val_accuracy": probe.val_accuracy},
-        "solved": probe.facts(),
-        "calibration": {"temperature": temperature},
-        "best_epoch": 1,
-        "epochs": 1,
-        "steps": 0,
-        "seconds": probe.seconds,
-        "cpu_seconds": use.own_seconds,
-        "cores_of_others": use.others,
-        "peak_mib": peak_mib(accelerator),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": "finished",
-        "trained_parts": trained_parts(model),
-    }
+    return replace(
+        facts,
+        reported=Reported("solved", 1, probe.val_accuracy),
+        solved=probe.facts(),
+        calibration=Calibration(temperature),
+        best_epoch=1,
+        epochs=1,
+        steps=0,
+        seconds=probe.seconds,
+        cpu_seconds=use.own_seconds,
+        cores_of_others=use.others,
+        peak_mib=peak_mib(accelerator),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        status="finished",
+        trained_parts=trained_parts(model),
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +17,14 @@ from vitune.backbones import Backbone, load_backbone, start_heads
 from vitune.data import Splits
 from vitune.errors import AdapterError, BackboneError, VituneError, one_line
 from vitune.files import atomic_folder
-from vitune.methods import CAUTIOUS, get_method
+from vitune.methods import CAUTIOUS, PROBE, get_method
 from vitune.runs import RunFolder
 from vitune.training.keeping import backbone_arguments, card_for
 from vitune.training.observer import Observer
 from vitune.training.probing import Probe, solve_probe
-from vitune.training.rates import HEAD_FACTOR, falls_short, num_steps, plain_rate, rate_by_rule
+from vitune.training.rates import HEAD_FACTOR, falls_short, rate_by_rule, rate_from_zero
 from vitune.training.train_config import TrainConfig
 
-METHOD = "linear"
 RECORD = "probe.json"
 
 
@@ -67,7 +66,7 @@ def starting_probe(
         return given or solve_probe(
             backbone,
             splits,
-            method=METHOD,
+            method=PROBE,
             device=device,
             seed=config.seed,
             budget_mib=config.memory_budget_mib,
@@ -86,21 +85,23 @@ def with_start(
 
     Rates are as given, else by rule from the probe, else the method's own.
     """
-    method = get_method(config.method)
     from_probe = probe is not None and (
         config.start == "probe" or not falls_short(probe.head.chosen.get(CAUTIOUS), num_images)
     )
     lr, head_lr = config.lr, config.head_lr
     if lr is None and from_probe and probe is not None:
         lr = rate_by_rule(config, model, num_images, num_processes, probe)
+    elif lr is None and config.start is None:
+        lr = rate_from_zero(config, model, num_images, num_processes, probe)
     elif lr is None:
-        lr = method.default_lr(config.backbone)
-        if config.start is None:
-            lr = plain_rate(lr, num_steps(config, num_images, num_processes))
+        lr = get_method(config.method).default_lr(config.backbone)
     if head_lr is None and from_probe:
         head_lr = lr * HEAD_FACTOR
     start = "probe" if from_probe else "plain"
-    return config.model_copy(update={"start": start, "lr": lr, "head_lr": head_lr})
+    choose_best = config.start is None if config.choose_best is None else config.choose_best
+    return config.model_copy(
+        update={"start": start, "lr": lr, "head_lr": head_lr, "choose_best": choose_best}
+    )
 
 
 def staged_probe(
@@ -110,15 +111,15 @@ def staged_probe(
 
     `backbone` comes back with a zero head.
     """
-    model = attach(backbone, METHOD)
+    model = attach(backbone, PROBE)
     probe.head.place(model)
-    settings = config.model_copy(update={"method": METHOD, "method_args": {}, "start": None})
+    settings = config.model_copy(update={"method": PROBE, "method_args": {}, "start": None})
     card = card_for(model, backbone, settings, classes, probe.temperature)
     save_adapter(model, folder, card)
     model.unload()
     start_heads(backbone.model, "zero")
-    record = {**probe.facts(), "train_loss": probe.train_loss, "right": probe.right.tolist(),
-              "losses": probe.losses.tolist()}  # fmt: skip
+    judged = {"right": probe.right.tolist(), "losses": probe.losses.tolist()}
+    record = {**asdict(probe.facts()), "train_loss": probe.train_loss, **judged}
     (folder / RECORD).write_text(json.dumps(record) + "\n")
 
 
@@ -168,6 +169,6 @@ def probe_alone(
     if not len(probe.head.bias):
         assert folder is not None
         return load_adapter(fresh.model, folder.probe, trainable=True)
-    model = attach(fresh, METHOD)
+    model = attach(fresh, PROBE)
     probe.head.place(model)
     return model

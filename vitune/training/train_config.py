@@ -38,87 +38,111 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data: str = Field(description="folder, .csv/.parquet, vtab:ROOT/TASK or demo:NAME")
-    backbone: str = Field("vitune/vit_micro_patch4_32", description="name, hf:NAME or bundled")
+    backbone: str = Field(
+        "vitune/vit_micro_patch4_32", description="timm name, hf:NAME, torchvision:NAME or bundled"
+    )
     checkpoint: str | None = Field(None, description="local weights for the backbone")
     image_size: int | None = Field(
-        None, ge=8, le=4096, description="input size other than the native one"
+        None, ge=8, le=4096, description="input size in pixels; default: the backbone's own"
     )
     method: str = Field("rlrr", description="see 'vitune methods'")
-    method_args: dict[str, Any] = Field(default_factory=dict, description="of the method")
+    method_args: dict[str, Any] = Field(
+        default_factory=dict, description="argument of the method, e.g. rank=4"
+    )
 
     epochs: int = Field(30, ge=1, description="passes over the training images")
-    lr: float | None = Field(None, gt=0, description="peak learning rate; None: by rule")
+    lr: float | None = Field(None, gt=0, description="peak learning rate; default: by rule")
     head_lr: float | None = Field(
-        None, gt=0, description="of the classifier; None: --lr, a tenth of it from the probe"
+        None,
+        gt=0,
+        description="the classifier's rate; default: --lr, or a tenth of it from the probe",
     )
-    batch_size: int = Field(32, ge=1, description="images a step and process")
-    drop_last: bool = Field(False, description="leave out an epoch's last batch if it is not full")
-    optimiser: Literal["adamw", "sgd"] = Field("adamw", description="sgd needs --lr")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of --optimiser sgd")
-    weight_decay: float | None = Field(None, ge=0, description="None: the method's")
+    batch_size: int = Field(32, ge=1, description="images per step and process")
+    drop_last: bool = Field(False, description="skip an epoch's last batch if it is not full")
+    optimiser: Literal["adamw", "sgd"] = Field("adamw", description="optimiser; sgd needs --lr")
+    momentum: float = Field(0.9, ge=0, lt=1, description="for --optimiser sgd")
+    weight_decay: float | None = Field(
+        None, ge=0, description="weight decay; default: the method's"
+    )
     decay_rule: DecayRule = Field(
-        "vitune", description="which parameters decay: vitune's rule, or the method's authors'"
+        "vitune", description="which parameters decay: by vitune's rule or as the authors do"
     )
-    warmup_epochs: float | None = Field(None, ge=0, description="None: a tenth, 10 at most")
+    warmup_epochs: float | None = Field(
+        None, ge=0, description="default: a tenth of the epochs, at most 10"
+    )
     warmup_lr: float = Field(1e-7, ge=0, description="learning rate at the first step")
-    min_lr: float = Field(1e-8, ge=0, description="learning rate at the end of the cosine")
-    accumulation_steps: int = Field(1, ge=1, description="batches an optimiser step")
-    clip_grad: float | None = Field(None, gt=0, description="gradient norm is clipped to this")
+    min_lr: float = Field(1e-8, ge=0, description="learning rate at the end of the schedule")
+    accumulation_steps: int = Field(1, ge=1, description="batches per optimiser step")
+    clip_grad: float | None = Field(None, gt=0, description="clip the gradient norm to this")
 
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share spread over all classes")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup; 0 is off")
     cutmix: float = Field(0.0, ge=0, description="alpha of cutmix; 0 is off")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the backbone")
-    random_erasing: float = Field(0.0, ge=0, le=1, description="share of images with a noise box")
-    augment: str = Field(
-        "none", description="none, flip, crop_flip, fgvc, strong, window or resized_crop"
+    random_erasing: float = Field(
+        0.0, ge=0, le=1, description="share of images in which a box is erased"
     )
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights a step")
-    ema_ramp: bool = Field(True, description="averages start with a smaller decay")
-    head_init: HeadInit = Field("zero", description="how the new classifier starts")
+    augment: str = Field(
+        "none",
+        description="augmentation: none, flip, crop_flip, fgvc, strong, window or resized_crop",
+    )
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay per step of the averaged weights"
+    )
+    ema_ramp: bool = Field(True, description="start the average with a smaller decay")
+    head_init: HeadInit = Field("zero", description="how the new classifier is initialised")
     start: Literal["plain", "probe"] | None = Field(
-        None, description="probe: the classifier starts at the solved probe; None: the method's"
+        None, description="start at the solved probe, or plain at --head-init; default: by rule"
     )
     objective: str = Field("cross_entropy", description="training loss")
-    objective_args: dict[str, Any] = Field(default_factory=dict, description="of the objective")
+    objective_args: dict[str, Any] = Field(
+        default_factory=dict, description="argument of the objective"
+    )
 
     crop_mode: Literal["squash", "center"] | None = Field(
-        None, description="squash to the input size, or keep the aspect; None: as the checkpoint"
+        None, description="squash, or keep the aspect ratio; default: the checkpoint's"
     )
     crop_pct: float | None = Field(
-        None, gt=0, le=1, description="part of the resized image kept; None: as the checkpoint"
+        None, gt=0, le=1, description="share of the resized image kept; default: the checkpoint's"
     )
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] | None = Field(
-        None, description="filter of the resize; None: as the checkpoint"
+        None, description="resize filter; default: the checkpoint's"
     )
     pixel_stats: Literal["half", "imagenet"] | None = Field(
-        None, description="mean and std: 0.5 each, or ImageNet's; None: as the checkpoint"
+        None, description="mean and std: 0.5, or ImageNet's; default: the checkpoint's"
     )
 
     select: Literal["auto", "last", "best"] = Field(
         "auto",
-        description="epoch that is saved: the last, the best on validation, or the last unless "
-        "validation loss has turned",
+        description="epoch to save: the last, the best, or the last unless validation loss turned",
     )
     patience: int | None = Field(
-        None, ge=1, description="stop after so many epochs without gain; None: as --select auto"
+        None, ge=1, description="stop after this many epochs without improvement; default: auto"
     )
-    choose_best: bool = Field(
-        False, description="save the solved probe instead where it is better on validation"
+    choose_best: bool | None = Field(
+        None,
+        description="save the solved probe instead if it is better on validation; default: yes, "
+        "unless --start is given",
     )
-    val_fraction: float = Field(0.2, gt=0, lt=1, description="held out where no val split is given")
+    val_fraction: float = Field(
+        0.2, gt=0, lt=1, description="share held out if there is no val split"
+    )
     refit: bool = Field(False, description="train on training and validation images together")
-    skip_bad_images: bool = Field(False, description="leave unreadable images out and count them")
-    memory_budget_mib: int | None = Field(None, ge=1, description="decoded images kept in memory")
+    skip_bad_images: bool = Field(False, description="skip unreadable images and count them")
+    memory_budget_mib: int | None = Field(
+        None, ge=1, description="memory for decoded images; the rest is read from disk"
+    )
 
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="number format of the step"
+    )
     checkpointing: bool = Field(False, description="recompute activations to save memory")
-    lean: bool = Field(True, description="keep and compute only what the step needs")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: int = Field(0, ge=0, lt=2**63)
-    checkpoint_every_epochs: int = Field(1, ge=1)
+    lean: bool = Field(True, description="lean step: keep and compute only what is needed")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
+    checkpoint_every_epochs: int = Field(1, ge=1, description="how often to save for --resume")
     snapshot_every_epochs: int = Field(
-        0, ge=0, description="keep the adapter of every so many epochs for 'vitune analyze'; 0: no"
+        0, ge=0, description="how often to keep the adapter for 'vitune analyze'; 0: never"
     )
 
     @field_validator("data", "backbone", "method")
@@ -153,7 +177,7 @@ class TrainConfig(BaseModel):
             VituneError: an unknown key (the nearest is named) or a value out of range.
         """
         try:
-            return cls(**values)
+            return cls.model_validate(dict(values))
         except ValidationError as error:
             raise VituneError(explain(error, cls.model_fields)) from None
 

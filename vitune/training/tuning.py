@@ -23,15 +23,15 @@ from vitune.data import Splits, open_source
 from vitune.errors import VituneError
 from vitune.files import write_atomic
 from vitune.methods import get_method
-from vitune.ops.temperature import calibrated_losses, paired
+from vitune.ops import calibrated_losses, paired
 from vitune.runs import RunFolder
 from vitune.training.fitting import Trained, fit
 from vitune.training.keeping import backbone_arguments
 from vitune.training.observer import Observer
 from vitune.training.probing import Probe, solve_probe
-from vitune.training.rates import rate_by_rule
 from vitune.training.settling import with_backbone
 from vitune.training.splits_to_train import prepare_data
+from vitune.training.starting import with_start
 from vitune.training.train_config import TrainConfig
 
 METHODS = ("rlrr", "lora", "ssf", "hta", "full")
@@ -59,6 +59,8 @@ class Attempt:
         epochs: of the rung; 0 for the solved probe.
         epoch: whose weights were the ones that counted.
         losses: (n,) of each validation image.
+        head_lr: of the classifier, where it has its own.
+        start: where it was started, "probe" or "plain".
     """
 
     trial: int
@@ -72,6 +74,8 @@ class Attempt:
     temperature: float
     seconds: float
     losses: np.ndarray
+    head_lr: float | None = None
+    start: str = "probe"
 
     def row(self) -> dict[str, Any]:
         """For tune.json, without the images' losses."""
@@ -111,6 +115,33 @@ class Tuning:
         self.started = time.monotonic()
         self.earlier_s = 0.0
         self.attempts: list[Attempt] = []
+
+    @classmethod
+    def within(
+        cls,
+        budget: str,
+        config: TrainConfig,
+        out: str | Path,
+        *,
+        observer: Observer | None = None,
+        told: Callable[[str], None] = lambda line: None,
+    ) -> Tuning:
+        """A search over what `config` leaves open, for a time such as "20m".
+
+        Raises:
+            VituneError: no duration, or a setting that the search decides.
+        """
+        given = config.model_dump(exclude_unset=True)
+        require_tunable(given)
+        return cls(
+            config,
+            Path(out),
+            budget_s=seconds_of(budget),
+            methods=(given["method"],) if "method" in given else METHODS,
+            rungs=rungs_of(given.get("epochs")),
+            observer=observer,
+            told=told,
+        )
 
     def run(self, resume: bool = False) -> Trained:
         """Search until the time is up, then train the chosen setting on all labelled images."""
@@ -244,13 +275,13 @@ class Tuning:
         begun = time.monotonic()
         config = self.config_of(method, factor, epochs, splits, probe)
         trained = fit(config, splits=splits, probe=probe)
-        assert trained.seen is not None
+        assert trained.seen is not None and trained.summary.calibration is not None
         losses = calibrated_losses(*trained.seen).numpy()
-        reported = trained.summary["reported"]
+        reported = trained.summary.reported
         attempt = Attempt(
-            trial, method, factor, config.lr, epochs, reported["epoch"], float(losses.mean()),
-            reported["val_accuracy"], trained.summary["calibration"]["temperature"],
-            time.monotonic() - begun, losses,
+            trial, method, factor, config.lr, epochs, reported.epoch or 0, float(losses.mean()),
+            reported.val_accuracy or 0.0, trained.summary.calibration.temperature,
+            time.monotonic() - begun, losses, config.head_lr, config.start or "probe",
         )  # fmt: skip
         self.attempts.append(attempt)
         self._remember(attempt)
@@ -266,11 +297,14 @@ class Tuning:
     ) -> TrainConfig:
         """The settings of a trial; its rate is `factor` times the rule's for so many steps."""
         assert splits.train is not None
-        base = self.config.model_copy(
-            update={"method": method, "epochs": epochs, "refit": False, "start": "probe"}
-        )
-        lr = factor * rate_by_rule(base, self.backbone.model, len(splits.train), 1, probe)
-        return base.model_copy(update={"lr": float(f"{lr:.3g}")})
+        base = self.config.model_copy(update={"method": method, "epochs": epochs, "refit": False})
+        ruled = with_start(base, self.backbone.model, len(splits.train), 1, probe)
+        rates = {
+            name: float(f"{factor * rate:.3g}")
+            for name, rate in (("lr", ruled.lr), ("head_lr", ruled.head_lr))
+            if rate is not None
+        }
+        return ruled.model_copy(update={**rates, "choose_best": False})
 
     def _has_time(self, epochs: int, method: str | None) -> bool:
         """Whether a rung and the refit of the best so far, or of this rung, still fit in."""
@@ -327,7 +361,8 @@ class Tuning:
         """Train on training and validation images together; confidence as found on validation."""
         values: dict[str, Any] = {"method": chosen.method, "refit": True}
         if chosen.epochs:
-            values |= {"lr": chosen.lr, "epochs": max(1, chosen.epoch), "start": "probe"}
+            values |= {"lr": chosen.lr, "head_lr": chosen.head_lr, "start": chosen.start}
+            values["epochs"] = max(1, chosen.epoch)
         folder = RunFolder(self.out, beside=SEARCH_FILES)
         if folder.config.is_file():
             return fit(out=folder, resume=True, observer=self.observer,

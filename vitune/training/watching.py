@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vitune.ops.temperature import calibrated_losses, paired
+from vitune.ops import calibrated_losses, paired
 
 STOP_ERRORS = 2.0
 """Standard errors by which an epoch must be worse than the best one for training to stop."""

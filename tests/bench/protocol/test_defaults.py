@@ -75,4 +75,4 @@ def test_recorded_settings_are_what_training_uses() -> None:
 def test_a_plain_start_takes_the_recorded_rate() -> None:
     data = "demo:count?train=16&val=8&test=16"
     config = TrainConfig.make({"data": data, "batch_size": 8, "epochs": 1, "start": "plain"})
-    assert fit(config).summary["lr"] == get_method("rlrr").default_lr(config.backbone)
+    assert fit(config).summary.lr == get_method("rlrr").default_lr(config.backbone)

@@ -99,6 +99,6 @@ def test_fit_draws_no_test_picture(refit: bool, monkeypatch: pytest.MonkeyPatch)
 def test_one_file_alone_looks_while_a_network_trains() -> None:
     """Only `as_published` and the workbench's opening of it take part before training ends."""
     users = {
-        path.name for path in (PACKAGE / "bench").glob("*.py") if "epoch_ended" in path.read_text()
+        path.name for path in (PACKAGE / "bench").rglob("*.py") if "epoch_ended" in path.read_text()
     }
     assert users == {Path(as_published.__file__).name}

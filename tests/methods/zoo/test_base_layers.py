@@ -21,7 +21,7 @@ from vitune.methods import METHODS, MethodLayer, get_method
 from vitune.methods.core.base_layers import scales_with_weight
 
 WORKS_ON_QUANTISED = ("adapter_plus", "adaptformer", "vpt_deep", "lora")
-"""What the refusal names."""
+"""Methods that leave weights alone, and PEFT's LoRA."""
 
 READS_WEIGHTS = ("rlrr", "ssf", "hta", "arc", "apla", "lora_mul_vpt_add", "fact_tt", "moppa")
 
@@ -137,7 +137,7 @@ def test_quantised_linears_are_refused_and_the_text_names_what_works(kind: str) 
         with pytest.raises(BackboneError, match=r"got a .* whose weight is quantised") as refusal:
             get_peft_model(model, get_method(method).configure(model))
         assert not any(isinstance(module, MethodLayer) for module in model.modules())
-        assert all(name in str(refusal.value) for name in WORKS_ON_QUANTISED)
+        assert "one that does not merge ('vitune methods')" in str(refusal.value)
     for method in (*WORKS_ON_QUANTISED, "layernorm", "bitfit", "linear", "houlsby"):
         model = copy.deepcopy(before)
         adapted = get_peft_model(model, METHODS[method].configure(model))

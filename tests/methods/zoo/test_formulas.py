@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from vitune.errors import BackboneError, VituneError
 from vitune.methods import get_method
 from vitune.methods.core.in_projection import linear_view
-from vitune.methods.core.spectral import cosine_basis, filtered, response, route_entropy
 from vitune.ops.partial_linear import partial_linear, partial_linear_reference
+from vitune.ops.spectral import cosine_basis, filtered, response, route_entropy
 
 D = 12
 

@@ -2,83 +2,41 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
-from collections.abc import Iterator
+import runpy
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-import torch
-from peft import get_peft_model
-from peft.mapping import (
-    PEFT_TYPE_TO_CONFIG_MAPPING,
-    PEFT_TYPE_TO_PREFIX_MAPPING,
-    PEFT_TYPE_TO_TUNER_MAPPING,
-)
 from timm.models.swin_transformer import SwinTransformer
-from timm.models.vision_transformer import VisionTransformer
 
-from vitune.backbones import find_sites
 from vitune.methods import METHODS, OWN
 from vitune.methods.catalogue import method_rows, methods_page
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
+EXAMPLES = DOCS.parent / "examples" / "my-method" / "my_method"
 
 
 def test_methods_page_is_in_step() -> None:
     assert (DOCS / "methods.md").read_text() == methods_page()
 
 
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def tutorial(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
-    """The page's two blocks of code as files; what they register is forgotten again."""
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "adding-a-method.md").read_text(), re.S)
-    assert len(blocks) == 2
-    paths = tmp_path / "input_scale.py", tmp_path / "trial.py"
-    for path, code in zip(paths, blocks, strict=True):
-        path.write_text(code)
-    yield paths
-    for table in (
-        PEFT_TYPE_TO_CONFIG_MAPPING,
-        PEFT_TYPE_TO_TUNER_MAPPING,
-        PEFT_TYPE_TO_PREFIX_MAPPING,
-    ):
-        for name in [key for key in table if key.startswith("INPUT_SCALE")]:
-            del table[name]
-    for name in ("input_scale", "trial"):
-        sys.modules.pop(name, None)
-
-
-def test_tutorial_is_a_complete_method(
-    tutorial: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("tables")
+def test_tutorial_shows_the_examples_and_its_trial_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    method, trial = tutorial
-    config_class = _load(method).InputScaleConfig
-    _load(trial)
-    printed = capsys.readouterr().out
-    assert float(printed.rpartition(":")[2]) < 1e-5
-    network = VisionTransformer(img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2)
-    config = config_class()
-    expected = config.num_parameters(network, config.choose(find_sites(network)))
-    x = torch.randn(2, 3, 16, 16)
-    before = network.eval()(x)
-    model = get_peft_model(network, config).eval()
-    torch.testing.assert_close(model(x), before)
-    trained = [n for n, p in model.named_parameters() if p.requires_grad and "head" not in n]
-    assert sum(model.get_parameter(n).numel() for n in trained) == expected == 2 * (32 + 128)
-    assert 50 <= len(method.read_text().splitlines()) <= 80
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "adding-a-method.md").read_text(), re.S)
+    examples = [EXAMPLES / f"{name}.py" for name in ("magnitude", "svfit")]
+    assert blocks[:-1] == [path.read_text() for path in examples]
+    (tmp_path / "magnitude.py").write_text(blocks[0])
+    (tmp_path / "trial.py").write_text(blocks[-1])
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("trial.py")
+    assert float(capsys.readouterr().out.rpartition(":")[2]) < 1e-5
+    for path in examples:
+        lines = len(path.read_text().splitlines())
+        page = (DOCS / "adding-a-method.md").read_text()
+        assert lines <= 40 and re.search(rf"\| `{path.stem}`: .* \| {lines} \| 1 \| 0 \|", page)
 
 
 def test_rows_of_a_small_swin_count_or_refuse() -> None:

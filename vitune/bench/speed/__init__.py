@@ -1,1 +1,7 @@
 """`vitune bench speed`: training steps timed side by side, and their memory."""
+
+__all__ = [
+    "measuring",
+    "speed_table",
+]
+"""The files that other rooms may import from."""

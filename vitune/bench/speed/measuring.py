@@ -191,7 +191,7 @@ def _timed_steps(
     rates: dict[str, list[float]],
     say: Say,
 ) -> list[Measured]:
-    """Rounds of one step a method and precision; the first round warms up."""
+    """Rounds of one step per method and precision; the first round warms up."""
     rows = {
         (label, precision): Measured(
             label,

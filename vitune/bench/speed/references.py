@@ -64,9 +64,7 @@ class Against:
         )
 
 
-def references(
-    rows: Sequence[Mapping[str, Any]], batch: int, precision: str
-) -> Iterator[Against]:
+def references(rows: Sequence[Mapping[str, Any]], batch: int, precision: str) -> Iterator[Against]:
     """Those of the four whose sides were both measured."""
     own = {r["method"]: r for r in rows if (r["batch"], r["precision"]) == (batch, precision)}
     for title, ours, theirs in PAIRS:

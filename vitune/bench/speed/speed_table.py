@@ -98,7 +98,7 @@ def reference_row(
 
 
 def exponents(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line a method and precision: p in step time ∝ batch^p; 1 is linear."""
+    """One line per method and precision: p in step time ∝ batch^p; 1 is linear."""
     lines = []
     for method, precision in dict.fromkeys((row["method"], row["precision"]) for row in rows):
         own = [row for row in rows if (row["method"], row["precision"]) == (method, precision)]
@@ -116,7 +116,7 @@ def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
 
 
 def compare_with(previous: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """What got slower, larger or hungrier by SLOWER_FROM or more, a line each; [] where nothing.
+    """What got slower, larger or hungrier by SLOWER_FROM or more, one line each; [] if nothing did.
 
     Step times are compared as ratios to the reference method of their own run, so that a busier
     or slower machine changes nothing.

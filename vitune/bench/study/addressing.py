@@ -68,7 +68,7 @@ AS_IF_ABSENT: dict[str, Any] = {
     "head_init": "zero",
     "start": "plain",
     "head_lr": None,
-    "choose_best": False,
+    "choose_best": None,
     "crop_mode": None,
     "crop_pct": None,
     "interpolation": None,
@@ -87,8 +87,7 @@ def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: _without_place(value) if name == "backbone" else value
         for name, value in config.items()
-        if name not in WITHOUT_EFFECT
-        and (name not in AS_IF_ABSENT or value != AS_IF_ABSENT[name])
+        if name not in WITHOUT_EFFECT and (name not in AS_IF_ABSENT or value != AS_IF_ABSENT[name])
     }
 
 

@@ -89,8 +89,7 @@ class Planner:
             scored_on = "val" if study.report_on == "val" else "test"
         setting = self._example(variant)
         configs = [
-            study.config(variant, task, setting, seed=seed, refit=False)
-            for seed in study.seeds
+            study.config(variant, task, setting, seed=seed, refit=False) for seed in study.seeds
         ]
         return [
             CellResult(

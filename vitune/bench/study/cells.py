@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from vitune.bench.study.addressing import address_of, deciding
 from vitune.bench.study.plan import Keepable
 from vitune.bench.study.recipe import OfficialRecipe
-from vitune.errors import VituneError
+from vitune.errors import VituneError, explain, one_line
 from vitune.training import TrainConfig
 
 FORMAT = 2
@@ -214,9 +217,23 @@ class CellResult:
             for name in ("scores", "unshared"):
                 given = values.get(name)
                 values[name] = Scores(**given) if given else None
-            return cls(**values | {"notes": tuple(values["notes"])})
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise VituneError(f"cell: got a damaged file ({error}), expected a result.") from error
+            made = cls(**values | {"notes": tuple(values["notes"])})
+            return _checked_type().validate_python(asdict(made))
+        except ValidationError as error:
+            raise _damaged(explain(error)) from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, VituneError):
+                raise
+            raise _damaged(one_line(error)) from error
+
+
+@cache
+def _checked_type() -> TypeAdapter[CellResult]:
+    return TypeAdapter(CellResult)
+
+
+def _damaged(what: str) -> VituneError:
+    return VituneError(f"cell: got a damaged file ({what}), expected a result.")
 
 
 def blank_result(cell: Cell, status: Status, **values: Any) -> CellResult:

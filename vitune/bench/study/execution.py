@@ -90,9 +90,12 @@ class Processes:
 
     def _round(self, cells: Sequence[Cell], store: Store) -> Iterator[Finished]:
         threads = max(1, available_cores() // self.num_jobs)
+        # Not fork: a child would inherit OpenMP's and CUDA's state without their threads, and hang
+        # or fail at the first product.
         context = multiprocessing.get_context("spawn")
+        workers = max(1, min(self.num_jobs, len(cells)))
         pool = ProcessPoolExecutor(
-            self.num_jobs, mp_context=context, initializer=begin_worker, initargs=(threads,)
+            workers, mp_context=context, initializer=begin_worker, initargs=(threads,)
         )
         with pool:
             waiting = [pool.submit(complete_in_worker, cell, store) for cell in cells]

@@ -34,9 +34,7 @@ def combined(by_split: Mapping[str, str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def ordered_hash(
-    digests: Iterable[str], labels: Iterable[int], classes: Sequence[str]
-) -> str:
+def ordered_hash(digests: Iterable[str], labels: Iterable[int], classes: Sequence[str]) -> str:
     """sha256 over the classes and every picture's digest and label, in order.
 
     The order counts: it decides which images make up a batch, and scores are stored by place.

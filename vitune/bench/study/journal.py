@@ -11,15 +11,17 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from vitune.bench.study.cells import Cell, CellResult
 from vitune.bench.study.choosing import Choice
 from vitune.bench.study.plan import Study, Task, Variant
 from vitune.bench.study.store import Store
-from vitune.errors import VituneError
+from vitune.errors import VituneError, one_line
 from vitune.files import write_atomic
 
 STUDY, JOURNAL, OLD_MANIFEST = "study.yaml", "study.jsonl", "study.json"
@@ -139,7 +141,7 @@ def read_remarks(out: str | Path) -> tuple[str, ...]:
 
 
 def read_results(out: str | Path) -> list[CellResult]:
-    """The final results of the study in a folder, as far as it has come, under its own names.
+    """The final results of the study in a folder, finished or not, under its own names.
 
     Runs that were planned and have no result yet are left out; `read_unfinished` names them.
 
@@ -173,7 +175,7 @@ def read_unfinished(out: str | Path) -> list[tuple[str, str, int]]:
 
 
 def read_choices(out: str | Path) -> list[Choice]:
-    """What stage 1 of the study in a folder chose and tried, as far as it has come.
+    """What stage 1 of the study in a folder chose and tried so far.
 
     Raises:
         VituneError: the folder holds no study.
@@ -214,11 +216,12 @@ def _runs(out: Path, study: Study) -> Iterator[Line]:
 def _result(line: Line, store: Store) -> CellResult | None:
     if line.get("result") is not None:
         return CellResult.from_json(json.dumps(line["result"]))
-    found = store.read(line["address"])
-    if found is None:
-        return None
-    names = {name: line[name] for name in ("label", "task", "group", "val")}
-    return replace(found, stage="final", **names)
+    try:
+        found = store.read(str(line["address"]))
+        names = {name: line[name] for name in ("label", "task", "group", "val")}
+    except KeyError as error:
+        raise _damaged(f"no entry {error}") from None
+    return None if found is None else replace(found, stage="final", **names)
 
 
 def _lines(path: Path) -> Iterator[Line]:
@@ -238,8 +241,19 @@ def _key(line: Line) -> Key:
     return line["row"], "choice" if "choice" in line else "run", line["seed"]
 
 
-def _choice(values: dict[str, Any]) -> Choice:
-    return Choice(**{**values, "tried": tuple((dict(s), val) for s, val in values["tried"])})
+def _choice(values: Any) -> Choice:
+    try:
+        choice = Choice(**{**values, "tried": tuple((dict(s), v) for s, v in values["tried"])})
+        return TypeAdapter(Choice).validate_python(asdict(choice))
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(one_line(error)) from None
+
+
+def _damaged(what: str) -> VituneError:
+    return VituneError(
+        f"{JOURNAL}: got a damaged line ({what}), expected what the study wrote. Run the study "
+        "again into a new folder, or put a whole copy in its place."
+    )
 
 
 def _there(path: Path) -> Study:

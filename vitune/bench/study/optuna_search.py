@@ -29,6 +29,7 @@ STORAGE = "search.db"
 """SQLite file in the study's folder; `optuna-dashboard sqlite:///OUT/search.db` shows it. It is
 written for people: no search reads it."""
 
+
 @dataclass(frozen=True)
 class _Live:
     """A trial on its way up the rungs."""

@@ -27,6 +27,7 @@ SET_BY_STUDY = frozenset(
 EXTRA_SETTINGS = ("lr_factor",)
 """Settings beyond TrainConfig's: `lr_factor` times the method's default learning rate."""
 
+
 class Frozen(BaseModel):
     """A record that is checked when it is made and never changes."""
 
@@ -159,7 +160,7 @@ class Search(Frozen):
 
 
 class Study(Frozen):
-    """Variants x tasks x settings x seeds, and how the figures are come by.
+    """Variants x tasks x settings x seeds, and how scores are computed.
 
     Precedence of settings, weakest first: the study's, the task's, the variant's, the variant's
     for the task, the grid's.

@@ -208,9 +208,7 @@ class _Run:
             self.watcher.finished(result, reused)
         lost = set(unique) - set(found)
         if lost:
-            raise VituneError(
-                f"executor: got no result for {len(lost)} cells, expected one each."
-            )
+            raise VituneError(f"executor: got no result for {len(lost)} cells, expected one each.")
         return found
 
     def _unless_refused(self, task: Task, act: Callable[[], T]) -> T | None:

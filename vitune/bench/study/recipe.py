@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vitune.errors import VituneError
-from vitune.training.train_config import explain
+from vitune.errors import VituneError, explain
 
 
 class OfficialRecipe(BaseModel):

@@ -100,9 +100,7 @@ def run_cell(
 
 def _ended(cell: Cell, status: Any, error: BaseException) -> CellResult:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return blank_result(
-        cell, status, error=reason, versions=versions_here(), finished=_now()
-    )
+    return blank_result(cell, status, error=reason, versions=versions_here(), finished=_now())
 
 
 def _run(cell: Cell, bench: Workbench, out: Path | None, train: Train) -> CellResult:
@@ -117,32 +115,30 @@ def _run(cell: Cell, bench: Workbench, out: Path | None, train: Train) -> CellRe
     found: dict[str, Any] = {}
     if cell.stage == "final":
         found = _reported(cell, bench, trained, splits, out)
-    reported = summary["reported"]["val_accuracy"]
+    reported = summary.reported.val_accuracy
     return blank_result(
         cell,
         "done",
         val=reported if cell.stage == "select" else cell.val,
         published=observer.outcome() if isinstance(observer, PublishedRecipe) else None,
-        seconds=summary["seconds"],
-        cpu_seconds=summary.get("cpu_seconds") if summary["device"].startswith("cpu") else None,
-        peak_mib=summary["peak_mib"],
+        seconds=summary.seconds,
+        cpu_seconds=summary.cpu_seconds if (summary.device or "").startswith("cpu") else None,
+        peak_mib=summary.peak_mib,
         counts={
-            "trainable": summary["num_trainable"],
-            "without_head": summary["num_trainable_without_head"],
-            "head": summary["num_head"],
-            "total": summary["num_total"],
+            "trainable": summary.num_trainable,
+            "without_head": summary.num_trainable_without_head,
+            "head": summary.num_head,
+            "total": summary.num_total,
         },
         sizes={
-            "train": summary["num_train"],
-            "val": summary["num_val"],
-            "classes": summary["num_classes"],
+            "train": summary.num_train,
+            "val": summary.num_val,
+            "classes": summary.num_classes,
         },
-        device=summary["device"],
-        precision=summary["precision"],
+        device=summary.device,
+        precision=summary.precision,
         versions=versions_here(),
-        weight_files={
-            path.name: value for path, value in bench.facts(cell.config).files.items()
-        },
+        weight_files={path.name: value for path, value in bench.facts(cell.config).files.items()},
         notes=notes,
         finished=_now(),
         **found,

@@ -252,5 +252,3 @@ def _kept(cache: OrderedDict[tuple[str, ...], T], key: tuple[str, ...], load: Ca
         cache[key] = load()
     cache.move_to_end(key)
     return cache[key]
-
-

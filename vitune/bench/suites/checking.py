@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from PIL import Image, UnidentifiedImageError
 
 from vitune.bench.suites.split_lists import fewshot_names, fewshot_table, fgvc_table
-from vitune.bench.suites.suites import FGVC, SOURCES, SUITES, VTAB1K, Entry, folder_of
+from vitune.bench.suites.suite_names import SUITES
+from vitune.bench.suites.suites import FGVC, SOURCES, VTAB1K, Entry, folder_of
 from vitune.data import ImageList, Record, check_splits, open_source, present
 from vitune.errors import DataError, VituneError, nearest
 

@@ -80,9 +80,7 @@ def _shot_table(task: Task, shots: int, seed: int, lists: Path) -> Path:
     return write_table(lines, lists / f"{task.name}-{shots}-{seed}.csv")
 
 
-def _drawn(
-    listed: ImageList, split: str, number: int, seed: int, *, exactly: bool
-) -> list[Record]:
+def _drawn(listed: ImageList, split: str, number: int, seed: int, *, exactly: bool) -> list[Record]:
     """`number` images of every class; the first ones of an order that only `seed` decides."""
     records = listed.splits.get(split, ())
     found: list[Record] = []

@@ -9,6 +9,7 @@ from typing import Any
 
 from vitune.bench.study.plan import Task
 from vitune.bench.suites.split_lists import fewshot_names, fewshot_table, fgvc_table
+from vitune.bench.suites.suite_names import SUITES
 from vitune.data import is_source, spec_name
 from vitune.errors import DataError, VituneError, nearest
 from vitune.training import read_yaml
@@ -86,8 +87,6 @@ DEMO: tuple[tuple[str, str, str], ...] = (
     ("orientation", "drawn", "demo:orientation"),
     ("azimuth", "drawn", "demo:azimuth"),
 )
-
-SUITES = ("demo", "vtab1k", "fgvc", "fewshot")
 
 SOURCES = {
     "vtab1k": (

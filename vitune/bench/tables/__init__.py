@@ -1,1 +1,10 @@
 """From results to what people read: tables, intervals, ranks, the page of a study."""
+
+__all__ = [
+    "mixed_model",
+    "study_page",
+    "study_table",
+    "sureness",
+    "table_formats",
+]
+"""The files that other rooms may import from."""

@@ -60,9 +60,7 @@ def notes_on_rows(
 def nothing_finished(results: Sequence[CellResult], unfinished: Unfinished) -> VituneError:
     """The error of a table without a single accuracy, with what there is instead."""
     found = " ".join([*_lost_notes(results), *_unfinished_notes(unfinished)])
-    return VituneError(
-        f"table: got no finished result, expected at least one. {found}".rstrip()
-    )
+    return VituneError(f"table: got no finished result, expected at least one. {found}".rstrip())
 
 
 def _lost_notes(results: Sequence[CellResult]) -> list[str]:

@@ -150,6 +150,5 @@ def _leader(table: Table) -> str | None:
     return next((label for label, below in above.items() if below == others - {label}), None)
 
 
-
 def _sources(table: Table) -> list[str]:
     return [row.published.source for row in table.rows if row.published is not None]

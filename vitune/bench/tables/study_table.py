@@ -1,4 +1,4 @@
-"""From cell results to one row a method: means, spreads, ranks, published figures beside them."""
+"""From cell results to one row per method: means, spreads, ranks, published figures beside them."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def markdown(table: Table) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """One line a method and task, every number at full precision; then one a mean."""
+    """One line per method and task with every number at full precision; then one per mean."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)

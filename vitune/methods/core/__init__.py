@@ -1,1 +1,28 @@
 """What every method is built on: layers, injection into PEFT, roles, the registry."""
+
+__all__ = [
+    "base_layers",
+    "bottleneck",
+    "combination",
+    "coverage",
+    "default_settings",
+    "delta_noise",
+    "head_only",
+    "in_place",
+    "in_projection",
+    "layer",
+    "linear_layers",
+    "method_config",
+    "peft_options",
+    "peft_targets",
+    "plugins",
+    "registry",
+    "roles",
+    "scale_shift",
+    "solved",
+    "token_checks",
+    "tuner",
+    "value_checks",
+    "wrapper",
+]
+"""The files that other rooms may import from."""

@@ -70,8 +70,8 @@ def require_own_parameter(owner: nn.Module, name: str, at: str) -> None:
         raise BackboneError(
             f"{at}: got a {type(owner).__name__} whose {name} is {oddity}, expected a plain one in "
             "float32, bfloat16 or float16. Load the backbone without quantisation or weight norm, "
-            "or choose a method that leaves weights alone: adapter_plus, adaptformer, vpt_deep, or "
-            "PEFT's lora."
+            "or choose a method that leaves weights alone, one that does not merge ('vitune "
+            "methods')."
         )
 
 

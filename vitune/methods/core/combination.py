@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -64,9 +65,7 @@ def add_weighted(
     states = [
         AdapterState(tuner.peft_config[name], _tensors(tuner.model, name)) for name in adapters
     ]
-    require_combining(states)
-    config: Any = states[0].config
-    combined = config.combined(states, weights, how, head)
+    combined = combined_state(states, weights, how, head)
     tuner.peft_config[adapter_name] = combined.config
     tuner.inject_adapter(tuner.model, adapter_name)
     places = _tensors(tuner.model, adapter_name)
@@ -74,6 +73,21 @@ def add_weighted(
     with torch.no_grad():
         for name, value in combined.tensors.items():
             places[name].copy_(value)
+
+
+def combined_state(
+    states: Sequence[AdapterState], weights: Sequence[float], how: str, head: str
+) -> AdapterState:
+    """One adapter for Σ w_i · adapter_i, by the arithmetic of their method.
+
+    Raises:
+        AdapterError: there is none, or the weights or the adapters do not fit together.
+    """
+    check_weights(states, weights)
+    require_combining(states)
+    config: Any = states[0].config
+    combined: AdapterState = config.combined(states, weights, how, head)
+    return combined
 
 
 def require_combining(states: Sequence[AdapterState]) -> None:
@@ -90,8 +104,11 @@ def require_combining(states: Sequence[AdapterState]) -> None:
 def not_combining(config: Any) -> AdapterError:
     """The error for a method whose adapters cannot be added."""
     name = str(getattr(config.peft_type, "value", config.peft_type)).lower()
+    kinds: dict[Any, Any] = PEFT_TYPE_TO_CONFIG_MAPPING
+    able = sorted({kind.method for kind in kinds.values() if getattr(kind, "combines", False)})
     return AdapterError(
-        f"combine: got method {name!r}, expected one whose adapters can be added: rlrr."
+        f"combine: got method {name!r}, expected one whose adapters can be added: "
+        f"{', '.join(able)}."
     )
 
 

@@ -35,7 +35,7 @@ def noise_plan(model: nn.Module) -> NoisePlan:
     if isinstance(config, MethodConfig) and not config.exposes_delta:
         raise VituneError(
             f"objective 'pace': got method {name!r}, expected one whose layers have an output "
-            "and a change of it. Use --objective cross_entropy, or --method rlrr, lora, ssf."
+            "and a change of it. Use --objective cross_entropy, or another method."
         )
     for module_name, module in model.named_modules():
         if any(module.__dict__.get(flag) for flag in RECOMPUTING):

@@ -44,7 +44,7 @@ class TrainedParameter(InPlaceLayer):
         self.new_containers()
         self.site, self.parameter_name = site, parameter_name
         self.configs, self.shared, self.merged_adapters = {}, {}, []
-        self._owner = (base_layer,)
+        self._owner = (base_layer,)  # in a tuple nn.Module does not see it: no circle of modules
         self._originals: Tensors | None = None
 
     def get_base_layer(self) -> nn.Module:
@@ -79,7 +79,7 @@ class TrainedParameter(InPlaceLayer):
         assert current is not None
         if current is self._slot() and not self.merged:
             return {**tensors, self.parameter_name: value}
-        original = (self._originals or self.base_tensors())[self.parameter_name]
+        original = self.original_tensors()[self.parameter_name]
         return {**tensors, self.parameter_name: current + (value - original)}
 
     def base_tensors(self) -> Tensors:
@@ -134,10 +134,6 @@ class InPlaceConfig(MethodConfig):
     narrowed_by: ClassVar[frozenset[str]] = frozenset(
         {"blocks", "target_modules", "exclude_modules", ALL_LINEAR}
     )
-
-    @property
-    def identity_at_init(self) -> bool:
-        return True
 
     @classmethod
     def reason_against(cls, option: str) -> str:

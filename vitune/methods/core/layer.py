@@ -1,11 +1,9 @@
-"""What a method is made of: the config that a user sets, and the layers that adapt modules."""
+"""What adapts a module: the layer that takes its place, with the adapters that act on it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -17,92 +15,11 @@ from torch import Tensor, nn
 from vitune.backbones.sites import Site
 from vitune.errors import AdapterError
 from vitune.methods.core.base_layers import require_own_weight
-from vitune.methods.core.combination import AdapterState, not_combining
-from vitune.methods.core.peft_options import PREFIX, PeftOptions
+from vitune.methods.core.peft_options import PREFIX
 
 Tensors = dict[str, Tensor | None]
 DeltaNoise = Callable[[int | None, Tensor], Tensor]
 """(block index, change of the output) -> the change with noise on it."""
-
-
-@dataclass
-class MethodConfig(PeftOptions):
-    """What every vitune method can be told; the method's own fields follow in its file.
-
-    A model keeps a copy of its own; the object given is never written to.
-
-    Raises:
-        VituneError: an option that the method does not take.
-        BackboneError: at injection, where the backbone has no site the method needs.
-    """
-
-    source: ClassVar[str]
-    formula: ClassVar[str] = ""
-    exposes_delta: ClassVar[bool] = True
-    trains_in_place: ClassVar[bool] = False
-    every_site_has_tensors: ClassVar[bool] = True
-    default_lr: ClassVar[float] = 1e-3
-    default_weight_decay: ClassVar[float] = 1e-4
-    identity_args: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    """Arguments with which it starts at the pre-trained function, for a start at the probe."""
-
-    @property
-    def identity_at_init(self) -> bool:
-        """Whether the model is exactly the pre-trained one before the first step."""
-        raise NotImplementedError
-
-    def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
-        """Trainable parameters without the head, by `formula`, from the shapes at `sites` alone."""
-        raise NotImplementedError
-
-    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        """The sites among `sites` that the method adapts under this configuration."""
-        raise NotImplementedError
-
-    def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
-        """The layer that adapts `module` at `site`; BackboneError where there is none."""
-        raise NotImplementedError
-
-    def new_shared(self, model: nn.Module, sites: Sequence[Site]) -> nn.Module | None:
-        """State that all layers of one adapter share, or None; stored once in the checkpoint.
-
-        Its parameters lie on the module itself, not on children: PEFT finds them by that. A class
-        that has such parameters says so with `shares_parameters`.
-        """
-        return None
-
-    def decayed_by_authors(self, place: str, name: str, parameter: Tensor) -> bool | None:
-        """Whether the authors' own code decays a parameter; None where no code was read.
-
-        Args:
-            place: the role of its site; "shared" for state of all layers, "head" for the head.
-            name: within the layer, e.g. "scale_out"; of the head "weight" or "bias".
-        """
-        return None
-
-    def combined(
-        self, states: Sequence[AdapterState], weights: Sequence[float], how: str, head: str
-    ) -> AdapterState:
-        """One adapter for Σ w_i · adapter_i, for methods that say `combines`.
-
-        Raises:
-            AdapterError: the method has no such arithmetic, or the adapters do not fit together.
-        """
-        raise not_combining(self)
-
-    def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
-        """Refuse a network on which the method would fail, or mean something else, at `sites`.
-
-        Raises:
-            BackboneError: it would.
-        """
-
-    def notice(self, model: nn.Module) -> str:
-        """What a user should know of the method on `model` before training; '' for nothing."""
-        return ""
-
-    def prepare(self, model: nn.Module, adapter: str, sites: Sequence[Site]) -> None:
-        """Change parameters in place before injection, for methods without layers of their own."""
 
 
 class MethodLayer(nn.Module, BaseTunerLayer):
@@ -116,6 +33,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names: tuple[str, ...] = ()
     other_param_names: tuple[str, ...] = ()
+    derived_names: tuple[str, ...] = ()
     no_decay: ClassVar[frozenset[str]] = frozenset()
     mergeable: ClassVar[bool] = True
     merge_tolerance: ClassVar[float] = 1e-5
@@ -138,7 +56,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
     def __init_subclass__(cls, **options: Any) -> None:
         """Let `self.name` be what is registered as PREFIX + name."""
         super().__init_subclass__(**options)
-        for name in (*cls.adapter_layer_names, *cls.other_param_names):
+        for name in (*cls.adapter_layer_names, *cls.other_param_names, *cls.derived_names):
             setattr(cls, name, property(partial(_registered, PREFIX + name)))
 
     def new_containers(self) -> None:
@@ -147,6 +65,8 @@ class MethodLayer(nn.Module, BaseTunerLayer):
             self.add_module(PREFIX + name, nn.ParameterDict())
         for name in self.other_param_names:
             self.add_module(PREFIX + name, BufferDict(persistent=True))
+        for name in self.derived_names:
+            self.add_module(PREFIX + name, BufferDict(persistent=False))
 
     @classmethod
     def require_base(cls, site: Site, module: nn.Module, by: str) -> None:
@@ -163,6 +83,14 @@ class MethodLayer(nn.Module, BaseTunerLayer):
 
     def new_buffers(self, config: Any) -> Mapping[str, Tensor]:
         """What the adapter must remember without training it, by name in `other_param_names`."""
+        return {}
+
+    def new_derived(self, config: Any) -> Mapping[str, Tensor]:
+        """What follows from the base weight alone, by name in `derived_names`; never saved.
+
+        Computed anew wherever the adapter is loaded. Read `original_tensors()`, not the base
+        layer: another adapter may be merged into it.
+        """
         return {}
 
     def penalty(
@@ -198,7 +126,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         self.shared[adapter] = shared
         reference = self.reference_tensor()
         dtype = torch.promote_types(reference.dtype, torch.float32)
-        for name, value in self.new_buffers(config).items():
+        for name, value in {**self.new_buffers(config), **self.new_derived(config)}.items():
             getattr(self, name)[adapter] = value.to(reference.device)
         for name, value in self.new_parameters(config, shared).items():
             value = value.to(device=reference.device, dtype=dtype)
@@ -229,7 +157,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
     ) -> None:
         """PEFT's, without its rounding to the base layer's number format on the way."""
         device = device or self.reference_tensor().device
-        for name in (*self.adapter_layer_names, *self.other_param_names):
+        for name in (*self.adapter_layer_names, *self.other_param_names, *self.derived_names):
             values = getattr(self, name)
             if adapter_name in values and not values[adapter_name].is_meta:
                 values[adapter_name] = values[adapter_name].to(device)
@@ -238,6 +166,9 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         """Forget `adapter_name` on this layer; PEFT chooses the next active one."""
         self.configs.pop(adapter_name, None)
         self.shared.pop(adapter_name, None)
+        for name in self.derived_names:
+            if adapter_name in getattr(self, name):
+                del getattr(self, name)[adapter_name]
         super().delete_adapter(adapter_name)
 
     def parameter(self, name: str, adapter: str) -> Tensor | None:
@@ -249,6 +180,10 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         """The base layer's own weight and bias."""
         base = self.get_base_layer()
         return {"weight": base.weight, "bias": getattr(base, "bias", None)}
+
+    def original_tensors(self) -> Tensors:
+        """The base layer's pre-trained weight and bias, also while adapters are merged into it."""
+        return self._originals or self.base_tensors()
 
     def effective_tensors(self) -> Tensors:
         """Weight and bias that the layer acts with now, differentiable in the adapters."""
@@ -407,7 +342,7 @@ def cast(value: nn.Parameter, dtype: torch.dtype, at_least_float32: bool) -> nn.
     return nn.Parameter(value.detach().to(dtype), value.requires_grad)
 
 
-def unmergeable(config: MethodConfig) -> AdapterError:
+def unmergeable(config: Any) -> AdapterError:
     """The error for merging what does not merge."""
     return AdapterError(
         f"merge: got method {config.method!r}, expected one that merges. "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +25,9 @@ PREFIX = "vitune_"
 
 IMPORT_HINT = ": import vitune first"
 """What the PEFT type in a file ends with: a reader without vitune stops with it as a `KeyError`."""
+
+AT_FIRST_CONFIG: list[Callable[[], object]] = []
+"""What waits until a config is made: entry points whose module was still being imported."""
 
 Names = str | Sequence[str]
 """A regular expression for whole module names, or names and last parts of names."""
@@ -72,9 +75,12 @@ class PeftOptions(PeftConfig):
     mergeable: ClassVar[bool] = True
     shares_parameters: ClassVar[bool] = False
     combines: ClassVar[bool] = False
+    replaces_head: ClassVar[bool] = False
+    """Whether a layer of the method stands in the classifier's place."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        catch_up()
         self.peft_type = MethodName(self.method.upper())
         for name in ("roles", "blocks", "layers_to_transform"):
             setattr(self, name, _as_tuple(getattr(self, name)))
@@ -116,6 +122,7 @@ class PeftOptions(PeftConfig):
             "merge": (cls.mergeable, "it changes more than weights"),
             "inject_adapter_in_model": (not cls.shares_parameters, "its layers share parameters"),
             "add_weighted_adapter": (cls.combines, "its adapters cannot be added"),
+            "modules_to_save": (not cls.replaces_head, "it takes the classifier's place"),
         }
         found |= {verb: reason for verb, (is_taken, reason) in reasons.items() if not is_taken}
         return found | {name: cls.reason_against(name) for name in OPTIONS - cls.narrowed_by}
@@ -134,6 +141,14 @@ class PeftOptions(PeftConfig):
         readme = Path(save_directory) / "README.md"
         if readme.is_file():
             name_vitune(readme, self.method, self.title)
+
+
+def catch_up() -> None:
+    """Do what waits in AT_FIRST_CONFIG; what has to wait on puts itself back."""
+    waiting = [*AT_FIRST_CONFIG]
+    AT_FIRST_CONFIG.clear()
+    for step in waiting:
+        step()
 
 
 def matches(names: Names | None, module: str) -> bool:

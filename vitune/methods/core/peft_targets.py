@@ -27,7 +27,7 @@ MIXING_TOKENS = frozenset({"lily"})
 _NEEDS_LANGUAGE_MODEL = "it acts on the token embeddings of a language model"
 UNSUPPORTED: dict[str, str] = {
     "adalora": "its ranks are re-allocated by a call that the training loop must make each step",
-    "poly": "it is told the task of every image",
+    "poly": "it needs the task of every image",
     "shadow": "it wraps the decoder blocks of a language model",
     "adaption_prompt": "it is written for the attention of Llama, Mistral and GPT-2",
     "cartridge": "it trains the key-value cache of a language model",
@@ -35,7 +35,7 @@ UNSUPPORTED: dict[str, str] = {
     "multitask_prompt_tuning": _NEEDS_LANGUAGE_MODEL,
     "p_tuning": _NEEDS_LANGUAGE_MODEL,
     "prefix_tuning": "it trains the key-value cache of a language model",
-    "prompt_tuning": _NEEDS_LANGUAGE_MODEL + "; vpt_deep and vpt_shallow do the same for images",
+    "prompt_tuning": _NEEDS_LANGUAGE_MODEL + "; visual prompt tuning does the same for images",
     "trainable_tokens": _NEEDS_LANGUAGE_MODEL,
     "xlora": "it mixes trained LoRA adapters by a language model's hidden states",
 }

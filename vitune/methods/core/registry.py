@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -36,7 +36,9 @@ class Method:
         title: what tables and reports show.
         source: paper or convention.
         config_class: the PEFT config.
-        ours: whether the layers are vitune's; else PEFT's.
+        ours: whether the layers are `MethodLayer`s; else PEFT's.
+        plugin: where a method from outside vitune comes from: "file" and "sha256", or "package"
+            and "version"; empty for vitune's own and PEFT's.
     """
 
     name: str
@@ -44,10 +46,15 @@ class Method:
     source: str
     config_class: type[PeftConfig]
     ours: bool
+    plugin: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def default_lr(self, backbone: str) -> float:
         """Peak learning rate of a plain start: recorded for `backbone`, or usual."""
         return float(recorded(backbone, self.name, "lr", self.usual_lr))
+
+    def has_recorded_lr(self, backbone: str) -> bool:
+        """Whether a rate was chosen for the method on `backbone`."""
+        return recorded(backbone, self.name, "lr", None) is not None
 
     @property
     def usual_lr(self) -> float:
@@ -63,6 +70,11 @@ class Method:
     def solved(self) -> bool:
         """Whether the head is solved from features instead of trained by steps."""
         return bool(getattr(self.config_class, "solved", False))
+
+    @property
+    def stepped(self) -> str:
+        """Of a solved method, the one that trains the same model by steps; '' for none."""
+        return str(getattr(self.config_class, "stepped", ""))
 
     @property
     def starts_at_probe(self) -> bool:
@@ -113,12 +125,11 @@ class Method:
             raise VituneError(f"--method-arg of {self.name!r}: got {values!r}: {reason}") from error
 
 
-def own_method(config_class: type[MethodConfig]) -> Method:
-    """Register a vitune method with PEFT and describe it."""
+def own_method(config_class: type[MethodConfig], plugin: Mapping[str, str] | None = None) -> Method:
+    """Register a method whose layers are `MethodLayer`s with PEFT, and describe it."""
     register(config_class)
-    return Method(
-        config_class.method, config_class.title, config_class.source, config_class, ours=True
-    )
+    name, title, source = config_class.method, config_class.title, config_class.source
+    return Method(name, title, source, config_class, ours=True, plugin=plugin or {})
 
 
 def peft_methods() -> dict[str, Method]:
@@ -153,3 +164,10 @@ def _value(given: Any) -> Any:
         return yaml.safe_load(given)
     except yaml.YAMLError:
         return given
+
+
+METHODS = peft_methods()
+"""Everything that `--method` takes: PEFT's own, vitune's, and what is registered from outside."""
+
+OUTSIDE: dict[str, Method] = {}
+"""Methods that were registered from outside vitune, by name."""

@@ -1,4 +1,4 @@
-"""y ← γ ⊙ y + β per channel, folded into the layer that makes y; shared by RLRR and SSF.
+"""y ← γ ⊙ y + β per channel, folded into the layer that makes y.
 
 Source: SSF (NeurIPS 2022) eq. 2; RLRR uses it after LayerNorms and the patch embedding.
 """

@@ -15,6 +15,10 @@ from vitune.methods.core.head_only import HeadOnlyConfig
 
 FOLDS = 5
 
+CAUTIOUS = "penalty_1se"
+"""In `SolvedHead.chosen`: the strongest penalty within one standard error of the best. It tells
+how little the data demand of the features."""
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -114,6 +118,8 @@ class SolvedConfig(HeadOnlyConfig):
     copies: str | None = field(default=None)
 
     solved: ClassVar[bool] = True
+    stepped: ClassVar[str] = ""
+    """The method that trains the same model by steps; '' for none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

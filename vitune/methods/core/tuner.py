@@ -35,10 +35,10 @@ from vitune.methods.core.combination import AdapterState as AdapterState
 from vitune.methods.core.combination import add_weighted
 from vitune.methods.core.in_projection import linear_view, place
 from vitune.methods.core.layer import InPlaceLayer as InPlaceLayer
-from vitune.methods.core.layer import MethodConfig as MethodConfig
 from vitune.methods.core.layer import MethodLayer as MethodLayer
 from vitune.methods.core.layer import Tensors as Tensors
 from vitune.methods.core.layer import cast, unmergeable
+from vitune.methods.core.method_config import MethodConfig as MethodConfig
 from vitune.methods.core.peft_options import IMPORT_HINT, PREFIX, matches
 from vitune.methods.core.targets import listed, resolve, warn_of_idle_exclusion
 from vitune.methods.core.value_checks import check_choice

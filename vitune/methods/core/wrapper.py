@@ -98,11 +98,18 @@ class BlockConfig(MethodConfig):
     narrowed_by: ClassVar[frozenset[str]] = frozenset(
         {"blocks", "target_modules", "exclude_modules"}
     )
+    inner_roles: ClassVar[tuple[str, ...]] = ("attn_out", "fc2")
+    acts_in_windows: ClassVar[bool] = True
 
     @classmethod
     def reason_against(cls, option: str) -> str:
         """Why the method does not take an option."""
         return f"{cls.title} acts on whole blocks"
+
+    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
+        """The transformer blocks that have `inner_roles`, in windows where `acts_in_windows`."""
+        needs, windowed = self.inner_roles, self.acts_in_windows
+        return choose_blocks(sites, self.blocks, by=self.title, needs=needs, windowed=windowed)
 
 
 def with_tokens(output: Any, change: Callable[[Tensor], Tensor]) -> Any:

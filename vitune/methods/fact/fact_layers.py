@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitune.errors import BackboneError
-from vitune.methods.core.linear_layers import LinearLayer, linear_default, uniform
-from vitune.methods.core.tuner import Tensors
+from vitune.methods.authoring import BackboneError, LinearLayer, Tensors, linear_default, uniform
 
 
 class Factors(nn.Module):

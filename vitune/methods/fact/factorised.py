@@ -8,11 +8,19 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from vitune.backbones.sites import Site
-from vitune.methods.core.linear_layers import BLOCK_LINEARS, linear_shape, require_linear
-from vitune.methods.core.roles import choose_sites
-from vitune.methods.core.tuner import MethodConfig, MethodLayer
-from vitune.methods.core.value_checks import check_choice, check_rank, check_rate
+from vitune.methods.authoring import (
+    BLOCK_LINEARS,
+    Counts,
+    MethodConfig,
+    MethodLayer,
+    Roles,
+    Site,
+    check_choice,
+    check_rank,
+    check_rate,
+    linear_shape,
+    require_linear,
+)
 from vitune.methods.fact.fact_layers import FactorisedLinear, Factors, slices_by_width
 
 
@@ -42,6 +50,13 @@ class FacTTTConfig(MethodConfig):
     title = "FacT-TT"
     source = "Factor-Tuning, AAAI 2023"
     formula = "2·d·r + 12·L·r²"
+    counts_on_vit_b16: ClassVar[Counts] = (
+        ({"rank": 4}, 8_448),
+        ({}, 21_504),
+        ({"rank": 16}, 61_440),
+    )
+    default_roles: ClassVar[Roles] = BLOCK_LINEARS
+    needs_all_roles = False
     shares_parameters = True
     tucker: ClassVar[bool] = False
 
@@ -49,15 +64,6 @@ class FacTTTConfig(MethodConfig):
         super().__post_init__()
         check_rank(self.rank)
         check_rate("dropout", self.dropout)
-
-    @property
-    def identity_at_init(self) -> bool:
-        return True
-
-    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        roles = self.roles or BLOCK_LINEARS
-        is_named = self.roles is not None
-        return choose_sites(sites, roles, self.blocks, named=is_named, by=self.title)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         require_linear(site, module, self.title, roles=self.roles, changes_bias=False)
@@ -103,6 +109,7 @@ class FacTTKConfig(FacTTTConfig):
     method = "fact_tk"
     title = "FacT-TK"
     formula = "2·d·r + 12·L·r + r³"
+    counts_on_vit_b16 = (({"rank": 16}, 30_976), ({}, 86_528))
     tucker = True
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from vitune.backbones.sites import head_names
-from vitune.errors import AdapterError
+from vitune.methods.authoring import AdapterError
 from vitune.methods.fact.fact_layers import FactorisedLinear
 
 TT_NAMES = {

@@ -10,11 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitune.errors import AdapterError
-from vitune.methods.core.combination import AdapterState, check_weights, require_combining
-from vitune.methods.core.peft_options import PREFIX
-from vitune.methods.core.roles import expand_roles
-from vitune.methods.core.value_checks import check_choice
+from vitune.methods.authoring import (
+    PREFIX,
+    AdapterError,
+    AdapterState,
+    check_choice,
+    check_weights,
+    expand_roles,
+    require_combining,
+)
 from vitune.methods.rlrr.init import neutral_scale
 
 HOWS = ("compose", "sum")

@@ -5,23 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from vitune.backbones.sites import Site
-from vitune.errors import BackboneError
-from vitune.methods.core.base_layers import require_plain_linear
-from vitune.methods.core.coverage import coverage_notice, weight_coverage
-from vitune.methods.core.in_projection import linear_view
-from vitune.methods.core.roles import (
+from vitune.methods.authoring import (
     LINEAR_ROLES,
     NORM_ROLES,
+    AdapterState,
+    BackboneError,
+    Counts,
+    MethodConfig,
+    MethodLayer,
+    Site,
     choose_sites,
+    coverage_notice,
+    linear_view,
     parts_of,
     require_all_parts,
+    require_plain_linear,
+    scale_shift_class,
+    weight_coverage,
 )
-from vitune.methods.core.scale_shift import scale_shift_class
-from vitune.methods.core.tuner import AdapterState, MethodConfig, MethodLayer
 from vitune.methods.rlrr.arithmetic import combine_states
 from vitune.methods.rlrr.layers import (
     RescaledConv2d,
@@ -98,6 +103,13 @@ class RLRRConfig(MethodConfig):
     title = "RLRR"
     source = "Residual-based Low-Rank Rescaling, CVPR 2024"
     formula = "Σ over linears of r·(parts·in + out) + out, Σ 2·out over norms and patch embedding"
+    counts_on_vit_b16: ClassVar[Counts] = (
+        ({}, 288_768),
+        ({"rank": 2}, 454_656),
+        ({"rank": 4}, 786_432),
+        ({"rank": 8}, 1_449_984),
+        ({"sides": "out"}, 205_824),
+    )
     combines = True
 
     def __post_init__(self) -> None:

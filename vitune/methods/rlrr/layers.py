@@ -10,12 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitune.backbones.sites import Site
-from vitune.methods.core.base_layers import convolve
-from vitune.methods.core.in_place import TrainedParameter, stand_in
-from vitune.methods.core.linear_layers import LinearLayer
-from vitune.methods.core.roles import QKV_PARTS, parts_of
-from vitune.methods.core.tuner import Tensors
+from vitune.methods.authoring import (
+    QKV_PARTS,
+    LinearLayer,
+    Site,
+    Tensors,
+    TrainedParameter,
+    convolve,
+    parts_of,
+    stand_in,
+)
 from vitune.methods.rlrr.init import neutral_scale, new_scales
 from vitune.ops import rescaled_linear, rescaled_weight
 

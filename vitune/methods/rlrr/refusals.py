@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from vitune.errors import VituneError
-from vitune.methods.core.roles import NORM_ROLES, QKV_PARTS, expand_roles
-from vitune.methods.core.value_checks import check_choice, check_rank, check_share
+from vitune.methods.authoring import (
+    NORM_ROLES,
+    QKV_PARTS,
+    VituneError,
+    check_choice,
+    check_rank,
+    check_share,
+    expand_roles,
+)
 from vitune.methods.rlrr.init import INITS
 
 SWITCHES = ("hadamard", "residual", "shift", "allow_stationary", "fast", "exact")

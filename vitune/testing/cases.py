@@ -1,4 +1,4 @@
-"""What the tests of PEFT's verbs share: methods x backbones, and models that have trained a bit."""
+"""What the contract tests share: methods x backbones, and models that have trained a bit."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from tiny_backbones import build, images, run
 from torch import Tensor, nn
 
+import vitune_pytest
 from vitune.backbones import find_sites
 from vitune.errors import BackboneError, VituneError
-from vitune.methods import OWN, MethodConfig, MethodLayer
+from vitune.methods import METHODS, OWN, MethodConfig, MethodLayer, get_method, load_plugin
+from vitune.testing.tiny_backbones import build, images, run
+
+for _file in vitune_pytest.plugins:
+    load_plugin(_file)
+
+TESTED = {name: get_method(name) for name in vitune_pytest.chosen} or OWN
+"""The methods under test: those of `--method`, else all of vitune's own."""
 
 BACKBONES = ("vit", "transformers_vit", "plain_stack", "swin")
 
@@ -32,14 +39,16 @@ def fresh(backbone: str) -> nn.Module:
 def takes(method: str, backbone: str) -> bool:
     """Whether the method says that it acts on such a network."""
     try:
-        OWN[method].config_class().choose(find_sites(_prototype(backbone)))
+        METHODS[method].config_class().choose(find_sites(_prototype(backbone)))
     except BackboneError:
         return False
     return True
 
 
-CASES = [(method, backbone) for method in OWN for backbone in BACKBONES if takes(method, backbone)]
-ON_VIT = [method for method in OWN if takes(method, "vit")]
+CASES = [
+    (method, backbone) for method in TESTED for backbone in BACKBONES if takes(method, backbone)
+]
+ON_VIT = [method for method in TESTED if takes(method, "vit")]
 each_case = pytest.mark.parametrize(
     ("method", "backbone"), CASES, ids=[f"{method}-{backbone}" for method, backbone in CASES]
 )
@@ -48,7 +57,7 @@ each_method = pytest.mark.parametrize("method", ON_VIT)
 
 def config_of(method: str, **options: Any) -> Any:
     """A config of `method` under which nothing is drawn in the forward pass."""
-    config_class = OWN[method].config_class
+    config_class = METHODS[method].config_class
     known = config_class.__dataclass_fields__
     quiet = {name: 0.0 for name in ("dropout", "drop_path") if name in known}
     return config_class(**{**quiet, **options})
@@ -103,7 +112,7 @@ def refused(config_class: type[MethodConfig], verb: str) -> Any:
 
 def refuses(method: str, verb: str) -> bool:
     """Whether the method declares that it does not take a verb or option of PEFT's."""
-    config_class: Any = OWN[method].config_class
+    config_class: Any = METHODS[method].config_class
     return verb in config_class.refusals()
 
 

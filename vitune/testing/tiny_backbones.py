@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.models.swin_transformer import SwinTransformer
@@ -94,7 +95,8 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1, self.attn = nn.LayerNorm(width), Attention(width, heads)
-        self.norm2, self.mlp = nn.LayerNorm(width), nn.Module()
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp: Any = nn.Module()
         self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,9 +110,9 @@ class PlainStack(nn.Module):
 
     def __init__(self, width: int = 16, depth: int = 3) -> None:
         super().__init__()
-        self.patch_embed = nn.Module()
+        self.patch_embed: Any = nn.Module()
         self.patch_embed.proj = nn.Conv2d(3, width, 16, 16)
-        self.patch_embed.grid_size = (2, 2)
+        self.patch_embed.grid_size = (2, 2)  # type: ignore[assignment]
         self.cls_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.pos_embed = nn.Parameter(torch.randn(1, 5, width) * 0.02)
         self.blocks = nn.ModuleList(Block(width, 2) for _ in range(depth))

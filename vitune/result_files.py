@@ -50,7 +50,8 @@ class Record:
         value = self.number(key)
         if value is not None and (value < 0 or value != int(value)):
             raise self._wrong(key, value, "a whole number of at least 0")
-        return None if value is None else int(value)
+        exact = self.values.get(key)  # a float has no more than 53 bits; seeds do
+        return exact if value is None or isinstance(exact, int) else int(value)
 
     def text(self, key: str) -> str | None:
         """A string."""
@@ -124,7 +125,7 @@ def read_json(path: Path, where: str) -> Any:
 
 
 def read_json_lines(path: Path, where: str) -> list[Record]:
-    """The mappings of a file with one JSON object a line; empty lines are passed over.
+    """The mappings of a file with one JSON object per line; empty lines are passed over.
 
     Raises:
         VituneError: a line is no JSON object; the text names the file and the line.

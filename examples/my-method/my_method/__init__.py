@@ -1,0 +1,1 @@
+"""Two methods for vitune."""

@@ -1,0 +1,27 @@
+"""The place where all cases run, made once per process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from place import Place
+
+
+@pytest.fixture(scope="session")
+def place(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Place]:
+    num, start = (request.config.getoption(name) for name in ("--fuzz-cases", "--fuzz-seed"))
+    made = Place(tmp_path_factory.mktemp("fuzz"), num, start)
+    try:
+        made.fill()
+        yield made
+    finally:
+        made.close()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "number" in metafunc.fixturenames:
+        num = metafunc.config.getoption("--fuzz-cases")
+        metafunc.parametrize("number", range(num), ids=[f"case{n:04d}" for n in range(num)])

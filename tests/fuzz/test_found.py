@@ -1,0 +1,39 @@
+"""What fuzzing has found, each with the line that is told now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from cases import Case
+from place import Place
+
+RESUME = "train --out stopped --resume"
+TRAIN = "train --data photos --epochs 1 --image-size 16 --out new"
+COMPARE = "compare --data photos --methods linear --epochs 1 --image-size 16 --seeds 1 --out"
+
+FOUND: list[tuple[str, str, list[Any], str]] = [
+    ("run/images.npz", "evaluate run", ["replace", 1, -1], "got a damaged list of images"),
+    ("stopped/checkpoint/state.json", RESUME, ["replace", 2, 7], "got a damaged file"),
+    ("notes.txt", f"{COMPARE} .", ["text", ""], "which exists, expected a new folder"),
+    ("notes.txt", "bench study study.yaml --out .", ["text", ""], "which exists, expected a new"),
+    ("stopped/checkpoint", RESUME, ["socket"], "no state.json in it"),
+    ("stopped/checkpoint/tensors.safetensors", RESUME, ["delete"], "no tensors.safetensors in it"),
+    ("stopped/metrics.jsonl", RESUME, ["replace", 5, [0]], "metrics.jsonl line 1"),
+    ("run/evaluation", "train --out run --resume --epochs 2", ["text", "{"], "photos-val.json"),
+    ("run/adapter/vitune.json", "evaluate run", ["swap", 4, 0], "backbone_args"),
+    ("study/study.jsonl", "bench defaults study", ["rename", 7, "odd"], ""),
+    ("study/cells/*", "bench table study", ["replace", 23, "odd"], ""),
+    ("train.yaml", "train --config train.yaml --out new", ["text", "1: 2"], "should be strings"),
+    ("notes.txt", "predict run photos --device 0", ["text", ""], "--device: got '0', expected"),
+    ("notes.txt", "demo --out new --epochs 0", ["text", ""], "epochs: got 0"),
+    ("notes.txt", f"{TRAIN} --batch-size 9655384737910817", ["text", ""], "memory: got steps of"),
+    ("notes.txt", f"{COMPARE} new --jobs 99999999999999", ["text", ""], ""),
+]
+
+
+@pytest.mark.parametrize(("target", "command", "draw", "told"), FOUND)
+def test_found(place: Place, target: str, command: str, draw: list[Any], told: str) -> None:
+    case = Case("file", target, command.split(), draw)
+    assert not place.faults(case), place.told_on("stderr")
+    assert told in place.told_on("stderr")

@@ -1,0 +1,54 @@
+"""The command line under damaged files, odd options, odd images and odd lists.
+
+    make fuzz                                                     2,000 cases
+    pytest tests/fuzz --fuzz-cases 2000 --fuzz-seed 0 -k case0137    one of them
+
+A failure names the damage and the command. Seed and number of cases make the same cases again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cases import COMMANDS, MERGED_FILES, RUN_FILES, STOPPED_FILES, options
+from place import Place
+
+
+def test_case(place: Place, number: int) -> None:
+    """Exit code 0 or 2, few lines, no traceback, no hang, and nothing of the user's changed."""
+    case = place.cases[number]
+    faults = place.faults(case)
+    assert not faults, f"{'; '.join(faults)}\n{case}\n{place.told_on('stderr')[-3000:]}"
+
+
+def test_every_verb_has_a_command() -> None:
+    known = options()
+    assert set(known) == set(COMMANDS)
+    for verb, words in COMMANDS.items():
+        spellings = {s for p in known[verb].values() for s in (*p.opts, *p.secondary_opts)}
+        assert set(words) <= spellings | set(known[verb]), verb
+
+
+def test_every_file_is_damaged(place: Place) -> None:
+    """A file that runs get in future is to be named in cases.py too."""
+    for folder, names in (
+        ("run", RUN_FILES), ("stopped", STOPPED_FILES), ("merged", MERGED_FILES),
+    ):  # fmt: skip
+        root = place.template / folder
+        found = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+        assert found <= set(names)
+    assert len(list((place.template / "study" / "cells").glob("*.json"))) == 3
+
+
+def test_the_judge_sees_what_is_wrong(place: Place, tmp_path: Path) -> None:
+    """A right command passes; a case that overwrites the user's file would not."""
+    from cases import Case
+    from place import changes, snapshot
+
+    assert place.faults(Case("option", "info", ["info", "run"])) == []
+    before = snapshot(place.here)
+    (place.here / "notes.txt").write_text("another")
+    (place.here / "new").write_text(json.dumps({}))
+    told = changes(before, snapshot(place.here), ["info", "run"], 0)
+    assert told == ["wrote new", "changed notes.txt"]

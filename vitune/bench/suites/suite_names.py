@@ -1,0 +1,3 @@
+"""The names of the suites, for whoever needs no more of them."""
+
+SUITES = ("demo", "vtab1k", "fgvc", "fewshot")

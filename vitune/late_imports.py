@@ -1,0 +1,50 @@
+"""Work that waits until another library is imported, by whomever."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+
+
+def after_import(name: str, action: Callable[[], object]) -> None:
+    """Call `action` once the top-level module `name` is loaded: now, if it is already."""
+    if name in sys.modules:
+        action()
+    else:
+        sys.meta_path.insert(0, _After(name, action))
+
+
+class _After(MetaPathFinder):
+    """Leaves finding to the other finders; adds the action to the end of the module's loading."""
+
+    def __init__(self, name: str, action: Callable[[], object]) -> None:
+        self.name, self.action, self.is_asking = name, action, False
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self.name or self.is_asking:
+            return None
+        self.is_asking = True  # the question below comes past here again
+        try:
+            spec = find_spec(fullname)
+        finally:
+            self.is_asking = False
+        if spec is None or spec.loader is None:
+            return None
+        load = spec.loader.exec_module
+
+        def load_and_act(module: ModuleType) -> None:
+            load(module)
+            if self in sys.meta_path:  # a module that is reloaded is not acted on twice
+                sys.meta_path.remove(self)
+                self.action()
+
+        # Set on this one loader: a class of our own would hide the loader's other abilities
+        # (sources for tracebacks, files in the package).
+        spec.loader.exec_module = load_and_act  # type: ignore[method-assign]
+        return spec
