@@ -169,14 +169,14 @@ def logits_with(
 
 def test_the_watch_stops_where_order_gets_worse_not_where_confidence_grows() -> None:
     surer = Watch.over(10)
-    for epoch in range(10):
+    for epoch in range(1, 11):
         surer.saw(epoch, *logits_with(160, sure=1.0 + epoch))
-    assert not surer.has_turned and not surer.prefers_best
+    assert not surer.has_turned and surer.kept_epoch == 10
     worse = Watch.over(10)
     assert worse.saw(0, *logits_with(120))
     assert worse.saw(1, *logits_with(160))
     assert not any(worse.saw(epoch, *logits_with(130)) for epoch in (2, 3))
-    assert worse.prefers_best and not worse.has_turned
+    assert worse.kept_epoch == 1 and not worse.has_turned
     for epoch in (4, 5, 6):
         assert not worse.has_turned
         worse.saw(epoch, *logits_with(130))
@@ -185,6 +185,21 @@ def test_the_watch_stops_where_order_gets_worse_not_where_confidence_grows() -> 
     for epoch, right in enumerate((160, 159, 159, 159, 159, 159)):
         hardly.saw(epoch, *logits_with(right))
     assert not hardly.has_turned
+
+
+def test_a_tie_with_the_probe_goes_to_the_probe() -> None:
+    for gain, kept in ((0, 0), (3, 0), (60, 1)):
+        watch = Watch.over(10)
+        watch.saw(0, *logits_with(100))
+        logits, labels = logits_with(100 + gain)
+        # Some images got better and others worse, so that the difference has an error.
+        logits[:20], logits[100:118] = -logits[:20], -logits[100:118]
+        watch.saw(1, logits, labels)
+        assert watch.kept_epoch == kept, gain
+    untold = Watch.over(10)
+    untold.saw(1, *logits_with(100))
+    untold.saw(2, *logits_with(100))
+    assert untold.kept_epoch == 2, "from zero there is no probe to keep"
 
 
 def test_paired_differences_have_the_error_of_a_mean() -> None:

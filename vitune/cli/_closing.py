@@ -34,11 +34,14 @@ def _stopped(summary: RunSummary) -> Iterator[str]:
     kept, done = summary.reported.epoch, summary.epochs
     if kept is None or done is None:
         return
-    if summary.status == "stopped":
-        yield (
-            f"validation loss turned: stopped after epoch {done}, kept epoch {kept}. "
-            f"Try --epochs {max(1, kept)} or a lower --lr."
-        )
+    if summary.chosen is not None:
+        return
+    stopped = f"validation loss turned: stopped after epoch {done}"
+    if kept == 0 and summary.reported.which == "auto":
+        how = f"{stopped}, and" if summary.status == "stopped" else f"{done} epochs:"
+        yield f"{how} none was better on validation than the solved probe, which is kept"
+    elif summary.status == "stopped":
+        yield f"{stopped}, kept epoch {kept}. Try --epochs {max(1, kept)} or a lower --lr."
     elif summary.reported.which == "auto" and kept < done:
         yield (
             f"validation loss was lower after epoch {kept} of {done}: that one is kept. "
@@ -60,7 +63,7 @@ def _compared(verdict: Verdict, chose_probe: bool, out: str) -> str:
             f"is in {out}/adapted"
         )
     if not verdict.paid:
-        return f"adapting did not pay: {figures}; the probe is in {out}/probe (--choose-best)"
+        return f"adapting did not pay: {figures}; the probe is in {out}/probe"
     return f"adapting paid: {figures}; the probe is kept in {out}/probe"
 
 

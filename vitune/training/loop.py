@@ -98,6 +98,7 @@ class Loop:
         self.metrics_path, self.checkpoint_path = metrics_path, checkpoint_path
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
+        self.first: dict[str, Tensor] = {}
         self.watch = Watch.over(config.epochs)
         self.seen: tuple[Tensor, Tensor] | None = None
         self.model = model.to(accelerator.device)
@@ -150,8 +151,8 @@ class Loop:
     @property
     def reported_epoch(self) -> int:
         """The epoch whose weights the model carries after `run`."""
-        if self.config.select == "auto" and self.watch.prefers_best:
-            return self.watch.best_epoch
+        if self.config.select == "auto" and self.watch.epoch >= 0:
+            return self.watch.kept_epoch
         use_best = self.config.select == "best" and self.progress.best_epoch
         return self.progress.best_epoch if use_best else self.progress.epoch
 
@@ -231,6 +232,8 @@ class Loop:
         assert self.seen is not None
         if self.watch.saw(epoch, *self.seen):
             self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
+        if epoch == 0:
+            self.first = self.best
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         """One pass over the training images, then validation and the checkpoint."""
@@ -373,10 +376,10 @@ class Loop:
     def _select(self) -> None:
         """Put the weights of the reported epoch into the model."""
         source: dict[str, Tensor] = {}
-        wants_best = self.config.select == "best" or (
-            self.config.select == "auto" and self.watch.prefers_best
-        )
-        if wants_best and self.best:
+        kept = self.reported_epoch
+        if kept == 0 and self.first:
+            source = self.first
+        elif kept != self.progress.epoch and self.best:
             source = self.best
         elif self.averager is not None:
             source = self.averager.averages
@@ -396,6 +399,7 @@ class Loop:
         extra = {
             "average": self.averager.averages if self.averager else {},
             "best": self.best,
+            "first": self.first,
             "watch": self.watch.tensors(),
         }
         save_checkpoint(
@@ -428,10 +432,14 @@ class Loop:
             checkpoint_path, self.parameters, self.raw_optimiser
         )
         device = self.accelerator.device
-        self.best = {name: value.to(device) for name, value in groups.get("best", {}).items()}
+        self.best, self.first = (
+            {name: value.to(device) for name, value in groups.get(group, {}).items()}
+            for group in ("best", "first")
+        )
         if groups.get("watch") and self.progress.watched:
             self.watch.best_epoch, self.watch.epoch = self.progress.watched
-            self.watch.best, self.watch.latest = groups["watch"]["best"], groups["watch"]["latest"]
+            for name in ("best", "latest", "first"):
+                setattr(self.watch, name, groups["watch"].get(name, torch.zeros(0)))
         if self.averager is not None:
             self.averager.num_updates = self.progress.num_averaged
             for name, value in groups.get("average", {}).items():
