@@ -29,6 +29,7 @@ from vitune.objectives import new_objective
 from vitune.report import check_readable
 from vitune.runs import Calibration, Reported, RunFolder
 from vitune.training.accounting import facts_of, reset_peak, with_outcome
+from vitune.training.augmenting import with_augmentation
 from vitune.training.keeping import Trained as Trained
 from vitune.training.keeping import backbone_arguments as backbone_arguments
 from vitune.training.keeping import card_for, method_arguments, write_result
@@ -165,7 +166,7 @@ class _Job:
         if get_method(self.asked.method).solved:
             return self._solved(backbone, splits, images, objective, scarcity)
         probe, staged = self._probe(backbone, splits)
-        settings = self._settings(backbone, len(splits.train), probe)
+        settings = self._settings(backbone, splits, probe)
         model, method = self._adapted(backbone, settings)
         from_probe = settings.start == "probe"
         if from_probe and probe is not None and len(probe.head.bias):
@@ -243,7 +244,7 @@ class _Job:
             metrics_path=None if self.folder is None else self.folder.metrics,
             checkpoint_path=None if self.folder is None else self.folder.checkpoint,
             keep=partial(self._snapshot, model, backbone, splits.classes, settings),
-            augment=self._augment(backbone),
+            augment=self._augment(backbone, settings),
             has_start=settings.start == "probe",
         )
 
@@ -390,19 +391,23 @@ class _Job:
         """Training and validation images, decoded for the backbone."""
         return prepare_data(self.asked, backbone, self.observer, self._augment(backbone))
 
-    def _augment(self, backbone: Backbone) -> Augment:
+    def _augment(self, backbone: Backbone, settings: TrainConfig | None = None) -> Augment:
+        """The augmentation of the run; of `settings` once nothing in them is open."""
         if self.record is not None:
             return self.record.resolved.augmentation
-        return augmentation(self.asked.augment, backbone.preprocessing.image_size)
+        return augmentation((settings or self.asked).augment, backbone.preprocessing.image_size)
 
-    def _settings(self, backbone: Backbone, num_images: int, probe: Probe | None) -> TrainConfig:
+    def _settings(self, backbone: Backbone, splits: Splits, probe: Probe | None) -> TrainConfig:
         """The settings with nothing left open."""
         if self.record is not None:
             return self.asked
         device, width = self.process.device.type, network_width(backbone.model)
         precision = resolve_precision(self.asked.precision, device, width)
+        assert splits.train is not None
+        num_images = len(splits.train)
         asked = with_fitting_batch(self.asked, num_images)
         asked = with_start(asked, backbone.model, num_images, self.process.num_processes, probe)
+        asked = with_augmentation(asked, backbone, splits.val, probe, device)
         return filled_in(asked, get_method(asked.method), precision, device)
 
     def _adapted(

@@ -24,6 +24,7 @@ LEFT_TO_VITUNE: dict[str, Any] = {
     "head_lr": None,
     "start": None,
     "choose_best": None,
+    "augment": "auto",
     "weight_decay": None,
     "warmup_epochs": None,
     "precision": "auto",

@@ -98,7 +98,9 @@ def with_start(
     if head_lr is None and from_probe:
         head_lr = lr * HEAD_FACTOR
     start = "probe" if from_probe else "plain"
-    choose_best = config.start is None if config.choose_best is None else config.choose_best
+    choose_best = config.choose_best
+    if choose_best is None:  # who gives a rate or a start has a plan of their own
+        choose_best = config.start is None and config.lr is None
     return config.model_copy(
         update={"start": start, "lr": lr, "head_lr": head_lr, "choose_best": choose_best}
     )

@@ -83,8 +83,9 @@ class TrainConfig(BaseModel):
         0.0, ge=0, le=1, description="share of images in which a box is erased"
     )
     augment: str = Field(
-        "none",
-        description="augmentation: none, flip, crop_flip, fgvc, strong, window or resized_crop",
+        "auto",
+        description="augmentation: none, flip, crop_flip, fgvc, strong, window or resized_crop; "
+        "auto: crop_flip or flip where the solved probe says that labels survive it",
     )
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay per step of the averaged weights"
@@ -122,7 +123,7 @@ class TrainConfig(BaseModel):
     choose_best: bool | None = Field(
         None,
         description="save the solved probe instead if it is better on validation; default: yes, "
-        "unless --start is given",
+        "unless --lr or --start is given",
     )
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="share held out if there is no val split"

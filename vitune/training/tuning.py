@@ -25,6 +25,7 @@ from vitune.files import write_atomic
 from vitune.methods import get_method
 from vitune.ops import calibrated_losses, paired
 from vitune.runs import RunFolder
+from vitune.training.augmenting import with_augmentation
 from vitune.training.fitting import Trained, fit
 from vitune.training.keeping import backbone_arguments
 from vitune.training.observer import Observer
@@ -76,6 +77,7 @@ class Attempt:
     losses: np.ndarray
     head_lr: float | None = None
     start: str = "probe"
+    augment: str = "none"
 
     def row(self) -> dict[str, Any]:
         """For tune.json, without the images' losses."""
@@ -282,6 +284,7 @@ class Tuning:
             trial, method, factor, config.lr, epochs, reported.epoch or 0, float(losses.mean()),
             reported.val_accuracy or 0.0, trained.summary.calibration.temperature,
             time.monotonic() - begun, losses, config.head_lr, config.start or "probe",
+            config.augment,
         )  # fmt: skip
         self.attempts.append(attempt)
         self._remember(attempt)
@@ -304,6 +307,8 @@ class Tuning:
             for name, rate in (("lr", ruled.lr), ("head_lr", ruled.head_lr))
             if rate is not None
         }
+        device = "cuda" if self._on_gpu() else "cpu"
+        ruled = with_augmentation(ruled, self.backbone, splits.val, probe, device)
         return ruled.model_copy(update={**rates, "choose_best": False})
 
     def _has_time(self, epochs: int, method: str | None) -> bool:
@@ -362,7 +367,7 @@ class Tuning:
         values: dict[str, Any] = {"method": chosen.method, "refit": True}
         if chosen.epochs:
             values |= {"lr": chosen.lr, "head_lr": chosen.head_lr, "start": chosen.start}
-            values["epochs"] = max(1, chosen.epoch)
+            values |= {"epochs": max(1, chosen.epoch), "augment": chosen.augment}
         folder = RunFolder(self.out, beside=SEARCH_FILES)
         if folder.config.is_file():
             return fit(out=folder, resume=True, observer=self.observer,

@@ -270,6 +270,7 @@ class Study(Frozen):
             values.setdefault("lr", method.default_lr(self.backbone))
             values.setdefault("weight_decay", method.default_weight_decay(self.backbone))
             values.setdefault("start", "plain")
+            values.setdefault("augment", "none")
             values["select"] = "last"
         return TrainConfig.make(
             {
