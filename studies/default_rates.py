@@ -81,6 +81,8 @@ def run_one(cell: dict[str, Any], data: str, splits: Splits) -> dict[str, Any]:
         **cell,
         "used": {"lr": summary.lr, "head_lr": summary.head_lr},
         "reported": asdict(summary.reported),
+        "share": summary.share,
+        "chosen": summary.chosen,
         "probe": _dict(summary.probe),
         "solved": _dict(summary.solved),
         "val": val,

@@ -173,6 +173,8 @@ class RunSummary:
         notice: what to know of the method on this backbone.
         backbone_notice, scarcity_notice: what to know of a backbone that nobody named, and of
             classes with a single image.
+        share: how far the weights lie on the line from the solved probe (0) to what training made
+            of it (1); None where that was not looked at.
         probe: the solved probe that the run started from or is compared with.
         solved: how the head was found, where the method itself takes no steps.
         chosen: "probe" where it took the place of the adapted network; then `asked` is the method
@@ -211,6 +213,7 @@ class RunSummary:
     backbone_notice: str | None = None
     scarcity_notice: str | None = None
     reported: Reported = Reported()
+    share: float | None = None
     calibration: Calibration | None = None
     probe: SolvedFacts | None = None
     verdict: Verdict | None = None

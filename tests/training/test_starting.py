@@ -18,6 +18,7 @@ from vitune.methods import OWN
 from vitune.ops import paired
 from vitune.training import Observer, TrainConfig, fit
 from vitune.training.loop import Loop
+from vitune.training.mixing import SHARES, chosen_share
 from vitune.training.optimiser import new_optimiser
 from vitune.training.probing import Probe
 from vitune.training.verdict import compare
@@ -187,19 +188,45 @@ def test_the_watch_stops_where_order_gets_worse_not_where_confidence_grows() -> 
     assert not hardly.has_turned
 
 
-def test_a_tie_with_the_probe_goes_to_the_probe() -> None:
-    for gain, kept in ((0, 0), (3, 0), (60, 1)):
-        watch = Watch.over(10)
-        watch.saw(0, *logits_with(100))
-        logits, labels = logits_with(100 + gain)
-        # Some images got better and others worse, so that the difference has an error.
-        logits[:20], logits[100:118] = -logits[:20], -logits[100:118]
-        watch.saw(1, logits, labels)
-        assert watch.kept_epoch == kept, gain
-    untold = Watch.over(10)
-    untold.saw(1, *logits_with(100))
-    untold.saw(2, *logits_with(100))
-    assert untold.kept_epoch == 2, "from zero there is no probe to keep"
+def test_training_is_kept_as_far_as_it_is_better_by_more_than_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.rand(200, generator=generator) + 1
+    noise = torch.randn(200, generator=generator)
+    noise -= noise.mean()
+
+    def along(slope: float, bend: float) -> list[torch.Tensor]:
+        """Losses at every share: a gain, a loss that grows with its square, an error."""
+        return [probe - slope * t + bend * t**2 + 0.4 * t * noise for t in SHARES]
+
+    assert chosen_share(along(0.3, 0.0)) == 1.0
+    assert chosen_share(along(0.3, 0.3)) in (0.25, 0.5)
+    assert chosen_share(along(0.0, 0.0)) == 0.0, "a tie goes to the probe"
+    assert chosen_share(along(-0.2, 0.0)) == 0.0
+    assert chosen_share([probe] * len(SHARES)) == 0.0
+
+
+def test_what_lies_between_is_what_is_saved(tmp_path: Path) -> None:
+    """With any share the weights are that far from the probe, and the scores are theirs."""
+    config = TrainConfig.make({**QUICK, "lr": 3e-3})
+    for share in (0.0, 0.5, 1.0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("vitune.training.loop.chosen_share", lambda losses, told=share: told)
+            watcher = Starts()
+            found = fit(config, out=tmp_path / str(share), observer=watcher)
+        summary = found.summary
+        assert summary.share == share and (summary.reported.epoch == 0) == (share == 0)
+        assert found.seen is not None and summary.probe is not None
+        again = watcher.loop.evaluate(watcher.loop.val)[1]
+        assert again == pytest.approx(summary.reported.val_accuracy, abs=1e-6)
+        if share == 0:
+            assert again == pytest.approx(summary.probe.val_accuracy, abs=1e-6)
+    start, half, whole = (
+        load_file(tmp_path / share / "adapter" / "adapter_model.safetensors")
+        for share in ("0.0", "0.5", "1.0")
+    )
+    assert any(not torch.equal(start[name], whole[name]) for name in start)
+    for name in half:
+        torch.testing.assert_close(half[name], (start[name] + whole[name]) / 2)
 
 
 def test_paired_differences_have_the_error_of_a_mean() -> None:

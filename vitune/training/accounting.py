@@ -77,6 +77,7 @@ def with_outcome(
     return replace(
         facts,
         reported=Reported(config.select, loop.reported_epoch, loop.reported_accuracy),
+        share=loop.share,
         best_epoch=progress.best_epoch,
         epochs=progress.epoch,
         steps=progress.step,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -27,12 +27,13 @@ from vitune.data import Augment, CachedImages, EpochSampler, Split, batches, nor
 from vitune.errors import TrainingError
 from vitune.methods import MethodLayer, method_penalty, noise_plan
 from vitune.objectives import Objective, Step, new_objective
-from vitune.ops import first_token_only
+from vitune.ops import calibrated_losses, first_token_only
 from vitune.preprocessing import Preprocessing
 from vitune.training.averaging import Averager
 from vitune.training.inputs import TrainingInputs
 from vitune.training.last_block import class_tail, lean_training
 from vitune.training.metrics import append_row, keep_epochs, read_epochs
+from vitune.training.mixing import SHARES, chosen_share, mixed
 from vitune.training.observer import Observer
 from vitune.training.optimiser import new_optimiser, new_schedule
 from vitune.training.resume_point import (
@@ -99,6 +100,7 @@ class Loop:
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self.first: dict[str, Tensor] = {}
+        self.share: float | None = None
         self.watch = Watch.over(config.epochs)
         self.seen: tuple[Tensor, Tensor] | None = None
         self.model = model.to(accelerator.device)
@@ -150,9 +152,11 @@ class Loop:
 
     @property
     def reported_epoch(self) -> int:
-        """The epoch whose weights the model carries after `run`."""
+        """The epoch whose weights the model carries after `run`, perhaps mixed with the first."""
+        if self.share == 0:
+            return 0
         if self.config.select == "auto" and self.watch.epoch >= 0:
-            return self.watch.kept_epoch
+            return self.watch.kept_epoch or self.progress.epoch
         use_best = self.config.select == "best" and self.progress.best_epoch
         return self.progress.best_epoch if use_best else self.progress.epoch
 
@@ -161,6 +165,9 @@ class Loop:
         """Validation accuracy of that epoch; None without a validation split."""
         if self.val is None:
             return None
+        if self.share is not None and self.seen is not None:
+            logits, labels = self.seen
+            return (logits.argmax(1) == labels).float().mean().item()
         return self.progress.accuracies.get(str(self.reported_epoch), self.progress.val_accuracy)
 
     def reported_logits(self) -> tuple[Tensor, Tensor] | None:
@@ -170,7 +177,8 @@ class Loop:
         """
         if self.val is None:
             return None
-        if self.reported_epoch != self.progress.epoch or self.seen is None:
+        is_latest = self.reported_epoch == self.progress.epoch and self.seen is not None
+        if self.share is None and not is_latest:
             self.evaluate(self.val)
         return self.seen
 
@@ -222,6 +230,7 @@ class Loop:
             return
         _, accuracy = self.evaluate(self.val)
         self.progress.accuracies["0"] = accuracy
+        self.first = {n: p.detach().clone() for n, p in self.parameters.items()}
         self._watch_epoch(0)
 
     def _watch_epoch(self, epoch: int) -> None:
@@ -232,8 +241,6 @@ class Loop:
         assert self.seen is not None
         if self.watch.saw(epoch, *self.seen):
             self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
-        if epoch == 0:
-            self.first = self.best
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         """One pass over the training images, then validation and the checkpoint."""
@@ -377,13 +384,31 @@ class Loop:
         """Put the weights of the reported epoch into the model."""
         source: dict[str, Tensor] = {}
         kept = self.reported_epoch
-        if kept == 0 and self.first:
-            source = self.first
-        elif kept != self.progress.epoch and self.best:
+        if kept != self.progress.epoch and self.best:
             source = self.best
         elif self.averager is not None:
             source = self.averager.averages
-        for name, value in source.items():
+        self._put(source)
+        if self.first and self.val is not None:
+            self._mix(self.val)
+
+    def _mix(self, val: Split) -> None:
+        """Go back towards the probe as far as validation asks for."""
+        trained = {n: p.detach().clone() for n, p in self.parameters.items()}
+        seen = []
+        for share in SHARES:
+            self._put(mixed(self.first, trained, share))
+            self.evaluate(val)
+            assert self.seen is not None
+            seen.append(self.seen)
+        self.share = chosen_share([calibrated_losses(*found) for found in seen])
+        self._put(mixed(self.first, trained, self.share))
+        self.seen = seen[SHARES.index(self.share)]
+
+    @torch.no_grad()
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        """Write weights into the model."""
+        for name, value in weights.items():
             self.parameters[name].copy_(value)
 
     def _save(self, epoch: int) -> None:
@@ -438,8 +463,7 @@ class Loop:
         )
         if groups.get("watch") and self.progress.watched:
             self.watch.best_epoch, self.watch.epoch = self.progress.watched
-            for name in ("best", "latest", "first"):
-                setattr(self.watch, name, groups["watch"].get(name, torch.zeros(0)))
+            self.watch.best, self.watch.latest = groups["watch"]["best"], groups["watch"]["latest"]
         if self.averager is not None:
             self.averager.num_updates = self.progress.num_averaged
             for name, value in groups.get("average", {}).items():

@@ -16,9 +16,6 @@ STOP_ERRORS = 2.0
 KEEP_ERRORS = 1.0
 """Standard errors by which the last epoch must be worse than the best one to be given up for it."""
 
-GAIN_ERRORS = 1.0
-"""Standard errors by which training must be better than the probe that it started from."""
-
 
 @dataclass
 class Watch:
@@ -31,7 +28,6 @@ class Watch:
         patience: epochs since the best one before training may stop.
         best_epoch: with the lowest loss; 0 is before the first step, -1 before any was seen.
         best, latest: (n,) losses of that epoch and of the latest.
-        first: (n,) losses before the first step; empty where that is no candidate.
     """
 
     patience: int
@@ -39,7 +35,6 @@ class Watch:
     epoch: int = -1
     best: Tensor = field(default_factory=lambda: torch.zeros(0))
     latest: Tensor = field(default_factory=lambda: torch.zeros(0))
-    first: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @classmethod
     def over(cls, epochs: int) -> Watch:
@@ -55,8 +50,6 @@ class Watch:
         Shapes: logits (n, c); labels (n,) int64.
         """
         self.epoch, self.latest = epoch, calibrated_losses(logits, labels)
-        if epoch == 0:
-            self.first = self.latest
         is_best = self.best_epoch < 0 or self.latest.mean() < self.best.mean()
         if is_best:
             self.best_epoch, self.best = epoch, self.latest
@@ -69,20 +62,9 @@ class Watch:
 
     @property
     def kept_epoch(self) -> int:
-        """The epoch whose weights are to be kept: the latest, the best one, or 0.
-
-        The best one where the latest is clearly worse. And 0, the probe that training started from,
-        where neither is clearly better than that: ties go to what is known to hold.
-        """
-        if self.epoch > self.best_epoch >= 0 and self._is_worse(KEEP_ERRORS):
-            kept, losses = self.best_epoch, self.best
-        else:
-            kept, losses = self.epoch, self.latest
-        if len(self.first):
-            gain, error = paired(self.first, losses)
-            if gain <= GAIN_ERRORS * error:
-                return 0
-        return kept
+        """The epoch to be kept: the latest, or the best one where the latest is clearly worse."""
+        prefers_best = self.epoch > self.best_epoch >= 0 and self._is_worse(KEEP_ERRORS)
+        return self.best_epoch if prefers_best else self.epoch
 
     def _is_worse(self, errors: float) -> bool:
         mean, error = paired(self.latest, self.best)
@@ -90,4 +72,4 @@ class Watch:
 
     def tensors(self) -> dict[str, Tensor]:
         """For the checkpoint."""
-        return {"best": self.best, "latest": self.latest, "first": self.first}
+        return {"best": self.best, "latest": self.latest}
