@@ -20,6 +20,7 @@ ROWS = (
     ("bench.tables",),
     ("bench.suites", "bench.speed"),
     ("bench.study",),
+    ("export",),
     ("training", "inference"),
     ("analysis", "exits"),
     ("adapters", "counts"),
@@ -32,7 +33,7 @@ ROWS = (
     ("objectives", "report"),
     ("ops",),
     ("runs",),
-    ("files", "preprocessing", "result_files", "tensors"),
+    ("files", "hub", "preprocessing", "result_files", "tensors"),
     ("environment", "late_imports", "machine", "processes"),
     ("errors",),
 )
