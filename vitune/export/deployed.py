@@ -49,18 +49,12 @@ class Deployed(nn.Module):
         return logits_of(self.network(self.pixels(images))).float()
 
 
-class _Reached(Exception):  # noqa: N818 - it ends a pass, it is no error
-    """The tokens behind the last block of a segment."""
-
-    def __init__(self, tokens: Tensor) -> None:
-        self.tokens = tokens
-
-
 class Segment(nn.Module):
     """The part of a network from one exit to the next.
 
-    Tracing the whole network with the tokens put in behind `start` leaves what lies in front of it
-    without a use, and the exporter drops it. So no forward pass is written again here.
+    The whole network is traced, with tokens put in behind `start` and taken out behind `end`. What
+    lies before and after is then without a use, and the exporter drops it: no architecture's
+    forward pass is written again here.
 
     Args:
         start: the exit this segment follows; None for the first segment, which takes images.
@@ -79,33 +73,33 @@ class Segment(nn.Module):
             pixels = self.whole.pixels(given)
         else:
             pixels = given.new_zeros(given.shape[0], 3, *self.whole.size)
-        with _cut(network, self.start, self.end, given):
-            try:
-                return logits_of(network(pixels)).float()
-            except _Reached as reached:
-                assert self.end is not None
-                return self.end.head(reached.tokens).float(), reached.tokens
+        with _cut(network, self.start, self.end, given) as reached:
+            logits = logits_of(network(pixels)).float()
+        if self.end is None:
+            return logits
+        return self.end.head(reached[0]).float(), reached[0]
 
 
 @contextmanager
 def _cut(
     network: nn.Module, start: Exit | None, end: Exit | None, tokens: Tensor
-) -> Iterator[None]:
-    """Within: `tokens` come out of the block of `start`, and the block of `end` ends the pass."""
+) -> Iterator[list[Tensor]]:
+    """Within: `tokens` come out of the block of `start`; yields those out of the block of `end`."""
+    reached: list[Tensor] = []
 
     def begin(_: nn.Module, __: Any, output: Any) -> Any:
         return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
 
-    def finish(_: nn.Module, __: Any, output: Any) -> Any:
-        raise _Reached(output[0] if isinstance(output, tuple) else output)
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        reached.append(output[0] if isinstance(output, tuple) else output)
 
     handles = [
         network.get_submodule(at.block).register_forward_hook(hook)
-        for at, hook in ((start, begin), (end, finish))
+        for at, hook in ((start, begin), (end, keep))
         if at is not None
     ]
     try:
-        yield
+        yield reached
     finally:
         for handle in handles:
             handle.remove()
