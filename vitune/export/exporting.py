@@ -115,7 +115,7 @@ def export_run(
     images = export_images(loaded, data, on_read=on_read)
     tell("tracing the network")
     programs = _programs(loaded)
-    about = _about(loaded, target, tuple(programs))
+    about = described(loaded, target, tuple(programs))
     with atomic_folder(out) as folder:
         load = ProcessorUse()
         tries = _Tries(loaded, target, programs, about, images, folder, tell)
@@ -167,8 +167,8 @@ def _programs(run: LoadedRun) -> dict[str, ExportedProgram]:
     return {f"segment-{n}": traced(part, example) for n, (part, example) in enumerate(parts)}
 
 
-def _about(run: LoadedRun, target: Target, names: tuple[str, ...]) -> dict[str, Any]:
-    """What is known before anything is written."""
+def described(run: LoadedRun, target: Target, names: tuple[str, ...]) -> dict[str, Any]:
+    """What the card says before anything is written."""
     height, width = run.card.preprocessing.image_size
     return {
         "format": 1,

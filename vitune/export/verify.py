@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -15,6 +16,7 @@ import torch
 
 from vitune.backbones import logits_of
 from vitune.data import Split, normalise
+from vitune.errors import AdapterError, one_line
 from vitune.export.runner import Model
 from vitune.export.target import Pixels
 from vitune.inference import LoadedRun
@@ -123,8 +125,13 @@ def verified(folder: Path, expected: Expected, split: Split, *, int8: bool = Fal
 
     It fails in float32 where a logit is off by more than TOLERANCE of the largest, or a class
     differs that is no tie; in 8 bits where it loses more than MAX_LOSS of accuracy.
+
+    Raises:
+        AdapterError: the runtime refuses the file or a batch size.
     """
-    model, by_batch = Model(folder, torch.get_num_threads()), {}
+    by_batch = {}
+    with _told("the file"):
+        model = Model(folder, torch.get_num_threads())
     for size in BATCHES:
         num = len(split) if size == BATCHES[-1] else min(len(split), PER_BATCH_SIZE)
         by_batch[size] = whole = _agreement(model, expected, split.images[:num], size)
@@ -162,9 +169,22 @@ def _agreement(model: Model, expected: Expected, images: Pixels, size: int) -> A
 def _answers(model: Model, images: Pixels, size: int) -> tuple[Logits, npt.NDArray[np.int64]]:
     logits, left = [], []
     for batch in _chunks(images, size):
-        logits.append(model.logits(np.ascontiguousarray(batch)))
+        with _told(f"a batch of {len(batch)}"):
+            logits.append(model.logits(np.ascontiguousarray(batch)))
         left.append(model.left)
     return np.concatenate(logits), np.concatenate(left)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Within: whatever the runtime raises is one line."""
+    try:
+        yield
+    except Exception as error:  # each runtime has classes of its own
+        raise AdapterError(
+            f"export: got {what} that the runtime refuses ({one_line(error)[:300]}), expected one "
+            "that it runs. Nothing was written to --out."
+        ) from error
 
 
 def _too_far(by_batch: dict[int, Agreement]) -> str:
