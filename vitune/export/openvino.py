@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from vitune.errors import AdapterError, one_line
 from vitune.export.onnx import OnnxTarget
-from vitune.export.target import Job, Pixels, quiet
+from vitune.export.target import Job, Pixels, quiet, require_space
 
 
 class OpenVinoTarget:
@@ -52,6 +51,6 @@ def _converted(job: Job, write: Callable[[Job], None]) -> None:
                 ) from error
             try:
                 openvino.save_model(network, file, compress_to_fp16=False)
-            except RuntimeError as error:  # it tells no reason; there is one that users meet
-                reason = f"cannot write ({one_line(error)[:200]})"
-                raise OSError(errno.ENOSPC, reason, str(file)) from None
+            except RuntimeError as error:  # its writer is C++ and hides the reason
+                require_space(job.folder, error)
+                raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import torch
 
 from vitune.errors import VituneError
@@ -22,7 +24,10 @@ class Pt2Target:
         """Write NAME.pt2 for every graph."""
         for name, program in job.programs.items():
             facts = {f"vitune.{key}": value for key, value in job.facts.items()}
-            torch.export.save(program, job.folder / f"{name}.pt2", extra_files=facts)
+            # By way of memory: PyTorch's own writer ends the process where the disk is full.
+            archive = io.BytesIO()
+            torch.export.save(program, archive, extra_files=facts)
+            (job.folder / f"{name}.pt2").write_bytes(archive.getbuffer())
 
     def write_int8(self, job: Job, kind: str, images: Pixels) -> None:
         """Refuse: PyTorch keeps no quantised operations of its own.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -18,6 +20,8 @@ import numpy.typing as npt
 from torch.export import ExportedProgram
 
 from vitune.errors import VituneError
+
+FULL_BYTES = 2**20
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -91,6 +95,17 @@ def require(target: Target) -> None:
 def versions_of(target: Target) -> dict[str, str]:
     """Releases of a target's libraries."""
     return {library: version(library) for library in target.libraries}
+
+
+def require_space(folder: Path, error: Exception) -> None:
+    """Tell a full disk from other failures of a writer that hides the reason.
+
+    Raises:
+        OSError: less than a MiB is left in `folder`.
+    """
+    if shutil.disk_usage(folder).free < FULL_BYTES:
+        reason = "No space left on device"
+        raise OSError(errno.ENOSPC, reason, str(folder)) from error
 
 
 @contextmanager

@@ -134,18 +134,16 @@ def verified(folder: Path, expected: Expected, split: Split, *, int8: bool = Fal
         model = Model(folder, torch.get_num_threads())
     for size in BATCHES:
         num = len(split) if size == BATCHES[-1] else min(len(split), PER_BATCH_SIZE)
-        by_batch[size] = whole = _agreement(model, expected, split.images[:num], size)
-        if size == BATCHES[-1]:
-            found = _answers(model, split.images, size)[0]
-    right = split.labels[: len(found)]
-    accuracy = float((found.argmax(-1) == right).mean())
-    before = float((expected.logits.argmax(-1) == right).mean())
+        found, left = _answers(model, split.images[:num], size)
+        by_batch[size] = whole = compared(found, expected, left)
+    accuracy = float((found.argmax(-1) == split.labels).mean())
+    before = float((expected.logits.argmax(-1) == split.labels).mean())
     failure = _too_lossy(before, accuracy) if int8 else _too_far(by_batch)
     return Verdict(by_batch, whole, before, accuracy, failure)
 
 
-def _agreement(model: Model, expected: Expected, images: Pixels, size: int) -> Agreement:
-    found, left = _answers(model, images, size)
+def compared(found: Logits, expected: Expected, left: npt.NDArray[np.int64]) -> Agreement:
+    """Two sets of logits (b, c) of the first b images, and the exits at which they left."""
     wanted = expected.logits[: len(found)]
     same = np.ones(len(found), bool)
     if expected.left is not None:
