@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,10 @@ def local_copy(path: str | Path) -> Path:
         folder = snapshot_download(
             name, revision=revision or None, allow_patterns=list(FILES), endpoint=_endpoint(),
         )  # fmt: skip
+    if not (Path(folder) / FILES[0]).is_file():
+        raise AdapterError(
+            f"hub: got {name!r} without {FILES[0]}, expected what 'vitune push' wrote there."
+        )
     return Path(folder)
 
 
@@ -74,9 +79,19 @@ def _endpoint() -> str | None:
 def _told(name: str) -> Iterator[None]:
     """Within: what the hub's client raises is one line that says what to do."""
     from huggingface_hub import errors
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
+    shown = not are_progress_bars_disabled()
+    if shown:
+        disable_progress_bars()  # they would stand between our own lines
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the client's, of the library it is built on
+            yield
     except errors.HFValidationError:
         raise AdapterError(f"hub: got {name!r}, expected user/name.") from None
     except errors.GatedRepoError:
@@ -100,10 +115,19 @@ def _told(name: str) -> Iterator[None]:
         ) from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise _unreachable(name, error) from None
+    except RuntimeError as error:  # an upload that failed; the reason is behind it
+        reason = one_line(error.__cause__ or error)[:200]
+        raise AdapterError(
+            f"hub: got a failed upload to {name!r} ({reason}), expected all of it to arrive. "
+            "Push again: what is there already is not sent twice."
+        ) from None
     except Exception as error:
         if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2"):
             raise _unreachable(name, error) from None
         raise
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 def _advice(status: int) -> str:
