@@ -140,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.hub.blobs[value["oid"]]
-        found.head = hashlib.sha1(body).hexdigest()
+        found.head = hashlib.sha1(found.head.encode() + body).hexdigest()
         found.commits[found.head] = files
         url = f"{self.hub.url}/{name}/commit/{found.head}"
         return self._json({"commitUrl": url, "commitOid": found.head, "success": True})

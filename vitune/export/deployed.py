@@ -27,6 +27,9 @@ class Deployed(nn.Module):
     Shapes: images (b, h, w, 3) uint8, resized and cropped already -> (b, c) float32.
     """
 
+    scale: Tensor
+    offset: Tensor
+
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.network, self.size = network, preprocessing.image_size
