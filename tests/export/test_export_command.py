@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from vitune.preprocessing import PIXEL_STATS, Preprocessing
 
 Refused = Callable[..., str]
 CLASSES = ("dark", "light")
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "browser"
 
 
 def paint(folder: Path, per_class: int, seed: int) -> Path:
@@ -303,3 +305,35 @@ def test_openvino_runs_the_same_network(trained: Path, tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} >= {"model.xml", "model.bin", "run.py"}
     assert card_of(out)["verification"]["whole"]["top1"] == 1
     assert "<vitune>" in (out / "model.xml").read_text()
+
+
+@pytest.fixture(scope="module")
+def check() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("browser_check", EXAMPLE / "check.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if module.browser() is None:
+        pytest.skip("needs Chromium, which this machine does not have")
+    if not module.RUNTIME.is_dir():
+        pytest.skip(f"needs ONNX Runtime for the web: cd {EXAMPLE} && npm ci --ignore-scripts")
+    return module
+
+
+def test_dropped_images_get_the_classes_of_the_runner(
+    check: ModuleType, exported: Path, tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(3)
+    images = []
+    for name, height, width in (("wide", 37, 90), ("square", 32, 32), ("large", 200, 333)):
+        squares = generator.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+        pixels = squares.repeat(8, 0).repeat(8, 1)[:height, :width]
+        images.append(tmp_path / f"{name} #1.png")
+        Image.fromarray(pixels).save(images[-1])
+    (tmp_path / "text.png").write_text("no image")
+    found = check.Check(exported, [*images, tmp_path / "text.png"]).run()["found"]
+    assert "error" in found["text.png"]
+    for name, chances in check.expected(exported, images).items():
+        shown = {entry["name"]: entry["probability"] for entry in found[name]["classes"]}
+        assert shown == pytest.approx(chances, abs=1e-4)
+        assert found[name]["shown"][0] == max(chances, key=lambda key: chances[key])
