@@ -275,7 +275,7 @@ MODULE_DOORS = (
     "bench", "bench.study", "bench.suites", "bench.tables", "bench.speed", "methods.core",
 )  # fmt: skip
 NAME_DOORS = (
-    "analysis", "backbones", "data", "exits", "inference", "objectives", "ops", "report",
+    "analysis", "backbones", "data", "exits", "export", "inference", "objectives", "ops", "report",
     "training",
 )  # fmt: skip
 
