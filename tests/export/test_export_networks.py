@@ -129,8 +129,9 @@ def test_the_file_agrees_at_every_batch_size(name: str, tmp_path: Path) -> None:
     assert len(np.unique(expected.logits.argmax(-1))) > 2
 
 
-def test_an_unmerged_method_is_traced_as_it_is() -> None:
-    model = trained(vit(depth=1), "adaptformer")
+@pytest.mark.parametrize("method", ["adaptformer", "vpt_deep"])
+def test_an_unmerged_method_is_traced_as_it_is(method: str) -> None:
+    model = trained(vit(depth=1), method)
     whole = Deployed(model, Preprocessing((32, 32), *PIXEL_STATS["half"]))
     images = torch.from_numpy(pictures((32, 32)).images)
     graph = traced(whole, whole.example()).module()
@@ -148,6 +149,14 @@ class _Odd(nn.Module):
 def test_what_cannot_be_traced_is_refused_with_the_reason() -> None:
     whole = Deployed(_Odd(), Preprocessing((8, 8), *PIXEL_STATS["half"]))
     with pytest.raises(AdapterError, match=r"export: got a network that torch.export cannot trace"):
+        traced(whole, whole.example())
+
+
+def test_a_method_that_torch_export_ties_to_one_batch_is_refused() -> None:
+    whole = Deployed(trained(vit(depth=1), "moppa"), Preprocessing((32, 32), *PIXEL_STATS["half"]))
+    with pytest.raises(
+        AdapterError, match="expected one graph for any batch. A method that merges"
+    ):
         traced(whole, whole.example())
 
 
