@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -127,6 +128,9 @@ def test_the_file_agrees_at_every_batch_size(name: str, tmp_path: Path) -> None:
     assert list(found.by_batch) == [1, 2, 3, 8]
     assert all(row.top1 == 1 and row.relative < 1e-5 for row in found.by_batch.values())
     assert len(np.unique(expected.logits.argmax(-1))) > 2
+    for archive in tmp_path.glob("*.pt2"):  # nothing in it is pickled
+        entries = [e for e in ZipFile(archive).infolist() if e.filename.endswith((".pt", ".pkl"))]
+        assert [e.file_size for e in entries] == [0]
 
 
 @pytest.mark.parametrize("method", ["adaptformer", "vpt_deep"])

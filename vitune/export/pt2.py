@@ -26,6 +26,7 @@ class Pt2Target:
             facts = {f"vitune.{key}": value for key, value in job.facts.items()}
             # By way of memory: PyTorch's own writer ends the process where the disk is full.
             archive = io.BytesIO()
+            program.example_inputs = None  # all that the archive would hold in pickled form
             torch.export.save(program, archive, extra_files=facts)
             (job.folder / f"{name}.pt2").write_bytes(archive.getbuffer())
 
