@@ -70,7 +70,8 @@ def torchvision_vit(folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "model.safetensors"
     save_file({key: value.contiguous() for key, value in vit_b_32().state_dict().items()}, file)
-    return ["--backbone", "torchvision:vit_b_32", "--checkpoint", str(file)]
+    words = ["--backbone", "torchvision:vit_b_32", "--checkpoint", str(file)]
+    return [*words, "--image-size", "64"]
 
 
 NETWORKS = {

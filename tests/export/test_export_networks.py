@@ -105,7 +105,7 @@ NETWORKS = {
     "registers": "pt2",
     "swin": "onnx",
     "transformers_vit": "pt2",
-    "clip_tower": "onnx",
+    "clip_tower": "pt2",
     "torchvision_vit": "onnx",
 }
 """And the file each becomes. ONNX starts from the graph of PT2, and takes four times as long."""
@@ -133,9 +133,8 @@ def test_the_file_agrees_at_every_batch_size(name: str, tmp_path: Path) -> None:
         assert [e.file_size for e in entries] == [0]
 
 
-@pytest.mark.parametrize("method", ["adaptformer", "vpt_deep"])
-def test_an_unmerged_method_is_traced_as_it_is(method: str) -> None:
-    model = trained(vit(depth=1), method)
+def test_an_unmerged_method_is_traced_as_it_is() -> None:
+    model = trained(vit(depth=1), "vpt_deep")
     whole = Deployed(model, Preprocessing((32, 32), *PIXEL_STATS["half"]))
     images = torch.from_numpy(pictures((32, 32)).images)
     graph = traced(whole, whole.example()).module()
@@ -153,12 +152,6 @@ class _Odd(nn.Module):
 def test_what_cannot_be_traced_is_refused_with_the_reason() -> None:
     whole = Deployed(_Odd(), Preprocessing((8, 8), *PIXEL_STATS["half"]))
     with pytest.raises(AdapterError, match=r"export: got a network that torch.export cannot trace"):
-        traced(whole, whole.example())
-
-
-def test_a_method_that_torch_export_ties_to_one_batch_is_refused() -> None:
-    whole = Deployed(trained(vit(depth=1), "moppa"), Preprocessing((32, 32), *PIXEL_STATS["half"]))
-    with pytest.raises(AdapterError, match=r"one graph for any batch\. A method that merges"):
         traced(whole, whole.example())
 
 

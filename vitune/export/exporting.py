@@ -224,6 +224,7 @@ class _Tries:
     folder: Path
     tell: Callable[[str], None]
     done: list[_Trial] = field(default_factory=list)
+    converted: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def expected(self) -> Expected:
@@ -262,7 +263,9 @@ class _Tries:
         folder = self.folder / f"try-{precision}"
         folder.mkdir()
         facts = {name: json.dumps(self.about[name]) for name in GRAPH_FACTS}
-        job = Job(folder, self.programs, {**facts, "precision": precision})
+        job = Job(
+            folder, self.programs, {**facts, "precision": json.dumps(precision)}, self.converted
+        )
         self.tell(f"writing {precision}")
         if precision == FLOAT:
             self.target.write(job)

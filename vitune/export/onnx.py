@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +29,36 @@ class OnnxTarget:
 
     def write(self, job: Job) -> None:
         """Write NAME.onnx for every graph."""
-        for name, program in job.programs.items():
-            write_onnx(program, job.folder / f"{name}.onnx", job.facts)
+        for name in job.programs:
+            write_onnx(job, name)
 
     def write_int8(self, job: Job, kind: str, images: Pixels) -> None:
         """Write model.onnx with 8-bit weights and activations."""
-        file = job.folder / "model.onnx"
-        write_onnx(job.programs["model"], file, job.facts)
-        quantised(file, kind, images)
+        quantised(write_onnx(job, "model"), kind, images)
 
 
-def write_onnx(program: ExportedProgram, file: Path, facts: Mapping[str, str]) -> None:
-    """The graph as an ONNX file with `facts` in its metadata.
+def write_onnx(job: Job, name: str) -> Path:
+    """Write NAME.onnx with the job's facts in its metadata; a graph is converted once.
 
     Raises:
         AdapterError: it holds an operation that ONNX lacks.
     """
     import onnx
 
-    first = not file.stem.startswith("segment") or file.stem == "segment-0"
+    if name not in job.converted:
+        job.converted[name] = _converted(job.programs[name], name)
+    graph = onnx.ModelProto()
+    graph.CopyFrom(job.converted[name])
+    for key, value in job.facts.items():
+        graph.metadata_props.add(key=f"vitune.{key}", value=value)
+    file = job.folder / f"{name}.onnx"
+    large = graph.ByteSize() > PROTOBUF_BYTES
+    onnx.save(graph, file, save_as_external_data=large, location=f"{file.name}.data")
+    return file
+
+
+def _converted(program: ExportedProgram, name: str) -> Any:
+    first = name in ("model", "segment-0")
     last = len(program.graph_signature.user_outputs) == 1
     try:
         with quiet():
@@ -65,12 +75,9 @@ def write_onnx(program: ExportedProgram, file: Path, facts: Mapping[str, str]) -
             "expected operations that ONNX has. Try --to pt2."
         ) from error
     assert made is not None
-    graph = made.model_proto
+    graph = made.model_proto  # made anew at every reading
     _name_the_batch(graph)
-    for key, value in facts.items():
-        graph.metadata_props.add(key=f"vitune.{key}", value=value)
-    large = graph.ByteSize() > PROTOBUF_BYTES
-    onnx.save(graph, file, save_as_external_data=large, location=f"{file.name}.data")
+    return graph
 
 
 def _name_the_batch(graph: Any) -> None:

@@ -9,11 +9,11 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,11 +34,13 @@ class Job:
         folder: where the files go.
         programs: graphs by name: "model", or "segment-0", "segment-1", ...
         facts: what stands in the metadata of every file, as text by name.
+        converted: graphs by name as a target has converted them already; filled by the target.
     """
 
     folder: Path
     programs: Mapping[str, ExportedProgram]
     facts: Mapping[str, str]
+    converted: dict[str, Any] = field(default_factory=dict)
 
 
 class Target(Protocol):
