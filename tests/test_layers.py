@@ -20,6 +20,7 @@ ROWS = (
     ("bench.tables",),
     ("bench.suites", "bench.speed"),
     ("bench.study",),
+    ("export",),
     ("training", "inference"),
     ("analysis", "exits"),
     ("adapters", "counts"),
@@ -33,7 +34,7 @@ ROWS = (
     ("ops",),
     ("runs",),
     ("run_summary",),
-    ("files", "preprocessing", "result_files", "tensors"),
+    ("files", "hub", "preprocessing", "result_files", "tensors"),
     ("environment", "late_imports", "machine", "processes"),
     ("errors",),
 )
@@ -276,7 +277,7 @@ MODULE_DOORS = (
     "bench", "bench.study", "bench.suites", "bench.tables", "bench.speed", "methods.core",
 )  # fmt: skip
 NAME_DOORS = (
-    "analysis", "backbones", "data", "exits", "inference", "objectives", "ops", "report",
+    "analysis", "backbones", "data", "exits", "export", "inference", "objectives", "ops", "report",
     "training",
 )  # fmt: skip
 

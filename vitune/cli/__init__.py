@@ -23,10 +23,12 @@ from vitune.cli import (
     demo,
     evaluate,
     exits,
+    export,
     info,
     merge,
     methods,
     predict,
+    push,
     train,
 )
 from vitune.cli._options import Verbs
@@ -47,6 +49,8 @@ VERBS = (
     evaluate,
     exits,
     merge,
+    export,
+    push,
     info,
     methods,
     compare,
