@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from peft import PeftConfig
 from torch import nn
 
 from vitune.adapters import CONFIG, TENSORS, read_config
@@ -183,14 +184,30 @@ class Collection:
         digest = hashlib.sha256()
         for file in FILES:
             digest.update((place / file).read_bytes())
-        key = tree_key(config, card)
-        if key not in self._trees:
-            self._trees[key] = Tree(self.network, config, card.method)
-        tree = self._trees[key]
-        values = tree.read(place, card)
+        tree, values = self._values(place, card, config)
         decoding = Decoding(card.preprocessing, max_megapixels=self.max_megapixels)
         fingerprint = f"a1-{digest.hexdigest()[:16]}"
         return Served(name, fingerprint, card, decoding, values, tree)
+
+    def _values(self, place: Path, card: AdapterCard, config: PeftConfig) -> tuple[Tree, Values]:
+        """An adapter's values, and the tree that runs them: one of its own class count if need be.
+
+        A method may hold tensors that are as wide as the head, an exit on the way for example.
+        """
+        key, num_classes = tree_key(config, card), len(card.classes)
+        for name in (key, f"{key} {num_classes}"):
+            tree = self._trees.get(name)
+            if tree is None:
+                tree = Tree(self.network, config, card.method, num_classes)
+            try:
+                values = tree.read(place, card)
+            except AdapterError:
+                if tree.num_classes == num_classes:
+                    raise
+                continue
+            self._trees[name] = tree
+            return tree, values
+        raise AssertionError("the second tree has the adapter's own class count")
 
     def _check_size(self, asked: Preprocessing) -> None:
         if asked.image_size != self.preprocessing.image_size:

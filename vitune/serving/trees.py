@@ -85,10 +85,16 @@ class Tree:
     Args:
         network: the backbone; its tensors are shared, never written to.
         config: of the first adapter.
+        num_classes: of the first adapter; others may have more or fewer, unless the method itself
+            holds tensors of that size.
     """
 
-    def __init__(self, network: nn.Module, config: PeftConfig, method: str) -> None:
+    def __init__(
+        self, network: nn.Module, config: PeftConfig, method: str, num_classes: int
+    ) -> None:
+        self.num_classes = num_classes
         base = sharing_copy(network)
+        resize_heads(base, num_classes)
         known = {id(tensor) for tensor in (*base.parameters(), *base.buffers())}
         config.inference_mode = True
         self.base = network
