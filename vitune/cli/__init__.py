@@ -27,6 +27,7 @@ from vitune.cli import (
     merge,
     methods,
     predict,
+    serve,
     train,
 )
 from vitune.cli._options import Verbs
@@ -47,6 +48,7 @@ VERBS = (
     evaluate,
     exits,
     merge,
+    serve,
     info,
     methods,
     compare,

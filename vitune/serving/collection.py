@@ -112,11 +112,11 @@ class Collection:
             f"{nearest(name[:MOST_CHARACTERS], self.served)}"
         )
 
-    def refresh(self, on_read: Callable[[int], object] = lambda _: None) -> Changes:
+    def refresh(self, on_read: Callable[[int, int], object] = lambda _, __: None) -> Changes:
         """Look at the folder and take in what is new, changed or gone.
 
         Args:
-            on_read: told how many sub-folders were looked at so far.
+            on_read: told how many sub-folders were looked at, of how many.
         """
         changes, present = Changes(), set()
         try:
@@ -128,7 +128,7 @@ class Collection:
             signature = _signature(place)
             if self._signatures.get(name) != signature:
                 self._take_in(name, place, signature, changes)
-            on_read(number)
+            on_read(number, len(found))
         for name in set(self._signatures) - present:
             self._missed[name] = self._missed.get(name, 0) + 1
             if self._missed[name] >= GONE_AFTER:
@@ -179,6 +179,7 @@ class Collection:
                 f"adapter: got a merged model of {card.backbone!r}, expected a run or an adapter. "
                 "Give the run it was merged from."
             )
+        "".join(card.classes).encode()  # what is no Unicode could not be sent
         self._check_size(card.preprocessing)
         config = read_config(place, card)
         digest = hashlib.sha256()

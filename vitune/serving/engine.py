@@ -78,7 +78,7 @@ class Engine:
 
     Args:
         folder: every sub-folder is a run or an adapter.
-        on_read: told how many sub-folders were read so far.
+        on_read: told how many sub-folders were read, of how many.
         on_change: told of every change of the folder, from a thread of its own.
 
     Raises:
@@ -91,7 +91,7 @@ class Engine:
         folder: str | Path,
         settings: EngineSettings | None = None,
         *,
-        on_read: Callable[[int], object] = lambda _: None,
+        on_read: Callable[[int, int], object] = lambda _, __: None,
         on_change: Callable[[Changes], object] = lambda _: None,
     ) -> None:
         self.settings = settings or EngineSettings()
@@ -220,6 +220,11 @@ class Engine:
         )
         runner, merged = self._runner(served)
         logits, features = runner(inputs)
+        if not torch.isfinite(logits).all():
+            raise AdapterError(
+                f"adapter {served.name!r}: got logits with NaN or infinity, expected numbers. "
+                "Train it again with a lower learning rate."
+            )
         ran_ms = 1000 * (time.perf_counter() - started)
         self.num_batches += 1
         self.num_images[served.name] += len(batch)
