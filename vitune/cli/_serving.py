@@ -73,6 +73,11 @@ class Serving:
     ray: str | None
     replicas: int
 
+    def __post_init__(self) -> None:
+        from vitune.serving.settings import require
+
+        require("--replicas", self.replicas, 1)
+
     def run(self) -> None:
         """Serve until interrupted.
 

@@ -141,7 +141,8 @@ class Collection:
             found = self._read(name, place)
         except Exception as error:  # whatever it is, it is this adapter's and no other's
             kind = "" if isinstance(error, VituneError) else f"{type(error).__name__}: "
-            found, reason = None, kind + one_line(error)
+            said = one_line(error).replace(f"{self.folder}/", "")  # clients need no paths
+            found, reason = None, kind + said
         if _signature(place) != signature:
             return  # written to meanwhile: the next look reads it again
         self._signatures[name] = signature

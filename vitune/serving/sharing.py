@@ -39,15 +39,20 @@ def resize_heads(network: nn.Module, num_classes: int) -> None:
             _resize(head, num_classes)
 
 
-def extra_bytes(network: nn.Module, base: nn.Module) -> int:
-    """Memory that `network` takes beyond what it shares with `base`."""
-    shared = {tensor.data_ptr() for tensor in _tensors(base)}
-    own = {t.data_ptr(): t.untyped_storage().nbytes() for t in _tensors(network)}
+def extra_bytes(network: nn.Module, base: nn.Module, *others: Tensor) -> int:
+    """Memory that `network` takes beyond what it shares with `base` and `others`."""
+    own, shared = _storages(_tensors(network)), _storages((*_tensors(base), *others))
     return sum(size for place, size in own.items() if place not in shared)
 
 
 def _tensors(network: nn.Module) -> Iterable[Tensor]:
     return chain(network.parameters(), network.buffers())
+
+
+def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes of each piece of memory that holds `tensors`, by its address."""
+    pieces = (tensor.untyped_storage() for tensor in tensors)
+    return {piece.data_ptr(): piece.nbytes() for piece in pieces}
 
 
 def _resize(head: nn.Module, num_classes: int) -> None:

@@ -153,7 +153,7 @@ class Tree:
                 raise
             self.mergeable = False
             return None
-        self.merged_bytes = extra_bytes(merged, self.base)
+        self.merged_bytes = extra_bytes(merged, self.base, values.memory)
         return merged
 
     @staticmethod

@@ -41,7 +41,7 @@ class WeightCache:
         """What runs `key` merged; None where it is to run un-merged this time.
 
         Args:
-            size: bytes that it will take, at most.
+            size: bytes that it will take, as far as that is known.
             build: makes it and says its bytes; None where it cannot be made.
         """
         if key in self._held:
@@ -55,9 +55,12 @@ class WeightCache:
         built = build()
         if built is None:
             return None
-        self._held[key] = built
-        self.used += built[1]
-        return built[0]
+        runner, taken = built
+        if taken <= self.capacity:
+            self._make_room(taken)
+            self._held[key] = built
+            self.used += taken
+        return runner
 
     def drop(self, key: str) -> None:
         """Forget an adapter that is gone."""
