@@ -110,7 +110,17 @@ class Serving:
         return LocalService(engine), engine.listing()
 
     def _replicated(self) -> tuple[Any, dict[str, Any]]:
-        raise VituneError("--ray: not there yet.")
+        import asyncio
+
+        from vitune.serving.replicas import start_replicas
+
+        service = start_replicas(
+            os.path.abspath(self.folder),
+            self.engine,
+            address=str(self.ray),
+            num_replicas=self.replicas,
+        )
+        return service, asyncio.run(service.listing())
 
     def _tell(self, listing: dict[str, Any], url: str) -> None:
         from vitune.cli._progress import console

@@ -183,12 +183,9 @@ class Collection:
         "".join(card.classes).encode()  # what is no Unicode could not be sent
         self._check_size(card.preprocessing)
         config = read_config(place, card)
-        digest = hashlib.sha256()
-        for file in FILES:
-            digest.update((place / file).read_bytes())
+        fingerprint = content_fingerprint(place)
         tree, values = self._values(place, card, config)
         decoding = Decoding(card.preprocessing, max_megapixels=self.max_megapixels)
-        fingerprint = f"a1-{digest.hexdigest()[:16]}"
         return Served(name, fingerprint, card, decoding, values, tree)
 
     def _values(self, place: Path, card: AdapterCard, config: PeftConfig) -> tuple[Tree, Values]:
@@ -218,6 +215,14 @@ class Collection:
                 f"{self.preprocessing.image_size}, that of the backbone that is served. "
                 "Serve it in a process of its own."
             )
+
+
+def content_fingerprint(place: Path) -> str:
+    """`a1-` and 16 hex digits of sha256 over an adapter's files: card, configuration, tensors."""
+    digest = hashlib.sha256()
+    for file in FILES:
+        digest.update((place / file).read_bytes())
+    return f"a1-{digest.hexdigest()[:16]}"
 
 
 def sub_folders(folder: Path) -> Iterator[tuple[str, Path]]:

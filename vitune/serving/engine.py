@@ -108,6 +108,7 @@ class Engine:
         self.num_batches = 0
         self._runners: dict[int, Runner] = {}
         self._dropped: list[str] = []
+        self._looking = threading.Lock()
         self._on_change = on_change
         self.collection.refresh(on_read)
         self._require_some()
@@ -190,8 +191,9 @@ class Engine:
 
     def refresh(self) -> Changes:
         """Look at the folder now; what is gone or replaced leaves the cache."""
-        changes = self.collection.refresh()
-        kept = {one.fingerprint for one in list(self.collection.served.values())}
+        with self._looking:
+            changes = self.collection.refresh()
+            kept = {one.fingerprint for one in self.collection.served.values()}
         self._dropped += [d.fingerprint for d in changes.dropped if d.fingerprint not in kept]
         return changes
 
