@@ -44,9 +44,10 @@ def main() -> None:
     backbone = backbone_file(out, given.model)
     folder, aside = out / "adapters", out / "aside"
     if not folder.is_dir():
-        write_adapters(aside, backbone, given.number)
-        folder.mkdir()
-        (aside / "rlrr-0000").rename(folder / "rlrr-0000")
+        write_adapters(folder, backbone, given.number)
+    aside.mkdir(exist_ok=True)
+    for path in sorted(folder.iterdir())[1:]:
+        path.rename(aside / path.name)
     settings = EngineSettings(
         backbone=backbone, cache_mib=given.cache_mib, watch_s=0, max_wait_ms=0, device="cpu"
     )
@@ -56,7 +57,7 @@ def main() -> None:
     before = resident_mib()
     weights = sum(t.nbytes for t in engine.backbone.model.parameters()) / 2**20
     print(f"one adapter, one image run: {before:,.0f} MiB resident ({weights:,.0f} of weights)")
-    for path in sorted(aside.iterdir()) if aside.is_dir() else ():
+    for path in sorted(aside.iterdir()):
         path.rename(folder / path.name)
     started = time.perf_counter()
     engine.refresh()

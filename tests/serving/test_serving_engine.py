@@ -116,7 +116,8 @@ def test_adapters_of_one_configuration_share_one_model(engine: Engine) -> None:
 
 def test_packed_values_come_back_as_they_were() -> None:
     tensors = [torch.randn(3, 5), torch.arange(7), torch.tensor(1.5), torch.ones(2).bfloat16()]
-    assert all(torch.equal(a, b) for a, b in zip(Values.packed(tensors), tensors, strict=True))
+    packed = Values.packed(tensors, [value.dtype for value in tensors], torch.device("cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(packed, tensors, strict=True))
 
 
 class TestWatching:

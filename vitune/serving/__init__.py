@@ -1,7 +1,7 @@
 """Serving: many adapters over one backbone, behind HTTP."""
 
 from vitune.serving.batching import BusyError, StoppedError
-from vitune.serving.collection import UnknownAdapterError
+from vitune.serving.collection import UnknownAdapterError, content_fingerprint
 from vitune.serving.engine import Answer, Engine, Upload
 from vitune.serving.settings import EngineSettings
 
@@ -13,4 +13,5 @@ __all__ = [
     "StoppedError",
     "UnknownAdapterError",
     "Upload",
+    "content_fingerprint",
 ]

@@ -8,18 +8,20 @@ share one such model (a tree), and each keeps its values alone, in one piece of 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.save_and_load import set_peft_model_state_dict
 from torch import Tensor, nn
 
 from vitune.adapters import TENSORS, check_tensors, fingerprint_of, inject, merged_model
+from vitune.backbones import head_names
 from vitune.cards import AdapterCard
 from vitune.errors import AdapterError
 from vitune.methods import MethodLayer, current_names, get_method
@@ -57,13 +59,14 @@ class Values:
     layout: tuple[tuple[int, torch.dtype, tuple[int, ...]], ...]
 
     @classmethod
-    def packed(cls, tensors: list[Tensor]) -> Values:
-        """A copy of `tensors`."""
+    def packed(
+        cls, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype], device: torch.device
+    ) -> Values:
+        """A copy of `tensors`, each in a number format of its own."""
         layout, end = [], 0
-        for tensor in tensors:
-            layout.append((end, tensor.dtype, tuple(tensor.shape)))
-            end += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-        device = tensors[0].device if tensors else None
+        for tensor, dtype in zip(tensors, dtypes, strict=True):
+            layout.append((end, dtype, tuple(tensor.shape)))
+            end += -(-tensor.numel() * dtype.itemsize // ALIGNMENT) * ALIGNMENT
         memory = torch.zeros(end, dtype=torch.uint8, device=device)
         packed = cls(memory, tuple(layout))
         for view, tensor in zip(packed, tensors, strict=True):
@@ -98,10 +101,15 @@ class Tree:
         known = {id(tensor) for tensor in (*base.parameters(), *base.buffers())}
         config.inference_mode = True
         self.base = network
+        self._device = next(network.parameters()).device
         self.reader = inject(base, config).requires_grad_(False).eval()
         self.fingerprint = fingerprint_of(self.reader)
         self.slots = tuple(_slots(self.reader, known))
         self.runner: PeftModel = sharing_copy(self.reader)
+        self._shapes = [tuple(self._value(slot).shape) for slot in self.slots]
+        self._dtypes = [self._value(slot).dtype for slot in self.slots]
+        self._places = self._slots_by_key()
+        self._heads = tuple(f"{name}." for name in head_names(self.reader))
         self.mergeable = get_method(method).mergeable
         self.merged_bytes = sum(tensor.nbytes for tensor in network.parameters())
         self._bound: Values | None = None
@@ -118,15 +126,48 @@ class Tree:
                 f"backbone: got an adapter of {card.backbone!r} with weights {card.fingerprint}, "
                 f"expected {self.fingerprint}, those of the backbone that is served."
             )
-        tensors = current_names(self.reader, read_tensors(folder / TENSORS))
-        resize_heads(self.reader, len(card.classes))
-        check_tensors(self.reader, tensors, folder)
+        tensors = read_tensors(folder / TENSORS)
+        num_classes = len(card.classes)
+        values = self._in_order(tensors, num_classes)
+        if values is None:
+            tensors = current_names(self.reader, tensors)
+            resize_heads(self.reader, num_classes)
+            check_tensors(self.reader, tensors, folder)
         card.check_file(folder / TENSORS)
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise AdapterError(f"adapter: got {name} with NaN or infinity, expected numbers.")
-        set_peft_model_state_dict(self.reader, tensors)
-        return Values.packed([self._value(self.reader, slot) for slot in self.slots])
+        if values is None:
+            set_peft_model_state_dict(self.reader, tensors)
+            values = [self._value(slot) for slot in self.slots]
+        return Values.packed(values, self._dtypes, self._device)
+
+    def _slots_by_key(self) -> dict[str, int]:
+        """Where each tensor of an adapter's file goes; empty where that is no matter of one slot.
+
+        With it a file is read in the time its bytes take; PEFT's own way walks the whole model.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = get_peft_model_state_dict(self.reader)
+        numbers = {self._value(slot).data_ptr(): n for n, slot in enumerate(self.slots)}
+        found = {key: numbers.get(value.data_ptr(), -1) for key, value in state.items()}
+        return found if sorted(found.values()) == list(range(len(self.slots))) else {}
+
+    def _in_order(self, tensors: Mapping[str, Tensor], num_classes: int) -> list[Tensor] | None:
+        """A file's tensors in the order of the slots; None where they are not just those."""
+        if not self._places or tensors.keys() != self._places.keys():
+            return None
+        ordered: list[Tensor] = [torch.empty(0)] * len(self.slots)
+        for key, tensor in tensors.items():
+            number = self._places[key]
+            shape = self._shapes[number]
+            if self.slots[number].module.startswith(self._heads):
+                shape = (num_classes, *shape[1:])
+            if tuple(tensor.shape) != shape:
+                return None
+            ordered[number] = tensor
+        return ordered
 
     def bind(self, values: Values) -> PeftModel:
         """The model that runs the adapter of `values`, un-merged; until the next call."""
@@ -156,9 +197,8 @@ class Tree:
         self.merged_bytes = extra_bytes(merged, self.base, values.memory)
         return merged
 
-    @staticmethod
-    def _value(model: nn.Module, slot: Slot) -> Tensor:
-        owner = model.get_submodule(slot.module)
+    def _value(self, slot: Slot) -> Tensor:
+        owner = self.reader.get_submodule(slot.module)
         held: Mapping[str, Any] = owner._parameters if slot.is_parameter else owner._buffers
         value: Tensor = held[slot.leaf]
         return value
