@@ -35,7 +35,7 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (empty, "--host", "203.0.113.7"): "--port: got 8000 on '203.0.113.7'",
         (empty, "--max-batch", "0"): "--max-batch: got 0, expected at least 1",
         (empty, "--rate-limit", "-1"): "--rate-limit: got -1.0",
-        (empty, "--replicas", "0"): "--replicas: got 0",
+        (empty, "--ray", "local", "--replicas", "0"): "--replicas: got 0",
         (empty, "--token-file", tmp_path / "no"): "expected a file with the token",
     }
     for arguments, reason in cases.items():

@@ -12,7 +12,7 @@ from torch import nn
 
 from vitune.serving import BusyError, StoppedError
 from vitune.serving.batching import Batcher, Waiting
-from vitune.serving.running import Runner
+from vitune.serving.runner import Runner
 from vitune.serving.weight_cache import WeightCache
 
 

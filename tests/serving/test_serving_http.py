@@ -20,9 +20,10 @@ from starlette.testclient import TestClient
 
 from vitune.serving import BusyError, Engine
 from vitune.serving.app import create_app
-from vitune.serving.guards import Buckets, GuardSettings
-from vitune.serving.server import ServerSettings, address_of, listen, make_server
+from vitune.serving.gate import Buckets
+from vitune.serving.server import address_of, listen, make_server
 from vitune.serving.service import LocalService
+from vitune.serving.settings import GuardSettings, ServerSettings
 
 TOKEN = "a-secret-of-the-tests"
 

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vitune.errors import VituneError
 
 if TYPE_CHECKING:
-    from vitune.serving import EngineSettings
-    from vitune.serving.guards import GuardSettings
-    from vitune.serving.server import ServerSettings
+    from vitune.serving import Changes, EngineSettings, GuardSettings, ServerSettings, Service
 
 NEEDED = ("fastapi", "fastapi_offline", "uvicorn", "prometheus_client", "python_multipart")
 TOKEN = "VITUNE_SERVE_TOKEN"
@@ -73,11 +71,6 @@ class Serving:
     ray: str | None
     replicas: int
 
-    def __post_init__(self) -> None:
-        from vitune.serving.settings import require
-
-        require("--replicas", self.replicas, 1)
-
     def run(self) -> None:
         """Serve until interrupted.
 
@@ -97,7 +90,7 @@ class Serving:
             listening.close()
         console.print("stopped; everything accepted was answered")
 
-    def _local(self) -> tuple[Any, dict[str, Any]]:
+    def _local(self) -> tuple[Service, dict[str, Any]]:
         from vitune.cli._progress import Counting
         from vitune.serving import Engine
         from vitune.serving.service import LocalService
@@ -109,7 +102,7 @@ class Serving:
             bar.close()
         return LocalService(engine), engine.listing()
 
-    def _replicated(self) -> tuple[Any, dict[str, Any]]:
+    def _replicated(self) -> tuple[Service, dict[str, Any]]:
         import asyncio
 
         from vitune.serving.replicas import start_replicas
@@ -141,7 +134,7 @@ class Serving:
             )
 
 
-def _tell_changes(changes: Any) -> None:
+def _tell_changes(changes: Changes) -> None:
     from vitune.cli._progress import console
 
     for what in ("added", "replaced", "removed", "refused"):

@@ -84,9 +84,7 @@ def serve(
     from vitune.cli._serving import Serving, require_extra, token_of
 
     require_extra()
-    from vitune.serving.guards import GuardSettings
-    from vitune.serving.server import ServerSettings
-    from vitune.serving.settings import EngineSettings
+    from vitune.serving import EngineSettings, GuardSettings, ServerSettings
 
     Serving(
         folder=adapters,

@@ -20,9 +20,10 @@ from vitune.errors import AdapterError, DataError, VituneError
 from vitune.serving.batching import BusyError, StoppedError
 from vitune.serving.collection import UnknownAdapterError
 from vitune.serving.engine import Answer, Upload
-from vitune.serving.guards import Guard, GuardSettings
-from vitune.serving.metrics import Measured, Metrics
+from vitune.serving.gate import Guard
+from vitune.serving.monitoring import Measured, Metrics
 from vitune.serving.service import Service
+from vitune.serving.settings import GuardSettings
 
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; img-src blob: data:; connect-src 'self'; "

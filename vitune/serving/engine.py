@@ -25,7 +25,7 @@ from vitune.data import decode_bytes, normalise, quiet_pillow
 from vitune.errors import AdapterError, VituneError
 from vitune.serving.batching import Batcher, Waiting
 from vitune.serving.collection import Changes, Collection, Served, sub_folders
-from vitune.serving.running import Runner
+from vitune.serving.runner import Runner
 from vitune.serving.settings import EngineSettings
 from vitune.serving.weight_cache import WeightCache
 

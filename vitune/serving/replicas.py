@@ -15,7 +15,7 @@ from vitune.errors import VituneError
 from vitune.serving.collection import UnknownAdapterError
 from vitune.serving.engine import Answer, Engine, Upload
 from vitune.serving.service import Figure, LocalService
-from vitune.serving.settings import EngineSettings
+from vitune.serving.settings import EngineSettings, require
 
 APPLICATION = "vitune"
 HERE = "local"
@@ -119,8 +119,10 @@ def start_replicas(
     Every node must see `folder` under that path and have vitune installed.
 
     Raises:
-        VituneError: Ray is not installed, no cluster answers, or a replica cannot start.
+        VituneError: fewer than one replica, Ray is not installed, no cluster answers, or a replica
+            cannot start.
     """
+    require("--replicas", num_replicas, 1)
     ray, serve = _ray()
     options: dict[str, Any] = {"include_dashboard": False} if address == HERE else {}
     try:
@@ -131,7 +133,7 @@ def start_replicas(
             logging_level="ERROR",
             **options,
         )
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # Ray raises bare ones where a node does not start in time
         reason = " ".join(str(error).split())[:200]
         raise VituneError(
             f"--ray: got {address!r} ({reason}), expected a cluster that answers: auto, "

@@ -4,47 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vitune.errors import VituneError
-from vitune.serving.settings import require
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-@dataclass(frozen=True)
-class ServerSettings:
-    """Where the server listens.
-
-    Args:
-        host: address; 127.0.0.1 is reached from this machine alone.
-        port: 0 takes any that is free.
-        max_connections: more are answered with 503.
-        head_timeout_s: from a connection, or the first byte of a further request on it, to the end
-            of the request's head.
-
-    Raises:
-        VituneError: a value outside its range.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    max_connections: int = 512
-    head_timeout_s: float = 10.0
-
-    def __post_init__(self) -> None:
-        require("--port", self.port, 0, 65_535)
-        require("--max-connections", self.max_connections, 1)
-        require("--head-timeout", self.head_timeout_s, 0.01)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether only this machine reaches the server."""
-        return self.host in LOOPBACK
+from vitune.serving.settings import ServerSettings
 
 
 def listen(settings: ServerSettings) -> socket.socket:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-from vitune.serving.running import Runner
+from vitune.serving.runner import Runner
 
 Merged = tuple[Runner, int]
 """What runs an adapter merged, and its bytes."""

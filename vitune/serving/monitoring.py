@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client import generate_latest as text_of
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from vitune.serving.guards import App, Message, Receive, Scope, Send
+from vitune.serving.gate import App, Message, Receive, Scope, Send
 from vitune.serving.service import Figure, Service
 
 PATHS = ("/", "/docs", "/healthz", "/metrics", "/openapi.json", "/v1/adapters", "/v1/embed",

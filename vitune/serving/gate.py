@@ -8,10 +8,9 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
 from typing import Any
 
-from vitune.serving.settings import require
+from vitune.serving.settings import GuardSettings
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -25,40 +24,6 @@ OPEN_PATHS = ("/", "/healthz", "/docs", "/openapi.json")
 OPEN_FOLDER = "/docs-files/"
 MOST_CLIENTS = 10_000
 CLOSE = {"connection": "close"}
-
-
-@dataclass(frozen=True)
-class GuardSettings:
-    """Limits on requests.
-
-    Args:
-        max_upload_mib: body of a request, MiB.
-        max_held_mib: bodies of all requests that are under way, MiB.
-        max_images: files in a request.
-        rate: requests a second and client address; 0 sets no limit.
-        body_timeout_s: from the head of a request to the end of its body.
-        answer_timeout_s: from the queue to the answer.
-        token: what `Authorization: Bearer` must hold; None asks for nothing.
-
-    Raises:
-        VituneError: a value outside its range.
-    """
-
-    max_upload_mib: float = 20.0
-    max_held_mib: float = 256.0
-    max_images: int = 64
-    rate: float = 200.0
-    body_timeout_s: float = 20.0
-    answer_timeout_s: float = 120.0
-    token: str | None = None
-
-    def __post_init__(self) -> None:
-        require("--max-upload-mib", self.max_upload_mib, 1e-3, 4096)
-        require("--max-held-mib", self.max_held_mib, self.max_upload_mib)
-        require("--max-images", self.max_images, 1)
-        require("--rate-limit", self.rate, 0)
-        require("--body-timeout", self.body_timeout_s, 0.01)
-        require("--answer-timeout", self.answer_timeout_s, 0.01)
 
 
 class Buckets:
