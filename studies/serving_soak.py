@@ -53,7 +53,8 @@ def expected(folder: Path) -> list[dict[str, float]]:
     decoding = Decoding(run.card.preprocessing)
     pixels = [decode_bytes(photo(n), decoding, "photo") for n in range(NUM_PHOTOS)]
     images = torch.stack([torch.tensor(one) for one in pixels]).permute(0, 3, 1, 2)
-    shares = logits_of(run.model(normalise(images, run.card.preprocessing))).softmax(-1)
+    logits = logits_of(run.model(normalise(images, run.card.preprocessing)))
+    shares = (logits / run.card.temperature).softmax(-1)
     return [dict(zip(run.classes, one.tolist(), strict=True)) for one in shares]
 
 

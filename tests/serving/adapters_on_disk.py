@@ -26,6 +26,7 @@ def write_adapter(
     arguments: Mapping[str, Any] | None = None,
     backbone: str = BACKBONE,
     backbone_args: Mapping[str, Any] | None = None,
+    temperature: float = 1.0,
 ) -> Path:
     """An adapter whose every value was moved from where it starts."""
     torch.manual_seed(seed)
@@ -42,6 +43,7 @@ def write_adapter(
         method_args=arguments or {},
         backbone_args=backbone_args or {},
         classes=[f"{folder.name} {index}" for index in range(num_classes)],
+        temperature=temperature,
     )
     save_adapter(model, folder, card)
     return folder

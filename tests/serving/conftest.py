@@ -18,7 +18,9 @@ KINDS = {"rocks": "rlrr", "birds": "rlrr", "ships": "lora", "trees": "met"}
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapters")
     for seed, (name, method) in enumerate(KINDS.items()):
-        write_adapter(folder / name, method, num_classes=3 + seed, seed=seed)
+        write_adapter(
+            folder / name, method, num_classes=3 + seed, seed=seed, temperature=1 + seed / 2
+        )
     return folder
 
 

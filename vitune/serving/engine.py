@@ -53,7 +53,7 @@ class Answer:
         merged: whether its weights were merged.
         waited_ms, ran_ms: time in the queue, and time of the batch.
 
-    Shapes: logits (c,), features (d,), float32.
+    Shapes: logits (c,), divided by the adapter's temperature; features (d,); float32.
     """
 
     adapter: str
@@ -227,6 +227,7 @@ class Engine:
                 f"adapter {served.name!r}: got logits with NaN or infinity, expected numbers. "
                 "Train it again with a lower learning rate."
             )
+        logits = logits / served.card.temperature
         ran_ms = 1000 * (time.perf_counter() - started)
         self.num_batches += 1
         self.num_images[served.name] += len(batch)
