@@ -16,6 +16,7 @@ import vitune
 PACKAGE = Path(vitune.__file__).parent
 ROWS = (
     ("cli", "testing"),
+    ("serving",),
     ("bench",),
     ("bench.tables",),
     ("bench.suites", "bench.speed"),
@@ -278,7 +279,7 @@ MODULE_DOORS = (
 )  # fmt: skip
 NAME_DOORS = (
     "analysis", "backbones", "data", "exits", "export", "inference", "objectives", "ops", "report",
-    "training",
+    "serving", "training",
 )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from vitune.cli import (
     methods,
     predict,
     push,
+    serve,
     train,
 )
 from vitune.cli._options import Verbs
@@ -51,6 +52,7 @@ VERBS = (
     merge,
     export,
     push,
+    serve,
     info,
     methods,
     compare,
