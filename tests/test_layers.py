@@ -16,7 +16,7 @@ import vitune
 PACKAGE = Path(vitune.__file__).parent
 ROWS = (
     ("cli", "testing"),
-    ("bench",),
+    ("bench", "privacy"),
     ("bench.tables",),
     ("bench.suites", "bench.speed"),
     ("bench.study",),
@@ -274,8 +274,8 @@ MODULE_DOORS = (
     "bench", "bench.study", "bench.suites", "bench.tables", "bench.speed", "methods.core",
 )  # fmt: skip
 NAME_DOORS = (
-    "analysis", "backbones", "data", "exits", "inference", "objectives", "ops", "report",
-    "training",
+    "analysis", "backbones", "data", "exits", "inference", "objectives", "ops", "privacy",
+    "report", "training",
 )  # fmt: skip
 
 
