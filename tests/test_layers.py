@@ -21,6 +21,7 @@ ROWS = (
     ("bench.suites", "bench.speed"),
     ("bench.study",),
     ("training", "inference"),
+    ("privacy.dp",),
     ("analysis", "exits"),
     ("adapters", "counts"),
     ("methods",),
@@ -275,7 +276,7 @@ MODULE_DOORS = (
 )  # fmt: skip
 NAME_DOORS = (
     "analysis", "backbones", "data", "exits", "inference", "objectives", "ops", "privacy",
-    "report", "training",
+    "privacy.dp", "report", "training",
 )  # fmt: skip
 
 

@@ -30,6 +30,21 @@ class Reported:
 
 
 @dataclass(frozen=True)
+class PrivacySpent:
+    """What differential privacy a run has: (epsilon, delta), and what they follow from.
+
+    They speak of this one run. Runs that were only tried, for a learning rate say, spent their own.
+    """
+
+    epsilon: float
+    delta: float
+    sample_rate: float
+    steps: int
+    noise_multiplier: float
+    clip: float
+
+
+@dataclass(frozen=True)
 class TrainedPart:
     """The trained parameters of one role: on how many modules, how many in all."""
 
@@ -103,6 +118,7 @@ class RunSummary:
     trained_parts: tuple[TrainedPart, ...] = ()
     adapter_bytes: int | None = None
     fingerprint: str | None = None
+    privacy: PrivacySpent | None = None
 
     @classmethod
     def of(cls, record: Record) -> RunSummary:
@@ -128,6 +144,7 @@ class RunSummary:
                 epoch=reported.whole("epoch"),
                 val_accuracy=reported.share("val_accuracy"),
             ),
+            privacy=_privacy(record),
             trained_parts=tuple(_trained_part(part) for part in record.records("trained_parts")),
         )
 
@@ -165,6 +182,20 @@ def _oddities(record: Record) -> tuple[Oddity, ...]:
             kind=remark.text("kind"),
         )
         for remark in record.records("remarks")
+    )
+
+
+def _privacy(record: Record) -> PrivacySpent | None:
+    if record.values.get("privacy") is None:
+        return None
+    part = as_record(record.mapping("privacy"), f"{record.where}: privacy")
+    return PrivacySpent(
+        steps=part.whole("steps") or 0,
+        **{
+            item.name: float(str(part.needed(item.name)))
+            for item in fields(PrivacySpent)
+            if item.name != "steps"
+        },
     )
 
 

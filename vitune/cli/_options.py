@@ -16,6 +16,7 @@ DATA = "Data"
 MODEL = "Backbone and method"
 TRAINING = "Training"
 REGULARISATION = "Regularisation"
+PRIVACY = "Differential privacy"
 PREPROCESSING = "Image preprocessing"
 STUDY = "Study"
 MEASURE = "Measurement"
@@ -23,8 +24,8 @@ RUNNING = "Speed and memory"
 OUTPUT = "Output"
 OTHER = "Options"
 GROUPS = (
-    "Arguments", DATA, MODEL, TRAINING, REGULARISATION, PREPROCESSING, STUDY, MEASURE, RUNNING,
-    OUTPUT,
+    "Arguments", DATA, MODEL, TRAINING, REGULARISATION, PRIVACY, PREPROCESSING, STUDY, MEASURE,
+    RUNNING, OUTPUT,
 )  # fmt: skip
 """The groups of a command's help, in the order they are shown; all other options come last."""
 

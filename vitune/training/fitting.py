@@ -267,7 +267,8 @@ class _Job:
         if self.record is not None:
             return self.asked
         device, width = self.process.device.type, network_width(backbone.model)
-        precision = resolve_precision(self.asked.precision, device, width)
+        wanted = "fp32" if self.asked.dp_epsilon is not None else self.asked.precision
+        precision = resolve_precision(wanted, device, width)
         asked = with_fitting_batch(self.asked, num_images)
         return filled_in(asked, get_method(asked.method), precision, device)
 

@@ -41,6 +41,7 @@ class Progress:
         best_accuracy: that accuracy, in [0, 1].
         stale_epochs: epochs since then.
         scaler: state of the fp16 loss scaler.
+        accountant: what a private run has spent: (noise multiplier, sampling rate, steps) each.
     """
 
     epoch: Count = 0
@@ -53,6 +54,7 @@ class Progress:
     stale_epochs: Count = 0
     num_averaged: Count = 0
     scaler: dict[str, Any] = field(default_factory=dict)
+    accountant: list[tuple[float, float, int]] = field(default_factory=list)
 
 
 def save_checkpoint(

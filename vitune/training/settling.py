@@ -13,6 +13,7 @@ from vitune.data import absolute_source
 from vitune.errors import DataError, VituneError, nearest
 from vitune.methods import Method, require_plugin
 from vitune.runs import RunFolder
+from vitune.training.private import check_private
 from vitune.training.record import RunRecord
 from vitune.training.resume_point import read_progress
 from vitune.training.train_config import TrainConfig
@@ -44,6 +45,7 @@ def new_settings(config: TrainConfig | None, settings: Mapping[str, Any]) -> Tra
             "--optimiser: got 'sgd' without a rate, expected --lr beside it: the methods' own "
             "rates are AdamW's."
         )
+    check_private(asked)
     return with_absolute_paths(asked)
 
 
@@ -126,6 +128,11 @@ def resumed_record(
         raise VituneError(
             f"--resume: got {name}={changed[name]!r}, expected the run's own {own[name]!r}. "
             "Leave it out, or start a new run."
+        )
+    if "epochs" in changed and record.settings.dp_epsilon is not None:
+        raise VituneError(
+            f"--epochs: got {changed['epochs']} for a private run, expected its own "
+            f"{own['epochs']}: the noise was chosen for so many steps. Start a new run."
         )
     settled = record.settings.model_copy(update=changed)
     progress = read_progress(folder.checkpoint)
