@@ -71,9 +71,7 @@ def table(rows: list[dict]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for key in sorted(keys):
-        mine = [
-            r for r in rows if (r["backbone"], r["attack"], r["method"], r["batch"]) == key
-        ]
+        mine = [r for r in rows if (r["backbone"], r["attack"], r["method"], r["batch"]) == key]
         cells = [*map(str, key), f"{mine[0]['numbers_per_image']:,.0f}"]
         for part, name, digits in (
             ("found", "psnr", 1), ("without", "psnr", 1), ("found", "found_by_features", 2),

@@ -30,6 +30,7 @@ def add_to(app: typer.Typer) -> None:
         no_args_is_help=True,
     )
     group.command("leak")(leak)
+    group.command("backbone")(backbone_)
     app.add_typer(group)
 
 
@@ -152,3 +153,50 @@ def _print_row(row: LeakRow) -> None:
     if row.clustered is not None:
         parts.append(f"grouped rightly {percent(row.clustered)}")
     console.print(f"{start}: {', '.join(parts) or row.note}", soft_wrap=True)
+
+
+def backbone_(
+    checkpoint: str = typer.Argument(
+        ..., help="weights to test: a file for --backbone, or a backbone's name"
+    ),
+    backbone: str = typer.Option(
+        None, "--backbone", help="architecture of the file", rich_help_panel=MODEL
+    ),
+    image_size: int = typer.Option(None, help="input size in pixels", rich_help_panel=MODEL),
+    reference: str = typer.Option(
+        None, "--reference", help="what it should be: a name in your list, or a fingerprint"
+    ),
+    known: str = typer.Option(
+        None, "--known", help="your list; default: ~/.config/vitune/known-backbones.json"
+    ),
+    data: str = typer.Option(
+        None,
+        "--data",
+        help="your labelled images, for attention and clean accuracy",
+        rich_help_panel=DATA,
+    ),
+    remember: str = typer.Option(
+        None, "--remember", metavar="NAME", help="add its fingerprint to your list"
+    ),
+) -> None:
+    """Test a backbone that somebody gave you before you train on it.
+
+    Compares its fingerprint with your own list, and looks for traces of preparation in weights,
+    norms, attention and accuracy. Exit code 1 if any test saw something.
+    """
+    from vitune.cli._progress import console
+    from vitune.cli._tables import print_columns
+    from vitune.privacy import attest_checkpoint
+
+    found = attest_checkpoint(
+        checkpoint, backbone=backbone, image_size=image_size, reference=reference, known=known,
+        data=data, name=remember,
+    )  # fmt: skip
+    lines = [(one.test, "ok" if one.passed else "SUSPICIOUS", one.saw) for one in found.findings]
+    print_columns(("test", "", "saw"), lines, num_names=3)
+    if not found.passed:
+        console.print("Do not train on this backbone before you know why.")
+        raise typer.Exit(1)
+    console.print(
+        "No test saw anything. That is no proof: only a fingerprint from another source is."
+    )

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitune.privacy.attestation import Attestation, Finding, attest, attest_checkpoint
     from vitune.privacy.inversion import MatchSettings
     from vitune.privacy.leak import ATTACKS, LeakRow, LeakSettings, audit_leak
     from vitune.privacy.leak_page import write_leak_page
@@ -13,15 +14,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATTACKS",
+    "Attestation",
     "Defence",
+    "Finding",
     "LeakRow",
     "LeakSettings",
     "MatchSettings",
+    "attest",
+    "attest_checkpoint",
     "audit_leak",
     "write_leak_page",
 ]
 
 _FILES = {
+    "attestation": ("Attestation", "Finding", "attest", "attest_checkpoint"),
     "inversion": ("MatchSettings",),
     "leak": ("ATTACKS", "LeakRow", "LeakSettings", "audit_leak"),
     "leak_page": ("write_leak_page",),
