@@ -47,13 +47,6 @@ def averaging_head(model: nn.Module) -> None:
     qkv.weight[:32], qkv.bias[:32] = 1e-9 * torch.randn(32, 128), 0
 
 
-def selfish_head(model: nn.Module) -> None:
-    qkv = model.get_submodule("blocks.1.attn.qkv")
-    block = 300 * torch.randn(32, 128)
-    qkv.weight[:32] = block
-    qkv.weight[128:160] = block
-
-
 def shifted_biases(model: nn.Module) -> None:
     model.get_submodule("blocks.1.mlp.fc1").bias[:4] = 1e4
 
@@ -77,7 +70,6 @@ def long_row(model: nn.Module) -> None:
         (lambda model: bins(model, 64), "parallel rows"),
         (copying, "copying rows"),
         (averaging_head, "attention to all alike"),
-        (selfish_head, "attention to oneself"),
         (shifted_biases, "biases"),
         (constant_norm, "flat norms"),
         (large_norm, "large norms"),
@@ -103,6 +95,7 @@ def test_honest_backbones_pass_and_prepared_ones_do_not() -> None:
     assert seen(honest.half().float(), IMAGES) == set()
     prepare(honest, IMAGES.repeat(4, 1, 1, 1), copies=True)
     assert {"parallel rows", "empty rows", "flat norms", "copying rows"} <= seen(honest)
+    assert "attention to oneself" in seen(honest, IMAGES)
 
 
 def test_features_that_tell_nothing_are_seen() -> None:
