@@ -99,7 +99,9 @@ def honest(count: int) -> Iterator[tuple[str, nn.Module]]:
         for method in methods:
             if made == count:
                 return
-            data, lr = ("demo:digits", "demo:digits?seed=1")[seed % 2], (1e-4, 1e-3, 1e-2)[seed % 3]
+            data = ("demo:digits", "demo:digits?seed=1")[seed % 2]
+            # All weights at 1e-2 would learn nothing and lose the features: no honest backbone.
+            lr = (1e-4, 1e-3, 3e-4 if method == "full" else 1e-2)[seed % 3]
             trained = fit(
                 data=data, method=method, lr=lr, epochs=1, batch_size=16, seed=seed, warmup_epochs=0
             )

@@ -26,13 +26,14 @@ ROWS = (
     ("adapters", "counts"),
     ("methods",),
     ("methods.rlrr", "methods.fact"),
-    ("methods.authoring",),
+    ("methods.authoring", "methods.probe_authoring"),
     ("methods.core",),
     ("cards",),
     ("backbones", "data"),
     ("objectives", "report"),
     ("ops",),
     ("runs",),
+    ("run_summary",),
     ("files", "preprocessing", "result_files", "tensors"),
     ("environment", "late_imports", "machine", "processes"),
     ("errors",),
@@ -168,6 +169,7 @@ NAMES_A_METHOD = {
     "vitune.cli._speed": "RLRR against its textbook version",
     "vitune.cli._words": "an example of a list, for the help text",
     "vitune.inference.adding_exits": "a remedy: the method that trains exits",
+    "vitune.training.tuning": "what a search tries where no method is named",
 }
 """Where a method is chosen by name, and why that is no knowledge of the method."""
 

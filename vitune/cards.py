@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -46,6 +47,7 @@ class AdapterCard:
         fingerprint: of the frozen weights the adapter touches; None for a merged model.
         preprocessing: how images become inputs.
         classes: class names in the order of the logits.
+        temperature: what logits are divided by before they become probabilities.
         versions: of the libraries that wrote it.
         plugin: where a method from outside vitune came from: "file" and "sha256", or "package"
             and "version"; empty, and not written, for all others.
@@ -60,6 +62,7 @@ class AdapterCard:
     classes: tuple[str, ...]
     fingerprint: str | None = None
     merged: bool = False
+    temperature: float = 1.0
     versions: dict[str, str] = field(default_factory=dict)
     plugin: dict[str, str] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
@@ -110,6 +113,8 @@ class AdapterCard:
         if odd:
             raise VituneError(f"unknown entry {odd[0]!r}")
         card: AdapterCard = TypeAdapter(cls).validate_python(values)
+        if not 0 < card.temperature < math.inf:
+            raise VituneError(f"temperature: got {card.temperature!r}, expected a number above 0")
         return card
 
     def check_file(self, file: Path, *, force: bool = False) -> None:

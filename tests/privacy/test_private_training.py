@@ -35,7 +35,7 @@ CLOSED = (
     ("ssf", {}),
     ("bitfit", {}),
     ("lora", {}),
-    ("linear", {}),
+    ("linear_sgd", {}),
 )
 TRACED = (("houlsby", {}), ("vpt_deep", {}), ("full", {}), ("adapter_plus", {}))
 DATA = "demo:digits"
@@ -135,7 +135,7 @@ def test_an_empty_batch_still_gets_noise_and_no_seed_repeats_it() -> None:
     moves = []
     for _ in range(2):
         torch.manual_seed(7)
-        model = adapted("linear", {}).eval()
+        model = adapted("linear_sgd", {}).eval()
         head = [p for p in model.parameters() if p.requires_grad]
         step = PrivateStep(model, torch.optim.SGD(head, lr=1.0), Budget(1.0, 1e-5, 1.0, 0.1, 10), 4)
         before = head[0].detach().clone()
@@ -175,7 +175,7 @@ def test_poisson_batches_have_the_rate_they_say() -> None:
 
 
 def test_a_batch_norm_in_training_mode_is_refused() -> None:
-    model = adapted("linear", {}).eval()
+    model = adapted("linear_sgd", {}).eval()
     model.base_model.model.norm_pre = nn.BatchNorm1d(5).eval()
     gradients = PerSampleGradients(model)
     gradients.check_norms()
@@ -220,6 +220,7 @@ def test_a_stopped_run_goes_on_with_its_accountant_and_says_what_it_spent(
     monkeypatch.undo()
     assert accountant_of(run)[0][2] == 4
     summary = fit(out=run, resume=True).summary
+    assert summary.probe is None and summary.verdict is None and not (run / "probe").exists()
     spent = summary.privacy
     assert spent is not None and spent.steps == summary.steps == 8
     assert 3.9 < spent.epsilon <= 4.0 and spent.sample_rate == pytest.approx(1 / 4)
@@ -246,6 +247,10 @@ def accountant_of(run: Path) -> list[list[float]]:
         (["--clip-grad", "1"], "--clip-grad: got 1.0"),
         (["--checkpointing"], "--checkpointing: got True"),
         (["--precision", "bf16"], "--precision: got 'bf16' with --dp-epsilon"),
+        (["--method", "linear"], "which is solved from all images at once, expected one that"),
+        (["--start", "probe"], "--start: got 'probe' with --dp-epsilon, expected 'plain'"),
+        (["--choose-best"], "--choose-best: got True with --dp-epsilon"),
+        (["--tune", "1m"], "--tune: got it together with --dp-epsilon"),
         (["--method", "moppa"], "which adds a term to the loss"),
         (["--dp-epsilon", "0.001"], "--dp-epsilon: got 0.001, expected more than"),
     ],

@@ -4,6 +4,7 @@ from vitune.ops.attention import attention, attention_reference, prefers_attenti
 from vitune.ops.exit_adapter import exit_adapter
 from vitune.ops.hardware import cpu_multiplies_bf16
 from vitune.ops.lean_step import first_token_only, lean_step
+from vitune.ops.logistic import Solution, Standardiser, solve_logistic
 from vitune.ops.partial_linear import partial_linear, partial_weight
 from vitune.ops.rescaled_linear import (
     per_sample_scale_gradients,
@@ -12,17 +13,29 @@ from vitune.ops.rescaled_linear import (
     rescaled_weight,
 )
 from vitune.ops.spectral import filtered, new_tau, response, route_entropy
+from vitune.ops.temperature import (
+    calibrated_losses,
+    expected_calibration_error,
+    fit_temperature,
+    paired,
+)
 from vitune.ops.token_sampling import sample_tokens
 
 __all__ = [
+    "Solution",
+    "Standardiser",
     "attention",
     "attention_reference",
+    "calibrated_losses",
     "cpu_multiplies_bf16",
     "exit_adapter",
+    "expected_calibration_error",
     "filtered",
     "first_token_only",
+    "fit_temperature",
     "lean_step",
     "new_tau",
+    "paired",
     "partial_linear",
     "partial_weight",
     "per_sample_scale_gradients",
@@ -33,4 +46,5 @@ __all__ = [
     "response",
     "route_entropy",
     "sample_tokens",
+    "solve_logistic",
 ]

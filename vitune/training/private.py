@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from accelerate import Accelerator
 from peft import PeftModel
 from torch.optim import Optimizer
 
 from vitune.data import Split
 from vitune.errors import VituneError
-from vitune.methods import MethodLayer
+from vitune.methods import MethodLayer, get_method
 from vitune.privacy.dp import Budget, PoissonBatches, PrivateStep, require_opacus
 from vitune.runs import PrivacySpent
 from vitune.training.train_config import TrainConfig
@@ -25,25 +27,48 @@ REFUSED = {
 """Settings that a private run cannot have: the only value it takes, and why."""
 
 
-def check_private(config: TrainConfig) -> None:
-    """Refuse what does not go with differential privacy, before any work.
+SETTLED: dict[str, Any] = {
+    "start": "plain",
+    "choose_best": False,
+    "select": "last",
+    "augment": "none",
+    "precision": "fp32",
+}
+"""Settings that are otherwise decided by looking at the images, which would not be private."""
+OPEN = (None, "auto")
+
+
+def with_privacy(config: TrainConfig) -> TrainConfig:
+    """The settings with what differential privacy decides; what does not go with it is refused.
 
     Raises:
-        VituneError: such a setting, or no Opacus.
+        VituneError: such a setting, a method that is solved, or no Opacus.
     """
     if config.dp_epsilon is None:
-        return
+        return config
     require_opacus()
+    method = get_method(config.method)
+    if method.solved:
+        remedy = f"Use --method {method.stepped}." if method.stepped else "Choose another method."
+        raise VituneError(
+            f"--dp-epsilon: got method {config.method!r}, which is solved from all images at once, "
+            f"expected one that takes steps. {remedy}"
+        )
     for name, (only, reason) in REFUSED.items():
         if getattr(config, name) != only:
             raise VituneError(
                 f"--{name.replace('_', '-')}: got {getattr(config, name)!r} with --dp-epsilon, "
                 f"expected {only!r}: {reason}. Leave it out."
             )
-    if config.precision not in ("auto", "fp32"):
-        raise VituneError(
-            f"--precision: got {config.precision!r} with --dp-epsilon, expected fp32. Leave it out."
-        )
+    for name in ("start", "choose_best", "precision"):
+        value = getattr(config, name)
+        if value not in (*OPEN, SETTLED[name]):
+            raise VituneError(
+                f"--{name.replace('_', '-')}: got {value!r} with --dp-epsilon, expected "
+                f"{SETTLED[name]!r}. Leave it out."
+            )
+    open_ones = {name: v for name, v in SETTLED.items() if getattr(config, name) in OPEN}
+    return config.model_copy(update=open_ones)
 
 
 def private_parts(
