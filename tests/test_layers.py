@@ -17,12 +17,13 @@ PACKAGE = Path(vitune.__file__).parent
 ROWS = (
     ("cli", "testing"),
     ("serving",),
-    ("bench",),
+    ("bench", "privacy"),
     ("bench.tables",),
     ("bench.suites", "bench.speed"),
     ("bench.study",),
     ("export",),
     ("training", "inference"),
+    ("privacy.dp",),
     ("analysis", "exits"),
     ("adapters", "counts"),
     ("methods",),
@@ -278,8 +279,8 @@ MODULE_DOORS = (
     "bench", "bench.study", "bench.suites", "bench.tables", "bench.speed", "methods.core",
 )  # fmt: skip
 NAME_DOORS = (
-    "analysis", "backbones", "data", "exits", "export", "inference", "objectives", "ops", "report",
-    "serving", "training",
+    "analysis", "backbones", "data", "exits", "export", "inference", "objectives", "ops",
+    "privacy", "report", "serving", "training",
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import typer
 
 from vitune.cli import (
     analyze,
+    audit,
     bench,
     combine,
     compare,
@@ -58,6 +59,7 @@ VERBS = (
     compare,
     combine,
     analyze,
+    audit,
     bench,
     data,
     demo,
