@@ -28,6 +28,7 @@ ROWS = (
     ("methods.authoring",),
     ("methods.core",),
     ("cards",),
+    ("fewer_tokens",),
     ("backbones", "data"),
     ("objectives", "report"),
     ("ops",),
@@ -274,8 +275,8 @@ MODULE_DOORS = (
     "bench", "bench.study", "bench.suites", "bench.tables", "bench.speed", "methods.core",
 )  # fmt: skip
 NAME_DOORS = (
-    "analysis", "backbones", "data", "exits", "inference", "objectives", "ops", "report",
-    "training",
+    "analysis", "backbones", "data", "exits", "fewer_tokens", "inference", "objectives", "ops",
+    "report", "training",
 )  # fmt: skip
 
 

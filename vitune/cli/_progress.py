@@ -112,7 +112,7 @@ class TrainingProgress(Observer):
         )
         console.print(
             f"lr {facts.lr:g}, weight decay {facts.weight_decay:g}, {facts.precision} on "
-            f"{facts.device}"
+            f"{facts.device}, speed {facts.speed}, tokens {facts.tokens}"
         )
         if facts.notice:
             console.print(f"[yellow]{facts.notice}[/]")

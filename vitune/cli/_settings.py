@@ -41,7 +41,9 @@ FIELDS = {
         "ema_ramp",
     ),
     PREPROCESSING: ("crop_mode", "crop_pct", "interpolation", "pixel_stats"),
-    RUNNING: ("device", "precision", "lean", "checkpointing", "memory_budget_mib"),
+    RUNNING: (
+        "speed", "tokens", "device", "precision", "lean", "checkpointing", "memory_budget_mib",
+    ),
     OUTPUT: ("checkpoint_every_epochs", "snapshot_every_epochs"),
 }  # fmt: skip
 """The fields of a settings record by the group of help that shows them."""

@@ -7,9 +7,19 @@ from vitune.ops.lean_step import first_token_only, lean_step
 from vitune.ops.partial_linear import partial_linear, partial_weight
 from vitune.ops.rescaled_linear import rescaled_linear, rescaled_linear_reference, rescaled_weight
 from vitune.ops.spectral import filtered, new_tau, response, route_entropy
+from vitune.ops.token_merging import (
+    Matching,
+    match_tokens,
+    merged_tokens,
+    merged_tokens_reference,
+    sized_attention,
+    sized_attention_reference,
+    spread_tokens,
+)
 from vitune.ops.token_sampling import sample_tokens
 
 __all__ = [
+    "Matching",
     "attention",
     "attention_reference",
     "cpu_multiplies_bf16",
@@ -17,6 +27,9 @@ __all__ = [
     "filtered",
     "first_token_only",
     "lean_step",
+    "match_tokens",
+    "merged_tokens",
+    "merged_tokens_reference",
     "new_tau",
     "partial_linear",
     "partial_weight",
@@ -27,4 +40,7 @@ __all__ = [
     "response",
     "route_entropy",
     "sample_tokens",
+    "sized_attention",
+    "sized_attention_reference",
+    "spread_tokens",
 ]

@@ -22,6 +22,7 @@ from vitune.counts import count_parameters
 from vitune.data import Augment, Splits, UsedImages, augmentation, load_splits, open_source
 from vitune.environment import Environment
 from vitune.errors import AdapterError, DataError, VituneError
+from vitune.fewer_tokens import reduce_tokens
 from vitune.machine import ProcessorUse
 from vitune.methods import get_method, method_notice
 from vitune.objectives import new_objective
@@ -31,6 +32,7 @@ from vitune.training.accounting import facts_of, reset_peak, with_outcome
 from vitune.training.loop import Loop, Recipe
 from vitune.training.memory import require_memory
 from vitune.training.observer import Observer
+from vitune.training.precision import BF16_WIDTH as WIDE
 from vitune.training.precision import network_width, resolve_precision
 from vitune.training.record import (
     Resolved,
@@ -49,6 +51,7 @@ from vitune.training.settling import (
     typed_arguments,
     with_fitting_batch,
 )
+from vitune.training.speed_presets import FASTER
 from vitune.training.train_config import TrainConfig
 
 
@@ -266,7 +269,8 @@ class _Job:
         """The settings with nothing left open."""
         if self.record is not None:
             return self.asked
-        device, width = self.process.device.type, network_width(backbone.model)
+        device = self.process.device.type
+        width = WIDE if self.asked.speed in FASTER else network_width(backbone.model)
         precision = resolve_precision(self.asked.precision, device, width)
         asked = with_fitting_batch(self.asked, num_images)
         return filled_in(asked, get_method(asked.method), precision, device)
@@ -284,7 +288,9 @@ class _Job:
             method = get_method(settings.method)
             config = method.configure(backbone.model, settings.method_args)
         arguments = plain_config(config)  # before PEFT sees it: it fills in what it finds
-        return inject(backbone.model, config), arguments
+        model = inject(backbone.model, config)
+        reduce_tokens(model, settings.token_plan)
+        return model, arguments
 
     def _snapshot(
         self,
@@ -436,6 +442,7 @@ def _card(
         method_args=settings.method_args,
         backbone_args=arguments,
         classes=classes,
+        tokens=settings.tokens,
     )
 
 
