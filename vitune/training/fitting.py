@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration
 from peft import PeftModel
 
 from vitune.adapters import card_of, fingerprint_of, inject, save_adapter
@@ -415,6 +416,8 @@ def _new_accelerator(settings: TrainConfig) -> Accelerator:
         cpu=_on_cpu(settings),
         mixed_precision="no" if precision == "fp32" else precision,
         gradient_accumulation_steps=settings.accumulation_steps,
+        # Pinned batches are copied while the GPU computes; it is told of the next one meanwhile.
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
     )
 
 

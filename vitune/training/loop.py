@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from vitune.backbones import logits_of
 from vitune.data import Augment, CachedImages, EpochSampler, Split, batches, normalise
-from vitune.errors import TrainingError
 from vitune.methods import MethodLayer, method_penalty, noise_plan
 from vitune.objectives import Objective, Step, new_objective
 from vitune.ops import first_token_only
@@ -31,6 +30,7 @@ from vitune.preprocessing import Preprocessing
 from vitune.training.averaging import Averager
 from vitune.training.inputs import TrainingInputs
 from vitune.training.last_block import class_tail, lean_training
+from vitune.training.loss_watch import LossWatch
 from vitune.training.metrics import append_row, keep_epochs, read_epochs
 from vitune.training.observer import Observer
 from vitune.training.optimiser import new_optimiser, new_schedule
@@ -100,7 +100,13 @@ class Loop:
         self.objective = self._new_objective()
         self.tail = class_tail(model) if config.lean else ()
         self.sampler = EpochSampler(len(train), seed=config.seed)
-        loader = batches(train, config.batch_size, sampler=self.sampler, drop_last=config.drop_last)
+        loader = batches(
+            train,
+            config.batch_size,
+            sampler=self.sampler,
+            drop_last=config.drop_last,
+            pin_memory=accelerator.device.type == "cuda",
+        )
         optimiser = new_optimiser(
             model,
             recipe.lr,
@@ -175,13 +181,15 @@ class Loop:
         started, own_started = time.perf_counter(), time.process_time()
         self._seed(epoch)
         self._training_mode()
-        total_loss, num_images, num_batches = 0.0, 0, 0
+        watch = LossWatch(self.accelerator.device)
+        total_loss, latest, num_images, num_batches = 0.0, math.nan, 0, 0
         for index, batch in enumerate(self.loader):
-            loss = self._step(batch, index, epoch)
+            for latest in self._step(batch, index, epoch, watch):
+                total_loss += latest
             num_batches = index + 1
             num_images += len(batch["labels"]) * self.accelerator.num_processes
-            total_loss += loss
-            self.observer.stepped(self.progress.step, loss, num_images)
+            self.observer.stepped(self.progress.step, latest, num_images)
+        total_loss += sum(watch.rest())
         train_seconds = time.perf_counter() - started
         self.progress.epoch = epoch + 1
         val_loss = val_accuracy = None
@@ -210,21 +218,17 @@ class Loop:
         self._save(epoch + 1)
         return row
 
-    def _step(self, batch: dict[str, Tensor], index: int, epoch: int) -> float:
-        """Forward, backward and, when enough batches are in, the update; returns the loss."""
+    def _step(
+        self, batch: dict[str, Tensor], index: int, epoch: int, watch: LossWatch
+    ) -> Iterable[float]:
+        """Forward, backward and, when enough batches are in, the update; the losses now due."""
         self.schedule.step_update(self.progress.step)
         with self.accelerator.accumulate(self.wrapped), self._lean_step():
             images, targets = self.inputs(batch, index, epoch)
             with self.accelerator.autocast():
                 losses = self.objective(self.wrapped, images, targets, self._circumstances(batch))
             loss = torch.stack([part.float() for part in losses.values()]).sum()
-            value = loss.item()
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"loss: got {value!r} at step {self.progress.step + 1} (epoch {epoch + 1}), "
-                    "expected a finite number. Try a lower --lr or --clip-grad 1; the last "
-                    "checkpoint is kept."
-                )
+            due = list(watch.add(loss, self.progress.step + 1, epoch + 1))
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients:
                 if self.config.clip_grad:
@@ -236,7 +240,7 @@ class Loop:
             self.optimiser.zero_grad()
             if self.averager and self.accelerator.sync_gradients:
                 self.averager.update()
-        return value
+        return due
 
     def _lean_step(self) -> AbstractContextManager[None]:
         """`lean_training` where it was asked for; the same gradients with less kept and done."""
