@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitune.ops import rescaled_linear, rescaled_linear_reference, rescaled_weight
 
-MODULE: Any = sys.modules["vitune.ops.rescaled_linear"]
+MODULE: Any = sys.modules["vitune.ops.rescaling"]
 NAMES = ("x", "weight", "bias", "scale_out", "scale_in", "shift")
 
 
