@@ -156,13 +156,18 @@ def test_a_weight_that_trains_gets_its_gradient() -> None:
     )
 
 
-def test_only_x_and_parameters_are_kept() -> None:
+@pytest.mark.parametrize("most", [0, 1 << 17])
+def test_only_x_and_parameters_are_kept_and_a_small_product(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MODULE, "KEPT_WEIGHT", most)
     tensors = problem(num_out=6, parts=3)
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         rescaled_linear(*tensors.values())  # type: ignore[arg-type]
     known = {t.data_ptr() for t in tensors.values() if t is not None}
-    assert {tensor.data_ptr() for tensor in kept} <= known
+    further = [tensor for tensor in kept if tensor.data_ptr() not in known]
+    assert [tuple(tensor.shape) for tensor in further] == ([tensors["weight"].shape] if most else [])
     assert len(kept) == 4
 
 

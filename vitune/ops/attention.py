@@ -91,5 +91,6 @@ class _Attention(torch.autograd.Function):
 def _images(q: Tensor, k: Tensor) -> list[slice]:
     """Slices of the batch whose scores fit the cache of the threads that work on them."""
     scores = q.shape[1] * q.shape[2] * k.shape[2]
-    size = max(1, torch.get_num_threads() * SCORES_PER_THREAD // max(1, scores))
+    most = max(1, torch.get_num_threads() * SCORES_PER_THREAD // max(1, scores))
+    size = -(-len(q) // -(-len(q) // most))  # even slices, rounded up: a rest of one is slow
     return [slice(start, start + size) for start in range(0, len(q), size)]

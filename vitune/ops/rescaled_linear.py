@@ -62,7 +62,7 @@ def rescaled_linear(
 ) -> Tensor:
     """y = x W'ᵀ + b + f with W' = W ⊙ (1 + S_out S_in), saving only x for the backward pass.
 
-    W and b are frozen here and get no gradient; where `weight` requires one, the reference runs
+    Of a small W (`rescaling.KEPT_WEIGHT`) W' is kept too. W and b are frozen here and get no gradient; where `weight` requires one, the reference runs
     instead. Under autocast the product is taken in the autocast dtype, W' being rounded once from
     a float32 product. Where a gradient is to be differentiated in turn (`create_graph`), the
     reference's is given; under torch.func and torch.export the reference runs.
@@ -111,20 +111,21 @@ class _RescaledLinear(torch.autograd.Function):
         exact: bool,
         token_share: float,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, scale_out, scale_in)
         ctx.residual, ctx.exact, ctx.token_share = residual, exact, token_share
         ctx.shift_dtype = None if shift is None else shift.dtype
-        return rescaled_product(x, weight, bias, scale_out, scale_in, shift, residual)
+        y, kept = rescaled_product(x, weight, bias, scale_out, scale_in, shift, residual)
+        ctx.save_for_backward(x, weight, scale_out, scale_in, kept)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale_out, scale_in = ctx.saved_tensors
+        x, weight, scale_out, scale_in, kept = ctx.saved_tensors
         needs_x, _, _, needs_out, needs_in, needs_shift, *_ = ctx.needs_input_grad
         if torch.is_grad_enabled():
             return _differentiable_gradients(ctx, grad)
         needed = (needs_x, needs_out, needs_in, needs_shift)
         how = (ctx.residual, ctx.exact, ctx.token_share)
-        found = product_gradients(grad, x, weight, scale_out, scale_in, *how, needed)
+        found = product_gradients(grad, x, weight, scale_out, scale_in, *how, needed, kept)
         of_x, of_out, of_in, of_shift = found
         if of_shift is not None:
             of_shift = of_shift.to(ctx.shift_dtype)
@@ -133,7 +134,7 @@ class _RescaledLinear(torch.autograd.Function):
 
 def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The reference's gradients, with a graph of their own."""
-    x, weight, scale_out, scale_in = ctx.saved_tensors
+    x, weight, scale_out, scale_in, _ = ctx.saved_tensors
     needs_x, _, _, needs_out, needs_in, needs_shift, *_ = ctx.needs_input_grad
 
     def product(x: Tensor, scale_out: Tensor, scale_in: Tensor) -> Tensor:
@@ -170,7 +171,7 @@ def _whole(
     exact: bool,
     token_share: float,
 ) -> Tensor:
-    return rescaled_product(x, weight, bias, scale_out, scale_in, shift, residual)
+    return rescaled_product(x, weight, bias, scale_out, scale_in, shift, residual)[0]
 
 
 @_whole.register_fake

@@ -17,6 +17,10 @@ BUILD_TILE = 1 << 19
 2 MiB in float32, about one core's second-level cache.
 """
 
+KEPT_WEIGHT = 1 << 17
+"""Elements of W up to which W' is kept for the backward pass: building it again costs more time
+than its memory is worth in a network so small (a width of up to 181)."""
+
 REDUCTION_TILE = 1 << 21
 """Elements of dyᵀx that exist at a time; smaller tiles make the product itself slower.
 
@@ -35,10 +39,12 @@ def rescaled_product(
     scale_in: Tensor,
     shift: Tensor | None,
     residual: bool,
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
+    """y, and W' where it is small enough to be kept for the gradient."""
     with without_autocast(x.device.type):
         changed = tiled_weight(weight, scale_out, scale_in, residual, x.dtype)
-        return F.linear(x, changed, sum_bias(bias, shift, x.dtype))
+        result = F.linear(x, changed, sum_bias(bias, shift, x.dtype))
+    return result, changed if changed.numel() <= KEPT_WEIGHT else None
 
 
 def product_gradients(
@@ -51,14 +57,20 @@ def product_gradients(
     exact: bool,
     token_share: float,
     needed: Sequence[bool],
+    changed: Tensor | None = None,
 ) -> list[Tensor | None]:
-    """The gradients of x, scale_out, scale_in and shift, those that are `needed`."""
+    """The gradients of x, scale_out, scale_in and shift, those that are `needed`.
+
+    Args:
+        changed: W' where it was kept.
+    """
     needs_x, needs_out, needs_in, needs_shift = needed
     grad = grad.reshape(-1, grad.shape[-1]).to(x.dtype)  # (n, o)
     grad_x = grad_out = grad_in = grad_shift = None
     with without_autocast(x.device.type):
         if needs_x:
-            changed = tiled_weight(weight, scale_out, scale_in, residual, x.dtype)
+            if changed is None:
+                changed = tiled_weight(weight, scale_out, scale_in, residual, x.dtype)
             grad_x = (grad @ changed).view_as(x)
             del changed
         if needs_shift:
@@ -79,13 +91,25 @@ def _scale_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, scale_out: Tensor, scale_in: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(d scale_out, d scale_in) from dW' = gradᵀ x, one tile of outputs at a time."""
+    tiles = _tiles(weight, scale_in.shape[0], REDUCTION_TILE)
+    if len(tiles) == 1:
+        return _tile_gradients(grad, x, weight, scale_out, scale_in)
     grad_out, grad_in = torch.empty_like(scale_out), torch.zeros_like(scale_in)
-    for outs, parts in _tiles(weight, scale_in.shape[0], REDUCTION_TILE):
-        change = (grad[:, outs].T @ x).to(scale_out.dtype).mul_(weight[outs])  # (k·t, i)
-        change = _by_part(change, parts)  # (k, t, i)
-        grad_out[outs] = (change @ scale_in[parts].mT).flatten(0, 1)  # (k·t, r)
-        grad_in[parts] += _by_part(scale_out[outs], parts).mT @ change  # (k, r, i)
+    for outs, parts in tiles:
+        given = (grad[:, outs], x, weight[outs], scale_out[outs], scale_in[parts])
+        grad_out[outs], of_in = _tile_gradients(*given)
+        grad_in[parts] += of_in
     return grad_out, grad_in
+
+
+def _tile_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, scale_out: Tensor, scale_in: Tensor
+) -> tuple[Tensor, Tensor]:
+    num_parts = len(scale_in)
+    change = (grad.T @ x).to(scale_out.dtype).mul_(weight)  # (k·t, i)
+    change = _by_part(change, num_parts)  # (k, t, i)
+    grad_out = (change @ scale_in.mT).flatten(0, 1)  # (k·t, r)
+    return grad_out, _by_part(scale_out, num_parts).mT @ change  # (k, r, i)
 
 
 def _reduces_in_bf16(x: Tensor, weight: Tensor) -> bool:
@@ -102,26 +126,35 @@ def tiled_weight(
     weight: Tensor, scale_out: Tensor, scale_in: Tensor, residual: bool, dtype: torch.dtype
 ) -> Tensor:
     """W' in `dtype`, computed tile by tile in the wider dtype of W and scales, rounded once."""
-    changed = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     tiles = _tiles(weight, scale_in.shape[0], BUILD_TILE)
+    if len(tiles) == 1:
+        return _tile(weight, scale_out, scale_in, residual).to(dtype)
+    changed = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     largest = max(outs.stop - outs.start for outs, _ in tiles)
     wide = torch.promote_types(weight.dtype, scale_out.dtype)
     buffer = torch.empty(largest, weight.shape[1], dtype=wide, device=weight.device)
     for outs, parts in tiles:
-        old, by_in = _by_part(weight[outs], parts), scale_in[parts]  # (k, t, i), (k, r, i)
-        by_out = _by_part(scale_out[outs], parts)  # (k, t, r)
         tile = buffer[: outs.stop - outs.start]
-        new = _by_part(tile, parts)
-        if by_in.shape[1] > 1:
-            new.copy_(by_out @ by_in)
-            (new.add_(1) if residual else new).mul_(old)
-        elif residual:
-            torch.mul(old, by_in, out=new)
-            torch.addcmul(old, new, by_out, out=new)
-        else:
-            torch.mul(old, by_in, out=new).mul_(by_out)
-        changed[outs] = tile
+        changed[outs] = _tile(weight[outs], scale_out[outs], scale_in[parts], residual, tile)
     return changed
+
+
+def _tile(
+    weight: Tensor, scale_out: Tensor, scale_in: Tensor, residual: bool, into: Tensor | None = None
+) -> Tensor:
+    """Some outputs of W' in the wider dtype, in `into` where that is given."""
+    num_parts = len(scale_in)
+    old, by_out = (_by_part(t, num_parts) for t in (weight, scale_out))  # (k, t, i), (k, t, r)
+    new = None if into is None else _by_part(into, num_parts)
+    if scale_in.shape[1] > 1:
+        factor = torch.matmul(by_out, scale_in)
+        new = torch.mul(factor.add_(1) if residual else factor, old, out=new)
+    elif residual:
+        new = torch.mul(old, scale_in, out=new)
+        new = torch.addcmul(old, new, by_out, out=new)
+    else:
+        new = torch.mul(old, scale_in, out=new).mul_(by_out)
+    return new.flatten(0, 1)
 
 
 def _tiles(weight: Tensor, num_parts: int, most: int) -> list[tuple[slice, slice]]:
@@ -141,8 +174,8 @@ def _tiles(weight: Tensor, num_parts: int, most: int) -> list[tuple[slice, slice
     ]
 
 
-def _by_part(tensor: Tensor, parts: slice) -> Tensor:
-    return tensor.unflatten(0, (parts.stop - parts.start, -1))
+def _by_part(tensor: Tensor, num_parts: int) -> Tensor:
+    return tensor.view(num_parts, -1, tensor.shape[-1])
 
 
 def sum_bias(bias: Tensor | None, shift: Tensor | None, dtype: torch.dtype) -> Tensor | None:
