@@ -62,10 +62,11 @@ def rescaled_linear(
 ) -> Tensor:
     """y = x W'ᵀ + b + f with W' = W ⊙ (1 + S_out S_in), saving only x for the backward pass.
 
-    Of a small W (`rescaling.KEPT_WEIGHT`) W' is kept too. W and b are frozen here and get no gradient; where `weight` requires one, the reference runs
-    instead. Under autocast the product is taken in the autocast dtype, W' being rounded once from
-    a float32 product. Where a gradient is to be differentiated in turn (`create_graph`), the
-    reference's is given; under torch.func and torch.export the reference runs.
+    Of a small W (`rescaling.KEPT_WEIGHT`) W' is kept too. W and b are frozen here and get no
+    gradient; where `weight` requires one, the reference runs instead. Under autocast the product is
+    taken in the autocast dtype, W' being rounded once from a float32 product. Where a gradient is
+    to be differentiated in turn (`create_graph`), the reference's is given; under torch.func and
+    torch.export the reference runs, under torch.compile one custom operator.
 
     The product dyᵀx behind the scales' gradients is taken in bfloat16 where x is float32 on a CPU
     that multiplies bfloat16 in hardware and n·o·i is at least BF16_REDUCTION_FROM. y and dx are

@@ -11,12 +11,14 @@ from vitune.training.train_config import TrainConfig, read_yaml, settings_in
 if TYPE_CHECKING:
     from vitune.training.fitting import Trained, backbone_arguments, fit
     from vitune.training.last_block import class_tail, lean_training
+    from vitune.training.lean_anywhere import LeanStep, lean_step
     from vitune.training.loop import inference_weights
     from vitune.training.optimiser import new_optimiser
     from vitune.training.resume_point import read_progress
     from vitune.training.settling import with_fitting_batch
 
 __all__ = [
+    "LeanStep",
     "Observer",
     "Running",
     "TrainConfig",
@@ -25,6 +27,7 @@ __all__ = [
     "class_tail",
     "fit",
     "inference_weights",
+    "lean_step",
     "lean_training",
     "new_optimiser",
     "read_progress",
@@ -36,6 +39,7 @@ __all__ = [
 _NEEDING_PYTORCH = {
     "fitting": ("Trained", "backbone_arguments", "fit"),
     "last_block": ("class_tail", "lean_training"),
+    "lean_anywhere": ("LeanStep", "lean_step"),
     "loop": ("inference_weights",),
     "optimiser": ("new_optimiser",),
     "resume_point": ("read_progress",),
