@@ -191,6 +191,7 @@ class Loop:
             self.observer.stepped(self.progress.step, latest, num_images)
         total_loss += sum(watch.rest())
         train_seconds = time.perf_counter() - started
+        train_cpu_seconds = time.process_time() - own_started
         self.progress.epoch = epoch + 1
         val_loss = val_accuracy = None
         if self.val is not None:
@@ -210,6 +211,7 @@ class Loop:
             "val_accuracy": val_accuracy,
             "images_per_s": num_images / train_seconds,
             "train_seconds": train_seconds,
+            "train_cpu_seconds": train_cpu_seconds,
             "seconds": self.progress.seconds,
         }
         # In this order: a run that is killed between the two does the epoch again.
