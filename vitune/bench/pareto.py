@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from vitune.bench.launching import suite_study
 from vitune.bench.study.cells import CellResult
@@ -213,7 +213,8 @@ def _spread(results: Sequence[CellResult]) -> float | None:
     return mean_and_std(by_seed)[1]
 
 
-def _cost(results: Sequence[CellResult], column: int) -> float:
+def _cost(results: Sequence[CellResult], column: Literal[0, 1]) -> float:
+    """Mean seconds of the training steps of a run: by the clock, or in processor time."""
     return fmean(result.curve[-1][column] for result in results)
 
 

@@ -76,7 +76,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         front_of(study(tmp_path), [])
 
 
-def test_the_command_writes_table_and_page(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_table_and_page(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     words = ["bench", "pareto", "--suite", DIGITS, "--methods", "bitfit", "--epochs", "1"]
     words += ["--speeds", "exact", "--seeds", "1", "--batch-size", "16"]
     assert run([*words, "--out", str(tmp_path / "front")]) == 0
