@@ -12,6 +12,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from vitune.bench.study.cells import CellResult, Scores
+from vitune.bench.tables.notes import notes_on_runs, speed_text
 from vitune.cli import run
 from vitune.data import load_splits
 from vitune.errors import VituneError
@@ -104,6 +106,22 @@ def test_a_fast_run_says_what_it_gave_up_and_can_be_done_again(tmp_path: Path) -
     assert TrainConfig.read(file, {"speed": "exact", "method_args": {}}).tokens == "keep"
     single = TrainConfig.read(file, {"tokens": "drop:0.5"})
     assert (single.speed, single.tokens) == (None, "drop:0.5")
+
+
+def cell(label: str, speed: str | None) -> CellResult:
+    return CellResult(
+        address=label, stage="final", label=label, task="t", group=None, protocol="honest",
+        config={}, setting={}, seed=0, scored_on="test", split_hashes={}, fingerprint="",
+        status="done", scores=Scores("test", 10, 0.5, 0.1, 0.1), speed=speed,
+    )  # fmt: skip
+
+
+def test_tables_say_which_speed_their_runs_had() -> None:
+    assert speed_text([cell("a", None), cell("b", "exact")]) == "exact"
+    mixed = [cell("a", "exact"), cell("b", "fast"), cell("c", "fast")]
+    assert speed_text(mixed) == "exact: a; fast: b, c"
+    assert "Speed: exact: a; fast: b, c." in notes_on_runs(mixed, ())
+    assert not any("Speed" in note for note in notes_on_runs(mixed[:1], ()))
 
 
 TRADED = "token_share=0.5"

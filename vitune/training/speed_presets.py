@@ -11,8 +11,8 @@ Speed = Literal["exact", "fast", "fastest", "custom"]
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "exact": {"tokens": "keep"},
-    "fast": {"tokens": "merge:0.5", "lean": True, "precision": "auto"},
-    "fastest": {"tokens": "merge:0.75@all", "lean": True, "precision": "auto"},
+    "fast": {"tokens": "merge:0.5@0", "lean": True, "precision": "auto"},
+    "fastest": {"tokens": "merge:0.75@0,1", "lean": True, "precision": "auto"},
 }
 """Settings by preset; beside them stands what the method itself gives up (`speed_arguments`).
 

@@ -152,6 +152,7 @@ def _run(cell: Cell, bench: Workbench, out: Path | None, train: Train) -> CellRe
         },
         device=summary.device,
         precision=summary.precision,
+        speed=summary.speed,
         versions=versions_here(),
         weight_files={path.name: value for path, value in bench.facts(cell.config).files.items()},
         notes=notes,
