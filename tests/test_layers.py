@@ -160,6 +160,7 @@ def test_the_door_for_authors_shows_all_that_it_imports_and_nothing_private() ->
 NAMES_A_METHOD = {
     "vitune.training.train_config": "the default method",
     "vitune.cli.compare": "the methods compared when none are named",
+    "vitune.cli._pareto": "the methods compared when none are named",
     "vitune.cli.demo": "what the demo shows",
     "vitune.bench.speed.measuring": "the rows of the speed table",
     "vitune.bench.speed.references": "RLRR against its textbook version",
