@@ -25,7 +25,7 @@ ROWS = (
     ("adapters", "counts"),
     ("methods",),
     ("methods.rlrr", "methods.fact"),
-    ("methods.authoring",),
+    ("methods.authoring", "methods.probe_authoring"),
     ("methods.core",),
     ("cards",),
     ("fewer_tokens",),
@@ -33,6 +33,7 @@ ROWS = (
     ("objectives", "report"),
     ("ops",),
     ("runs",),
+    ("run_summary",),
     ("files", "preprocessing", "result_files", "tensors"),
     ("environment", "late_imports", "machine", "processes"),
     ("errors",),
@@ -169,6 +170,7 @@ NAMES_A_METHOD = {
     "vitune.cli._speed": "RLRR against its textbook version",
     "vitune.cli._words": "an example of a list, for the help text",
     "vitune.inference.adding_exits": "a remedy: the method that trains exits",
+    "vitune.training.tuning": "what a search tries where no method is named",
 }
 """Where a method is chosen by name, and why that is no knowledge of the method."""
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from vitune.errors import VituneError
-from vitune.runs import _READERS, Oddity, Reported, RunFolder, RunSummary, TrainedPart
+from vitune.run_summary import _READERS, Calibration, SolvedFacts, Verdict
+from vitune.runs import Oddity, Reported, RunFolder, RunSummary, TrainedPart
 
 WHOLE = RunSummary(
     method="rlrr",
@@ -22,6 +23,11 @@ WHOLE = RunSummary(
     remarks=(Oddity("odd", True, 7, ("a.png", "b.png"), "unreadable"),),
     reported=Reported("last", 3, 0.5),
     trained_parts=(TrainedPart("qkv", 4, 384),),
+    calibration=Calibration(1.25, 0.2, 0.05),
+    probe=SolvedFacts(0.5, 1.5, {"penalty": 0.1}, "validation", "flip", 0.9, (0.02, 0.01), 2.0),
+    verdict=Verdict(0.6, 0.5, 0.1, None, 0.2, 0.1, 40),
+    chosen="probe",
+    asked="rlrr",
 )
 Written = dict[str, Any]
 
@@ -48,7 +54,8 @@ def test_the_file_keeps_the_names_that_it_always_had() -> None:
 
 
 def test_every_field_has_a_reader() -> None:
-    by_hand = {"remarks", "versions", "reported", "trained_parts"}
+    parts = {"calibration", "probe", "verdict", "solved"}
+    by_hand = {"remarks", "versions", "reported", "trained_parts"} | parts
     assert {item.name for item in fields(RunSummary) if item.type not in _READERS} == by_hand
 
 

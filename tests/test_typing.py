@@ -24,7 +24,7 @@ def errors_in(code: str, folder: Path) -> list[str]:
 
 
 def test_every_config_has_a_type_and_a_misspelt_one_is_an_error(tmp_path: Path) -> None:
-    assert len(CONFIGS) == 26
+    assert len(CONFIGS) == 29
     known = "".join(f"vitune.{name}()\n" for name in CONFIGS)
     assert errors_in(f"import vitune\n\n{known}", tmp_path) == []
     found = errors_in("import vitune\n\nvitune.RLRConfig()\n", tmp_path)

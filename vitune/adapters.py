@@ -17,7 +17,7 @@ from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.utils.save_and_load import set_peft_model_state_dict
 from torch import Tensor, nn
 
-from vitune.backbones import Backbone, find_sites, fingerprint
+from vitune.backbones import Backbone, find_sites, fingerprint, head_names
 from vitune.cards import KEEP
 from vitune.cards import AdapterCard as AdapterCard
 from vitune.cards import adapter_folder as adapter_folder
@@ -69,6 +69,7 @@ def card_of(
     backbone_args: Mapping[str, Any],
     classes: Iterable[str],
     tokens: str = KEEP,
+    temperature: float = 1.0,
 ) -> AdapterCard:
     """The card for an adapter in `model`, with the fingerprint of the weights it touches."""
     return AdapterCard(
@@ -79,6 +80,7 @@ def card_of(
         preprocessing=backbone.preprocessing,
         classes=tuple(classes),
         fingerprint=fingerprint_of(model),
+        temperature=temperature,
         versions=installed_versions(),
         tokens=tokens,
         plugin=dict(get_method(method).plugin),
@@ -88,10 +90,11 @@ def card_of(
 def fingerprint_of(model: PeftModel) -> str:
     """The fingerprint of the frozen weights that the adapters of `model` touch.
 
-    A method without layers of its own (linear probe) touches the features of the whole backbone.
+    A method without layers outside the head (a probe) touches the whole backbone's features.
     """
     tuner = model.base_model
-    touched = list(getattr(tuner, "targeted_module_names", ()))
+    heads = head_names(tuner.model)
+    touched = [n for n in getattr(tuner, "targeted_module_names", ()) if n not in heads]
     if not touched:
         sites = find_sites(tuner.model)
         touched = [site.name for site in sites if site.role not in ("block", "head")]
@@ -184,7 +187,8 @@ def combine_adapters(
         combined.config.save_pretrained(str(aside))
         tensors = {name: value.contiguous() for name, value in combined.tensors.items()}
         write_tensors(aside / TENSORS, tensors)
-        replace(cards[0], method_args=named, versions=installed_versions()).write(aside)
+        card = replace(cards[0], method_args=named, temperature=1.0, versions=installed_versions())
+        card.write(aside)
     notes = [str(warning.message) for warning in caught]
     if not same_classes:
         notes.append("The adapters have other classes each: the head and classes are the first's.")

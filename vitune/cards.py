@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -52,6 +53,7 @@ class AdapterCard:
         fingerprint: of the frozen weights the adapter touches; None for a merged model.
         preprocessing: how images become inputs.
         classes: class names in the order of the logits.
+        temperature: what logits are divided by before they become probabilities.
         versions: of the libraries that wrote it.
         tokens: what `--tokens` was; merging in inference too is part of the network then. Not
             written where every token is kept.
@@ -69,6 +71,7 @@ class AdapterCard:
     fingerprint: str | None = None
     merged: bool = False
     tokens: Annotated[str, AfterValidator(_plan)] = KEEP
+    temperature: float = 1.0
     versions: dict[str, str] = field(default_factory=dict)
     plugin: dict[str, str] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
@@ -121,6 +124,8 @@ class AdapterCard:
         if odd:
             raise VituneError(f"unknown entry {odd[0]!r}")
         card: AdapterCard = TypeAdapter(cls).validate_python(values)
+        if not 0 < card.temperature < math.inf:
+            raise VituneError(f"temperature: got {card.temperature!r}, expected a number above 0")
         return card
 
     def check_file(self, file: Path, *, force: bool = False) -> None:

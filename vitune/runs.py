@@ -1,12 +1,13 @@
-"""The run folder: its files, who may write into it, and how it is read; a run's summary."""
+"""The run folder: its files, who may write into it, and how it is read."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,167 +16,16 @@ import yaml
 from vitune.errors import AdapterError
 from vitune.files import check_new_folder, is_part, recover_folder, sweep, write_atomic
 from vitune.processes import locked
-from vitune.result_files import Record, as_record, read_json
+from vitune.result_files import as_record, read_json
+from vitune.run_summary import Calibration as Calibration
+from vitune.run_summary import Oddity as Oddity
+from vitune.run_summary import Reported as Reported
+from vitune.run_summary import RunSummary as RunSummary
+from vitune.run_summary import SolvedFacts as SolvedFacts
+from vitune.run_summary import TrainedPart as TrainedPart
+from vitune.run_summary import Verdict as Verdict
 
 LOCK = ".lock"
-
-
-@dataclass(frozen=True)
-class Reported:
-    """Which epoch's weights the run keeps ("last" or "best" on validation), and its score."""
-
-    which: str | None = None
-    epoch: int | None = None
-    val_accuracy: float | None = None
-
-
-@dataclass(frozen=True)
-class TrainedPart:
-    """The trained parameters of one role: on how many modules, how many in all."""
-
-    role: str
-    num_modules: int | None
-    num_parameters: int
-
-
-@dataclass(frozen=True)
-class Oddity:
-    """What was odd about the images; `names` are the first of `num`."""
-
-    text: str
-    is_fault: bool
-    num: int
-    names: tuple[str, ...]
-    kind: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSummary:
-    """What a run was, how large, and what came out: summary.json, and what `fit` returns of it.
-
-    Everything but the method may be None: it is not known yet, or of an older run that did not
-    write it. Keys of newer runs are passed over.
-
-    Args:
-        num_trainable: with the head; `num_total` is the whole network without what was added.
-        held_out: how validation was cut from training, in words.
-        notice: what to know of the method on this backbone.
-        cores_of_others: processor cores that other programs kept busy meanwhile.
-        peak_mib: memory, of the GPU where there is one.
-        finished: when, ISO 8601.
-    """
-
-    method: str
-    method_title: str | None = None
-    source: str | None = None
-    backbone: str | None = None
-    num_trainable: int | None = None
-    num_trainable_without_head: int | None = None
-    num_head: int | None = None
-    num_total: int | None = None
-    mergeable: bool | None = None
-    data: str | None = None
-    num_train: int | None = None
-    num_val: int | None = None
-    num_classes: int | None = None
-    held_out: str | None = None
-    batch_size: int | None = None
-    skipped_images: int | None = None
-    remarks: tuple[Oddity, ...] = ()
-    lr: float | None = None
-    weight_decay: float | None = None
-    precision: str | None = None
-    speed: str | None = None
-    tokens: str | None = None
-    device: str | None = None
-    num_processes: int | None = None
-    seed: int | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-    notice: str | None = None
-    reported: Reported = Reported()
-    best_epoch: int | None = None
-    epochs: int | None = None
-    steps: int | None = None
-    seconds: float | None = None
-    cpu_seconds: float | None = None
-    cores_of_others: float | None = None
-    peak_mib: float | None = None
-    finished: str | None = None
-    status: str | None = None
-    trained_parts: tuple[TrainedPart, ...] = ()
-    adapter_bytes: int | None = None
-    fingerprint: str | None = None
-
-    @classmethod
-    def of(cls, record: Record) -> RunSummary:
-        """The summary in a mapping of a result file.
-
-        Raises:
-            VituneError: no method, or a value of the wrong kind; the text names the key.
-        """
-        record.needed("method")
-        reported = as_record(record.mapping("reported"), f"{record.where}: reported")
-        plain = {
-            item.name: getattr(record, _READERS[item.type])(item.name)
-            for item in fields(cls)
-            if item.type in _READERS
-        }
-        versions = record.mapping("versions")
-        return cls(
-            **plain,
-            remarks=_oddities(record),
-            versions={str(name): str(version) for name, version in versions.items()},
-            reported=Reported(
-                which=reported.text("which"),
-                epoch=reported.whole("epoch"),
-                val_accuracy=reported.share("val_accuracy"),
-            ),
-            trained_parts=tuple(_trained_part(part) for part in record.records("trained_parts")),
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """The summary as summary.json holds it."""
-        parts = [
-            {"role": part.role, "count": part.num_modules, "parameters": part.num_parameters}
-            for part in self.trained_parts
-        ]
-        return {**asdict(self), "trained_parts": parts}
-
-
-_READERS: dict[Any, str] = {
-    "str": "text",
-    "str | None": "text",
-    "int | None": "whole",
-    "float | None": "number",
-    "bool | None": "flag",
-}
-"""How a field is read, by its annotation."""
-
-
-def _oddities(record: Record) -> tuple[Oddity, ...]:
-    """The remarks; of a run before there were any, how many images were skipped."""
-    count = record.whole("skipped_images") or 0
-    if count and "remarks" not in record.values:
-        images = "image" if count == 1 else "images"
-        return (Oddity(f"{count} unreadable {images} skipped", True, count, ()),)
-    return tuple(
-        Oddity(
-            text=str(remark.needed("text")),
-            is_fault=bool(remark.flag("is_fault")),
-            num=remark.whole("num") or 0,
-            names=tuple(str(name) for name in remark.listing("names")),
-            kind=remark.text("kind"),
-        )
-        for remark in record.records("remarks")
-    )
-
-
-def _trained_part(part: Record) -> TrainedPart:
-    return TrainedPart(
-        role=str(part.needed("role")),
-        num_modules=part.whole("count"),
-        num_parameters=part.whole("parameters") or 0,
-    )
 
 
 @dataclass(frozen=True)
@@ -188,6 +38,7 @@ class RunFolder:
     adapter/        PEFT's files and vitune.json
     checkpoint/     what --resume continues from
     snapshots/      epoch-000/, epoch-005/, ...: adapters along training, where asked for
+    probe/          the solved probe that the run is compared with: an adapter, and probe.json
     summary.json    what came out
     exits/          early exits: heads, thresholds, certificate; where there are any
     evaluation/     one file per evaluated data set
@@ -195,6 +46,8 @@ class RunFolder:
     """
 
     path: Path
+    beside: tuple[str, ...] = ()
+    """Names of files of a search, which may be there when the run begins."""
 
     @property
     def config(self) -> Path:
@@ -211,6 +64,10 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def probe(self) -> Path:
+        return self.path / "probe"
 
     @property
     def checkpoint(self) -> Path:
@@ -270,7 +127,8 @@ class RunFolder:
         Raises:
             OutputError: the folder holds something.
         """
-        if not self.path.is_dir() or any(not _is_left_over(name) for name in os.listdir(self.path)):
+        names = set(os.listdir(self.path)) - set(self.beside) if self.path.is_dir() else set()
+        if not self.path.is_dir() or any(not _is_left_over(name) for name in names):
             hint = "Continue it with --resume, or choose another name."
             check_new_folder(self.path, hint=hint)
 
@@ -302,6 +160,7 @@ class RunFolder:
         """Remove a run that has come to nothing; files that are not of its start are kept."""
         for file in (self.metrics, self.images, self.config, self.path / LOCK):
             file.unlink(missing_ok=True)
+        shutil.rmtree(self.probe, ignore_errors=True)
         with suppress(OSError):
             self.path.rmdir()
 

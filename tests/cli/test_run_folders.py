@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from vitune.cli import run
 from vitune.cli._progress import TrainingProgress
 
-TRAIN = ["train", "--method", "linear", "--batch-size", "8", "--lr", "1e-2", "--epochs", "2"]
+TRAIN = ["train", "--method", "linear_sgd", "--batch-size", "8", "--lr", "1e-2", "--epochs", "2"]
 Failed = Callable[..., str]
 
 

@@ -36,8 +36,8 @@ LINEAR_TARGETS = [m for m in ON_VIT if not refuses(m, "roles") and m not in ("ss
 
 
 def test_there_are_as_many_cases_as_expected() -> None:
-    assert len(CASES) == 26 * 4 - 5
-    assert len(ON_VIT) == 26
+    assert len(CASES) == 29 * 4 - 5
+    assert len(ON_VIT) == 29
 
 
 @each_case
@@ -174,13 +174,16 @@ def test_a_narrowed_adapter_comes_back_as_it_was(method: str, backbone: str, tmp
         again = PeftModel.from_pretrained(fresh(backbone), tmp_path / str(index)).eval()
         assert torch.equal(run(again, images(backbone)), run(model, images(backbone)))
         assert _places_of(again) == _places_of(model)
-    assert len(options) == {"linear": 0, "partial": 3, "met": 2}.get(
-        method, 4 - refuses(method, "all-linear")
-    )
+    expected = {"linear": 0, "linear_sgd": 0, "ncm": 0, "knn": 1, "partial": 3, "met": 2}
+    assert len(options) == expected.get(method, 4 - refuses(method, "all-linear"))
 
 
 @each_method
 def test_a_norm_may_be_trained_whole(method: str) -> None:
+    if refuses(method, "modules_to_save"):
+        with pytest.raises(VituneError, match=r"modules_to_save: got .*expected none"):
+            adapt(method, "vit", modules_to_save=["norm", "head"])
+        return
     model = trained(method, "vit", modules_to_save=["norm", "head"])
     network = model.get_base_model()
     assert isinstance(network.norm, ModulesToSaveWrapper)
@@ -195,6 +198,8 @@ def test_a_norm_may_be_trained_whole(method: str) -> None:
 
 @each_method
 def test_modules_to_save_are_looked_up(method: str) -> None:
+    if refuses(method, "modules_to_save"):
+        return  # refused whatever it names, see above
     with pytest.raises(BackboneError, match=r"modules_to_save: got 'haed', .*Did you mean head"):
         adapt(method, "vit", modules_to_save=["haed"])
     with pytest.warns(UserWarning, match="leaves out the classifier head, which stays frozen"):
@@ -203,6 +208,8 @@ def test_modules_to_save_are_looked_up(method: str) -> None:
 
 @each_method
 def test_a_module_inside_a_block_may_be_trained_whole(method: str, tmp_path) -> None:
+    if refuses(method, "modules_to_save"):
+        return  # refused whatever it names, see above
     inside = "blocks.0.attn" if method in ("moppa", "layernorm") else "blocks.0.norm1"
     model = trained(method, "vit", modules_to_save=[inside, "head"])
     wrapped = [name for name, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper)]
@@ -284,7 +291,11 @@ def test_a_head_that_is_not_found_is_named() -> None:
 
     assert head_name(Own()) is None
     for method in OWN:
-        if method == "linear":
+        if method in ("linear", "linear_sgd", "ncm"):
+            continue
+        if refuses(method, "modules_to_save"):  # a layer in the classifier's place needs one
+            with pytest.raises(BackboneError, match="got"):
+                get_peft_model(Own(), config_of(method))
             continue
         with pytest.warns(UserWarning, match=r"no classifier was found; .* stay out\."):
             get_peft_model(Own(), config_of(method))

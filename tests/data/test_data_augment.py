@@ -31,7 +31,7 @@ def test_presets_keep_dtype_and_follow_the_generator(name: str, dtype: torch.dty
     first, again, other = (augment(given, seeded_generator(0, 0, step)) for step in (1, 1, 2))
     assert first.shape == (8, 3, 16, 16) and first.dtype == dtype
     assert torch.equal(first, again) and torch.equal(given, before)
-    assert torch.equal(first, other) == (name == "none")
+    assert torch.equal(first, other) == (name in ("none", "auto"))
     if dtype != torch.uint8:
         assert float(first.min()) >= 0 and float(first.max()) <= 1
 
@@ -39,7 +39,8 @@ def test_presets_keep_dtype_and_follow_the_generator(name: str, dtype: torch.dty
 def test_presets_by_name() -> None:
     from_files = {name for name in PRESETS if augmentation(name, (32, 32)).from_files}
     assert from_files == {"window", "resized_crop"}
-    assert set(PRESETS) - from_files == {"none", "flip", "crop_flip", "fgvc", "strong"}
+    always = {"auto", "none", "flip", "crop_flip", "fgvc", "strong"}
+    assert set(PRESETS) - from_files == always
     assert augmentation("fgvc", (224, 224)).train_size((224, 224)) == (256, 256)
     assert augmentation("crop_flip", (32, 32)).padding_pixels == 4
     with pytest.raises(DataError, match=r"got 'strongg', expected a preset. Did you mean strong\?"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vitune.data import Record, Split, UsedImages
-from vitune.data.used import record_hashes
+from vitune.data.record_content import record_hashes
 from vitune.errors import DataError
 
 CLASSES = ("cat", "dög")

@@ -214,6 +214,35 @@ def test_thresholds_of_another_run(
     assert run(["predict", str(other), str(held_out), *words]) == 0
 
 
+def test_a_run_with_exits_knows_its_images_as_the_run_did(
+    copy: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """29 of the 36 images trained it: they are left out, as `evaluate` leaves them out of RUN."""
+    assert run(["evaluate", str(copy), "--data", str(photos)]) == 0
+    assert "29" in capsys.readouterr().out
+    (scores,) = (copy / "evaluation").glob("*.json")
+    found = json.loads(scores.read_text())
+    assert found["seen"] == {"trained": 0, "watched": 7} and found["left_out"]["trained"] == 29
+
+
+def test_images_are_known_by_what_they_were_in_training(
+    trained: Path, tmp_path: Path, refused: Refused
+) -> None:
+    """The run's own list tells, not what lies in its data folder now."""
+    kept, out = tmp_path / "kept", tmp_path / "run"
+    data = paint(tmp_path / "data", 12, seed=5)
+    words = ["--epochs", "1", "--batch-size", "8", "--out", str(out)]
+    assert run(["train", "--data", str(data), *words]) == 0
+    shutil.copytree(data, kept)
+    shutil.rmtree(data)
+    paint(data, 12, seed=6)  # other pictures under the same folder
+    exits = tmp_path / "exits"
+    add = ["exits", "add", str(out), "--at", "2", "--epochs", "1", "--out", str(exits)]
+    assert run([*add, "--data", str(paint(tmp_path / "more", 12, seed=7))]) == 0
+    told = refused("exits", "calibrate", exits, "--data", kept, "--risk", "0.1")
+    assert "got 36 of 36 images" in told and "took part in training" in told
+
+
 def test_an_adapter_that_changed_behind_its_exits(
     copy: Path, held_out: Path, refused: Refused
 ) -> None:

@@ -11,6 +11,7 @@ First prints what hypothesis draws, then answers JSON lines on stdin, one per re
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -36,18 +37,29 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         for name in request["import"]:
             with suppress(Exception):
                 importlib.import_module(name)
+        gc.collect()
+        gc.freeze()  # a child's collections would copy every page of what was imported
         return {}
     started, limit = time.monotonic(), request.get("limit", limit_s())
     child = os.fork()
     if child == 0:
         run_command(request)
-    ended = select.select([os.pidfd_open(child)], [], [], limit)[0]
+    ended = waited(child, limit)
     with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # processes that the command started go with it
     if not ended:
         os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return {"code": code if ended else None, "seconds": time.monotonic() - started}
+
+
+def waited(child: int, limit: float) -> bool:
+    """Whether the child ends within so many seconds."""
+    handle = os.pidfd_open(child)
+    try:
+        return bool(select.select([handle], [], [], limit)[0])
+    finally:
+        os.close(handle)
 
 
 def limit_s() -> float:

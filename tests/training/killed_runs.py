@@ -22,7 +22,7 @@ from vitune.training.fitting import fit
 
 SETTINGS: dict[str, Any] = {
     "data": "demo:digits?train=40",
-    "method": "linear",
+    "method": "linear_sgd",
     "batch_size": 16,
     "epochs": 2,
     "lr": 5e-3,

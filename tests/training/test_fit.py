@@ -64,6 +64,7 @@ def test_snapshots_hold_the_weights_that_would_be_reported(tmp_path: Path) -> No
         for folder in (snapshots[0], tmp_path / "run" / "adapter")
     ]
     checksums = [card.pop("checksums") for card in cards]
+    assert cards[0].pop("temperature") == 1.0 != cards[1].pop("temperature")
     assert cards[0] == cards[1] and checksums[0] != checksums[1]
 
 

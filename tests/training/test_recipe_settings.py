@@ -47,7 +47,7 @@ class Seen(Observer):
 
 def trained(**settings: Any) -> Seen:
     seen = Seen()
-    values = {"data": TINY, "method": "linear", "epochs": 1, "batch_size": 8}
+    values = {"data": TINY, "method": "linear_sgd", "epochs": 1, "batch_size": 8}
     vitune.fit(observer=seen, **{**values, **settings})
     return seen
 
@@ -112,8 +112,8 @@ def test_sgd_needs_a_rate() -> None:
 
 
 def test_sgd_resumes_where_it_stopped(tmp_path: Path) -> None:
-    settings = {"data": TINY, "method": "linear", "epochs": 3, "batch_size": 8, "optimiser": "sgd",
-                "lr": 0.5, "ema": 0.9, "ema_ramp": False, "random_erasing": 0.5,
+    settings = {"data": TINY, "method": "linear_sgd", "epochs": 3, "batch_size": 8,
+                "optimiser": "sgd", "lr": 0.5, "ema": 0.9, "ema_ramp": False, "random_erasing": 0.5,
                 "augment": "resized_crop"}  # fmt: skip
 
     class Stop(Observer):
@@ -139,7 +139,8 @@ def test_images_are_prepared_as_told_and_stay_so(tmp_path: Path) -> None:
                 pixels = rng.integers(0, 256, (20, 70, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{index}.png")
     command = ["train", "--data", str(tmp_path / "photos"), "--out", str(tmp_path / "run")]
-    command += ["--method", "linear", "--epochs", "1", "--batch-size", "4", "--crop-mode", "center"]
+    command += ["--method", "linear_sgd", "--epochs", "1", "--batch-size", "4"]
+    command += ["--crop-mode", "center"]
     command += ["--crop-pct", "0.875", "--interpolation", "bilinear", "--pixel-stats", "imagenet"]
     assert run([*command, "--augment", "window"]) == 0
     prepared = AdapterCard.read(tmp_path / "run" / "adapter").preprocessing

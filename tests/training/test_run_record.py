@@ -317,7 +317,7 @@ def rewrite(file: Path) -> None:
 )
 def test_changed_images_are_refused(tmp_path: Path, change: Change, told: str) -> None:
     data = photos(tmp_path / "photos")
-    settings = {"data": str(data), "batch_size": 4, "epochs": 2, "method": "linear"}
+    settings = {"data": str(data), "batch_size": 4, "epochs": 2, "method": "linear_sgd"}
     with pytest.raises(KeyboardInterrupt):
         fit(TrainConfig.make(settings), out=tmp_path / "run", observer=StopsAfter(1))
     change(data)
@@ -342,7 +342,7 @@ def test_another_backbone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_images_may_have_moved(tmp_path: Path) -> None:
     data = photos(tmp_path / "photos")
-    settings = {"data": str(data), "batch_size": 4, "epochs": 2, "method": "linear"}
+    settings = {"data": str(data), "batch_size": 4, "epochs": 2, "method": "linear_sgd"}
     fit(TrainConfig.make(settings), out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         fit(TrainConfig.make(settings), out=tmp_path / "run", observer=StopsAfter(1))
@@ -361,7 +361,7 @@ def test_a_path_holds_in_every_working_directory(
     photos(tmp_path / "photos")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
-    settings = {"data": "photos", "batch_size": 4, "epochs": 2, "method": "linear"}
+    settings = {"data": "photos", "batch_size": 4, "epochs": 2, "method": "linear_sgd"}
     with pytest.raises(KeyboardInterrupt):
         fit(TrainConfig.make(settings), out="run", observer=StopsAfter(1))
     monkeypatch.chdir(tmp_path / "elsewhere")

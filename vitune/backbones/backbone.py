@@ -18,6 +18,9 @@ from vitune.backbones.wording import one_line
 from vitune.errors import BackboneError
 from vitune.preprocessing import Preprocessing
 
+_QUICK_PASS = 10**10
+"""Parameters times pixels; below it one real pass takes less time than copying the network."""
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -108,15 +111,17 @@ def build_from_file(build: Build, path: Path, num_classes: int | None) -> tuple[
 
 
 def check_image_size(model: nn.Module, size: tuple[int, int], name: str) -> None:
-    """Send one black image of `size` through the model, where that can be without computing.
+    """Send one black image of `size` through the model, without computing where that is cheaper.
 
     Raises:
         BackboneError: the model does not take images of that size.
     """
     model.eval()
-    with suppress(Exception), rehearsed(model) as played, torch.no_grad():
-        played(torch.empty(1, 3, *size))
-        return
+    num_parameters = sum(value.numel() for value in model.parameters())
+    if num_parameters * size[0] * size[1] > _QUICK_PASS:
+        with suppress(Exception), rehearsed(model) as played, torch.no_grad():
+            played(torch.empty(1, 3, *size))
+            return
     try:
         with torch.no_grad():
             model(torch.zeros(1, 3, *size))

@@ -36,6 +36,12 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
+def _head_rate(facts: RunSummary) -> str:
+    """The classifier's own rate, where it has one."""
+    rate = facts.head_lr
+    return "" if rate is None else f" (classifier {rate:g}, from the solved probe)"
+
+
 def print_named(
     text: str, names: Sequence[str], total: int | None = None, *, to_stderr: bool = False
 ) -> None:
@@ -98,6 +104,8 @@ class TrainingProgress(Observer):
 
     def described(self, facts: RunSummary) -> None:
         self.decoding.close()
+        if facts.backbone_notice:
+            console.print(f"[yellow]{facts.backbone_notice}[/]", soft_wrap=True)
         trained = facts.num_trainable_without_head or 0
         share = trained / (facts.num_total or 1)
         held_out = f" (validation: {facts.held_out})" if facts.held_out else ""
@@ -110,12 +118,16 @@ class TrainingProgress(Observer):
             f"{facts.num_train:,} training, {facts.num_val:,} validation images of "
             f"{facts.num_classes} classes{held_out}"
         )
-        console.print(
-            f"lr {facts.lr:g}, weight decay {facts.weight_decay:g}, {facts.precision} on "
-            f"{facts.device}, speed {facts.speed}, tokens {facts.tokens}"
-        )
-        if facts.notice:
-            console.print(f"[yellow]{facts.notice}[/]")
+        if facts.lr is None:
+            console.print(f"solved on frozen features, {facts.precision} on {facts.device}")
+        else:
+            console.print(
+                f"lr {facts.lr:g}{_head_rate(facts)}, weight decay {facts.weight_decay:g}, "
+                f"{facts.precision} on {facts.device}, speed {facts.speed}, tokens {facts.tokens}"
+            )
+        for notice in (facts.notice, facts.scarcity_notice):
+            if notice:
+                console.print(f"[yellow]{notice}[/]", soft_wrap=True)
         for remark in facts.remarks:
             print_named(remark.text, remark.names, remark.num)
 

@@ -32,9 +32,10 @@ FIELDS = {
     DATA: ("data", "val_fraction", "refit", "skip_bad_images"),
     MODEL: ("backbone", "checkpoint", "image_size", "method", "method_args", "head_init"),
     TRAINING: (
-        "epochs", "lr", "batch_size", "accumulation_steps", "drop_last", "optimiser", "momentum",
+        "epochs", "lr", "head_lr", "start", "batch_size", "accumulation_steps", "drop_last",
+        "optimiser", "momentum",
         "weight_decay", "decay_rule", "warmup_epochs", "warmup_lr", "min_lr", "clip_grad",
-        "objective", "objective_args", "select", "patience", "seed",
+        "objective", "objective_args", "select", "patience", "choose_best", "seed",
     ),
     REGULARISATION: (
         "augment", "random_erasing", "mixup", "cutmix", "label_smoothing", "drop_path", "ema",

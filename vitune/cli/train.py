@@ -30,6 +30,12 @@ def train(
     resume: bool = typer.Option(
         False, "--resume", help="continue the run in --out", rich_help_panel=OUTPUT
     ),
+    tune: str = typer.Option(
+        None,
+        "--tune",
+        help="find the best method, rate and epochs within a time, e.g. 20m",
+        rich_help_panel=TRAINING,
+    ),
 ) -> None:
     """Fine-tune a pre-trained Vision Transformer on your images.
 
@@ -37,13 +43,16 @@ def train(
     give none) and writes a run folder with the adapter and report.html. The test images are not
     looked at: 'vitune evaluate' does that.
     """
+    from vitune.cli._closing import closing_lines
     from vitune.cli._progress import TrainingProgress, console, percent
     from vitune.training.fitting import fit
     from vitune.training.train_config import read_yaml
 
     observer = TrainingProgress()
     try:
-        if resume:
+        if tune is not None:
+            trained = _tuned(settings, config, out, tune, resume, observer)
+        elif resume:
             given = {**(read_yaml(config) if config else {}), **settings}
             trained = fit(None, out=out, resume=True, observer=observer, **given)
         else:
@@ -61,7 +70,29 @@ def train(
         f"validation accuracy {percent(reported.val_accuracy)} "
         f"(epoch {reported.epoch}, {reported.which}) in {summary.seconds:.0f} s"
     )
+    for line in closing_lines(summary, out):
+        console.print(line, soft_wrap=True)
     console.print(f"report: {out}/report.html", soft_wrap=True)
+
+
+def _tuned(
+    settings: dict[str, Any], config: str | None, out: str, budget: str, resume: bool,
+    observer: Any,
+) -> Any:  # fmt: skip
+    """The result of a search within a time budget; says what it tries as it goes."""
+    from vitune.cli._progress import console
+    from vitune.training import Tuning
+
+    search = Tuning.within(
+        budget,
+        read_settings(config, settings),
+        out,
+        observer=observer,
+        told=lambda line: console.print(line, soft_wrap=True),
+    )
+    trained = search.run(resume)
+    console.print(f"what was tried: {out}/tune.md", soft_wrap=True)
+    return trained
 
 
 def _what_is_kept(out: str) -> str:

@@ -18,7 +18,8 @@ from vitune.data.loader import (
     normalise,
     seeded_generator,
 )
-from vitune.data.readable import record_digests, require_readable
+from vitune.data.readable import require_readable
+from vitune.data.record_content import record_digests
 from vitune.data.records import ImageList, Record
 from vitune.data.remarks import TOLD, Remark
 from vitune.data.source import SOURCES, absolute_source, is_source, open_source, spec_name

@@ -102,6 +102,7 @@ class Augment:
 
 
 PRESETS: dict[str, Callable[[tuple[int, int]], Augment]] = {
+    "auto": lambda size: Augment(),  # until training has looked at the images
     "none": lambda size: Augment(),
     "flip": lambda size: Augment(flip_rate=0.5),
     "crop_flip": lambda size: Augment(flip_rate=0.5, padding_pixels=min(size) // 8),

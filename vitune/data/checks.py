@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vitune.data.content import content_hashes
+from vitune.data.record_content import record_hashes
 from vitune.data.records import ImageList, Record
 from vitune.errors import DataError
 
@@ -157,31 +156,18 @@ def _unseen_labels(images: ImageList) -> dict[str, list[str]]:
 
 def _content_keys(splits: Mapping[str, Sequence[Record]]) -> dict[str, tuple[bytes, ...]]:
     """sha256 of each image's bytes; a file whose size nobody shares is its own key, unread."""
-    every = {record.name: record.image for records in splits.values() for record in records}
-    sizes = {name: image.stat().st_size for name, image in every.items() if isinstance(image, Path)}
-    crowded = {size for size, count in Counter(sizes.values()).items() if count > 1}
-    read = [Path(name) for name, size in sizes.items() if size in crowded]
-    hashed = dict(zip(map(str, read), _digests(read), strict=True))
-    keys = {
-        name: hashed.get(name, os.fsencode(name))
-        if isinstance(image, Path)
-        else hashlib.sha256(image.content).digest()
-        for name, image in every.items()
+    every = {record.name: record for records in splits.values() for record in records}
+    sizes = {
+        name: record.image.stat().st_size
+        for name, record in every.items()
+        if isinstance(record.image, Path)
     }
+    crowded = {size for size, count in Counter(sizes.values()).items() if count > 1}
+    read = [r for name, r in every.items() if name not in sizes or sizes[name] in crowded]
+    hashed = dict(zip((record.name for record in read), record_hashes(read), strict=True))
+    # An unreadable file is its own key too: it is for the decoder to report, if it is to be read.
+    keys = {name: hashed.get(name) or os.fsencode(name) for name in every}
     return {name: tuple(keys[r.name] for r in records) for name, records in splits.items()}
-
-
-def _digests(files: Sequence[Path]) -> list[bytes]:
-    """sha256 of every file; one that cannot be read is its own key.
-
-    Unreadable is for the decoder to report, and only if it is asked to read the file.
-    """
-    try:
-        return [bytes.fromhex(digest) for digest in content_hashes(files)]
-    except DataError:
-        if len(files) == 1:
-            return [os.fsencode(files[0])]
-        return [_digests([file])[0] for file in files]
 
 
 def _shared(first: Iterable[bytes], second: Iterable[bytes]) -> list[bytes]:

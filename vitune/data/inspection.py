@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitune.data.cache import NEARLY_BLACK, CacheSettings, Progress, decoded
-from vitune.data.checks import DISJOINT, check_splits, duplicates, training_name
+from vitune.data.checks import DISJOINT, check_splits, duplicates, present, training_name
 from vitune.data.decode import Decoding, quiet_pillow
 from vitune.data.records import ImageList, Record
 from vitune.data.remarks import Remark, nearly_black, remark, remarks_on
@@ -69,18 +69,12 @@ def inspect_images(
     """
     listed = open_source(spec)
     missing = [r.name for records in listed.splits.values() for r in records if not r.exists]
-    present = replace(
-        listed,
-        splits={
-            name: tuple(record for record in records if record.exists)
-            for name, records in listed.splits.items()
-        },
-    )
+    there = present(listed)
     settings = CacheSettings(num_workers=num_workers, on_progress=on_progress)
     found = [
         remark("missing", "file", "missing or not regular files", missing, is_fault=True),
-        *_undecodable(present, settings),
-        *_between_files(present),
+        *_undecodable(there, settings),
+        *_between_files(there),
         *_odd_classes(listed),
     ]
     told = [oddity for oddity in found if oddity is not None]

@@ -14,10 +14,10 @@ from vitune.data.checks import without_missing
 from vitune.data.decode import MAX_MEGAPIXELS, Decoding
 from vitune.data.decoded_splits import read_splits
 from vitune.data.folder import list_images
+from vitune.data.record_content import record_hashes
 from vitune.data.records import ImageList, Record
 from vitune.data.source import open_source
 from vitune.data.split import UNLABELLED, Split
-from vitune.data.used import record_hashes
 from vitune.errors import DataError, nearest
 from vitune.preprocessing import Preprocessing
 

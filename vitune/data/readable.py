@@ -12,8 +12,9 @@ from pathlib import Path
 
 import PIL
 
-from vitune.data.content import content_hashes, default_cache_dir
+from vitune.data.content import default_cache_dir
 from vitune.data.decode import Decoding, decode_image, quiet_pillow
+from vitune.data.record_content import record_digests
 from vitune.data.records import Record
 from vitune.errors import DataError
 from vitune.files import write_atomic
@@ -21,22 +22,6 @@ from vitune.files import write_atomic
 FOLDER = "readable"
 CHUNK = 256
 """Pictures handed to the threads at a time: a bad one is told before all of them are read."""
-
-
-def record_digests(records: Sequence[Record]) -> list[str]:
-    """sha256 of every picture as hex digits: of the file's bytes, or of a drawing's content.
-
-    Raises:
-        DataError: a file that cannot be read.
-    """
-    files = [record.image for record in records if isinstance(record.image, Path)]
-    of_files = iter(content_hashes(files))
-    return [
-        next(of_files)
-        if isinstance(record.image, Path)
-        else hashlib.sha256(record.image.content).hexdigest()
-        for record in records
-    ]
 
 
 def require_readable(

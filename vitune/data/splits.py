@@ -85,6 +85,7 @@ def load_splits(
     train_size: tuple[int, int] | None = None,
     skip_bad_images: bool = False,
     allow_overlap: bool = False,
+    lone_classes: bool = False,
     memory_budget_mib: float | None = None,
     cache_dir: str | Path | None = None,
     num_workers: int | None = None,
@@ -106,6 +107,7 @@ def load_splits(
         train_size: (height, width) of the training images where augmentation cuts windows.
         skip_bad_images: leave out and list missing or broken files instead of stopping.
         allow_overlap: count images that two splits share instead of refusing them.
+        lone_classes: let a class with a single image stay in training whole instead of refusing it.
         memory_budget_mib: of all splits together; what does not fit is mapped from disk. None is
             a quarter of the available memory.
         cache_dir: folder for the disk; None is $VITUNE_CACHE or ~/.cache/vitune.
@@ -120,7 +122,9 @@ def load_splits(
     listed = spec if isinstance(spec, ImageList) else open_source(spec)
     images, missing = without_missing(listed, skip=skip_bad_images)
     findings = check_splits(images, allow_overlap=allow_overlap)
-    records, held_out = _divided(images, findings, wanted, val_fraction, seed)
+    records, held_out = _divided(
+        images, findings, wanted, val_fraction, seed, lone_classes
+    )
     settings = CacheSettings(
         memory_budget_mib, cache_dir, num_workers, skip_bad_images, on_progress
     )
@@ -164,6 +168,7 @@ def _divided(
     wanted: Sequence[str],
     val_fraction: float | int,
     seed: int,
+    lone_classes: bool,
 ) -> tuple[dict[str, Sequence[Record]], HeldOut | None]:
     """Records of train, val, test and trainval, validation held out where it is needed."""
     records: dict[str, Sequence[Record]] = dict(images.splits)
@@ -182,7 +187,8 @@ def _divided(
     if "val" in records or not val_fraction or not {"train", "val"} & set(wanted):
         return records, None
     labels = np.array([record.label for record in full], np.int64)
-    require_two_each(labels, images.classes, images.spec)
+    if not lone_classes:
+        require_two_each(labels, images.classes, images.spec)
     repeated = duplicates(findings.content[training])
     train, val = hold_out(labels, val_fraction, seed, keep_in_train=repeated)
     records["train"] = [full[index] for index in train]

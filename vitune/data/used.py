@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitune.data.content import content_hash, content_hashes
-from vitune.data.records import Record
 from vitune.data.split import Split
 from vitune.errors import DataError
 from vitune.files import atomic_path
@@ -114,6 +111,10 @@ class UsedImages:
         watched = np.array([digest in known["val"] for digest in digests], bool)
         return {"train": trained, "val": watched & ~trained}
 
+    def digests(self) -> frozenset[bytes]:
+        """The content hashes of all images that trained the run or were watched."""
+        return frozenset().union(*map(self._digests_of, ROLES))
+
     def difference(self, now: UsedImages) -> str | None:
         """What changed from this record to `now`, in words; None where nothing did."""
         if self.classes != now.classes:
@@ -151,29 +152,6 @@ class UsedImages:
             for table in self.tables.values()
             for path, digest, label in zip(table.paths, table.digests, table.labels, strict=True)
         }
-
-
-def record_hashes(records: Sequence[Record]) -> list[bytes | None]:
-    """The content hash of every record; None for a file that cannot be read."""
-    files = [record.image for record in records if isinstance(record.image, Path)]
-    found: Iterator[bytes | None]
-    try:
-        found = iter([bytes.fromhex(digest) for digest in content_hashes(files)])
-    except DataError:
-        found = iter([_hash_or_none(file) for file in files])
-    return [
-        next(found)
-        if isinstance(record.image, Path)
-        else hashlib.sha256(record.image.content).digest()
-        for record in records
-    ]
-
-
-def _hash_or_none(file: Path) -> bytes | None:
-    try:
-        return bytes.fromhex(content_hash(file))
-    except DataError:
-        return None
 
 
 def _table(arrays: Mapping[str, npt.NDArray[np.uint8]], role: str) -> ImageTable:

@@ -43,10 +43,11 @@ from vitune.exits import (
 from vitune.fewer_tokens import TokenPlan
 from vitune.files import atomic_folder, check_new_folder
 from vitune.inference.load import BATCH, LoadedRun, load_run
+from vitune.inference.seen import used_images
 from vitune.report import write_report
 from vitune.runs import RunFolder
 
-KEPT = ("config.yaml", "metrics.jsonl", "summary.json")
+KEPT = ("config.yaml", "metrics.jsonl", "summary.json", "images.npz")
 Progress = Callable[[int, int], None]
 
 
@@ -104,9 +105,7 @@ def add_exits(
     splits = _training_images(data, loaded, config, on_read)
     assert splits.train is not None
     prepared = loaded.card.preprocessing
-    train = features_of(
-        loaded.model, trunk, places, splits.train, prepared, on_progress=on_read
-    )
+    train = features_of(loaded.model, trunk, places, splits.train, prepared, on_progress=on_read)
     val = None
     if splits.val is not None:
         val = features_of(loaded.model, trunk, places, splits.val, prepared)
@@ -124,7 +123,7 @@ def add_exits(
     if val is not None:
         logits = exit_logits(heads, norm_of(loaded.model, trunk), val)
         record["val_accuracy"] = (logits.argmax(-1) == val.labels).double().mean(1).tolist()
-    seen = {*digests_trained_on(str(config["data"])), *digests_trained_on(data)}
+    seen = {*digests_of_run(source.path), *digests_trained_on(data)}
     with atomic_folder(out) as aside:
         for name in KEPT:
             if (source.path / name).is_file():
@@ -234,10 +233,16 @@ def digests_trained_on(data: str) -> list[str]:
 def digests_of_run(run: Path) -> set[str]:
     """Content hashes of the images that trained or selected a run and its exits.
 
+    They are what training wrote down. A run without such a list (of an older version) is known
+    by what lies in its data folder now.
+
     Raises:
         DataError: nothing was recorded and the run's images are no longer there.
     """
     known = ExitsFolder(run).read_seen()
+    used = used_images(run)
+    if used is not None:
+        return known | {digest.hex() for digest in used.digests()}
     config = RunFolder(run).config
     data = RunFolder(run).read_config().get("data") if config.is_file() else None
     try:

@@ -58,7 +58,10 @@ class LoadedRun:
         return next(self.model.parameters()).device
 
     def logits(self, split: Split, batch_size: int = BATCH) -> Iterator[Tensor]:
-        """Logits of all images in order, a batch at a time, each from the exit it takes.
+        """Logits of all images in order, a batch at a time, divided by the card's temperature.
+
+        With exits each image's logits are those of the exit it takes, at the same temperature;
+        when it leaves is decided on logits as they are.
 
         Shapes: yields (b, c) float32 on the CPU.
         """
@@ -67,9 +70,10 @@ class LoadedRun:
             for batch in batches(split, batch_size):
                 inputs = normalise(batch["images"], self.card.preprocessing, device=self.device)
                 if self.exits is not None:
-                    yield self.exits(inputs).logits.cpu()
+                    found = self.exits(inputs).logits
                 else:
-                    yield logits_of(self.model(inputs)).float().cpu()
+                    found = logits_of(self.model(inputs)).float()
+                yield found.cpu() / self.card.temperature
 
 
 def load_run(

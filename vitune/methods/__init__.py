@@ -23,6 +23,11 @@ from vitune.methods.core.registry import METHODS, own_method
 from vitune.methods.core.registry import OUTSIDE as OUTSIDE
 from vitune.methods.core.registry import Method as Method
 from vitune.methods.core.registry import keeps_tokens_apart as keeps_tokens_apart
+from vitune.methods.core.solved import CAUTIOUS as CAUTIOUS
+from vitune.methods.core.solved import HeadProblem as HeadProblem
+from vitune.methods.core.solved import Labelled as Labelled
+from vitune.methods.core.solved import SolvedConfig as SolvedConfig
+from vitune.methods.core.solved import SolvedHead as SolvedHead
 from vitune.methods.core.tuner import MethodConfig as MethodConfig
 from vitune.methods.core.tuner import MethodLayer as MethodLayer
 from vitune.methods.core.tuner import current_names as current_names
@@ -31,12 +36,15 @@ from vitune.methods.fact.official_layout import load_official as load_official_f
 from vitune.methods.full import FullConfig
 from vitune.methods.houlsby import HoulsbyConfig, PfeifferConfig
 from vitune.methods.hta import HTAConfig, SequentialHTAConfig
+from vitune.methods.knn import NearestNeighboursConfig
 from vitune.methods.layernorm import LayerNormConfig
 from vitune.methods.linear import LinearProbeConfig
+from vitune.methods.linear_sgd import SteppedProbeConfig
 from vitune.methods.lora_mul import LoRAAddConfig, LoRAMulVPTAddConfig, VPTAddConfig
 from vitune.methods.met import METConfig
 from vitune.methods.moppa import MoPPAConfig
 from vitune.methods.moppa_min import MoPPAMinConfig
+from vitune.methods.ncm import NearestClassMeanConfig
 from vitune.methods.partial import PartialConfig
 from vitune.methods.rlrr.arithmetic import combine_states as combine_states
 from vitune.methods.rlrr.config import RLRRConfig
@@ -47,6 +55,9 @@ OWN = {
     method.name: method
     for method in (
         own_method(LinearProbeConfig),
+        own_method(SteppedProbeConfig),
+        own_method(NearestClassMeanConfig),
+        own_method(NearestNeighboursConfig),
         own_method(FullConfig),
         own_method(BitFitConfig),
         own_method(LayerNormConfig),
@@ -75,6 +86,9 @@ OWN = {
     )
 }
 """vitune's own methods by name."""
+
+PROBE: str = LinearProbeConfig.method
+"""The probe that runs start from and are compared with."""
 
 METHODS.update(OWN)
 load_entry_points()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -59,6 +60,7 @@ class ARCConfig(MethodConfig):
     dropout: float = field(default=0.1)
     init: str = field(default="paper")
 
+    identity_args = MappingProxyType({"init": "identity"})
     method = "arc"
     title = "ARC"
     source = "Adapter Re-Composing, NeurIPS 2023"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -47,6 +48,7 @@ class HoulsbyConfig(MethodConfig):
     rank: int = field(default=8)
     init: str = field(default="paper")
 
+    identity_args = MappingProxyType({"init": "identity"})
     method = "houlsby"
     title = "Houlsby adapter"
     source = "Parameter-Efficient Transfer Learning for NLP, ICML 2019"

@@ -1,44 +1,152 @@
-"""Linear probe: only the classifier head is trained."""
+"""Linear probe: the classifier head alone, solved on the frozen network's features."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor
 
-from vitune.methods.authoring import BackboneError, InPlaceConfig, Site
+from vitune.methods.authoring import VituneError
+from vitune.methods.probe_authoring import (
+    CAUTIOUS,
+    HeadProblem,
+    Labelled,
+    SolvedConfig,
+    SolvedHead,
+    folds,
+)
+from vitune.ops import Solution, Standardiser, calibrated_losses, paired, solve_logistic
+
+STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4, 1e-5)
+"""Penalties of the path, strongest first, so that each solution starts the next."""
+
+PRIOR = 0.1
+"""The penalty where no image can be spared to choose one on."""
+
+PATIENCE = 2
+"""The path ends after so many penalties in a row that are worse than the best."""
 
 
 @dataclass
-class LinearProbeConfig(InPlaceConfig):
-    """y = W_head f(x) + b_head with f frozen: the baseline every method has to beat.
+class LinearProbeConfig(SolvedConfig):
+    """argmin mean CE(W z + b, y) + λ/2 ‖W‖² with z the standardised features: the baseline to beat.
 
-    A probe has no layers, and transformers' `enable_adapters` switches on nothing else: behind its
-    `disable_adapters` call `enable_adapters(True)` on the classifier itself.
+    λ is the one of a path whose validation cross-entropy is lowest once each solution has its best
+    temperature: a strong penalty makes answers unsure, which says nothing against them. Without
+    validation images 5-fold cross-validation takes their place.
 
-    Source: common practice; the "Linear" rows of VTAB-1k and FGVC tables.
+    Args:
+        penalty: λ; None chooses it.
+
+    Raises:
+        VituneError: a penalty that is not above 0.
+    Source: common practice; Kornblith et al. (CVPR 2019) solve it so.
     """
+
+    penalty: float | None = field(default=None)
 
     method = "linear"
     title = "Linear probe"
     source = "common practice"
-    formula = "0"
     counts_on_vit_b16 = (({}, 0),)
-    exposes_delta = True
-    narrowed_by = frozenset()
+    stepped = "linear_sgd"
 
-    @classmethod
-    def reason_against(cls, option: str) -> str:
-        """Why the method does not take an option."""
-        return "only the head trains"
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.penalty is not None and not self.penalty > 0:
+            raise VituneError(f"penalty: got {self.penalty!r}, expected a number above 0.")
 
-    def prepare(self, model: nn.Module, adapter: str, sites: Sequence[Site]) -> None:
-        if not self.modules_to_save:
-            raise BackboneError(
-                f"{self.title}: got modules_to_save={self.modules_to_save!r} for "
-                f"{type(model).__name__}, expected a classifier to train. Name it there."
-            )
+    def solve(self, problem: HeadProblem) -> SolvedHead:
+        """The head at the chosen penalty, fitted to all training features."""
+        if self.penalty is not None:
+            return _fitted(problem, (self.penalty,), self.penalty, "given", ())
+        judged, how = _judgement(problem)
+        if not judged:
+            return _fitted(problem, (PRIOR,), PRIOR, "prior", ())
+        tried, losses = _path(problem, judged)
+        best = min(range(len(tried)), key=lambda place: tried[place]["loss"])
+        path = tuple(entry["penalty"] for entry in tried[: best + 1])
+        head = _fitted(problem, path[-2:], path[-1], how, tuple(tried))
+        strongest = tried[_within_one_error(losses, best)]["penalty"]
+        return replace(head, chosen={**head.chosen, CAUTIOUS: strongest})
 
-    def trained(self, model: nn.Module) -> Iterable[tuple[str, str]]:
-        return ()
+
+def _judgement(problem: HeadProblem) -> tuple[list[tuple[Labelled, Labelled]], str]:
+    """(fit, judge) pairs that the penalty is chosen on, and what they are called."""
+    if problem.val is not None and len(problem.val):
+        return [(problem.train, problem.val)], "validation"
+    pairs = [(problem.train.at(fit), problem.train.at(judge)) for fit, judge in folds(problem)]
+    return pairs, f"{len(pairs)}-fold cross-validation"
+
+
+def _path(
+    problem: HeadProblem, judged: list[tuple[Labelled, Labelled]]
+) -> tuple[list[dict[str, float]], list[Tensor]]:
+    """Calibrated cross-entropy and accuracy at each penalty, until it has got worse for a while.
+
+    Returns:
+        One entry per penalty, and the losses of the judged images at each.
+    """
+    standardisers = [Standardiser.of(fit.features) for fit, _ in judged]
+    solutions: list[Solution | None] = [None] * len(judged)
+    tried: list[dict[str, float]] = []
+    losses: list[Tensor] = []
+    labels = torch.cat([torch.from_numpy(np.asarray(judge.labels)) for _, judge in judged])
+    for penalty in STRENGTHS:
+        logits = []
+        for index, (fit, judge) in enumerate(judged):
+            solution = _solve(problem, fit, penalty, standardisers[index], solutions[index], 1e-4)
+            solutions[index] = solution
+            logits.append(_head(solution, standardisers[index]).logits(judge.features))
+        together = torch.cat(logits)
+        right = (together.argmax(1) == labels).float().mean().item()
+        losses.append(calibrated_losses(together, labels))
+        loss = losses[-1].mean().item()
+        tried.append({"penalty": penalty, "loss": loss, "accuracy": right})
+        best = min(range(len(tried)), key=lambda place: tried[place]["loss"])
+        if len(tried) - 1 - best >= PATIENCE:
+            break
+    return tried, losses
+
+
+def _within_one_error(losses: list[Tensor], best: int) -> int:
+    """The first place whose loss is within one standard error, image by image, of the best."""
+    for place in range(best):
+        mean, error = paired(losses[place], losses[best])
+        if mean <= error:
+            return place
+    return best
+
+
+def _head(solution: Solution, standardiser: Standardiser) -> SolvedHead:
+    """The solution as a head on raw features."""
+    weight, bias = standardiser.folded(solution.weight.cpu(), solution.bias.cpu())
+    return SolvedHead(weight.float(), bias.float(), {}, "")
+
+
+def _solve(
+    problem: HeadProblem, fit: Labelled, penalty: float, standardiser: Standardiser,
+    start: Solution | None, tolerance: float,
+) -> Solution:  # fmt: skip
+    return solve_logistic(
+        fit.features, fit.labels, problem.num_classes, penalty, standardiser=standardiser,
+        start=start, device=problem.device, tolerance=tolerance,
+    )  # fmt: skip
+
+
+def _fitted(
+    problem: HeadProblem, path: tuple[float, ...], penalty: float, how: str,
+    tried: tuple[dict[str, Any], ...],
+) -> SolvedHead:  # fmt: skip
+    """The head at `penalty` on all training features, reached along `path`."""
+    standardiser = Standardiser.of(problem.train.features)
+    solution = None
+    for step in path:
+        tolerance = 1e-7 if step == penalty else 1e-4
+        solution = _solve(problem, problem.train, step, standardiser, solution, tolerance)
+    assert solution is not None
+    head = _head(solution, standardiser)
+    return replace(head, chosen={"penalty": penalty}, how=how, tried=tried)

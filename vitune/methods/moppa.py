@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ class MoPPAConfig(RLRRConfig):
     num_groups: int | None = field(default=None)
     entropy_scale: float = field(default=0.0)
 
+    identity_args = MappingProxyType({})
     method = "moppa"
     title = "MoPPA"
     source = "MoPPA, arXiv 2412.02759 (reconstruction)"

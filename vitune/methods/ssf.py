@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -39,6 +40,7 @@ class SSFConfig(MethodConfig):
 
     init: str = field(default="paper")
 
+    identity_args = MappingProxyType({"init": "identity"})
     method = "ssf"
     title = "SSF"
     source = "Scaling & Shifting Your Features, NeurIPS 2022"

@@ -4,9 +4,16 @@ from vitune.ops.attention import attention, attention_reference, prefers_attenti
 from vitune.ops.exit_adapter import exit_adapter
 from vitune.ops.hardware import cpu_multiplies_bf16
 from vitune.ops.lean_step import first_token_only, lean_step
+from vitune.ops.logistic import Solution, Standardiser, solve_logistic
 from vitune.ops.partial_linear import partial_linear, partial_weight
 from vitune.ops.rescaled_linear import rescaled_linear, rescaled_linear_reference, rescaled_weight
 from vitune.ops.spectral import filtered, new_tau, response, route_entropy
+from vitune.ops.temperature import (
+    calibrated_losses,
+    expected_calibration_error,
+    fit_temperature,
+    paired,
+)
 from vitune.ops.token_merging import (
     Matching,
     match_tokens,
@@ -20,17 +27,23 @@ from vitune.ops.token_sampling import sample_tokens
 
 __all__ = [
     "Matching",
+    "Solution",
+    "Standardiser",
     "attention",
     "attention_reference",
+    "calibrated_losses",
     "cpu_multiplies_bf16",
     "exit_adapter",
+    "expected_calibration_error",
     "filtered",
     "first_token_only",
+    "fit_temperature",
     "lean_step",
     "match_tokens",
     "merged_tokens",
     "merged_tokens_reference",
     "new_tau",
+    "paired",
     "partial_linear",
     "partial_weight",
     "prefers_attention",
@@ -42,5 +55,6 @@ __all__ = [
     "sample_tokens",
     "sized_attention",
     "sized_attention_reference",
+    "solve_logistic",
     "spread_tokens",
 ]

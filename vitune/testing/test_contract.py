@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vitune.backbones import find_sites, head_name, logits_of, token_layout
 from vitune.errors import AdapterError, BackboneError
 from vitune.methods import METHODS, Method, MethodLayer, method_penalty
-from vitune.testing.cases import TESTED, config_of
+from vitune.testing.cases import TESTED, config_of, move
 from vitune.testing.tiny_backbones import BUILDERS, NUM_CLASSES, build, images, run
 from vitune.training.last_block import class_tail, lean_training
 
@@ -63,16 +63,6 @@ def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and "modules_to_save" not in name
     }
-
-
-def perturb(model: PeftModel, seed: int = 4, size: float = 0.05) -> None:
-    """Move everything that trains away from its start, as training would."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.add_(noise.to(parameter.dtype), alpha=size)
 
 
 def tolerance(model: PeftModel) -> float:
@@ -156,7 +146,7 @@ def _shared(model: PeftModel) -> list[tuple[str, nn.Parameter]]:
 @each_case
 def test_reloaded_merged_and_unmerged_agree(method: str, backbone: str, tmp_path: Path) -> None:
     model = attached(method, backbone)
-    perturb(model)
+    move(model)
     x = images(backbone)
     expected = run(model, x)
     model.save_pretrained(str(tmp_path))
@@ -188,7 +178,7 @@ def test_unload_gives_the_base_back(method: str, backbone: str) -> None:
     x = images(backbone)
     expected = run(build(backbone), x)
     model = attached(method, backbone)
-    perturb(model)
+    move(model)
     with model.disable_adapter():
         assert torch.equal(run(model, x), expected)
     assert not torch.allclose(run(model, x), expected, atol=1e-5)
@@ -201,7 +191,7 @@ def test_unload_gives_the_base_back(method: str, backbone: str) -> None:
 def test_two_adapters_do_not_leak(method: str, backbone: str) -> None:
     x = images(backbone)
     model = attached(method, backbone)
-    perturb(model, seed=5)
+    move(model, seed=5)
     first = run(model, x)
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     torch.manual_seed(6)
@@ -211,7 +201,7 @@ def test_two_adapters_do_not_leak(method: str, backbone: str) -> None:
     model.set_adapter("second")
     active = {name for name, value in model.named_parameters() if value.requires_grad}
     assert active and not active & trained
-    perturb(model, seed=7)
+    move(model, seed=7)
     second = run(model, x)
     assert not torch.allclose(second, first, atol=1e-5)
     model.set_adapter("default")
@@ -229,10 +219,10 @@ def test_adapters_compose(method: str, backbone: str) -> None:
         pytest.skip("only the head trains")
     x, config = images(backbone), config_of(method, modules_to_save=[])
     model = get_peft_model(build(backbone), config).eval()
-    perturb(model, seed=5)
+    move(model, seed=5)
     model.add_adapter("second", config)
     model.set_adapter("second")
-    perturb(model, seed=7)
+    move(model, seed=7)
     model.base_model.set_adapter(["default", "second"])
     both = run(model, x)
     for alone in ("default", "second"):
@@ -263,11 +253,11 @@ def test_saved_state_is_exactly_what_trains(method: str, backbone: str) -> None:
 def test_copies_are_independent_and_keep_sharing(method: str, backbone: str) -> None:
     x = images(backbone)
     model = attached(method, backbone)
-    perturb(model)
+    move(model)
     expected = run(model, x)
     twin = copy.deepcopy(model)
     assert torch.equal(run(twin, x), expected)
-    perturb(twin, seed=8)
+    move(twin, seed=8)
     assert not torch.allclose(run(twin, x), expected, atol=1e-5)
     assert torch.equal(run(model, x), expected)
     for either in (model, twin):
@@ -281,13 +271,13 @@ def test_copies_are_independent_and_keep_sharing(method: str, backbone: str) -> 
 def test_moves_with_the_model_and_takes_bf16(method: str, backbone: str) -> None:
     x = images(backbone)
     model = attached(method, backbone)
-    perturb(model)
+    move(model)
     expected = run(model, x)
     assert_close(run(copy.deepcopy(model).double(), x.double()).float(), expected, 1e-4)
     half = build(backbone).bfloat16()
     torch.manual_seed(3)
     half = get_peft_model(half, METHODS[method].configure(half)).eval()
-    perturb(half)
+    move(half)
     assert all(p.dtype == torch.float32 for p in adapter_parameters(half).values())
     logits = logits_of(half(x.bfloat16()))
     assert logits.shape == (3, NUM_CLASSES) and torch.isfinite(logits).all()
@@ -299,7 +289,7 @@ def test_moves_with_the_model_and_takes_bf16(method: str, backbone: str) -> None
 @each_case
 def test_lean_step_gives_the_same_gradients(method: str, backbone: str) -> None:
     plain = attached(method, backbone).double()
-    perturb(plain)
+    move(plain)
     lean = copy.deepcopy(plain)
     x, labels = images(backbone).double(), torch.tensor([0, 1, 2])
     gradients = []
@@ -323,7 +313,7 @@ def test_recomputed_activations_give_the_same_gradients(method: str) -> None:
     gradients = []
     for is_recomputed in (False, True):
         model = attached(method, "vit")
-        perturb(model)
+        move(model)
         model.get_base_model().set_grad_checkpointing(is_recomputed)
         torch.manual_seed(9)
         model.train()

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from vitune.training.observer import Observer, Running
-from vitune.training.train_config import TrainConfig, read_yaml, settings_in
+from vitune.training.train_config import STEPPING, TrainConfig, read_yaml, settings_in
 
 if TYPE_CHECKING:
     from vitune.training.fitting import Trained, backbone_arguments, fit
@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from vitune.training.optimiser import new_optimiser
     from vitune.training.resume_point import read_progress
     from vitune.training.settling import with_fitting_batch
+    from vitune.training.tuning import Tuning
 
 __all__ = [
+    "STEPPING",
     "LeanStep",
     "Observer",
     "Running",
     "TrainConfig",
     "Trained",
+    "Tuning",
     "backbone_arguments",
     "class_tail",
     "fit",
@@ -44,6 +47,7 @@ _NEEDING_PYTORCH = {
     "optimiser": ("new_optimiser",),
     "resume_point": ("read_progress",),
     "settling": ("with_fitting_batch",),
+    "tuning": ("Tuning",),
 }
 """Imported when first asked for: the settings alone, for --help, do not need PyTorch."""
 

@@ -58,6 +58,7 @@ def facts_of(
         skipped_images=len(splits.skipped),
         remarks=tuple(_oddity(remark) for remark in splits.remarks),
         lr=settings.lr,
+        head_lr=settings.head_lr,
         weight_decay=settings.weight_decay,
         precision=settings.precision,
         speed=settings.speed,
@@ -78,13 +79,14 @@ def with_outcome(
     return replace(
         facts,
         reported=Reported(config.select, loop.reported_epoch, loop.reported_accuracy),
+        share=loop.share,
         best_epoch=progress.best_epoch,
         epochs=progress.epoch,
         steps=progress.step,
         seconds=progress.seconds,
         cpu_seconds=progress.cpu_seconds,
         cores_of_others=use.others,
-        peak_mib=_peak_mib(accelerator),
+        peak_mib=peak_mib(accelerator),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         status="finished" if progress.epoch == config.epochs else "stopped",
         trained_parts=trained_parts(loop.model),
@@ -119,7 +121,7 @@ def _device_name(accelerator: Accelerator) -> str:
     return f"cpu ({torch.get_num_threads()} threads)"
 
 
-def _peak_mib(accelerator: Accelerator) -> float:
+def peak_mib(accelerator: Accelerator) -> float:
     """Peak memory: the CUDA allocator's, or this process's resident size on a CPU; MiB."""
     if accelerator.device.type == "cuda":
         return torch.cuda.max_memory_allocated(accelerator.device) / 2**20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -25,13 +26,14 @@ from vitune.backbones import logits_of
 from vitune.data import Augment, CachedImages, EpochSampler, Split, batches, normalise
 from vitune.methods import MethodLayer, method_penalty, noise_plan
 from vitune.objectives import Objective, Step, new_objective
-from vitune.ops import first_token_only
+from vitune.ops import calibrated_losses, first_token_only
 from vitune.preprocessing import Preprocessing
 from vitune.training.averaging import Averager
 from vitune.training.inputs import TrainingInputs
 from vitune.training.last_block import class_tail, lean_training
 from vitune.training.loss_watch import LossWatch
 from vitune.training.metrics import append_row, keep_epochs, read_epochs
+from vitune.training.mixing import SHARES, chosen_share, mixed
 from vitune.training.observer import Observer
 from vitune.training.optimiser import new_optimiser, new_schedule
 from vitune.training.resume_point import (
@@ -41,6 +43,7 @@ from vitune.training.resume_point import (
     save_checkpoint,
 )
 from vitune.training.train_config import TrainConfig
+from vitune.training.watching import Watch
 
 EVAL_BATCH = 128
 """Images validated at a time: enough for a GPU, and activations that a CPU's caches still hold."""
@@ -53,10 +56,12 @@ class Recipe:
     Args:
         lr: peak learning rate.
         weight_decay: AdamW's.
+        head_lr: peak learning rate of the classifier; None is `lr`.
     """
 
     lr: float
     weight_decay: float
+    head_lr: float | None = None
 
 
 class Loop:
@@ -68,6 +73,8 @@ class Loop:
         keep: is told the number of epochs done wherever a snapshot is due, while the model has the
             weights that would be reported then.
         augment: the augmentation; None is the one that `config` names.
+        has_start: whether the classifier starts at more than zeros, so that the weights before the
+            first step are a candidate for what is reported.
     """
 
     def __init__(
@@ -84,13 +91,18 @@ class Loop:
         checkpoint_path: Path | None = None,
         keep: Callable[[int], None] | None = None,
         augment: Augment | None = None,
+        has_start: bool = False,
     ) -> None:
-        self.keep = keep
+        self.keep, self.has_start = keep, has_start
         self.config, self.recipe, self.observer = config, recipe, observer
         self.val, self.preprocessing, self.accelerator = val, preprocessing, accelerator
         self.metrics_path, self.checkpoint_path = metrics_path, checkpoint_path
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
+        self.first: dict[str, Tensor] = {}
+        self.share: float | None = None
+        self.watch = Watch.over(config.epochs)
+        self.seen: tuple[Tensor, Tensor] | None = None
         self.model = model.to(accelerator.device)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.averager = None
@@ -114,6 +126,7 @@ class Loop:
             kind=config.optimiser,
             momentum=config.momentum,
             decay_rule=config.decay_rule,
+            head_lr=recipe.head_lr,
         )
         self.raw_optimiser = optimiser
         self.wrapped, self.optimiser, self.loader = accelerator.prepare(model, optimiser, loader)
@@ -136,6 +149,7 @@ class Loop:
             keep_epochs(self.metrics_path, self.progress.epoch)
         if self.progress.epoch == 0:
             self._keep(0)
+            self._see_start()
         self.observer.started(self)
         while self.progress.epoch < self.config.epochs and not self._is_stale():
             row = self._epoch(self.progress.epoch)
@@ -144,15 +158,35 @@ class Loop:
 
     @property
     def reported_epoch(self) -> int:
-        """The epoch whose weights the model carries after `run`."""
+        """The epoch whose weights the model carries after `run`, perhaps mixed with the first."""
+        if self.share == 0:
+            return 0
+        if self.config.select == "auto" and self.watch.epoch >= 0:
+            return self.watch.kept_epoch or self.progress.epoch
         use_best = self.config.select == "best" and self.progress.best_epoch
         return self.progress.best_epoch if use_best else self.progress.epoch
 
     @property
     def reported_accuracy(self) -> float | None:
         """Validation accuracy of that epoch; None without a validation split."""
-        is_best = self.reported_epoch == self.progress.best_epoch
-        return self.progress.best_accuracy if is_best else self.progress.val_accuracy
+        if self.val is None:
+            return None
+        if self.share is not None and self.seen is not None:
+            logits, labels = self.seen
+            return (logits.argmax(1) == labels).float().mean().item()
+        return self.progress.accuracies.get(str(self.reported_epoch), self.progress.val_accuracy)
+
+    def reported_logits(self) -> tuple[Tensor, Tensor] | None:
+        """Validation logits (n, c) of the weights that the model carries, with labels (n,).
+
+        Those of the last epoch are known; an earlier one's are computed again.
+        """
+        if self.val is None:
+            return None
+        is_latest = self.reported_epoch == self.progress.epoch and self.seen is not None
+        if self.share is None and not is_latest:
+            self.evaluate(self.val)
+        return self.seen
 
     def scored_weights(self) -> AbstractContextManager[None]:
         """Within: the model carries the weights that are scored, the averages where there are."""
@@ -164,17 +198,55 @@ class Loop:
         indices = np.arange(rank, len(split), world)
         images = CachedImages(split)
         totals = torch.zeros(3, dtype=torch.float64)
+        seen = []
         with inference_weights(self.model), first_token_only(*self.tail):
             for start in range(0, len(indices), EVAL_BATCH):
                 batch = images.__getitems__(indices[start : start + EVAL_BATCH].tolist())
                 logits = self._logits(self.model, self._inputs(batch["images"])).float()
                 labels = batch["labels"].to(logits.device)
+                seen.append((logits.cpu(), batch["labels"]))
                 loss = F.cross_entropy(logits, labels, reduction="sum")
                 correct = (logits.argmax(-1) == labels).sum()
                 totals += torch.tensor([loss.item(), correct.item(), len(labels)])
+        self.seen = self._gathered(seen, indices)
         if world > 1:
             totals = self.accelerator.reduce(totals.to(self.accelerator.device)).cpu()
         return (totals[0] / totals[2]).item(), (totals[1] / totals[2]).item()
+
+    def _gathered(
+        self, seen: list[tuple[Tensor, Tensor]], indices: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and labels of a split in its order, from every process."""
+        classes = next((logits.shape[1] for logits, _ in seen), 0)
+        logits = torch.cat([torch.zeros(0, classes), *(part for part, _ in seen)])
+        labels = torch.cat([torch.zeros(0, dtype=torch.int64), *(part for _, part in seen)])
+        if self.accelerator.num_processes == 1:
+            return logits, labels
+        parts = gather_object([(indices, logits.numpy(), labels.numpy())])
+        order = np.argsort(np.concatenate([part[0] for part in parts]))
+        whole = np.concatenate([part[1] for part in parts if len(part[1])])
+        return (
+            torch.from_numpy(whole[order]),
+            torch.from_numpy(np.concatenate([part[2] for part in parts])[order]),
+        )
+
+    def _see_start(self) -> None:
+        """The weights before the first step are a candidate where they are more than chance."""
+        if self.val is None or self.config.select != "auto" or not self.has_start:
+            return
+        _, accuracy = self.evaluate(self.val)
+        self.progress.accuracies["0"] = accuracy
+        self.first = {n: p.detach().clone() for n, p in self.parameters.items()}
+        self._watch_epoch(0)
+
+    def _watch_epoch(self, epoch: int) -> None:
+        """Tell the watch of the latest validation, and keep the weights if it is the best."""
+        has_seen = self.seen is not None and len(self.seen[1]) > 0
+        if self.config.select != "auto" or not has_seen:
+            return
+        assert self.seen is not None
+        if self.watch.saw(epoch, *self.seen):
+            self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         """One pass over the training images, then validation and the checkpoint."""
@@ -198,6 +270,8 @@ class Loop:
             with self.scored_weights():
                 val_loss, val_accuracy = self.evaluate(self.val)
                 self._keep_best(val_accuracy)
+                self.progress.accuracies[str(epoch + 1)] = val_accuracy
+                self._watch_epoch(epoch + 1)
         self.progress.val_accuracy = val_accuracy
         self.progress.seconds += time.perf_counter() - started
         self.progress.cpu_seconds += time.process_time() - own_started
@@ -307,17 +381,40 @@ class Loop:
 
     def _is_stale(self) -> bool:
         patience = self.config.patience
+        if patience is None and self.config.select == "auto":
+            return self.watch.has_turned
         return patience is not None and self.progress.stale_epochs >= patience
 
     @torch.no_grad()
     def _select(self) -> None:
         """Put the weights of the reported epoch into the model."""
         source: dict[str, Tensor] = {}
-        if self.config.select == "best" and self.best:
+        kept = self.reported_epoch
+        if kept != self.progress.epoch and self.best:
             source = self.best
         elif self.averager is not None:
             source = self.averager.averages
-        for name, value in source.items():
+        self._put(source)
+        if self.first and self.val is not None:
+            self._mix(self.val)
+
+    def _mix(self, val: Split) -> None:
+        """Go back towards the probe as far as validation asks for."""
+        trained = {n: p.detach().clone() for n, p in self.parameters.items()}
+        seen = []
+        for share in SHARES:
+            self._put(mixed(self.first, trained, share))
+            self.evaluate(val)
+            assert self.seen is not None
+            seen.append(self.seen)
+        self.share = chosen_share([calibrated_losses(*found) for found in seen])
+        self._put(mixed(self.first, trained, self.share))
+        self.seen = seen[SHARES.index(self.share)]
+
+    @torch.no_grad()
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        """Write weights into the model."""
+        for name, value in weights.items():
             self.parameters[name].copy_(value)
 
     def _save(self, epoch: int) -> None:
@@ -329,7 +426,13 @@ class Loop:
             self.progress.num_averaged = self.averager.num_updates
         scaler = self.accelerator.scaler
         self.progress.scaler = {} if scaler is None else scaler.state_dict()
-        extra = {"average": self.averager.averages if self.averager else {}, "best": self.best}
+        self.progress.watched = [self.watch.best_epoch, self.watch.epoch]
+        extra = {
+            "average": self.averager.averages if self.averager else {},
+            "best": self.best,
+            "first": self.first,
+            "watch": self.watch.tensors(),
+        }
         save_checkpoint(
             self.checkpoint_path, self.progress, self.parameters, self.raw_optimiser, extra
         )
@@ -360,7 +463,13 @@ class Loop:
             checkpoint_path, self.parameters, self.raw_optimiser
         )
         device = self.accelerator.device
-        self.best = {name: value.to(device) for name, value in groups.get("best", {}).items()}
+        self.best, self.first = (
+            {name: value.to(device) for name, value in groups.get(group, {}).items()}
+            for group in ("best", "first")
+        )
+        if groups.get("watch") and self.progress.watched:
+            self.watch.best_epoch, self.watch.epoch = self.progress.watched
+            self.watch.best, self.watch.latest = groups["watch"]["best"], groups["watch"]["latest"]
         if self.averager is not None:
             self.averager.num_updates = self.progress.num_averaged
             for name, value in groups.get("average", {}).items():

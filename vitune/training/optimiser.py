@@ -93,15 +93,35 @@ def new_optimiser(
     kind: str = "adamw",
     momentum: float = 0.9,
     decay_rule: str = "vitune",
+    head_lr: float | None = None,
 ) -> Optimizer:
     """AdamW (Loshchilov and Hutter), its update fused where torch can, or SGD with momentum.
 
     AdamW's decay is decoupled from the gradient; SGD's is added to it (an L2 penalty).
+
+    Args:
+        head_lr: the classifier's own rate; None is `lr`.
     """
     groups = parameter_groups(model, weight_decay, rule=decay_rule)
+    if head_lr is not None:
+        groups = _with_head_rate(groups, model, head_lr)
     if kind == "sgd":
         return SGD(groups, lr=lr, momentum=momentum)
     return AdamW(groups, lr=lr, fused=True)
+
+
+def _with_head_rate(
+    groups: list[dict[str, Any]], model: nn.Module, head_lr: float
+) -> list[dict[str, Any]]:
+    """The groups with the classifier's parameters apart, at their own rate, last."""
+    heads = {id(p) for name in head_names(model) for p in model.get_submodule(name).parameters()}
+    parted = [
+        {**group, "params": [p for p in group["params"] if (id(p) in heads) == is_head]}
+        | ({"lr": head_lr} if is_head else {})
+        for is_head in (False, True)
+        for group in groups
+    ]
+    return [group for group in parted if group["params"]]
 
 
 def new_schedule(

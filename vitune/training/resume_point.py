@@ -40,6 +40,8 @@ class Progress:
         best_epoch: epoch of the best validation accuracy; 0 while there is none.
         best_accuracy: that accuracy, in [0, 1].
         stale_epochs: epochs since then.
+        watched: best and latest epoch by calibrated validation loss.
+        accuracies: on validation, by epoch; 0 is before the first step.
         scaler: state of the fp16 loss scaler.
     """
 
@@ -52,6 +54,8 @@ class Progress:
     best_accuracy: float = -1.0
     stale_epochs: Count = 0
     num_averaged: Count = 0
+    watched: list[int] = field(default_factory=list)
+    accuracies: dict[str, float] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
 
 

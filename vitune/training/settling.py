@@ -8,20 +8,24 @@ from typing import Any
 
 import yaml
 
-from vitune.backbones import absolute_backbone
+from vitune.backbones import absolute_backbone, notice_of, preferred_backbone
 from vitune.data import absolute_source
 from vitune.errors import DataError, VituneError, nearest
-from vitune.methods import Method, require_plugin
+from vitune.methods import Method, get_method, require_plugin
 from vitune.runs import RunFolder
 from vitune.training.record import RunRecord
 from vitune.training.resume_point import read_progress
 from vitune.training.speed_presets import settled_speed
-from vitune.training.train_config import TrainConfig
+from vitune.training.train_config import STEPPING, TrainConfig
 
 SETTLED_BY_RESUME = ("epochs", "data")
 """What a resumed run may be told anew: images may have moved, as they are known by content."""
 LEFT_TO_VITUNE: dict[str, Any] = {
     "lr": None,
+    "head_lr": None,
+    "start": None,
+    "choose_best": None,
+    "augment": "auto",
     "weight_decay": None,
     "warmup_epochs": None,
     "precision": "auto",
@@ -31,8 +35,13 @@ LEFT_TO_VITUNE: dict[str, Any] = {
 """Settings that a run fills in, and the value that asks for it."""
 
 
-def new_settings(config: TrainConfig | None, settings: Mapping[str, Any]) -> TrainConfig:
+def new_settings(
+    config: TrainConfig | None, settings: Mapping[str, Any]
+) -> tuple[TrainConfig, str]:
     """The settings of a new run, its paths such that they hold in any working directory.
+
+    Returns:
+        The settings, and what a user should know of the backbone; '' for nothing.
 
     Raises:
         VituneError: a config and keywords, an unknown setting, a value out of range, or SGD
@@ -40,13 +49,42 @@ def new_settings(config: TrainConfig | None, settings: Mapping[str, Any]) -> Tra
     """
     if config is not None and settings:
         raise VituneError("fit: got a config and keywords, expected one of them.")
-    asked = config or TrainConfig.make(settings)
-    if asked.optimiser == "sgd" and asked.lr is None:
+    asked, notice = with_backbone(config or TrainConfig.make(settings))
+    is_solved = get_method(asked.method).solved
+    if is_solved:
+        require_no_steps(asked)
+    if not is_solved and asked.optimiser == "sgd" and asked.lr is None:
         raise VituneError(
             "--optimiser: got 'sgd' without a rate, expected --lr beside it: the methods' own "
             "rates are AdamW's."
         )
-    return with_absolute_paths(asked)
+    return with_absolute_paths(asked), notice
+
+
+def with_backbone(config: TrainConfig) -> tuple[TrainConfig, str]:
+    """The settings with the backbone they leave open, and what the user should know of it."""
+    given = config.model_fields_set
+    if not given & {"backbone", "checkpoint", "image_size"}:
+        config = config.model_copy(update={"backbone": preferred_backbone()})
+    name = config.backbone if config.checkpoint is None else f"{config.backbone}@file"
+    return config, notice_of(name, was_named="backbone" in given)
+
+
+def require_no_steps(config: TrainConfig) -> None:
+    """Refuse settings of training by steps for a method that is solved.
+
+    Raises:
+        VituneError: one of them is given.
+    """
+    stepped = get_method(config.method).stepped
+    remedy = f"Leave it out, or use --method {stepped}." if stepped else "Leave it out."
+    for name in STEPPING:
+        value = getattr(config, name)
+        if value != TrainConfig.model_fields[name].default:
+            raise VituneError(
+                f"--{name.replace('_', '-')}: got {value!r} with --method {config.method}, which "
+                f"is solved and takes no steps. {remedy}"
+            )
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:

@@ -29,6 +29,13 @@ CHECKSUM = "sha256"
 BESIDE_SETTINGS = ("resolved", "starts", CHECKSUM)
 """What a run's config.yaml holds beside its settings: see `vitune.training.record`."""
 
+STEPPING = (
+    "lr", "head_lr", "weight_decay", "warmup_epochs", "clip_grad", "label_smoothing", "mixup",
+    "cutmix", "drop_path", "random_erasing", "augment", "ema", "patience", "optimiser", "start",
+    "head_init", "objective", "tokens",
+)  # fmt: skip
+"""Settings of training by steps, which mean nothing where a head is solved."""
+
 
 class TrainConfig(BaseModel):
     """What `vitune train` and `vitune.fit` take; unknown keys are errors with the nearest name.
@@ -52,8 +59,13 @@ class TrainConfig(BaseModel):
         default_factory=dict, description="argument of the method, e.g. rank=4"
     )
 
-    epochs: int = Field(100, ge=1, description="passes over the training images")
-    lr: float | None = Field(None, gt=0, description="peak learning rate; default: the method's")
+    epochs: int = Field(30, ge=1, description="passes over the training images")
+    lr: float | None = Field(None, gt=0, description="peak learning rate; default: by rule")
+    head_lr: float | None = Field(
+        None,
+        gt=0,
+        description="the classifier's rate; default: --lr, or a tenth of it from the probe",
+    )
     batch_size: int = Field(32, ge=1, description="images per step and process")
     drop_last: bool = Field(False, description="skip an epoch's last batch if it is not full")
     optimiser: Literal["adamw", "sgd"] = Field("adamw", description="optimiser; sgd needs --lr")
@@ -80,14 +92,18 @@ class TrainConfig(BaseModel):
         0.0, ge=0, le=1, description="share of images in which a box is erased"
     )
     augment: str = Field(
-        "none",
-        description="augmentation: none, flip, crop_flip, fgvc, strong, window or resized_crop",
+        "auto",
+        description="augmentation: none, flip, crop_flip, fgvc, strong, window or resized_crop; "
+        "auto: crop_flip or flip where the solved probe says that labels survive it",
     )
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay per step of the averaged weights"
     )
     ema_ramp: bool = Field(True, description="start the average with a smaller decay")
     head_init: HeadInit = Field("zero", description="how the new classifier is initialised")
+    start: Literal["plain", "probe"] | None = Field(
+        None, description="start at the solved probe, or plain at --head-init; default: by rule"
+    )
     objective: str = Field("cross_entropy", description="training loss")
     objective_args: dict[str, Any] = Field(
         default_factory=dict, description="argument of the objective"
@@ -106,9 +122,17 @@ class TrainConfig(BaseModel):
         None, description="mean and std: 0.5, or ImageNet's; default: the checkpoint's"
     )
 
-    select: Literal["last", "best"] = Field("last", description="which epoch to report and save")
+    select: Literal["auto", "last", "best"] = Field(
+        "auto",
+        description="epoch to save: the last, the best, or the last unless validation loss turned",
+    )
     patience: int | None = Field(
-        None, ge=1, description="stop after this many epochs without improvement"
+        None, ge=1, description="stop after this many epochs without improvement; default: auto"
+    )
+    choose_best: bool | None = Field(
+        None,
+        description="save the solved probe instead if it is better on validation; default: yes, "
+        "unless --lr or --start is given",
     )
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="share held out if there is no val split"

@@ -30,7 +30,7 @@ def tiny_study() -> Callable[..., Study]:
 
     def make(**changes: Any) -> Study:
         values = {
-            "variants": [{"label": "linear", "method": "linear"}],
+            "variants": [{"label": "linear_sgd", "method": "linear_sgd"}],
             "tasks": [{"name": "count", "data": TINY}],
             "epochs": 1,
             "settings": {"batch_size": 8},

@@ -73,7 +73,10 @@ def test_addresses_outlive_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
         label="a",
         task="t",
         group=None,
-        config=TrainConfig(data="d", method="linear", lr=0.01, weight_decay=0.0, drop_path=0.1),
+        config=TrainConfig(
+            data="d", method="linear", lr=0.01, weight_decay=0.0, drop_path=0.1, epochs=100,
+            start="plain", select="last",
+        ),
         setting={},
         scored_on="test",
         split_hashes={"train": "1", "test": "2"},
@@ -86,7 +89,7 @@ def test_addresses_outlive_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_field_that_is_new_changes_no_address() -> None:
-    config = TrainConfig(data="d").model_dump(mode="json")
+    config = TrainConfig(data="d", start="plain", select="last").model_dump(mode="json")
     assert deciding({**config, "ema": None}) == deciding(config)
     assert "ema" not in deciding(config)
     assert deciding({**config, "ema": 0.9})["ema"] == 0.9

@@ -25,8 +25,8 @@ def test_the_command_records_what_validation_chose(
     tiny_study: Make, bench: Workbench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     variants = [
-        {"label": "linear", "method": "linear"},
-        {"label": "two heads are better", "method": "linear"},
+        {"label": "linear_sgd", "method": "linear_sgd"},
+        {"label": "two heads are better", "method": "linear_sgd"},
         {"label": "lora", "method": "lora", "method_args": {"r": 2}},
     ]
     grid = [{"lr_factor": 0.1}, {"lr_factor": 10.0}]
@@ -37,15 +37,15 @@ def test_the_command_records_what_validation_chose(
     words = ["bench", "defaults", str(tmp_path / "study"), "--out", str(out)]
     assert run([*words, "--against", str(tmp_path / "study")]) == 0
     printed = capsys.readouterr().out
-    assert "| linear | lr_factor " in printed and "+0.0 |" in printed
+    assert "| linear_sgd | lr_factor " in printed and "+0.0 |" in printed
     kept = json.loads(out.read_text())
     ((entry,),) = kept.values()
     chosen = outcome.choices[0].setting["lr_factor"]
-    chosen *= get_method("linear").default_lr(study.backbone)
+    chosen *= get_method("linear_sgd").default_lr(study.backbone)
     assert list(kept) == [study.backbone]
-    assert entry["settings"] == {"linear": {"lr": pytest.approx(chosen)}}
+    assert entry["settings"] == {"linear_sgd": {"lr": pytest.approx(chosen)}}
     assert entry["tasks"] == ["count"] and entry["studies"][0]["epochs"] == 1
-    old = {"command": "", "settings": {"linear": {"lr": 1.0}, "ssf": {"lr": 2.0}}}
+    old = {"command": "", "settings": {"linear_sgd": {"lr": 1.0}, "ssf": {"lr": 2.0}}}
     out.write_text(json.dumps({"another": [], study.backbone: [old]}))
     assert run(words) == 0
     written = json.loads(out.read_text())
@@ -72,7 +72,7 @@ def test_recorded_settings_are_what_training_uses() -> None:
     assert get_method("full").default_lr("vit_base_patch16_224") == 1e-4
 
 
-def test_training_takes_the_recorded_rate() -> None:
+def test_a_plain_start_takes_the_recorded_rate() -> None:
     data = "demo:count?train=16&val=8&test=16"
-    config = TrainConfig.make({"data": data, "batch_size": 8, "epochs": 1})
+    config = TrainConfig.make({"data": data, "batch_size": 8, "epochs": 1, "start": "plain"})
     assert fit(config).summary.lr == get_method("rlrr").default_lr(config.backbone)

@@ -137,7 +137,7 @@ def test_the_maximum_leaves_out_what_the_script_does(skip: int, best: float, epo
 
 def test_as_published_may_train_on_train_alone(tiny_study: Make, bench: Workbench) -> None:
     for recipe, images in (({}, 24), ({"train_on": "train"}, 16)):
-        variants = [{"label": "a", "method": "linear", "recipe": recipe}]
+        variants = [{"label": "a", "method": "linear_sgd", "recipe": recipe}]
         study = tiny_study(variants=variants, protocol="as-published")
         choice = choose(study, study.variants[0], study.tasks[0], [])
         assert choice is not None
@@ -149,7 +149,7 @@ def test_as_published_may_train_on_train_alone(tiny_study: Make, bench: Workbenc
 
 
 def test_cooldown_lengthens_the_as_published_run_alone(tiny_study: Make, bench: Workbench) -> None:
-    variants = [{"label": "a", "method": "linear", "recipe": {"cooldown_epochs": 10}}]
+    variants = [{"label": "a", "method": "linear_sgd", "recipe": {"cooldown_epochs": 10}}]
     for protocol, epochs in (("as-published", 13), ("honest", 3)):
         study = tiny_study(variants=variants, protocol=protocol, epochs=3)
         planner = Planner(study, bench)
@@ -224,7 +224,7 @@ def test_an_estimate_measures_without_opening_the_test_split(
 def test_compare_writes_a_page(tmp_path: Path, bench: Workbench) -> None:
     study = comparison_study(
         "demo:count?train=16&val=8&test=16",
-        ["linear", "bitfit"],
+        ["linear_sgd", "bitfit"],
         epochs=1,
         lrs=[1e-3, 1e-2],
         seeds=1,
@@ -232,7 +232,7 @@ def test_compare_writes_a_page(tmp_path: Path, bench: Workbench) -> None:
     )
     assert study.tasks[0].name == "count"
     found = compare(study, tmp_path, executor=InProcess(bench))
-    assert [row.label for row in found.table.rows] == ["linear", "bitfit"]
+    assert [row.label for row in found.table.rows] == ["linear_sgd", "bitfit"]
     text = found.page.read_text()
     assert "Linear probe" in text and "One seed only" in text and "test images" in text
     assert "Learning rate" in text and "best of 2 on validation" in text
@@ -241,7 +241,7 @@ def test_compare_writes_a_page(tmp_path: Path, bench: Workbench) -> None:
 
 def test_compare_without_a_test_split_says_validation(tmp_path: Path, bench: Workbench) -> None:
     study = comparison_study(
-        "demo:count?train=16&val=8&test=0", ["linear"], epochs=1, seeds=[4],
+        "demo:count?train=16&val=8&test=0", ["linear_sgd"], epochs=1, seeds=[4],
         settings={"batch_size": 8},
     )  # fmt: skip
     text = compare(study, tmp_path, executor=InProcess(bench)).page.read_text()
@@ -252,9 +252,9 @@ def test_compare_without_a_test_split_says_validation(tmp_path: Path, bench: Wor
     ("values", "match"),
     [
         ({"methods": []}, "--methods: got none"),
-        ({"methods": ["linear", "linear"]}, "got 'linear' twice"),
-        ({"methods": ["linear"], "seeds": 0}, "--seeds: got 0"),
-        ({"methods": ["linear"], "method_args": {"lora": {}}}, "got arguments for 'lora'"),
+        ({"methods": ["linear_sgd", "linear_sgd"]}, "got 'linear_sgd' twice"),
+        ({"methods": ["linear_sgd"], "seeds": 0}, "--seeds: got 0"),
+        ({"methods": ["linear_sgd"], "method_args": {"lora": {}}}, "got arguments for 'lora'"),
     ],
 )
 def test_odd_comparisons(values: dict[str, Any], match: str) -> None:
@@ -264,7 +264,7 @@ def test_odd_comparisons(values: dict[str, Any], match: str) -> None:
 
 def test_compare_with_nothing_finished(tmp_path: Path, bench: Workbench) -> None:
     study = comparison_study(
-        "demo:count?train=16&val=8&test=16", ["linear"], settings={"batch_size": 1000}, epochs=1
+        "demo:count?train=16&val=8&test=16", ["linear_sgd"], settings={"batch_size": 1000}, epochs=1
     )
     with pytest.raises(VituneError, match=r"got no finished run. The first error: DataError"):
         compare(study, tmp_path, executor=InProcess(bench))

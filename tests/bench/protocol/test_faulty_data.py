@@ -162,7 +162,7 @@ def test_allowed_overlap_is_scored_with_and_without(two_tasks: Make, tmp_path: P
     (note,) = [n for n in make_table(outcome.results).notes if "training images too" in n]
     with_all, without = 100 * odd.scores.top1, 100 * odd.unshared.top1
     assert note.startswith("odd: 1 of 9 test images are among the training images too.")
-    assert f"linear {with_all:.1f}, {without:.1f}" in note
+    assert f"linear_sgd {with_all:.1f}, {without:.1f}" in note
     again = CellResult.from_json(odd.to_json())
     assert again == odd
 
@@ -195,7 +195,7 @@ def test_the_command_line_goes_on_without_the_task_and_says_so(
     suite.write_text(
         yaml.safe_dump({"tasks": [{"name": n, "data": str(p)} for n, p in roots.items()]})
     )
-    words = ["bench", "run", "--suite", str(suite), "--methods", "linear", "--defaults",
+    words = ["bench", "run", "--suite", str(suite), "--methods", "linear_sgd", "--defaults",
              "--epochs", "1", "--batch-size", "4", "--seeds", "1"]  # fmt: skip
     assert run([*words, "--out", str(tmp_path / "refused")]) == 1
     printed = " ".join(capsys.readouterr().out.split())

@@ -55,7 +55,7 @@ def test_compare_and_bench_study_report_every_seed_on_validation(
     import yaml
 
     out = tmp_path / "compare"
-    words = ["compare", "--data", NO_TEST, "--methods", "linear", "--epochs", "1",
+    words = ["compare", "--data", NO_TEST, "--methods", "linear_sgd", "--epochs", "1",
              "--batch-size", "8", "--lrs", "1e-3,1e-2"]  # fmt: skip
     assert run([*words, "--seeds", "1", "--out", str(out)]) == 0
     assert "(1 seed)" in " ".join(capsys.readouterr().out.split())
@@ -106,7 +106,7 @@ def test_a_table_of_a_part_counts_its_seeds(
     assert (row.lost["distance"].num_pending, row.figures["distance"].num_seeds) == (2, 2)
     assert run(["bench", "table", str(tmp_path)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "(2 of 4)" in printed and "linear on distance, seed 2 3" in printed
+    assert "(2 of 4)" in printed and "linear_sgd on distance, seed 2 3" in printed
     before = tmp_path / "none"
     before.mkdir()
     (before / "study.yaml").write_bytes((tmp_path / "study.yaml").read_bytes())
@@ -122,8 +122,8 @@ def test_a_table_of_a_part_counts_its_seeds(
         ({"settings": {"batch_size": 4}}, "settings is"),
         ({"protocol": "as-published"}, "protocol is 'honest'"),
         (
-            {"variants": [{"label": "linear", "method": "bitfit"}]},
-            "linear: method is 'linear' there and 'bitfit' here",
+            {"variants": [{"label": "linear_sgd", "method": "bitfit"}]},
+            "linear_sgd: method is 'linear_sgd' there and 'bitfit' here",
         ),
         (
             {"tasks": [{"name": "count", "data": TWO_TASKS[0]["data"], "settings": {"lr": 1.0}}]},
@@ -160,7 +160,7 @@ def test_more_seeds_methods_and_tasks_go_on_in_the_same_folder(
     tiny_study: Make, bench: Workbench, tmp_path: Path
 ) -> None:
     run_study(tiny_study(seeds=[0]), tmp_path, executor=Invented(bench))
-    variants = [{"label": name, "method": name} for name in ("linear", "bitfit")]
+    variants = [{"label": name, "method": name} for name in ("linear_sgd", "bitfit")]
     more = tiny_study(seeds=[0, 1], variants=variants, tasks=TWO_TASKS, name="more")
     executor = Invented(bench)
     outcome = run_study(more, tmp_path, executor=executor)
@@ -180,7 +180,7 @@ def test_another_grid_hides_what_the_old_one_chose(
     with pytest.raises(KilledError):
         run_study(wider, tmp_path, executor=Invented(bench), watcher=Bomb(2))
     assert read_results(tmp_path) == [] and read_choices(tmp_path) == []
-    assert read_unfinished(tmp_path) == [("linear", "count", 0)]
+    assert read_unfinished(tmp_path) == [("linear_sgd", "count", 0)]
     run_study(wider, tmp_path, executor=Invented(bench))
     assert read_results(tmp_path)[0].config["lr"] == 1e-2
     assert [choice.setting for choice in read_choices(tmp_path)] == [{"lr": 1e-2}]

@@ -142,7 +142,7 @@ def diverging(cell: Cell) -> float | None:
 @pytest.fixture
 def three(tiny_study: Make) -> Study:
     """A study of three methods with a grid."""
-    variants = [{"label": name, "method": name} for name in ("linear", "lora", "bitfit")]
+    variants = [{"label": name, "method": name} for name in ("linear_sgd", "lora", "bitfit")]
     return tiny_study(  # type: ignore[no-any-return]
         variants=variants, grid=[{"lr": 1e-3}, {"lr": 1e-2}], seeds=[0, 1, 2]
     )
@@ -156,7 +156,7 @@ def test_a_method_without_a_setting_is_in_the_table(
     assert len(outcome.diverged) == 1 + 3
     for results in (outcome.results, read_results(tmp_path)):
         rows = {row.label: row for row in make_table(results).rows}
-        assert list(rows) == ["linear", "lora", "bitfit"]
+        assert list(rows) == ["linear_sgd", "lora", "bitfit"]
         assert rows["lora"].lost["count"].num_diverged == 1
         assert rows["lora"].survivors["count"].num_seeds == 2
         assert rows["bitfit"].lost["count"].num_diverged == 3
@@ -170,7 +170,7 @@ def test_a_method_without_a_setting_is_in_the_table(
 
 def test_a_comparison_with_lost_runs(tmp_path: Path, bench: Workbench) -> None:
     study = comparison_study(
-        "demo:count?train=16&val=8&test=16", ["linear", "lora", "bitfit"], epochs=1, seeds=3,
+        "demo:count?train=16&val=8&test=16", ["linear_sgd", "lora", "bitfit"], epochs=1, seeds=3,
         lrs=[1e-3, 1e-2], settings={"batch_size": 8},
     )  # fmt: skip
     found = compare(study, tmp_path, executor=Invented(bench, diverging))
@@ -203,8 +203,8 @@ def test_the_exit_code_tells_of_lost_runs(
     words = ["--epochs", "1", "--batch-size", "8", "--lrs", "1e-3,1e-2", "--seeds", "2"]
     data = "demo:count?train=16&val=8&test=16"
     for verb, out in (
-        (["compare", "--data", data, "--methods", "linear,lora"], "compare"),
-        (["bench", "run", "--suite", data, "--methods", "linear,lora"], "run"),
+        (["compare", "--data", data, "--methods", "linear_sgd,lora"], "compare"),
+        (["bench", "run", "--suite", data, "--methods", "linear_sgd,lora"], "run"),
     ):
         assert run([*verb, *words, "--out", str(tmp_path / out)]) == code
         assert told in capsys.readouterr().out
@@ -215,7 +215,7 @@ def test_runs_that_broke_down_are_counted_and_tried_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     words = ["compare", "--data", "demo:count?train=16&val=8&test=16", "--methods",
-             "linear,bitfit", "--epochs", "1", "--seeds", "1", "--batch-size", "8",
+             "linear_sgd,bitfit", "--epochs", "1", "--seeds", "1", "--batch-size", "8",
              "--out", str(tmp_path)]  # fmt: skip
     from vitune.bench.study import running
 

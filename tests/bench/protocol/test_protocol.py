@@ -85,14 +85,14 @@ def test_another_grid_reuses_what_it_shares(
     run_study(first, tmp_path, executor=InProcess(bench))
     wider = tiny_study(
         variants=[
-            {"label": "linear", "method": "linear"},
-            {"label": "another name", "method": "linear"},
+            {"label": "linear_sgd", "method": "linear_sgd"},
+            {"label": "another name", "method": "linear_sgd"},
         ],
         grid=[{"lr": 1e-3}, {"lr": 1e-2}, {"lr": 1e-1}],
     )
     outcome = run_study(wider, tmp_path, executor=InProcess(bench))
     assert outcome.num_reused >= 2
-    assert {result.label for result in outcome.results} == {"linear", "another name"}
+    assert {result.label for result in outcome.results} == {"linear_sgd", "another name"}
 
 
 def test_ties_go_to_the_lower_rate(tiny_study: Make, result: Any) -> None:

@@ -112,15 +112,17 @@ def test_a_real_vit_base_takes_one_step(
 
 
 def test_methods_on_a_suite(roots: dict[str, Path], tmp_path: Path) -> None:
-    study = suite_study("vtab1k", ["linear", "rlrr"], tmp_path, root=roots["vtab1k"], seeds=[4, 5])
+    study = suite_study(
+        "vtab1k", ["linear_sgd", "rlrr"], tmp_path, root=roots["vtab1k"], seeds=[4, 5]
+    )
     assert (study.epochs, study.seeds) == (100, (4, 5))
     rates = [setting["lr"] for setting in study.grid_of(study.variants[1])]
     usual = get_method("rlrr").default_lr(study.backbone)
     assert rates == pytest.approx([factor * usual for factor in LR_FACTORS])
-    demo = suite_study("demo", ["linear"], tmp_path, lrs=[0.1], only=["digits"])
+    demo = suite_study("demo", ["linear_sgd"], tmp_path, lrs=[0.1], only=["digits"])
     assert (demo.epochs, demo.grid, len(demo.tasks)) == (3, ({"lr": 0.1},), 1)
     assert demo.settings == {"batch_size": 16}
-    own = suite_study("demo", ["linear"], tmp_path, epochs=5, settings={"batch_size": 4})
+    own = suite_study("demo", ["linear_sgd"], tmp_path, epochs=5, settings={"batch_size": 4})
     assert (own.epochs, own.settings) == (5, {"batch_size": 4})
     data = f"vtab:{roots['vtab1k']}/cifar"
     untuned = suite_study(data, ["rlrr"], tmp_path, tune=False)
@@ -129,7 +131,7 @@ def test_methods_on_a_suite(roots: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(VituneError, match="--defaults: got --search or --lrs"):
         suite_study(data, ["rlrr"], tmp_path, tune=False, lrs=[0.1])
     with pytest.raises(VituneError, match="epochs: got 0"):
-        suite_study("demo", ["linear"], tmp_path, epochs=0)
+        suite_study("demo", ["linear_sgd"], tmp_path, epochs=0)
     with pytest.raises(VituneError, match="--methods: got none"):
         suite_study("demo", [], tmp_path)
     with pytest.raises(VituneError, match="--seeds: got 0"):
@@ -146,7 +148,7 @@ def test_tasks_that_are_missing_are_named_in_the_table(
 
     shutil.copytree(roots["vtab1k"] / "svhn", tmp_path / "root" / "svhn")
     study = suite_study(
-        "vtab1k", ["linear"], tmp_path, root=tmp_path / "root", allow_missing=True, seeds=1,
+        "vtab1k", ["linear_sgd"], tmp_path, root=tmp_path / "root", allow_missing=True, seeds=1,
         epochs=1, lrs=[1e-3], settings={"batch_size": 4}, retention=False,
     )  # fmt: skip
     run_study(study, tmp_path / "out")

@@ -92,7 +92,7 @@ def test_fit_draws_no_test_picture(refit: bool, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Scene, "pixels", told)
     data = "demo:count?train=16&val=8&test=16"
-    fit(TrainConfig(data=data, method="linear", epochs=1, batch_size=8, refit=refit))
+    fit(TrainConfig(data=data, method="linear_sgd", epochs=1, batch_size=8, refit=refit))
     assert drawn == {"train", "val"}
 
 

@@ -173,12 +173,12 @@ def test_a_search_that_makes_no_sense_is_refused(
 
 
 def test_the_command_line_names_searches(tmp_path: Path) -> None:
-    study = suite_study("demo", ["linear"], tmp_path, search="asha", trials=7, lrs=[1e-2, 1e-4])
+    study = suite_study("demo", ["linear_sgd"], tmp_path, search="asha", trials=7, lrs=[1e-2, 1e-4])
     assert study.search is not None and study.search.pruner == "asha"
     assert study.search.num_trials == 7
     assert study.search.space == {"lr": Range(low=1e-4, high=1e-2, log=True)}
     with pytest.raises(VituneError, match="expected tpe or asha"):
-        suite_study("demo", ["linear"], tmp_path, search="hyperband")
+        suite_study("demo", ["linear_sgd"], tmp_path, search="hyperband")
 
 
 def test_without_optuna_the_message_says_how_to_get_it(

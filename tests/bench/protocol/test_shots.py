@@ -93,7 +93,7 @@ def sizes_trained_on(study: Study, tmp_path: Path) -> list[int]:
 def test_final_runs_see_the_shots_and_nothing_else(birds: Path, tmp_path: Path) -> None:
     """With validation images beside them a refit would train on more than k per class."""
     common: dict[str, Any] = {"epochs": 1, "seeds": 1, "settings": {"batch_size": 2}}
-    study = suite_study(str(birds), ["linear"], tmp_path / "a", shots=[2, 4], lrs=[1e-3, 1e-2],
+    study = suite_study(str(birds), ["linear_sgd"], tmp_path / "a", shots=[2, 4], lrs=[1e-3, 1e-2],
                         retention=False, **common)  # fmt: skip
     assert sizes_trained_on(study, tmp_path / "a") == [4, 8]
 
@@ -104,16 +104,16 @@ def test_shots_without_validation_images_are_held_out_and_given_back(
     root = photos("few", {"train": 4, "test": 2})
     common: dict[str, Any] = {"epochs": 1, "seeds": 1, "settings": {"batch_size": 2},
                               "retention": False}  # fmt: skip
-    study = suite_study(str(root), ["linear"], tmp_path / "a", shots=[2, 4], lrs=[1e-3, 1e-2],
+    study = suite_study(str(root), ["linear_sgd"], tmp_path / "a", shots=[2, 4], lrs=[1e-3, 1e-2],
                         **common)  # fmt: skip
     outcome = run_study(study, tmp_path / "a", executor=InProcess())
     assert {(r.task, r.sizes["train"]) for r in outcome.selection} == {
         ("few-2shot", 3), ("few-4shot", 6),
     }  # fmt: skip
     assert [r.sizes["train"] for r in outcome.results] == [4, 8]
-    one = suite_study(str(root), ["linear"], tmp_path / "b", shots=[1], tune=False, **common)
+    one = suite_study(str(root), ["linear_sgd"], tmp_path / "b", shots=[1], tune=False, **common)
     assert sizes_trained_on(one, tmp_path / "b") == [2]
-    tuned = suite_study(str(root), ["linear"], tmp_path / "c", shots=[1], lrs=[1e-3, 1e-2],
+    tuned = suite_study(str(root), ["linear_sgd"], tmp_path / "c", shots=[1], lrs=[1e-3, 1e-2],
                         **common)  # fmt: skip
     with pytest.raises(DataError, match=r"got one image of class 'ant'"):
         run_study(tuned, tmp_path / "c", executor=Invented())
@@ -140,7 +140,7 @@ def test_a_default_batch_fits_each_draw_and_one_asked_for_is_refused_there_alone
 def test_the_few_shot_suite_takes_its_own_lists(tmp_path: Path) -> None:
     root = tmp_path / "fake"
     write_fake(root, "fewshot", side=16)
-    study = suite_study("fewshot", ["linear"], tmp_path / "out", root=root, shots=[2, 4],
+    study = suite_study("fewshot", ["linear_sgd"], tmp_path / "out", root=root, shots=[2, 4],
                         lrs=[1e-3], epochs=1)  # fmt: skip
     names = [task.name for task in study.tasks]
     assert names[:2] == [name.replace("-4shot", "-2shot") for name in names[2:]]
@@ -155,11 +155,11 @@ def test_the_few_shot_suite_takes_its_own_lists(tmp_path: Path) -> None:
     cell = planner.final_cells(variant, task, choice)[0]
     listed = open_source(task.data)
     assert cell.config.refit is ("val" not in listed.splits)
-    alone = suite_study("fewshot", ["linear"], tmp_path / "out", root=root, shots=[2, 4],
+    alone = suite_study("fewshot", ["linear_sgd"], tmp_path / "out", root=root, shots=[2, 4],
                         only=["food101"])  # fmt: skip
     assert [(task.group, task.shots) for task in alone.tasks] == [(None, 2), (None, 4)]
     with pytest.raises(DataError, match=r"without lists of 16 shots"):
-        suite_study("fewshot", ["linear"], tmp_path / "out", root=root)
+        suite_study("fewshot", ["linear_sgd"], tmp_path / "out", root=root)
 
 
 def test_the_curve_on_the_page(
@@ -171,20 +171,21 @@ def test_the_curve_on_the_page(
     executor = Invented(accuracy=accuracy)
     monkeypatch.setattr(cli_study, "new_executor", lambda *_: executor)
     out = tmp_path / "out"
-    words = ["bench", "run", "--suite", str(birds), "--methods", "linear,lora", "--shots",
+    words = ["bench", "run", "--suite", str(birds), "--methods", "linear_sgd,lora", "--shots",
              "1,2,4,8", "--lrs", "1e-3", "--epochs", "1", "--batch-size", "2", "--seeds", "2",
              "--method-arg", "lora:r=2", "--out", str(out)]  # fmt: skip
     assert run(words) == 0
     page = (out / "results.html").read_text()
     assert "Accuracy against training images per class" in page
     assert page.count('class="curve line-main"') == page.count('class="curve line-quiet"') == 1
-    assert "lora, 8 images per class:" in page and "linear, 1 image per class:" in page
+    assert "lora, 8 images per class:" in page and "linear_sgd, 1 image per class:" in page
     study = Study.read(out / "study.yaml")
-    assert {v.label: v.method_args for v in study.variants} == {"linear": {}, "lora": {"r": "2"}}
+    arguments = {v.label: v.method_args for v in study.variants}
+    assert arguments == {"linear_sgd": {}, "lora": {"r": "2"}}
     capsys.readouterr()
     assert run([*words[:-4], "--method-arg", "rank=2", "--out", str(out)]) == 2
     assert "--method-arg: got 'rank'" in capsys.readouterr().err
-    assert run([*words[:4], "--methods", "linear", "--shots", "two", "--out", str(out)]) == 2
+    assert run([*words[:4], "--methods", "linear_sgd", "--shots", "two", "--out", str(out)]) == 2
     assert "--shots: got 'two', expected whole numbers" in capsys.readouterr().err
 
 
@@ -204,17 +205,17 @@ def test_a_curve_is_a_mean_over_data_sets(result: Make) -> None:
         for task, k in shots.items()
         for seed in (0, 1)
     ]
-    gone = [result("linear", task, 0.3) for task in ("a-1shot", "b-1shot", "a-4shot")]
+    gone = [result("linear_sgd", task, 0.3) for task in ("a-1shot", "b-1shot", "a-4shot")]
     chart = shots_chart(make_table([*results, *gone]), shots)
     assert chart is not None
-    lora, linear = chart.courses
+    lora, linear_sgd = chart.courses
     assert [spot.title for spot in lora.spots] == [
         "lora, 1 image per class: 25.50\xa0% ± 0.71\xa0%",
         "lora, 4 images per class: 85.50\xa0% ± 0.71\xa0%",
     ]
-    assert len(linear.spots) == 1 and lora.best and not linear.best
+    assert len(linear_sgd.spots) == 1 and lora.best and not linear_sgd.best
     assert lora.spots[1].y < lora.spots[0].y and lora.spots[1].x > lora.spots[0].x
-    assert abs(lora.label_y - linear.label_y) >= 15
+    assert abs(lora.label_y - linear_sgd.label_y) >= 15
     assert [tick.label for tick in chart.x_ticks] == ["1", "4"]
     assert shots_chart(make_table(results), {"a-1shot": 1}) is None
     assert shots_chart(make_table(results), {}) is None
@@ -224,7 +225,7 @@ def test_a_dry_run_of_one_shot_needs_no_image_to_hold_out(photos: Make, tmp_path
     from vitune.bench.cost import estimate
 
     root = photos("few", {"train": 4, "test": 2})
-    study = suite_study(str(root), ["linear"], tmp_path, shots=[1, 2], tune=False, epochs=1,
+    study = suite_study(str(root), ["linear_sgd"], tmp_path, shots=[1, 2], tune=False, epochs=1,
                         seeds=1, settings={"batch_size": 2}, retention=False)  # fmt: skip
     found = estimate(study)
     assert [row.task for row in found] == ["few-1shot", "few-2shot"]

@@ -28,7 +28,7 @@ def test_the_grid_wins_over_the_task_over_the_variant(tiny_study: Make) -> None:
         variants=[
             {
                 "label": "a",
-                "method": "linear",
+                "method": "linear_sgd",
                 "settings": {"lr": 2.0, "drop_path": 0.2, "weight_decay": 0.2},
                 "task_settings": {"count": {"lr": 3.0, "drop_path": 0.3}},
             }
@@ -45,7 +45,7 @@ def test_a_factor_multiplies_the_methods_own_rate(tiny_study: Make) -> None:
     config = study.config(study.variants[0], study.tasks[0], study.grid[0], seed=0, refit=False)
     from vitune.methods import get_method
 
-    assert config.lr == pytest.approx(3 * get_method("linear").default_lr(study.backbone))
+    assert config.lr == pytest.approx(3 * get_method("linear_sgd").default_lr(study.backbone))
 
 
 def test_arguments_of_the_grid_join_those_of_the_variant(tiny_study: Make) -> None:
@@ -63,8 +63,8 @@ def test_arguments_of_the_grid_join_those_of_the_variant(tiny_study: Make) -> No
         ({"variant": []}, "variant: unknown key. Did you mean variants"),
         ({"variants": []}, "variants: got"),
         ({"variants": [{"label": "a", "method": "rllr"}]}, "Did you mean 'rlrr'|Did you mean rlrr"),
-        ({"variants": [{"label": "a", "method": "linear", "epoch": 1}]}, "unknown key"),
-        ({"variants": [{"label": "a", "method": "linear"}] * 2}, "got 'a' twice"),
+        ({"variants": [{"label": "a", "method": "linear_sgd", "epoch": 1}]}, "unknown key"),
+        ({"variants": [{"label": "a", "method": "linear_sgd"}] * 2}, "got 'a' twice"),
         (
             {"variants": [{"label": "a", "method": "rlrr", "method_args": {"rang": 1}}]},
             "got 'rang', expected an argument of 'rlrr'. Did you mean rank",
@@ -84,7 +84,7 @@ def test_a_mistake_is_named(tiny_study: Make, changes: dict[str, Any], match: st
 
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(VituneError, match=r"label: got nothing"):
-        Variant.make({"method": "linear"})
+        Variant.make({"method": "linear_sgd"})
 
 
 def test_a_study_survives_yaml(tiny_study: Make, tmp_path: Any) -> None:
@@ -97,7 +97,7 @@ def test_a_study_survives_yaml(tiny_study: Make, tmp_path: Any) -> None:
 
 
 def test_sgd_is_refused_at_the_rates_of_adamw(tiny_study: Make) -> None:
-    with pytest.raises(VituneError, match="got optimiser 'sgd' without lr for 'linear'"):
+    with pytest.raises(VituneError, match="got optimiser 'sgd' without lr for 'linear_sgd'"):
         tiny_study(settings={"optimiser": "sgd"})
     study = tiny_study(settings={"optimiser": "sgd"}, grid=[{"lr": 0.5}, {"lr": 5.0}])
     config = study.config(study.variants[0], study.tasks[0], study.grid[1], seed=0, refit=True)

@@ -39,5 +39,6 @@ def test_count_on_vit_b16(name: str, arguments: dict[str, Any], expected: int) -
 
 
 def test_every_method_says_what_it_counts() -> None:
-    assert len(COUNTS) >= 41
-    assert {name for name, _, _ in COUNTS} == set(OWN)
+    assert len(COUNTS) >= 43
+    # The neighbours' memory grows with the images; vitune's own tests count it.
+    assert {name for name, _, _ in COUNTS} == set(OWN) - {"knn"}

@@ -56,6 +56,7 @@ def test_rows_of_a_small_swin_count_or_refuse() -> None:
             assert row.num_parameters is not None and row.extra_gflops is not None
             assert row.megabytes is not None
             assert row.megabytes * 1e6 > 4 * row.num_parameters - 1
-            assert row.extra_gflops >= -1e-9
+            replaces_head = row.roles == ("head",)  # and may cost less than the classifier did
+            assert row.extra_gflops >= -1e-9 or replaces_head
         assert json.loads(json.dumps(row.as_dict()))["name"] == row.name
     assert by_name["lora"].mergeable is None

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from vitune.bench.study.recipe import OfficialRecipe
 from vitune.errors import VituneError, nearest
 from vitune.methods import get_method
-from vitune.training import TrainConfig, read_yaml
+from vitune.training import STEPPING, TrainConfig, read_yaml
 
 Setting = Mapping[str, Any]
 
@@ -264,8 +264,14 @@ class Study(Frozen):
                 "the methods' own rates are AdamW's."
             )
         arguments = {**variant.method_args, **values.pop("method_args", {})}
-        values.setdefault("lr", method.default_lr(self.backbone))
-        values.setdefault("weight_decay", method.default_weight_decay(self.backbone))
+        if method.solved:
+            values = {name: value for name, value in values.items() if name not in STEPPING}
+        else:
+            values.setdefault("lr", method.default_lr(self.backbone))
+            values.setdefault("weight_decay", method.default_weight_decay(self.backbone))
+            values.setdefault("start", "plain")
+            values.setdefault("augment", "none")
+            values["select"] = "last"
         return TrainConfig.make(
             {
                 **values,

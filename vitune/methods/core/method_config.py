@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -48,6 +49,8 @@ class MethodConfig(PeftOptions):
     needs_every_patch: ClassVar[bool] = False
     default_lr: ClassVar[float] = 1e-3
     default_weight_decay: ClassVar[float] = 1e-4
+    identity_args: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Arguments with which it starts at the pre-trained function, for a start at the probe."""
 
     @property
     def identity_at_init(self) -> bool:

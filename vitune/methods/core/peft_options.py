@@ -75,6 +75,8 @@ class PeftOptions(PeftConfig):
     mergeable: ClassVar[bool] = True
     shares_parameters: ClassVar[bool] = False
     combines: ClassVar[bool] = False
+    replaces_head: ClassVar[bool] = False
+    """Whether a layer of the method stands in the classifier's place."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,6 +122,7 @@ class PeftOptions(PeftConfig):
             "merge": (cls.mergeable, "it changes more than weights"),
             "inject_adapter_in_model": (not cls.shares_parameters, "its layers share parameters"),
             "add_weighted_adapter": (cls.combines, "its adapters cannot be added"),
+            "modules_to_save": (not cls.replaces_head, "it takes the classifier's place"),
         }
         found |= {verb: reason for verb, (is_taken, reason) in reasons.items() if not is_taken}
         return found | {name: cls.reason_against(name) for name in OPTIONS - cls.narrowed_by}

@@ -49,14 +49,41 @@ class Method:
     plugin: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def default_lr(self, backbone: str) -> float:
-        """Peak learning rate used when the user gives none: recorded for `backbone`, or usual."""
-        usual = getattr(self.config_class, "default_lr", PEFT_DEFAULT_LR)
-        return float(recorded(backbone, self.name, "lr", usual))
+        """Peak learning rate of a plain start: recorded for `backbone`, or usual."""
+        return float(recorded(backbone, self.name, "lr", self.usual_lr))
+
+    def has_recorded_lr(self, backbone: str) -> bool:
+        """Whether a rate was chosen for the method on `backbone`."""
+        return recorded(backbone, self.name, "lr", None) is not None
+
+    @property
+    def usual_lr(self) -> float:
+        """The method's rate on a ViT-B, which vitune's rule scales for other runs."""
+        return float(getattr(self.config_class, "default_lr", PEFT_DEFAULT_LR))
 
     def default_weight_decay(self, backbone: str) -> float:
         """AdamW's weight decay used when the user gives none: recorded, or usual."""
         usual = getattr(self.config_class, "default_weight_decay", PEFT_DEFAULT_WEIGHT_DECAY)
         return float(recorded(backbone, self.name, "weight_decay", usual))
+
+    @property
+    def solved(self) -> bool:
+        """Whether the head is solved from features instead of trained by steps."""
+        return bool(getattr(self.config_class, "solved", False))
+
+    @property
+    def stepped(self) -> str:
+        """Of a solved method, the one that trains the same model by steps; '' for none."""
+        return str(getattr(self.config_class, "stepped", ""))
+
+    @property
+    def starts_at_probe(self) -> bool:
+        """Whether the head starts at the solved probe unless the user says otherwise."""
+        return bool(getattr(self.config_class, "starts_at_probe", True))
+
+    def from_identity(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """`arguments`, with those it needs to start at the pre-trained function where it can."""
+        return {**getattr(self.config_class, "identity_args", {}), **arguments}
 
     @property
     def mergeable(self) -> bool:

@@ -80,7 +80,7 @@ class SiteTuner(BaseTuner):
         }
         try:
             super().inject_adapter(model, adapter_name, *args, **options)
-        except Exception:
+        except Exception:  # whatever went wrong, a half-made adapter leaves nothing shared
             self._forget_shared(adapter_name)
             raise
         self._save_whole(model, adapter_name)

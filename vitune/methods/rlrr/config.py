@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -97,6 +98,7 @@ class RLRRConfig(MethodConfig):
     exact: bool = field(default=False)
     token_share: float = field(default=1.0)
 
+    identity_args = MappingProxyType({"init": "identity"})
     method = "rlrr"
     title = "RLRR"
     source = "Residual-based Low-Rank Rescaling, CVPR 2024"

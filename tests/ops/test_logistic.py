@@ -1,0 +1,108 @@
+"""The solver against scikit-learn, a known optimum and itself in chunks; temperatures known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch.nn import functional as F
+
+from vitune.ops.logistic import Standardiser, solve_logistic
+from vitune.ops.temperature import (
+    RANGE,
+    calibrated_losses,
+    expected_calibration_error,
+    fit_temperature,
+)
+
+
+def ground(rows: int = 300, width: int = 20, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Features of very unequal scales, one of them constant, and noisy labels."""
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(rows, width)) * rng.uniform(0.01, 50, width) + 3
+    features[:, 5] = 7.0
+    scores = features[:, :4] / features[:, :4].std(0) @ rng.normal(size=(4, classes))
+    labels = (scores + rng.normal(size=(rows, classes))).argmax(1)
+    return features, labels
+
+
+@pytest.mark.parametrize("penalty", [1.0, 0.03, 1e-3])
+def test_the_coefficients_are_scikit_learn_s(penalty: float) -> None:
+    features, labels = ground()
+    standardiser = Standardiser.of(features)
+    inputs = standardiser(torch.from_numpy(features)).numpy()
+    assert np.isfinite(inputs).all() and not inputs[:, 5].any()
+    found = solve_logistic(features, labels, 4, penalty, standardiser=standardiser)
+    strength = 1 / (penalty * len(labels))
+    expected = LogisticRegression(C=strength, max_iter=5000, tol=1e-9).fit(inputs, labels)
+    assert found.converged
+    np.testing.assert_allclose(found.weight.numpy(), expected.coef_, atol=1e-4)
+    centred = found.bias - found.bias.mean()
+    expected_bias = expected.intercept_ - expected.intercept_.mean()
+    np.testing.assert_allclose(centred.numpy(), expected_bias, atol=1e-4)
+
+
+def test_the_gradient_is_zero_at_the_solution() -> None:
+    """Autograd knows nothing of our closed form."""
+    features, labels = ground()
+    found = solve_logistic(features / 50, labels, 4, 0.01)
+    weight, bias = (value.clone().requires_grad_() for value in (found.weight, found.bias))
+    inputs, targets = torch.from_numpy(features / 50), torch.from_numpy(labels)
+    loss = F.cross_entropy(inputs @ weight.T + bias, targets) + 0.005 * weight.square().sum()
+    loss.backward()
+    assert weight.grad is not None and weight.grad.abs().max() < 1e-5
+    assert loss.item() == pytest.approx(found.loss, rel=1e-12)
+
+
+def test_chunks_of_a_file_give_the_same_solution(tmp_path: Path) -> None:
+    features, labels = ground()
+    on_disk = np.memmap(tmp_path / "f.bin", np.float64, "w+", shape=features.shape)
+    on_disk[:] = features
+    whole, parts = Standardiser.of(features), Standardiser.of(on_disk, chunk=17)
+    torch.testing.assert_close(parts.scale, whole.scale)
+    one = solve_logistic(features, labels, 4, 0.01, standardiser=whole)
+    many = solve_logistic(on_disk, labels, 4, 0.01, standardiser=parts, chunk=17)
+    torch.testing.assert_close(many.weight, one.weight, atol=1e-6, rtol=0)
+    warm = solve_logistic(features, labels, 4, 0.01, standardiser=whole, start=one)
+    assert warm.num_passes < one.num_passes
+
+
+def test_the_folded_map_reads_raw_features() -> None:
+    features, labels = ground()
+    standardiser = Standardiser.of(features)
+    found = solve_logistic(features, labels, 4, 0.1, standardiser=standardiser)
+    weight, bias = standardiser.folded(found.weight, found.bias)
+    raw = torch.from_numpy(features)
+    expected = standardiser(raw) @ found.weight.T + found.bias
+    torch.testing.assert_close(raw @ weight.T + bias, expected)
+
+
+def test_more_classes_than_images_of_some() -> None:
+    """A class without an image gets a low bias and no trouble."""
+    features, labels = ground(classes=3)
+    found = solve_logistic(features, labels, 5, 0.1, standardiser=Standardiser.of(features))
+    assert torch.isfinite(found.weight).all()
+    assert found.bias[3:].max() < found.bias[:3].min()
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_a_temperature_that_was_put_in_is_found(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    honest = torch.randn(20_000, 6, generator=generator) * 2
+    labels = torch.multinomial(honest.softmax(1), 1, generator=generator)[:, 0]
+    logits = honest * temperature
+    found = fit_temperature(logits, labels)
+    assert found == pytest.approx(temperature, rel=0.05)
+    assert expected_calibration_error(logits / found, labels) < 0.02
+    plain = F.cross_entropy(logits.double(), labels).item()
+    assert calibrated_losses(logits, labels).mean() <= plain + 1e-9
+
+
+def test_a_temperature_stays_in_range_where_all_or_nothing_is_right() -> None:
+    logits = torch.eye(4).repeat(5, 1)
+    labels = torch.arange(4).repeat(5)
+    assert fit_temperature(logits, labels) == pytest.approx(RANGE[0], rel=1e-3)
+    assert fit_temperature(logits, (labels + 1) % 4) == pytest.approx(RANGE[1], rel=1e-3)

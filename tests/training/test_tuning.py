@@ -1,0 +1,156 @@
+"""`--tune`: stops on time, warm start, choice within one error, killed and resumed, refusals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from vitune.adapters import AdapterCard
+from vitune.cli import run
+from vitune.errors import VituneError
+from vitune.inference import load_run
+from vitune.runs import Calibration, Reported, RunSummary
+from vitune.training import TrainConfig
+from vitune.training.probing import Probe, solve_probe
+from vitune.training.tuning import (
+    Attempt,
+    Tuning,
+    choose,
+    report,
+    require_tunable,
+    rungs_of,
+    seconds_of,
+)
+
+pytest.importorskip("optuna", reason="needs the extra vitune[search]")
+
+DIGITS = "demo:digits?train=60"
+QUICK: dict[str, Any] = {"data": DIGITS, "batch_size": 16, "precision": "fp32", "device": "cpu"}
+
+
+def attempt(loss: float, *, factor: float = 1.0, epochs: int = 3, noise: float = 0.0) -> Attempt:
+    rng = np.random.default_rng(round(1000 * loss + 10 * factor))
+    drawn = rng.normal(size=100)
+    losses = loss + noise * (drawn - drawn.mean())
+    return Attempt(0, "rlrr", factor, 1e-3, epochs, epochs, float(losses.mean()), 0.5, 1.0, 1.0,
+                   losses)  # fmt: skip
+
+
+def test_of_equals_within_one_error_the_closest_to_the_rule_is_chosen() -> None:
+    far_best = attempt(1.00, factor=8.0, noise=0.5)
+    near = attempt(1.01, factor=1.0, noise=0.5)
+    assert choose([far_best, near]) is near
+    clearly_worse = attempt(1.5, factor=1.0)
+    assert choose([far_best, clearly_worse]) is far_best
+    text = report([far_best, near], near, 12.0)
+    assert "| chosen | rlrr" in text and "±" in text
+
+
+def test_a_search_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    def stop_after_one(line: str) -> None:
+        lines.append(line)
+        if len(lines) == 1:
+            raise KeyboardInterrupt
+
+    def tuning(told: Any) -> Tuning:
+        return Tuning(
+            TrainConfig.make(QUICK), tmp_path / "run", budget_s=60, methods=("rlrr", "lora"),
+            rungs=(1, 2), told=told,
+        )  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        tuning(stop_after_one).run()
+    kept = (tmp_path / "run" / "tune" / "attempts.jsonl").read_text().splitlines()
+    assert len(kept) == 1 and not (tmp_path / "run" / "tune.json").exists()
+    again = tuning(lines.append)
+    again._has_time = lambda epochs, method: len(again.attempts) < 4  # type: ignore[method-assign]
+    trained = again.run(resume=True)
+    rows = (tmp_path / "run" / "tune" / "attempts.jsonl").read_text().splitlines()
+    assert rows[:1] == kept and len(rows) == 3
+    tried = [(row["method"], row["factor"], row["epochs"]) for row in map(json.loads, rows)]
+    assert len(set(tried)) == len(tried)
+    assert tried[0] == ("rlrr", 1.0, 1) and ("lora", 1.0, 1) in tried
+    assert again.earlier_s > 0
+    chosen = json.loads((tmp_path / "run" / "tune.json").read_text())["chosen"]
+    assert trained.summary.num_train == 60 and trained.summary.num_val == 0
+    card = AdapterCard.read(tmp_path / "run" / "adapter")
+    assert card.method == chosen["method"]
+    assert card.temperature == pytest.approx(chosen["temperature"])
+    assert load_run(tmp_path / "run", device="cpu").classes
+    assert "± " in (tmp_path / "run" / "tune.md").read_text()
+
+
+@pytest.mark.parametrize("budget_s", [40.0, 100.0, 400.0])
+def test_it_stops_on_time(
+    budget_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock of its own: an epoch of RLRR takes 1 s, one of LoRA 2 s, reading images 3 s."""
+    clock = [0.0]
+    seconds_per_epoch = {"linear": 0.1, "rlrr": 1.0, "lora": 2.0}
+    ran: list[TrainConfig] = []
+
+    def fit(config: TrainConfig, **_: Any) -> Any:
+        ran.append(config)
+        clock[0] += 0.5 + config.epochs * seconds_per_epoch[config.method]
+        generator = torch.Generator().manual_seed(len(ran))
+        labels = torch.arange(12) % 10
+        logits = torch.randn(12, 10, generator=generator) + F.one_hot(labels).float()
+        summary = RunSummary(
+            method=config.method,
+            reported=Reported("auto", config.epochs, 0.5),
+            calibration=Calibration(1.0),
+        )
+        return SimpleNamespace(seen=(logits, labels), summary=summary)
+
+    def probe(*given: Any, **named: Any) -> Probe:
+        clock[0] += 3.0
+        return replace(solve_probe(*given, **named), seconds=0.5)
+
+    monkeypatch.setattr("vitune.training.tuning.fit", fit)
+    monkeypatch.setattr("vitune.training.tuning.solve_probe", probe)
+    monkeypatch.setattr("vitune.training.tuning.time.monotonic", lambda: clock[0])
+    tuning = Tuning(
+        TrainConfig.make(QUICK), tmp_path / "run", budget_s=budget_s, methods=("rlrr", "lora")
+    )
+    tuning.run()
+    assert ran[-1].refit and not any(config.refit for config in ran[:-1])
+    assert 0.4 * budget_s < clock[0] <= budget_s
+    longest = max(config.epochs for config in ran[:-1])
+    assert longest < 30 if budget_s == 40 else longest == 30 or budget_s < 400
+
+
+def test_a_budget_too_small_says_what_a_run_takes(tmp_path: Path) -> None:
+    tuning = Tuning(TrainConfig.make(QUICK), tmp_path / "run", budget_s=0.01)
+    with pytest.raises(VituneError, match=r"got 0 s, expected at least \d+ s: one run of 3"):
+        tuning.run()
+
+
+def test_durations_and_rungs() -> None:
+    assert [seconds_of(text) for text in ("90s", "20m", "1.5h")] == [90, 1200, 5400]
+    for text in ("20", "m", "-3m", "soon", "infm"):
+        with pytest.raises(VituneError, match=r"--tune: got .* expected a duration such as 90s"):
+            seconds_of(text)
+    assert rungs_of(None) == (3, 10, 30) and rungs_of(10) == (1, 3, 10) and rungs_of(1) == (1,)
+
+
+def test_what_the_search_decides_cannot_be_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(VituneError, match=r"--tune: got it together with --lr 0\.1"):
+        require_tunable({"lr": 0.1})
+    with pytest.raises(VituneError, match=r"--tune: got --method linear, which is solved"):
+        require_tunable({"method": "linear"})
+    command = ["train", "--data", DIGITS, "--out", str(tmp_path / "run"), "--tune", "5m"]
+    assert run([*command, "--lr", "0.1"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,71 @@
+"""The last lines of `vitune train`: what validation says, and what to do about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vitune.runs import RunSummary, Verdict
+
+
+def closing_lines(summary: RunSummary, out: str) -> Iterator[str]:
+    """One line each on how a solved head was chosen, early stopping, the probe, confidence."""
+    solved = summary.solved
+    if solved is not None:
+        name, value = next(iter(solved.chosen.items()))
+        copies = " and mirrored copies" if solved.copies == "flip" else ""
+        yield f"solved on the images{copies}; {name} {value:.3g}, chosen by {solved.how}"
+    yield from _stopped(summary)
+    if summary.verdict is not None:
+        yield _compared(summary.verdict, summary.chosen == "probe", out)
+    found = summary.calibration
+    if found is not None and found.val_ece is not None and found.val_ece_tempered is not None:
+        yield (
+            f"temperature {found.temperature:.2f} stored with the run: calibration error on "
+            f"validation {_percent(found.val_ece)} without it, "
+            f"{_percent(found.val_ece_tempered)} with it"
+        )
+
+
+def _stopped(summary: RunSummary) -> Iterator[str]:
+    """A hint where validation loss turned before the end."""
+    kept, done = summary.reported.epoch, summary.epochs
+    if kept is None or done is None:
+        return
+    if summary.chosen is not None:
+        return
+    stopped = f"validation loss turned: stopped after epoch {done}"
+    if kept == 0 and summary.reported.which == "auto":
+        how = f"{stopped}, and" if summary.status == "stopped" else f"{done} epochs:"
+        yield f"{how} none was better on validation than the solved probe, which is kept"
+    elif summary.status == "stopped":
+        yield f"{stopped}, kept epoch {kept}. Try --epochs {max(1, kept)} or a lower --lr."
+    elif summary.reported.which == "auto" and kept < done:
+        yield (
+            f"validation loss was lower after epoch {kept} of {done}: that one is kept. "
+            "Try fewer --epochs or a lower --lr."
+        )
+
+
+def _compared(verdict: Verdict, chose_probe: bool, out: str) -> str:
+    """Adapted network against the solved probe, with the sampling error of the difference."""
+    error = math.nan if verdict.gain_error is None else 100 * verdict.gain_error
+    within = "" if math.isnan(error) else f" ± {error:.1f}"
+    figures = (
+        f"{_percent(verdict.adapted)} against {_percent(verdict.probe)} of the solved linear "
+        f"probe on {verdict.num_images} validation images, {100 * verdict.gain:+.1f}{within} points"
+    )
+    if chose_probe:
+        return (
+            f"the probe is better on validation and was chosen: {figures}; the adapted network "
+            f"is in {out}/adapted"
+        )
+    if not verdict.paid:
+        return f"adapting did not pay: {figures}; the probe is in {out}/probe"
+    return f"adapting paid: {figures}; the probe is kept in {out}/probe"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

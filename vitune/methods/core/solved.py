@@ -1,0 +1,160 @@
+"""Methods whose head is solved from the frozen network's features, not trained step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitune.backbones.sites import head_names
+from vitune.errors import VituneError
+from vitune.methods.core.head_only import HeadOnlyConfig
+
+FOLDS = 5
+
+CAUTIOUS = "penalty_1se"
+"""In `SolvedHead.chosen`: the strongest penalty within one standard error of the best. It tells
+how little the data demand of the features."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features of a split with its labels.
+
+    Shapes: features (n, d), an array, a memory map or a tensor; labels (n,) int64.
+    """
+
+    features: Any
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def at(self, indices: np.ndarray) -> Labelled:
+        """The rows at `indices`, in memory."""
+        return Labelled(self.features[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class HeadProblem:
+    """What a solved method gets to know.
+
+    Args:
+        train: what the head is fitted to.
+        val: what its settings are chosen on; None: by cross-validation over `train`.
+        groups: (n,) which picture a row of `train` is of, where pictures come in several copies;
+            copies of one picture never lie in two folds.
+        seed: of the folds.
+        device: where the arithmetic is done.
+    """
+
+    train: Labelled
+    val: Labelled | None
+    num_classes: int
+    groups: np.ndarray | None = None
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class SolvedHead:
+    """A linear head on raw features, and how it was chosen.
+
+    Args:
+        chosen: its settings by name.
+        how: "validation", "5-fold cross-validation" or "prior".
+        tried: one entry per setting: the setting, "loss" and "accuracy" on the images it was
+            chosen on.
+
+    Shapes: weight (c, d) float32; bias (c,) float32.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    chosen: dict[str, float]
+    how: str
+    tried: tuple[dict[str, float], ...] = field(default=())
+
+    def logits(self, features: Any) -> Tensor:
+        """Shapes: features (n, d); returns (n, c) float32 on the CPU."""
+        rows = features if isinstance(features, Tensor) else torch.from_numpy(np.array(features))
+        return rows.float().cpu() @ self.weight.T + self.bias
+
+    def arguments(self) -> dict[str, Any]:
+        """What the method must be told to make room for this head."""
+        return {}
+
+    @torch.no_grad()
+    def place(self, model: nn.Module) -> None:
+        """Write it into the trained classifier of `model`, with an adapter or without.
+
+        A distilled network answers with the mean of two heads, of which one is trained: it gets
+        weights for the sum.
+        """
+        names = head_names(model)
+        layer = model.get_submodule(names[0])
+        chosen: Any = getattr(layer, "modules_to_save", None)
+        linear: Any = layer if chosen is None else chosen["default"]
+        linear.weight.copy_(self.weight * len(names))
+        if linear.bias is not None:
+            linear.bias.copy_(self.bias * len(names))
+
+
+@dataclass
+class SolvedConfig(HeadOnlyConfig):
+    """Base of the probes with a closed or convex solution; a subclass solves.
+
+    Args:
+        copies: "none" or "flip", the views of each training image that it is solved on; None lets
+            validation decide.
+
+    Raises:
+        VituneError: other copies.
+    """
+
+    copies: str | None = field(default=None)
+
+    solved: ClassVar[bool] = True
+    stepped: ClassVar[str] = ""
+    """The method that trains the same model by steps; '' for none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.copies not in (None, "none", "flip"):
+            raise VituneError(f"copies: got {self.copies!r}, expected none or flip.")
+
+    def solve(self, problem: HeadProblem) -> SolvedHead:
+        """The head for `problem`."""
+        raise NotImplementedError
+
+
+def folds(problem: HeadProblem) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(fit, judge) row indices: 5 stratified folds over pictures, each picture judged once.
+
+    A class with fewer pictures than folds is absent from the judged part of some. Empty where no
+    class has two pictures: nothing can be judged then.
+    """
+    labels = problem.train.labels
+    groups = np.arange(len(labels)) if problem.groups is None else problem.groups
+    pictures, first = np.unique(groups, return_index=True)
+    of_picture = labels[first]
+    counts = np.bincount(of_picture, minlength=problem.num_classes)
+    if counts.max() < 2:
+        return []
+    order = np.random.default_rng(problem.seed).permutation(len(pictures))
+    order = order[np.argsort(of_picture[order], kind="stable")]
+    fold = np.empty(len(pictures), np.int64)
+    fold[order] = np.arange(len(order)) % min(FOLDS, len(order))
+    fold[counts[of_picture] < 2] = -1  # the only picture of a class is always fitted to
+    row_fold = fold[np.searchsorted(pictures, groups)]
+    found = []
+    for index in range(min(FOLDS, len(order))):
+        judged = np.flatnonzero(row_fold == index)
+        fitted = np.flatnonzero(row_fold != index)
+        is_whole = len(np.unique(labels[fitted])) == len(np.unique(labels))
+        if len(judged) and is_whole:
+            found.append((fitted, judged))
+    return found

@@ -1,0 +1,203 @@
+"""Multinomial logistic regression with an L2 penalty, solved by L-BFGS rather than stepped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHUNK_VALUES = 2**25
+"""Values of a chunk of features or logits that are in memory at a time (128 MiB in float32)."""
+
+MAX_EXACT = 2**31
+"""Multiplications a pass up to which a CPU solves in float64; above, float32 is near enough."""
+
+
+@dataclass(frozen=True)
+class Standardiser:
+    """x ← (x - mean) / scale, feature by feature.
+
+    Shapes: mean, scale (d,) float64; scale is 1 where a feature never varies.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, features: Any, chunk: int | None = None) -> Standardiser:
+        """From the rows of `features`, read in chunks; two passes, so that nothing cancels.
+
+        Shapes: features (n, d), a NumPy array, a memory map or a tensor.
+        """
+        rows, width = features.shape
+        mean, square = torch.zeros(width, dtype=torch.float64), torch.zeros(width).double()
+        for part in _chunks(features, width, chunk):
+            mean += part.double().sum(0) / rows
+        for part in _chunks(features, width, chunk):
+            square += (part.double() - mean).square().sum(0) / rows
+        scale = square.sqrt()
+        constant = scale <= 1e-10 * mean.abs().clamp(min=1e-30)
+        return cls(mean, torch.where(constant, torch.ones_like(scale), scale))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """The standardised features, in their own dtype and on their own device."""
+        mean, scale = self.mean.to(features), self.scale.to(features)
+        return (features - mean) / scale
+
+    def folded(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The linear map on raw features that equals (weight, bias) on standardised ones.
+
+        Shapes: weight (c, d); bias (c,).
+        """
+        raw = weight / self.scale.to(weight)
+        return raw, bias - raw @ self.mean.to(weight)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A solved classifier on standardised features.
+
+    Args:
+        loss: the objective at the solution, penalty included.
+        num_passes: over the features.
+        converged: False where the iterations ran out first.
+
+    Shapes: weight (c, d); bias (c,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+    loss: float
+    num_passes: int
+    converged: bool
+
+
+def solve_logistic(
+    features: Any,
+    labels: Any,
+    num_classes: int,
+    penalty: float,
+    *,
+    standardiser: Standardiser | None = None,
+    start: Solution | None = None,
+    device: torch.device | str = "cpu",
+    max_iterations: int = 500,
+    tolerance: float = 1e-7,
+    chunk: int | None = None,
+) -> Solution:
+    """argmin over W, b of mean_i CE(W x_i + b, y_i) + penalty / 2 · ‖W‖².
+
+    The same problem as scikit-learn's `LogisticRegression(C=1 / (penalty · n))`; b is not
+    penalised. The sum over images is taken chunk by chunk, so that features may be a memory map
+    larger than memory. The arithmetic is float64 on a CPU while a pass is short, else float32.
+
+    Args:
+        penalty: above 0.
+        standardiser: applied to every chunk; None takes the features as they are.
+        start: a solution for another penalty to set out from.
+        tolerance: largest entry of the gradient at which the solution is taken.
+        chunk: images a chunk; None chooses.
+
+    Shapes: features (n, d); labels (n,) integers in 0..num_classes - 1.
+    Source: Liu and Nocedal, On the limited memory BFGS method (1989); strong Wolfe line search.
+    """
+    rows, width = features.shape
+    target = torch.device(device)
+    exact = target.type == "cpu" and rows * width * num_classes <= MAX_EXACT
+    dtype = torch.float64 if exact else torch.float32
+    if not exact:
+        tolerance = max(tolerance, 1e-5)
+    prepared = _prepared(features, labels, standardiser, max(width, num_classes), chunk, target,
+                         dtype)  # fmt: skip
+    parameters = torch.zeros(num_classes, width + 1, dtype=dtype, device=target)
+    if start is not None:
+        parameters.copy_(torch.cat([start.weight, start.bias[:, None]], 1))
+    parameters.requires_grad_()
+    optimiser = torch.optim.LBFGS(
+        [parameters],
+        max_iter=max_iterations,
+        max_eval=2 * max_iterations,
+        history_size=20,
+        tolerance_grad=tolerance,
+        tolerance_change=1e-12 if exact else 1e-9,
+        line_search_fn="strong_wolfe",
+    )
+    passes = 0
+
+    def closure() -> float:
+        nonlocal passes
+        passes += 1
+        with torch.no_grad():
+            loss, parameters.grad = _loss_and_gradient(parameters, prepared, rows, penalty)
+        return loss
+
+    final = float(optimiser.step(closure))
+    final = closure()
+    solved = parameters.detach()
+    assert parameters.grad is not None
+    largest = parameters.grad.abs().max().item()
+    return Solution(
+        solved[:, :-1].clone(), solved[:, -1].clone(), final, passes, largest <= 100 * tolerance
+    )
+
+
+Prepared = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+
+
+def _prepared(
+    features: Any, labels: Any, standardiser: Standardiser | None, width: int,
+    chunk: int | None, device: torch.device, dtype: torch.dtype,
+) -> Prepared:  # fmt: skip
+    """Chunks of standardised features and labels; kept on the device where they are one chunk."""
+    classes = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+
+    def read() -> Iterator[tuple[Tensor, Tensor]]:
+        first = 0
+        for part in _chunks(features, width, chunk):
+            own = classes[first : first + len(part)].to(device)
+            first += len(part)
+            values = part.to(device=device, dtype=dtype)
+            yield (values if standardiser is None else standardiser(values)), own
+
+    if len(features) <= _chunk_rows(width, chunk):
+        kept = list(read())
+        return lambda: iter(kept)
+    return read
+
+
+def _loss_and_gradient(
+    parameters: Tensor, prepared: Prepared, rows: int, penalty: float
+) -> tuple[float, Tensor]:
+    """The objective and its gradient in closed form: (softmax(XWᵀ + b) - Y)ᵀ [X, 1] / n."""
+    weight, bias = parameters[:, :-1], parameters[:, -1]
+    gradient = torch.zeros_like(parameters)
+    total = 0.0
+    for values, labels in prepared():
+        logits = torch.addmm(bias, values, weight.T)  # (k, c)
+        log_probabilities = logits.log_softmax(1)
+        picked = log_probabilities.gather(1, labels[:, None])
+        total -= picked.sum(dtype=torch.float64).item()
+        error = log_probabilities.exp_()  # (k, c)
+        error[torch.arange(len(labels), device=error.device), labels] -= 1
+        gradient[:, :-1].addmm_(error.T, values)
+        gradient[:, -1] += error.sum(0)
+    gradient /= rows
+    gradient[:, :-1].add_(weight, alpha=penalty)
+    loss = total / rows + penalty / 2 * weight.square().sum(dtype=torch.float64).item()
+    return loss, gradient
+
+
+def _chunk_rows(width: int, chunk: int | None) -> int:
+    return chunk or max(1, CHUNK_VALUES // max(1, width))
+
+
+def _chunks(features: Any, width: int, chunk: int | None) -> Iterator[Tensor]:
+    """The rows of an array, a memory map or a tensor, a chunk at a time."""
+    size = _chunk_rows(width, chunk)
+    for start in range(0, len(features), size):
+        part = features[start : start + size]
+        yield part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))

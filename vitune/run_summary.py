@@ -1,0 +1,318 @@
+"""What a run says of itself: the typed content of its summary.json."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from vitune.result_files import Record, as_record
+
+
+@dataclass(frozen=True)
+class Reported:
+    """Which epoch's weights the run keeps ("last" or "best" on validation), and its score."""
+
+    which: str | None = None
+    epoch: int | None = None
+    val_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainedPart:
+    """The trained parameters of one role: on how many modules, how many in all."""
+
+    role: str
+    num_modules: int | None
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class Oddity:
+    """What was odd about the images; `names` are the first of `num`."""
+
+    text: str
+    is_fault: bool
+    num: int
+    names: tuple[str, ...]
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How honest confidence is on validation.
+
+    Args:
+        temperature: what logits are divided by before they become probabilities.
+        val_ece, val_ece_tempered: expected calibration error without and with it, in [0, 1]; None
+            without validation images.
+    """
+
+    temperature: float = 1.0
+    val_ece: float | None = None
+    val_ece_tempered: float | None = None
+
+    @classmethod
+    def of(cls, record: Record) -> Calibration:
+        """From its mapping in summary.json."""
+        temperature = record.number("temperature")
+        return cls(
+            1.0 if temperature is None else temperature,
+            record.share("val_ece"),
+            record.share("val_ece_tempered"),
+        )
+
+
+@dataclass(frozen=True)
+class SolvedFacts:
+    """How a head was solved on frozen features, and what it is worth.
+
+    Args:
+        val_accuracy, val_loss: on validation; None without one.
+        chosen: its settings by name.
+        how: what they were chosen on.
+        copies: the views of each training image: "none", or "flip" with mirrored ones.
+        mirror_gain: by how much mirrored copies lower validation cross-entropy, and the standard
+            error of that; None where it was not looked at.
+        seconds: features and solution together.
+    """
+
+    val_accuracy: float | None = None
+    val_loss: float | None = None
+    chosen: dict[str, float] = field(default_factory=dict)
+    how: str = ""
+    copies: str = "none"
+    temperature: float = 1.0
+    mirror_gain: tuple[float, float] | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def of(cls, record: Record) -> SolvedFacts:
+        """From its mapping in summary.json."""
+        chosen = as_record(record.mapping("chosen"), f"{record.where}: chosen")
+        values = {name: chosen.number(name) for name in chosen.values}
+        listed = enumerate(record.listing("mirror_gain"))
+        gain = [Record({f"mirror_gain[{i}]": v}, record.where).number(f"mirror_gain[{i}]")
+                for i, v in listed]  # fmt: skip
+        return cls(
+            record.share("val_accuracy"),
+            record.number("val_loss"),
+            {name: value for name, value in values.items() if value is not None},
+            record.text("how") or "",
+            record.text("copies") or "none",
+            record.number("temperature") or 1.0,
+            (gain[0] or 0.0, gain[1] or 0.0) if len(gain) == 2 else None,
+            record.number("seconds"),
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Adapted network and solved probe on the same validation images.
+
+    Args:
+        adapted, probe: validation accuracy, in [0, 1].
+        gain, gain_error: adapted - probe, and the standard error of that, image by image; None
+            for a single image.
+        loss_gain, loss_gain_error: by how much calibrated cross-entropy fell, and its error.
+        num_images: that both were judged on.
+    """
+
+    adapted: float
+    probe: float
+    gain: float
+    gain_error: float | None
+    loss_gain: float
+    loss_gain_error: float | None
+    num_images: int
+
+    @property
+    def paid(self) -> bool:
+        """Whether adapting was better at all; cross-entropy decides where accuracies tie."""
+        return self.gain > 0 or (self.gain == 0 and self.loss_gain > 0)
+
+    @property
+    def probe_is_better(self) -> bool:
+        """Whether the probe is to be preferred: cross-entropy decides within one error."""
+        error = math.inf if self.gain_error is None else self.gain_error
+        if abs(self.gain) > error:
+            return self.gain < 0
+        return self.loss_gain < 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For summary.json."""
+        return {**asdict(self), "paid": self.paid, "probe_is_better": self.probe_is_better}
+
+    @classmethod
+    def of(cls, record: Record) -> Verdict:
+        """From its mapping in summary.json."""
+        for name in ("adapted", "probe", "gain", "loss_gain", "num_images"):
+            record.needed(name)
+        return cls(
+            record.share("adapted") or 0.0,
+            record.share("probe") or 0.0,
+            record.number("gain") or 0.0,
+            record.number("gain_error"),
+            record.number("loss_gain") or 0.0,
+            record.number("loss_gain_error"),
+            record.whole("num_images") or 0,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What a run was, how large, and what came out: summary.json, and what `fit` returns of it.
+
+    Everything but the method may be None: it is not known yet, or of an older run that did not
+    write it. Keys of newer runs are passed over.
+
+    Args:
+        num_trainable: with the head; `num_total` is the whole network without what was added.
+        held_out: how validation was cut from training, in words.
+        head_lr: the classifier's own rate; None where it is `lr`.
+        notice: what to know of the method on this backbone.
+        backbone_notice, scarcity_notice: what to know of a backbone that nobody named, and of
+            classes with a single image.
+        share: how far the weights lie on the line from the solved probe (0) to what training made
+            of it (1); None where that was not looked at.
+        probe: the solved probe that the run started from or is compared with.
+        solved: how the head was found, where the method itself takes no steps.
+        chosen: "probe" where it took the place of the adapted network; then `asked` is the method
+            that was trained.
+        cores_of_others: processor cores that other programs kept busy meanwhile.
+        peak_mib: memory, of the GPU where there is one.
+        finished: when, ISO 8601.
+    """
+
+    method: str
+    method_title: str | None = None
+    source: str | None = None
+    backbone: str | None = None
+    num_trainable: int | None = None
+    num_trainable_without_head: int | None = None
+    num_head: int | None = None
+    num_total: int | None = None
+    mergeable: bool | None = None
+    data: str | None = None
+    num_train: int | None = None
+    num_val: int | None = None
+    num_classes: int | None = None
+    held_out: str | None = None
+    batch_size: int | None = None
+    skipped_images: int | None = None
+    remarks: tuple[Oddity, ...] = ()
+    lr: float | None = None
+    head_lr: float | None = None
+    weight_decay: float | None = None
+    precision: str | None = None
+    speed: str | None = None
+    tokens: str | None = None
+    device: str | None = None
+    num_processes: int | None = None
+    seed: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    notice: str | None = None
+    backbone_notice: str | None = None
+    scarcity_notice: str | None = None
+    reported: Reported = Reported()
+    share: float | None = None
+    calibration: Calibration | None = None
+    probe: SolvedFacts | None = None
+    verdict: Verdict | None = None
+    solved: SolvedFacts | None = None
+    chosen: str | None = None
+    asked: str | None = None
+    best_epoch: int | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    cpu_seconds: float | None = None
+    cores_of_others: float | None = None
+    peak_mib: float | None = None
+    finished: str | None = None
+    status: str | None = None
+    trained_parts: tuple[TrainedPart, ...] = ()
+    adapter_bytes: int | None = None
+    fingerprint: str | None = None
+
+    @classmethod
+    def of(cls, record: Record) -> RunSummary:
+        """The summary in a mapping of a result file.
+
+        Raises:
+            VituneError: no method, or a value of the wrong kind; the text names the key.
+        """
+        record.needed("method")
+        reported = as_record(record.mapping("reported"), f"{record.where}: reported")
+        plain = {
+            item.name: getattr(record, _READERS[item.type])(item.name)
+            for item in fields(cls)
+            if item.type in _READERS
+        }
+        versions = record.mapping("versions")
+        return cls(
+            **plain,
+            remarks=_oddities(record),
+            versions={str(name): str(version) for name, version in versions.items()},
+            reported=Reported(
+                which=reported.text("which"),
+                epoch=reported.whole("epoch"),
+                val_accuracy=reported.share("val_accuracy"),
+            ),
+            trained_parts=tuple(_trained_part(part) for part in record.records("trained_parts")),
+            calibration=_part(Calibration, record, "calibration"),
+            probe=_part(SolvedFacts, record, "probe"),
+            verdict=_part(Verdict, record, "verdict"),
+            solved=_part(SolvedFacts, record, "solved"),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The summary as summary.json holds it."""
+        parts = [
+            {"role": part.role, "count": part.num_modules, "parameters": part.num_parameters}
+            for part in self.trained_parts
+        ]
+        verdict = None if self.verdict is None else self.verdict.as_dict()
+        return {**asdict(self), "trained_parts": parts, "verdict": verdict}
+
+
+_READERS: dict[Any, str] = {
+    "str": "text",
+    "str | None": "text",
+    "int | None": "whole",
+    "float | None": "number",
+    "bool | None": "flag",
+}
+"""How a field is read, by its annotation."""
+
+
+def _oddities(record: Record) -> tuple[Oddity, ...]:
+    """The remarks; of a run before there were any, how many images were skipped."""
+    count = record.whole("skipped_images") or 0
+    if count and "remarks" not in record.values:
+        images = "image" if count == 1 else "images"
+        return (Oddity(f"{count} unreadable {images} skipped", True, count, ()),)
+    return tuple(
+        Oddity(
+            text=str(remark.needed("text")),
+            is_fault=bool(remark.flag("is_fault")),
+            num=remark.whole("num") or 0,
+            names=tuple(str(name) for name in remark.listing("names")),
+            kind=remark.text("kind"),
+        )
+        for remark in record.records("remarks")
+    )
+
+
+def _trained_part(part: Record) -> TrainedPart:
+    return TrainedPart(
+        role=str(part.needed("role")),
+        num_modules=part.whole("count"),
+        num_parameters=part.whole("parameters") or 0,
+    )
+
+
+def _part(kind: Any, record: Record, key: str) -> Any:
+    """One of the parts above; None where the run has none."""
+    values = record.mapping(key)
+    return kind.of(as_record(values, f"{record.where}: {key}")) if values else None

@@ -1,0 +1,171 @@
+"""The solved probe of a run: what frozen features are worth, and where training may start."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitune.backbones import Backbone
+from vitune.data import Split, Splits
+from vitune.methods import PROBE, HeadProblem, Labelled, SolvedConfig, SolvedHead, get_method
+from vitune.ops import calibrated_losses, fit_temperature
+from vitune.runs import SolvedFacts
+from vitune.training.feature_reader import FeatureReader, View, mirrored
+
+COPIES: dict[str, tuple[View | None, ...]] = {"none": (None,), "flip": (None, mirrored)}
+"""Views of every training image that a probe may be solved on."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A solved head with its validation scores.
+
+    Args:
+        copies: the views of each image that it was solved on, one of COPIES.
+        val_loss, val_accuracy: on validation; None without one.
+        right: for each validation image whether it is right; empty without one.
+        losses: of each validation image at the best temperature; empty without one.
+        temperature: what makes its confidence honest on validation; 1 without one.
+        seconds: features and solution together.
+        mirror_gain: by how much validation cross-entropy falls where mirrored copies are added,
+            and the standard error of that; None where it was not looked at.
+    """
+
+    head: SolvedHead
+    copies: str
+    train_loss: float
+    val_loss: float | None
+    val_accuracy: float | None
+    right: np.ndarray
+    losses: np.ndarray
+    temperature: float
+    seconds: float
+    mirror_gain: tuple[float, float] | None = None
+
+    @classmethod
+    def of_nothing(cls) -> Probe:
+        """A probe without a head or scores."""
+        head = SolvedHead(torch.zeros(0, 0), torch.zeros(0), {}, "")
+        return cls(head, "none", 0.0, None, None, np.zeros(0, bool), np.zeros(0), 1.0, 0.0)
+
+    def as_epoch(self, num_images: int) -> dict[str, Any]:
+        """The one line of metrics.jsonl."""
+        return {
+            "epoch": 1, "step": 0, "train_loss": self.train_loss, "lr": None,
+            "val_loss": self.val_loss, "val_accuracy": self.val_accuracy,
+            "images_per_s": num_images / self.seconds, "train_seconds": self.seconds,
+            "seconds": self.seconds,
+        }  # fmt: skip
+
+    def facts(self) -> SolvedFacts:
+        """For the run's summary."""
+        return SolvedFacts(
+            val_accuracy=self.val_accuracy,
+            val_loss=self.val_loss,
+            chosen=dict(self.head.chosen),
+            how=self.head.how,
+            copies=self.copies,
+            temperature=self.temperature,
+            mirror_gain=self.mirror_gain,
+            seconds=self.seconds,
+        )
+
+
+def solve_probe(
+    backbone: Backbone,
+    splits: Splits,
+    *,
+    method: str = PROBE,
+    method_args: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    budget_mib: int | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> Probe:
+    """Take the features of training and validation once and solve `method` on them.
+
+    Mirrored copies are added where the method leaves that open and validation cross-entropy falls
+    by more than one standard error of the difference, image by image.
+
+    Raises:
+        BackboneError: the network has no linear head that reads one vector per image.
+    """
+    started = time.perf_counter()
+    train, val = splits.train, splits.val
+    assert train is not None
+    config = get_method(method).configure(backbone.model, method_args)
+    assert isinstance(config, SolvedConfig)
+    copies = config.copies
+    with FeatureReader(backbone.model, backbone.preprocessing, device, budget_mib) as read:
+
+        def told(stage: str) -> Callable[[int, int], None] | None:
+            return None if on_progress is None else lambda d, t: on_progress(stage, d, t)
+
+        may_mirror = copies == "flip" or (copies is None and val is not None)
+        views = COPIES["flip" if may_mirror else "none"]
+        features = read(train, views=views, on_progress=told("features"))
+        judged = None if val is None else Labelled(read(val), np.asarray(val.labels))
+        wanted = ["none", "flip"] if copies is None and may_mirror else [copies or "none"]
+        found = {
+            name: config.solve(_problem(train, features, judged, COPIES[name], seed, device))
+            for name in wanted
+        }
+        chosen, gain = _preferred(found, judged)
+        head = found[chosen]
+        train_labels = torch.from_numpy(np.asarray(train.labels))
+        train_loss = F.cross_entropy(head.logits(features[: len(train)]), train_labels).item()
+    probe = replace(Probe.of_nothing(), head=head, copies=chosen, mirror_gain=gain,
+                    train_loss=train_loss)  # fmt: skip
+    if judged is not None:
+        probe = _scored(probe, head.logits(judged.features), torch.from_numpy(judged.labels))
+    return replace(probe, seconds=time.perf_counter() - started)
+
+
+def _scored(probe: Probe, logits: Tensor, labels: Tensor) -> Probe:
+    """The probe with its validation scores. Shapes: logits (n, c); labels (n,)."""
+    right = (logits.argmax(1) == labels).numpy()
+    return replace(
+        probe,
+        val_loss=F.cross_entropy(logits, labels).item(),
+        val_accuracy=float(right.mean()),
+        right=right,
+        losses=calibrated_losses(logits, labels).numpy(),
+        temperature=fit_temperature(logits, labels),
+    )
+
+
+def _problem(
+    train: Split, features: Any, val: Labelled | None, views: tuple[View | None, ...], seed: int,
+    device: torch.device | str,
+) -> HeadProblem:  # fmt: skip
+    rows = len(train) * len(views)
+    labels = np.tile(np.asarray(train.labels), len(views))
+    groups = np.tile(np.arange(len(train)), len(views)) if len(views) > 1 else None
+    return HeadProblem(
+        Labelled(features[:rows], labels), val, len(train.classes), groups, seed, str(device)
+    )
+
+
+def _preferred(
+    found: Mapping[str, SolvedHead], val: Labelled | None
+) -> tuple[str, tuple[float, float] | None]:
+    """Mirrored copies only where they help by more than the standard error of the difference."""
+    if len(found) == 1 or val is None:
+        return next(iter(found)), None
+    gain = _losses(found["none"], val) - _losses(found["flip"], val)
+    error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else float("inf")
+    mean = float(gain.mean())
+    return ("flip" if mean > error else "none"), (mean, error)
+
+
+def _losses(head: SolvedHead, data: Labelled) -> np.ndarray:
+    """Cross-entropy of each image."""
+    labels = torch.from_numpy(np.asarray(data.labels))
+    return F.cross_entropy(head.logits(data.features), labels, reduction="none").numpy()

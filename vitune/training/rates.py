@@ -1,0 +1,159 @@
+"""The learning rate of a run that was given none: a rule, not a number per backbone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import nn
+
+from vitune.backbones import find_sites
+from vitune.methods import CAUTIOUS, get_method
+from vitune.training.probing import Probe
+from vitune.training.train_config import TrainConfig
+
+REFERENCE_STEPS, REFERENCE_BATCH = 300, 32
+REFERENCE_WIDTH, REFERENCE_DEPTH = 768, 12
+"""A ViT-B trained for 10 epochs on 1,000 images: there a method's own rate holds as it is."""
+
+FEWEST_STEPS = 100
+"""Below so many steps a higher rate does not make up for them."""
+
+DEMAND_REFERENCE = 50.0
+"""Summed penalty (λ times images) of a probe at and above which features are good as they are."""
+
+MOST_DEMAND = 10.0
+"""By how much the rate rises at most where the features fall short."""
+
+FALLS_SHORT = 25.0
+"""Summed penalty of the probe below which training does not start at it."""
+
+HEAD_FACTOR = 0.1
+"""The classifier's rate over the adapter's where it starts at the solved probe."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the rule knows of a run.
+
+    Args:
+        width: features of a token.
+        depth: blocks.
+        steps: optimiser steps in all.
+        batch: images per optimiser step, over all processes.
+    """
+
+    width: int
+    depth: int
+    steps: int
+    batch: int
+
+
+def rate_of(usual: float, shape: Shape) -> float:
+    """usual · √(768 / width) · √(12 / depth) · √(batch / 32) · √(300 / max(steps, 100)).
+
+    Each step of AdamW moves a parameter by about the rate: over n steps of noise that is a random
+    walk of rate · √n, and it is this length that the rule holds fixed. The square roots of width
+    and depth keep the change of the network's function alike.
+
+    Args:
+        usual: the method's rate on a ViT-B in 300 steps of 32 images.
+
+    Source: the square root in the batch is that of Malladi et al., On the SDEs and scaling rules
+        for adaptive gradient algorithms (NeurIPS 2022); the others are vitune's own, see
+        docs/defaults.md for what they were tested on.
+    """
+    factor = (
+        (REFERENCE_WIDTH / max(1, shape.width))
+        * (REFERENCE_DEPTH / max(1, shape.depth))
+        * (shape.batch / REFERENCE_BATCH)
+        * (REFERENCE_STEPS / max(FEWEST_STEPS, shape.steps))
+    )
+    return float(f"{usual * math.sqrt(factor):.2g}")
+
+
+def demand_of(penalty: float | None, num_images: int) -> float:
+    """min(10, max(1, 50 / (λ · n))): how far features fall short, told by the probe's penalty.
+
+    A probe whose best penalty is weak squeezes what it can out of features that were not made for
+    the task; there the blocks have much to learn, and a high rate pays. Where a strong penalty is
+    best (photographs on a network that saw photographs), a high rate only over-fits.
+
+    Args:
+        penalty: λ, the strongest within one standard error of the best; None where unknown.
+        num_images: n, that the probe was solved on.
+    """
+    if penalty is None:
+        return 1.0
+    return min(MOST_DEMAND, max(1.0, DEMAND_REFERENCE / (penalty * max(1, num_images))))
+
+
+def falls_short(penalty: float | None, num_images: int) -> bool:
+    """Whether λ · n < 25: features were not made for the task, and a probe is a poor start.
+
+    A head that leans hard on such features is undone by the first steps that change them, and it
+    holds the blocks back; from zero, at a high rate, head and blocks find each other.
+
+    Args:
+        penalty: λ, the strongest within one standard error of the best; None where unknown.
+        num_images: n, that the probe was solved on.
+    """
+    return penalty is not None and penalty * num_images < FALLS_SHORT
+
+
+def plain_rate(usual: float, steps: int) -> float:
+    """The rate of a start from zero: the method's own, √(300 / steps) of it in longer runs."""
+    return float(f"{usual * min(1.0, math.sqrt(REFERENCE_STEPS / max(1, steps))):.2g}")
+
+
+def shape_of(model: nn.Module, steps: int, batch: int) -> Shape:
+    """Width and depth of a backbone, adapted or not, read from its sites."""
+    sites = [site for site in find_sites(model) if site.block is not None]
+    depth = len({site.block for site in sites})
+    inputs = [
+        getattr(model.get_submodule(site.name), "in_features", None)
+        for site in sites
+        if site.role in ("fc1", "q", "qkv")
+    ]
+    widths = [width for width in inputs if isinstance(width, int)]
+    return Shape(max(widths, default=REFERENCE_WIDTH), depth or REFERENCE_DEPTH, steps, batch)
+
+
+def rate_by_rule(
+    config: TrainConfig, model: nn.Module, num_images: int, num_processes: int, probe: Probe
+) -> float:
+    """The peak rate that vitune's rule gives for a run that starts at `probe`."""
+    demand = demand_of(probe.head.chosen.get(CAUTIOUS), num_images)
+    return float(f"{_scaled(config, model, num_images, num_processes) * demand:.2g}")
+
+
+def rate_from_zero(
+    config: TrainConfig, model: nn.Module, num_images: int, num_processes: int, probe: Probe | None
+) -> float:
+    """The peak rate of a run that does not start at a probe.
+
+    It is the one recorded for the method on this backbone, scaled by `plain_rate`. Without a
+    record it is the rule's, times the square root of the demand on the features: on the bundled
+    backbone this comes to 0.012, and most rates recorded there are 0.01. Without a probe nothing
+    tells the demand, and the method's usual rate stands.
+    """
+    method = get_method(config.method)
+    if probe is None or method.has_recorded_lr(config.backbone):
+        steps = num_steps(config, num_images, num_processes)
+        return plain_rate(method.default_lr(config.backbone), steps)
+    demand = demand_of(probe.head.chosen.get(CAUTIOUS), num_images)
+    scaled = _scaled(config, model, num_images, num_processes)
+    return float(f"{scaled * math.sqrt(demand):.2g}")
+
+
+def _scaled(config: TrainConfig, model: nn.Module, num_images: int, num_processes: int) -> float:
+    """The method's usual rate in this run's shape."""
+    steps = num_steps(config, num_images, num_processes)
+    images = config.batch_size * num_processes * config.accumulation_steps
+    return rate_of(get_method(config.method).usual_lr, shape_of(model, steps, images))
+
+
+def num_steps(config: TrainConfig, num_images: int, num_processes: int) -> int:
+    """Optimiser steps of the whole run."""
+    batches = math.ceil(num_images / (config.batch_size * num_processes))
+    return math.ceil(batches / config.accumulation_steps) * config.epochs

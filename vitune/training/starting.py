@@ -1,0 +1,176 @@
+"""Where training starts: at the solved probe, which is kept in the run folder beside the result."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import nn
+
+from vitune.adapters import attach, load_adapter, save_adapter
+from vitune.backbones import Backbone, load_backbone, start_heads
+from vitune.data import Splits
+from vitune.errors import AdapterError, BackboneError, VituneError, one_line
+from vitune.files import atomic_folder
+from vitune.methods import CAUTIOUS, PROBE, get_method
+from vitune.runs import RunFolder
+from vitune.training.keeping import backbone_arguments, card_for
+from vitune.training.observer import Observer
+from vitune.training.probing import Probe, solve_probe
+from vitune.training.rates import HEAD_FACTOR, falls_short, rate_by_rule, rate_from_zero
+from vitune.training.train_config import TrainConfig
+
+RECORD = "probe.json"
+
+
+def starts_at_probe(config: TrainConfig) -> bool:
+    """Whether the classifier starts at the solved probe.
+
+    Raises:
+        VituneError: a probe and a drawn head are both asked for.
+    """
+    if config.start == "probe" and config.head_init != "zero":
+        raise VituneError(
+            f"--start: got 'probe' with --head-init {config.head_init}, expected one of the two."
+        )
+    if config.start is not None:
+        return config.start == "probe"
+    return config.head_init == "zero" and get_method(config.method).starts_at_probe
+
+
+def starting_probe(
+    config: TrainConfig,
+    backbone: Backbone,
+    splits: Splits,
+    device: torch.device,
+    observer: Observer,
+    *,
+    given: Probe | None = None,
+) -> Probe | None:
+    """The solved probe that the run starts from and is compared with; None where it does neither.
+
+    Args:
+        given: solved already on the same images.
+
+    Raises:
+        BackboneError: a probe was asked for by name and the network has no head to solve.
+    """
+    if not starts_at_probe(config):
+        return None
+    try:
+        return given or solve_probe(
+            backbone,
+            splits,
+            method=PROBE,
+            device=device,
+            seed=config.seed,
+            budget_mib=config.memory_budget_mib,
+            on_progress=observer.prepared,
+        )
+    except BackboneError:
+        if config.start == "probe":
+            raise
+        return None
+
+
+def with_start(
+    config: TrainConfig, model: nn.Module, num_images: int, num_processes: int, probe: Probe | None
+) -> TrainConfig:
+    """The settings with where training starts, and the rates that go with it, filled in.
+
+    Rates are as given, else by rule from the probe, else the method's own.
+    """
+    from_probe = probe is not None and (
+        config.start == "probe" or not falls_short(probe.head.chosen.get(CAUTIOUS), num_images)
+    )
+    lr, head_lr = config.lr, config.head_lr
+    if lr is None and from_probe and probe is not None:
+        lr = rate_by_rule(config, model, num_images, num_processes, probe)
+    elif lr is None and config.start is None:
+        lr = rate_from_zero(config, model, num_images, num_processes, probe)
+    elif lr is None:
+        lr = get_method(config.method).default_lr(config.backbone)
+    if head_lr is None and from_probe:
+        head_lr = lr * HEAD_FACTOR
+    start = "probe" if from_probe else "plain"
+    choose_best = config.choose_best
+    if choose_best is None:  # who gives a rate or a start has a plan of their own
+        choose_best = config.start is None and config.lr is None
+    return config.model_copy(
+        update={"start": start, "lr": lr, "head_lr": head_lr, "choose_best": choose_best}
+    )
+
+
+def staged_probe(
+    probe: Probe, config: TrainConfig, folder: Path, backbone: Backbone, classes: tuple[str, ...]
+) -> None:
+    """Write to `folder` an adapter like any other, so that it can be evaluated and merged.
+
+    `backbone` comes back with a zero head.
+    """
+    model = attach(backbone, PROBE)
+    probe.head.place(model)
+    settings = config.model_copy(update={"method": PROBE, "method_args": {}, "start": None})
+    card = card_for(model, backbone, settings, classes, probe.temperature)
+    save_adapter(model, folder, card)
+    model.unload()
+    start_heads(backbone.model, "zero")
+    judged = {"right": probe.right.tolist(), "losses": probe.losses.tolist()}
+    record = {**asdict(probe.facts()), "train_loss": probe.train_loss, **judged}
+    (folder / RECORD).write_text(json.dumps(record) + "\n")
+
+
+def keep_probe(staged: Path, folder: RunFolder) -> None:
+    """Put what `staged_probe` wrote into the run, whole or not at all."""
+    with atomic_folder(folder.probe) as aside:
+        shutil.copytree(staged, aside, dirs_exist_ok=True)
+
+
+def kept_probe(folder: RunFolder) -> Probe | None:
+    """The probe of a run that is continued, without its head: that is in the checkpoint.
+
+    Raises:
+        AdapterError: its file is damaged.
+    """
+    path = folder.probe / RECORD
+    if not path.is_file():
+        return None
+    nothing = Probe.of_nothing()
+    try:
+        known = json.loads(path.read_text())
+        return replace(
+            nothing,
+            head=replace(nothing.head, chosen=known["chosen"], how=known["how"]),
+            copies=known["copies"],
+            train_loss=known["train_loss"],
+            val_loss=known["val_loss"],
+            val_accuracy=known["val_accuracy"],
+            right=np.array(known["right"], bool),
+            losses=np.array(known["losses"], float),
+            temperature=known["temperature"],
+            mirror_gain=known["mirror_gain"],
+            seconds=known["seconds"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise AdapterError(
+            f"{path}: got a damaged file ({one_line(error)}), expected what training wrote. "
+            "Put a whole copy in its place, or start a new run."
+        ) from None
+
+
+def probe_alone(
+    config: TrainConfig, folder: RunFolder | None, probe: Probe, num_classes: int
+) -> PeftModel:
+    """The solved probe as a model of its own, on a backbone that is loaded again."""
+    fresh = load_backbone(config.backbone, num_classes=num_classes, **backbone_arguments(config))
+    if not len(probe.head.bias):
+        assert folder is not None
+        return load_adapter(fresh.model, folder.probe, trainable=True)
+    model = attach(fresh, PROBE)
+    probe.head.place(model)
+    return model

@@ -1,0 +1,63 @@
+"""What validation says at the end: a temperature, and whether adapting beat the solved probe."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vitune.ops import (
+    calibrated_losses,
+    expected_calibration_error,
+    fit_temperature,
+    paired,
+)
+from vitune.runs import Calibration, Verdict
+from vitune.training.probing import Probe
+
+
+def compare(probe: Probe, logits: Tensor, labels: Tensor) -> Verdict | None:
+    """The verdict on validation; None where the probe was not judged there.
+
+    Shapes: logits (n, c) of the adapted network; labels (n,) int64.
+    """
+    if len(probe.right) != len(labels) or not len(labels):
+        return None
+    right = (logits.argmax(1) == labels).double()
+    gain, error = paired(right, torch.from_numpy(probe.right))
+    losses = calibrated_losses(logits, labels)
+    loss_gain, loss_error = paired(torch.from_numpy(probe.losses), losses)
+    return Verdict(
+        right.mean().item(),
+        float(probe.right.mean()),
+        gain,
+        _finite(error),
+        loss_gain,
+        _finite(loss_error),
+        len(labels),
+    )
+
+
+def calibration(
+    seen: tuple[Tensor, Tensor] | None, otherwise: float | None = None
+) -> Calibration:
+    """The temperature on validation with the calibration error before and after.
+
+    Args:
+        otherwise: the temperature where there is no validation; None is 1.
+    """
+    if seen is None or not len(seen[1]):
+        return Calibration(otherwise or 1.0)
+    logits, labels = seen
+    temperature = fit_temperature(logits, labels)
+    return Calibration(
+        temperature,
+        expected_calibration_error(logits, labels),
+        expected_calibration_error(logits / temperature, labels),
+    )
+
+
+def _finite(value: float) -> float | None:
+    """For JSON, which has no infinity."""
+    return value if math.isfinite(value) else None
