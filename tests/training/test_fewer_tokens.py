@@ -135,7 +135,7 @@ REFUSED = {
     "--speed quick": "'quick' is not one of 'exact', 'fast'",
     "--tokens drop:2": "--tokens: got 'drop:2', expected a share below 1",
     "--tokens merge:0.9": "--tokens: got 'merge:0.9', expected a share of at most 0.5",
-    "--tokens drop:0.5 --backbone resnet10t@FILE": "--tokens: got 'drop:0.5' with",
+    "--tokens drop:0.5 --backbone test_resnet@FILE": "--tokens: got 'drop:0.5' with",
     "--tokens merge:0.5 --method moppa": "needs every patch in its place",
 }
 
@@ -147,7 +147,7 @@ def test_contradictions_are_one_line_and_exit_code_2(
     asked = options
     if "FILE" in options:
         file = tmp_path / "weights.safetensors"
-        save_file(timm.create_model("resnet10t", num_classes=3).state_dict(), file)
+        save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), file)
         options = options.replace("FILE", str(file))
     words = ["train", "--data", DIGITS, "--epochs", "1", *options.split()]
     assert run([*words, "--out", str(tmp_path / "run")]) == 2

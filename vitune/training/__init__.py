@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from vitune.training.observer import Observer, Running
+from vitune.training.speed_presets import FASTER, PRESETS
 from vitune.training.train_config import STEPPING, TrainConfig, read_yaml, settings_in
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from vitune.training.tuning import Tuning
 
 __all__ = [
+    "FASTER",
+    "PRESETS",
     "STEPPING",
     "LeanStep",
     "Observer",
