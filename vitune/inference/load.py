@@ -22,6 +22,7 @@ from vitune.counts import ParameterCounts, count_parameters
 from vitune.data import Split, batches, normalise
 from vitune.errors import AdapterError, VituneError
 from vitune.exits import EarlyExit, ExitsFolder, early_exit
+from vitune.fewer_tokens import TokenPlan, reduce_tokens
 from vitune.hub import local_copy
 from vitune.methods import get_method
 
@@ -116,6 +117,9 @@ def load_run(
         adapted = load_adapter(backbone.model, folder, force=force, trainable=True)
         counts = count_parameters(adapted)
         network = _folded(adapted) if merge and _merges(card) else adapted
+    plan = TokenPlan.parse(card.tokens)
+    if plan.in_inference:
+        reduce_tokens(network, plan)
     network.requires_grad_(False)
     network = network.to(place).eval()
     leaving = None
