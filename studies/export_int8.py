@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from vitune.data import Split, load_labelled
-from vitune.export.runner import Model
+from vitune.export.standalone import Model
 from vitune.export.verify import pytorch_answers
 from vitune.inference import load_run
 from vitune.runs import RunFolder

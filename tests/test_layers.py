@@ -282,7 +282,7 @@ MODULE_DOORS = (
 )  # fmt: skip
 NAME_DOORS = (
     "analysis", "backbones", "data", "exits", "export", "fewer_tokens", "inference", "objectives",
-    "ops", "privacy", "report", "serving", "training",
+    "ops", "privacy", "privacy.dp", "report", "serving", "training",
 )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from vitune.cli import run
 from vitune.data import Decoding, decode_image
 from vitune.export import verify
 from vitune.export.deployed import Deployed
-from vitune.export.runner import Model
+from vitune.export.standalone import Model
 from vitune.inference import load_run
 from vitune.preprocessing import PIXEL_STATS, Preprocessing
 

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from vitune.environment import installed_versions
 from vitune.errors import AdapterError, VituneError, nearest
 from vitune.exits import EarlyExit, ExitsFolder, Thresholds
-from vitune.export import runner
+from vitune.export import standalone
 from vitune.export.deployed import Deployed, segments, traced
 from vitune.export.export_card import GRAPH_FACTS, RUNNER, write_card, write_page
 from vitune.export.export_images import ExportImages, export_images
@@ -125,7 +125,7 @@ def export_run(
             file.replace(folder / file.name)
         for trial in folder.glob("try-*"):
             shutil.rmtree(trial)
-        shutil.copyfile(str(runner.__file__), folder / RUNNER)
+        shutil.copyfile(str(standalone.__file__), folder / RUNNER)
         write_card(folder, card)
         write_page(folder, card)
     return card

@@ -17,7 +17,7 @@ import torch
 from vitune.backbones import logits_of
 from vitune.data import Split, normalise
 from vitune.errors import AdapterError, one_line
-from vitune.export.runner import Model
+from vitune.export.standalone import Model
 from vitune.export.target import Pixels
 from vitune.inference import LoadedRun
 

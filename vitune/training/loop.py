@@ -305,7 +305,7 @@ class Loop:
         """Forward, backward and, when enough batches are in, the update; the losses now due."""
         self.schedule.step_update(self.progress.step)
         if self.private is not None:
-            return self._private_step(self.private, batch, index, epoch)
+            return (self._private_step(self.private, batch, index, epoch),)
         with self.accelerator.accumulate(self.wrapped), self._lean_step():
             images, targets = self.inputs(batch, index, epoch)
             with self.accelerator.autocast():
