@@ -18,6 +18,7 @@ from peft.utils.save_and_load import set_peft_model_state_dict
 from torch import Tensor, nn
 
 from vitune.backbones import Backbone, find_sites, fingerprint, head_names
+from vitune.cards import KEEP
 from vitune.cards import AdapterCard as AdapterCard
 from vitune.cards import adapter_folder as adapter_folder
 from vitune.environment import installed_versions as installed_versions
@@ -67,6 +68,7 @@ def card_of(
     method_args: Mapping[str, Any],
     backbone_args: Mapping[str, Any],
     classes: Iterable[str],
+    tokens: str = KEEP,
     temperature: float = 1.0,
 ) -> AdapterCard:
     """The card for an adapter in `model`, with the fingerprint of the weights it touches."""
@@ -80,6 +82,7 @@ def card_of(
         fingerprint=fingerprint_of(model),
         temperature=temperature,
         versions=installed_versions(),
+        tokens=tokens,
         plugin=dict(get_method(method).plugin),
     )
 

@@ -16,6 +16,7 @@ DATA = "Data"
 MODEL = "Backbone and method"
 TRAINING = "Training"
 REGULARISATION = "Regularisation"
+PRIVACY = "Differential privacy"
 PREPROCESSING = "Image preprocessing"
 STUDY = "Study"
 MEASURE = "Measurement"
@@ -25,8 +26,8 @@ SERVER = "Server"
 LIMITS = "Limits on requests"
 OTHER = "Options"
 GROUPS = (
-    "Arguments", DATA, MODEL, TRAINING, REGULARISATION, PREPROCESSING, STUDY, MEASURE, RUNNING,
-    SERVER, LIMITS, OUTPUT,
+    "Arguments", DATA, MODEL, TRAINING, REGULARISATION, PRIVACY, PREPROCESSING, STUDY, MEASURE,
+    RUNNING, SERVER, LIMITS, OUTPUT,
 )  # fmt: skip
 """The groups of a command's help, in the order they are shown; all other options come last."""
 
