@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -65,7 +65,10 @@ def test_replicas_that_never_come_back_are_told(monkeypatch: pytest.MonkeyPatch)
         asyncio.run(service(*[DiedError()] * 60).predict("rocks", []))
 
 
-@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed here")
-def test_without_ray_the_extra_is_named() -> None:
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    settings = EngineSettings(device="cpu")
     with pytest.raises(VituneError, match=r"pip install 'vitune\[serve,ray\]'"):
-        start_replicas("folder", EngineSettings(device="cpu"), address="local", num_replicas=1)
+        start_replicas("folder", settings, address="local", num_replicas=1)
+    with pytest.raises(VituneError, match=r"--replicas: got 0, expected at least 1"):
+        start_replicas("folder", settings, address="local", num_replicas=0)
