@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from vitune.adapters import AdapterCard
+from vitune.cli import run
 from vitune.data import load_splits
 from vitune.errors import AdapterError, VituneError
 from vitune.inference import evaluate_run, load_run
@@ -128,6 +129,28 @@ def test_choose_best_saves_the_probe_where_training_did_harm(tmp_path: Path) -> 
     alone = evaluate_run(tmp_path / "run" / "probe", DIGITS, device="cpu")
     assert found["top1"] == alone["top1"]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["asked"] == "rlrr"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--choose-best", "--start", "plain"], "--choose-best: got it with --start plain"),
+        (["--choose-best", "--refit"], "--choose-best: got it with --refit"),
+        (["--start", "probe", "--head-init", "linear"], "--start: got 'probe' with --head-init"),
+        (["--method", "linear", "--lr", "0.1"], "--lr: got 0.1 with --method linear"),
+        (["--tune", "1s"], "--tune: got 1 s, expected at least"),
+        (["--tune", "soon"], "--tune: got 'soon', expected a duration"),
+        (["--tune", "5m", "--refit"], "--tune: got it together with --refit"),
+        (["--tune", "5m", "--method", "linear"], "--tune: got --method linear, which is solved"),
+    ],
+)
+def test_contradictions_are_told_on_one_line(
+    options: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", "--data", DIGITS, "--out", str(tmp_path / "run"), *options]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and told in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_temperature_is_applied_where_probabilities_are_given(tmp_path: Path) -> None:

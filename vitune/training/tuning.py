@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from vitune.errors import VituneError
 from vitune.files import write_atomic
 from vitune.methods import get_method
 from vitune.ops import calibrated_losses, paired
-from vitune.runs import RunFolder
+from vitune.runs import LOCK, RunFolder
 from vitune.training.augmenting import with_augmentation
 from vitune.training.fitting import Trained, fit
 from vitune.training.keeping import backbone_arguments
@@ -153,9 +154,20 @@ class Tuning:
         self.folder.mkdir(parents=True, exist_ok=True)
         chosen = self._decided()
         if chosen is None:
-            with folder.held():
-                chosen = self._searched()
+            try:
+                with folder.held():
+                    chosen = self._searched()
+            except VituneError:
+                self._forget()
+                raise
         return self._refit(chosen)
+
+    def _forget(self) -> None:
+        """Leave nothing of a search that was refused before its first attempt."""
+        (self.out / LOCK).unlink(missing_ok=True)
+        for folder in (self.folder, self.out):
+            with suppress(OSError):  # something was tried
+                folder.rmdir()
 
     def _searched(self) -> Attempt:
         """The choice at the end of the search."""
