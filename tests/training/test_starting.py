@@ -252,6 +252,19 @@ def test_what_lies_between_is_what_is_saved(tmp_path: Path) -> None:
         torch.testing.assert_close(half[name], (start[name] + whole[name]) / 2)
 
 
+def test_a_share_that_is_known_holds_without_validation() -> None:
+    config = TrainConfig.make({**QUICK, "epochs": 1, "refit": True})
+    whole, half = (fit(config, share=share) for share in (1.0, 0.5))
+    assert half.summary.share == 0.5 and half.summary.reported.val_accuracy is None
+    moved = [
+        (one - other).abs().max().item()
+        for one, other in zip(whole.model.parameters(), half.model.parameters(), strict=True)
+        if one.requires_grad
+    ]
+    assert max(moved) > 0
+    assert fit(config).summary.share is None
+
+
 def test_paired_differences_have_the_error_of_a_mean() -> None:
     generator = torch.Generator().manual_seed(0)
     means = []

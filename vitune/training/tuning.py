@@ -63,6 +63,8 @@ class Attempt:
         losses: (n,) of each validation image.
         head_lr: of the classifier, where it has its own.
         start: where it was started, "probe" or "plain".
+        augment: the augmentation it was trained with.
+        share: how far validation went from the probe to the trained weights.
     """
 
     trial: int
@@ -79,6 +81,7 @@ class Attempt:
     head_lr: float | None = None
     start: str = "probe"
     augment: str = "none"
+    share: float | None = None
 
     def row(self) -> dict[str, Any]:
         """For tune.json, without the images' losses."""
@@ -296,7 +299,7 @@ class Tuning:
             trial, method, factor, config.lr, epochs, reported.epoch or 0, float(losses.mean()),
             reported.val_accuracy or 0.0, trained.summary.calibration.temperature,
             time.monotonic() - begun, losses, config.head_lr, config.start or "probe",
-            config.augment,
+            config.augment, trained.summary.share,
         )  # fmt: skip
         self.attempts.append(attempt)
         self._remember(attempt)
@@ -383,10 +386,11 @@ class Tuning:
         folder = RunFolder(self.out, beside=SEARCH_FILES)
         if folder.config.is_file():
             return fit(out=folder, resume=True, observer=self.observer,
-                       temperature=chosen.temperature)  # fmt: skip
+                       temperature=chosen.temperature, share=chosen.share)  # fmt: skip
         given = self.config.model_dump(exclude_unset=True)
         config = TrainConfig.make({**given, **values})
-        return fit(config, out=folder, observer=self.observer, temperature=chosen.temperature)
+        return fit(config, out=folder, observer=self.observer,
+                   temperature=chosen.temperature, share=chosen.share)  # fmt: skip
 
 
 def choose(attempts: Sequence[Attempt]) -> Attempt:
