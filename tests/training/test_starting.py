@@ -17,6 +17,7 @@ from vitune.errors import AdapterError, VituneError
 from vitune.inference import evaluate_run, load_run
 from vitune.methods import OWN
 from vitune.ops import paired
+from vitune.runs import RunFolder
 from vitune.training import Observer, TrainConfig, fit
 from vitune.training.loop import Loop
 from vitune.training.mixing import SHARES, chosen_share
@@ -250,6 +251,17 @@ def test_what_lies_between_is_what_is_saved(tmp_path: Path) -> None:
     assert any(not torch.equal(start[name], whole[name]) for name in start)
     for name in half:
         torch.testing.assert_close(half[name], (start[name] + whole[name]) / 2)
+
+
+def test_images_are_mirrored_only_where_the_probe_still_knows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig.make({**QUICK, "epochs": 1})
+    fit(config, out=tmp_path / "digits")
+    assert RunFolder(tmp_path / "digits").read_config()["augment"] == "none"
+    monkeypatch.setattr("vitune.training.augmenting.SHARE_KEPT", -100.0)
+    fit(config, out=tmp_path / "whatever")
+    assert RunFolder(tmp_path / "whatever").read_config()["augment"] == "crop_flip"
 
 
 def test_a_share_that_is_known_holds_without_validation() -> None:
