@@ -20,6 +20,7 @@ from vitune.cli._options import (
     OUTPUT,
     PAIRS,
     PREPROCESSING,
+    PRIVACY,
     REGULARISATION,
     RUNNING,
     TRAINING,
@@ -41,8 +42,11 @@ FIELDS = {
         "augment", "random_erasing", "mixup", "cutmix", "label_smoothing", "drop_path", "ema",
         "ema_ramp",
     ),
+    PRIVACY: ("dp_epsilon", "dp_delta", "dp_clip"),
     PREPROCESSING: ("crop_mode", "crop_pct", "interpolation", "pixel_stats"),
-    RUNNING: ("device", "precision", "lean", "checkpointing", "memory_budget_mib"),
+    RUNNING: (
+        "speed", "tokens", "device", "precision", "lean", "checkpointing", "memory_budget_mib",
+    ),
     OUTPUT: ("checkpoint_every_epochs", "snapshot_every_epochs"),
 }  # fmt: skip
 """The fields of a settings record by the group of help that shows them."""

@@ -61,6 +61,7 @@ class MoPPAConfig(RLRRConfig):
     counts_on_vit_b16 = (({}, 224_976),)
     shares_parameters = True
     combines = False
+    needs_every_patch = True
     narrowed_by = OPTIONS - {ALL_LINEAR}
     mergeable = False
     identity_at_init = False
@@ -156,9 +157,7 @@ class FilteredNorm(WrapperLayer):
         base = inner(x, *args, **kwargs)
         return self.joined(base, inner(changed, *args, **kwargs) - base)
 
-    def penalty(
-        self, adapter: str, progress: float, labels: Tensor | None = None
-    ) -> Tensor | None:
+    def penalty(self, adapter: str, progress: float, labels: Tensor | None = None) -> Tensor | None:
         scale = self.configs[adapter].entropy_scale * max(0.0, 1 - 2 * progress)
         if scale == 0:
             return None

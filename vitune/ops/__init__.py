@@ -6,7 +6,12 @@ from vitune.ops.hardware import cpu_multiplies_bf16
 from vitune.ops.lean_step import first_token_only, lean_step
 from vitune.ops.logistic import Solution, Standardiser, solve_logistic
 from vitune.ops.partial_linear import partial_linear, partial_weight
-from vitune.ops.rescaled_linear import rescaled_linear, rescaled_linear_reference, rescaled_weight
+from vitune.ops.rescaled_linear import (
+    per_sample_scale_gradients,
+    rescaled_linear,
+    rescaled_linear_reference,
+    rescaled_weight,
+)
 from vitune.ops.spectral import filtered, new_tau, response, route_entropy
 from vitune.ops.temperature import (
     calibrated_losses,
@@ -14,9 +19,19 @@ from vitune.ops.temperature import (
     fit_temperature,
     paired,
 )
+from vitune.ops.token_merging import (
+    Matching,
+    match_tokens,
+    merged_tokens,
+    merged_tokens_reference,
+    sized_attention,
+    sized_attention_reference,
+    spread_tokens,
+)
 from vitune.ops.token_sampling import sample_tokens
 
 __all__ = [
+    "Matching",
     "Solution",
     "Standardiser",
     "attention",
@@ -29,10 +44,14 @@ __all__ = [
     "first_token_only",
     "fit_temperature",
     "lean_step",
+    "match_tokens",
+    "merged_tokens",
+    "merged_tokens_reference",
     "new_tau",
     "paired",
     "partial_linear",
     "partial_weight",
+    "per_sample_scale_gradients",
     "prefers_attention",
     "rescaled_linear",
     "rescaled_linear_reference",
@@ -40,5 +59,8 @@ __all__ = [
     "response",
     "route_entropy",
     "sample_tokens",
+    "sized_attention",
+    "sized_attention_reference",
     "solve_logistic",
+    "spread_tokens",
 ]

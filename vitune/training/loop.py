@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -24,18 +24,20 @@ from torch.nn import functional as F
 
 from vitune.backbones import logits_of
 from vitune.data import Augment, CachedImages, EpochSampler, Split, batches, normalise
-from vitune.errors import TrainingError
 from vitune.methods import MethodLayer, method_penalty, noise_plan
 from vitune.objectives import Objective, Step, new_objective
 from vitune.ops import calibrated_losses, first_token_only
 from vitune.preprocessing import Preprocessing
+from vitune.privacy.dp import PrivateStep
 from vitune.training.averaging import Averager
 from vitune.training.inputs import TrainingInputs
 from vitune.training.last_block import class_tail, lean_training
+from vitune.training.loss_watch import LossWatch
 from vitune.training.metrics import append_row, keep_epochs, read_epochs
 from vitune.training.mixing import SHARES, chosen_share, mixed
 from vitune.training.observer import Observer
 from vitune.training.optimiser import new_optimiser, new_schedule
+from vitune.training.private import private_parts
 from vitune.training.resume_point import (
     Progress,
     has_checkpoint,
@@ -114,7 +116,13 @@ class Loop:
         self.objective = self._new_objective()
         self.tail = class_tail(model) if config.lean else ()
         self.sampler = EpochSampler(len(train), seed=config.seed)
-        loader = batches(train, config.batch_size, sampler=self.sampler, drop_last=config.drop_last)
+        loader = batches(
+            train,
+            config.batch_size,
+            sampler=self.sampler,
+            drop_last=config.drop_last,
+            pin_memory=accelerator.device.type == "cuda",
+        )
         optimiser = new_optimiser(
             model,
             recipe.lr,
@@ -126,6 +134,9 @@ class Loop:
         )
         self.raw_optimiser = optimiser
         self.wrapped, self.optimiser, self.loader = accelerator.prepare(model, optimiser, loader)
+        self.private: PrivateStep | None = None
+        if config.dp_epsilon is not None:
+            self.loader, self.private = private_parts(model, train, optimiser, config, accelerator)
         self.steps_per_epoch = math.ceil(len(self.loader) / config.accumulation_steps)
         self.schedule = new_schedule(
             optimiser,
@@ -251,14 +262,17 @@ class Loop:
         started, own_started = time.perf_counter(), time.process_time()
         self._seed(epoch)
         self._training_mode()
-        total_loss, num_images, num_batches = 0.0, 0, 0
+        watch = LossWatch(self.accelerator.device)
+        total_loss, latest, num_images, num_batches = 0.0, math.nan, 0, 0
         for index, batch in enumerate(self.loader):
-            loss = self._step(batch, index, epoch)
+            for latest in self._step(batch, index, epoch, watch):
+                total_loss += latest
             num_batches = index + 1
             num_images += len(batch["labels"]) * self.accelerator.num_processes
-            total_loss += loss
-            self.observer.stepped(self.progress.step, loss, num_images)
+            self.observer.stepped(self.progress.step, latest, num_images)
+        total_loss += sum(watch.rest())
         train_seconds = time.perf_counter() - started
+        train_cpu_seconds = time.process_time() - own_started
         self.progress.epoch = epoch + 1
         val_loss = val_accuracy = None
         if self.val is not None:
@@ -280,6 +294,7 @@ class Loop:
             "val_accuracy": val_accuracy,
             "images_per_s": num_images / train_seconds,
             "train_seconds": train_seconds,
+            "train_cpu_seconds": train_cpu_seconds,
             "seconds": self.progress.seconds,
         }
         # In this order: a run that is killed between the two does the epoch again.
@@ -288,21 +303,19 @@ class Loop:
         self._save(epoch + 1)
         return row
 
-    def _step(self, batch: dict[str, Tensor], index: int, epoch: int) -> float:
-        """Forward, backward and, when enough batches are in, the update; returns the loss."""
+    def _step(
+        self, batch: dict[str, Tensor], index: int, epoch: int, watch: LossWatch
+    ) -> Iterable[float]:
+        """Forward, backward and, when enough batches are in, the update; the losses now due."""
         self.schedule.step_update(self.progress.step)
+        if self.private is not None:
+            return (self._private_step(self.private, batch, index, epoch),)
         with self.accelerator.accumulate(self.wrapped), self._lean_step():
             images, targets = self.inputs(batch, index, epoch)
             with self.accelerator.autocast():
                 losses = self.objective(self.wrapped, images, targets, self._circumstances(batch))
             loss = torch.stack([part.float() for part in losses.values()]).sum()
-            value = loss.item()
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"loss: got {value!r} at step {self.progress.step + 1} (epoch {epoch + 1}), "
-                    "expected a finite number. Try a lower --lr or --clip-grad 1; the last "
-                    "checkpoint is kept."
-                )
+            due = list(watch.add(loss, self.progress.step + 1, epoch + 1))
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients:
                 if self.config.clip_grad:
@@ -314,7 +327,21 @@ class Loop:
             self.optimiser.zero_grad()
             if self.averager and self.accelerator.sync_gradients:
                 self.averager.update()
-        return value
+        return due
+
+    def _private_step(
+        self, private: PrivateStep, batch: dict[str, Tensor], index: int, epoch: int
+    ) -> float:
+        """A step on a Poisson batch, which may be empty: its noise counts all the same."""
+        images, targets = batch["images"].float(), batch["labels"]
+        if len(targets):
+            images, targets = self.inputs(batch, index, epoch)
+        with self._lean_step() if private.gradients.is_closed else nullcontext():
+            loss = private(images, targets)
+        self.progress.step += 1
+        if self.averager:
+            self.averager.update()
+        return loss
 
     def _lean_step(self) -> AbstractContextManager[None]:
         """`lean_training` where it was asked for; the same gradients with less kept and done."""
@@ -426,6 +453,8 @@ class Loop:
             return
         if self.averager is not None:
             self.progress.num_averaged = self.averager.num_updates
+        if self.private is not None:
+            self.progress.accountant = list(self.private.budget.spent)
         scaler = self.accelerator.scaler
         self.progress.scaler = {} if scaler is None else scaler.state_dict()
         self.progress.watched = [self.watch.best_epoch, self.watch.epoch]
@@ -464,6 +493,8 @@ class Loop:
         self.progress, groups = load_checkpoint(
             checkpoint_path, self.parameters, self.raw_optimiser
         )
+        if self.private is not None:
+            self.private.budget.spent = list(self.progress.accountant)
         device = self.accelerator.device
         self.best, self.first = (
             {name: value.to(device) for name, value in groups.get(group, {}).items()}

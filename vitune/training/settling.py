@@ -13,8 +13,10 @@ from vitune.data import absolute_source
 from vitune.errors import DataError, VituneError, nearest
 from vitune.methods import Method, get_method, require_plugin
 from vitune.runs import RunFolder
+from vitune.training.private import with_privacy
 from vitune.training.record import RunRecord
 from vitune.training.resume_point import read_progress
+from vitune.training.speed_presets import settled_speed
 from vitune.training.train_config import STEPPING, TrainConfig
 
 SETTLED_BY_RESUME = ("epochs", "data")
@@ -29,6 +31,7 @@ LEFT_TO_VITUNE: dict[str, Any] = {
     "warmup_epochs": None,
     "precision": "auto",
     "device": "auto",
+    "speed": None,
 }
 """Settings that a run fills in, and the value that asks for it."""
 
@@ -57,6 +60,7 @@ def new_settings(
             "--optimiser: got 'sgd' without a rate, expected --lr beside it: the methods' own "
             "rates are AdamW's."
         )
+    asked = with_privacy(asked)
     return with_absolute_paths(asked), notice
 
 
@@ -141,8 +145,17 @@ def filled_in(config: TrainConfig, method: Method, precision: str, device: str) 
     decay = config.weight_decay
     if decay is None:
         decay = method.default_weight_decay(config.backbone)
+    speed, traded = settled_speed(
+        config.speed,
+        config.tokens,
+        typed_arguments(config.method_args),
+        method.speed_arguments,
+        method.defaults,
+    )
     return config.model_copy(
         update={
+            "speed": speed,
+            "method_args": {**traded, **config.method_args},
             "lr": config.lr or method.default_lr(config.backbone),
             "weight_decay": decay,
             "warmup_epochs": config.resolved_warmup_epochs,
@@ -183,6 +196,11 @@ def resumed_record(
         raise VituneError(
             f"--resume: got {name}={changed[name]!r}, expected the run's own {own[name]!r}. "
             "Leave it out, or start a new run."
+        )
+    if "epochs" in changed and record.settings.dp_epsilon is not None:
+        raise VituneError(
+            f"--epochs: got {changed['epochs']} for a private run, expected its own "
+            f"{own['epochs']}: the noise was chosen for so many steps. Start a new run."
         )
     settled = record.settings.model_copy(update=changed)
     progress = read_progress(folder.checkpoint)
