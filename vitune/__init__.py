@@ -39,14 +39,17 @@ if TYPE_CHECKING:
     from vitune.methods.houlsby import PfeifferConfig as PfeifferConfig
     from vitune.methods.hta import HTAConfig as HTAConfig
     from vitune.methods.hta import SequentialHTAConfig as SequentialHTAConfig
+    from vitune.methods.knn import NearestNeighboursConfig as NearestNeighboursConfig
     from vitune.methods.layernorm import LayerNormConfig as LayerNormConfig
     from vitune.methods.linear import LinearProbeConfig as LinearProbeConfig
+    from vitune.methods.linear_sgd import SteppedProbeConfig as SteppedProbeConfig
     from vitune.methods.lora_mul import LoRAAddConfig as LoRAAddConfig
     from vitune.methods.lora_mul import LoRAMulVPTAddConfig as LoRAMulVPTAddConfig
     from vitune.methods.lora_mul import VPTAddConfig as VPTAddConfig
     from vitune.methods.met import METConfig as METConfig
     from vitune.methods.moppa import MoPPAConfig as MoPPAConfig
     from vitune.methods.moppa_min import MoPPAMinConfig as MoPPAMinConfig
+    from vitune.methods.ncm import NearestClassMeanConfig as NearestClassMeanConfig
     from vitune.methods.partial import PartialConfig as PartialConfig
     from vitune.methods.rlrr.config import RLRRConfig as RLRRConfig
     from vitune.methods.ssf import SSFConfig as SSFConfig

@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from vitune.adapters import AdapterCard
+from vitune.cli import run
 from vitune.data import load_splits
 from vitune.errors import AdapterError, VituneError
 from vitune.inference import evaluate_run, load_run
 from vitune.methods import OWN
 from vitune.ops import paired
+from vitune.runs import RunFolder
 from vitune.training import Observer, TrainConfig, fit
 from vitune.training.loop import Loop
 from vitune.training.mixing import SHARES, chosen_share
@@ -130,6 +132,28 @@ def test_choose_best_saves_the_probe_where_training_did_harm(tmp_path: Path) -> 
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["asked"] == "rlrr"
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--choose-best", "--start", "plain"], "--choose-best: got it with --start plain"),
+        (["--choose-best", "--refit"], "--choose-best: got it with --refit"),
+        (["--start", "probe", "--head-init", "linear"], "--start: got 'probe' with --head-init"),
+        (["--method", "linear", "--lr", "0.1"], "--lr: got 0.1 with --method linear"),
+        (["--tune", "1s"], "--tune: got 1 s, expected at least"),
+        (["--tune", "soon"], "--tune: got 'soon', expected a duration"),
+        (["--tune", "5m", "--refit"], "--tune: got it together with --refit"),
+        (["--tune", "5m", "--method", "linear"], "--tune: got --method linear, which is solved"),
+    ],
+)
+def test_contradictions_are_told_on_one_line(
+    options: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", "--data", DIGITS, "--out", str(tmp_path / "run"), *options]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and told in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_temperature_is_applied_where_probabilities_are_given(tmp_path: Path) -> None:
     trained = fit(TrainConfig.make({**QUICK, "epochs": 1}), out=tmp_path / "run")
     splits = load_splits(DIGITS, trained.backbone.preprocessing, seed=0)
@@ -227,6 +251,30 @@ def test_what_lies_between_is_what_is_saved(tmp_path: Path) -> None:
     assert any(not torch.equal(start[name], whole[name]) for name in start)
     for name in half:
         torch.testing.assert_close(half[name], (start[name] + whole[name]) / 2)
+
+
+def test_images_are_mirrored_only_where_the_probe_still_knows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig.make({**QUICK, "epochs": 1})
+    fit(config, out=tmp_path / "digits")
+    assert RunFolder(tmp_path / "digits").read_config()["augment"] == "none"
+    monkeypatch.setattr("vitune.training.augmenting.SHARE_KEPT", -100.0)
+    fit(config, out=tmp_path / "whatever")
+    assert RunFolder(tmp_path / "whatever").read_config()["augment"] == "crop_flip"
+
+
+def test_a_share_that_is_known_holds_without_validation() -> None:
+    config = TrainConfig.make({**QUICK, "epochs": 1, "refit": True})
+    whole, half = (fit(config, share=share) for share in (1.0, 0.5))
+    assert half.summary.share == 0.5 and half.summary.reported.val_accuracy is None
+    moved = [
+        (one - other).abs().max().item()
+        for one, other in zip(whole.model.parameters(), half.model.parameters(), strict=True)
+        if one.requires_grad
+    ]
+    assert max(moved) > 0
+    assert fit(config).summary.share is None
 
 
 def test_paired_differences_have_the_error_of_a_mean() -> None:

@@ -81,6 +81,7 @@ class _Known:
 
     probe: Probe | None
     temperature: float | None
+    share: float | None
     notice: str
 
 
@@ -93,6 +94,7 @@ def fit(
     splits: Splits | None = None,
     probe: Probe | None = None,
     temperature: float | None = None,
+    share: float | None = None,
     **settings: Any,
 ) -> Trained:
     """Train one method on one data source and keep the result in a run folder.
@@ -109,6 +111,7 @@ def fit(
             validates, whatever the config says about hold-out or refit.
         probe: solved on these splits already, so that many runs share it.
         temperature: to store with the run where there are no validation images to find one on.
+        share: how far to go from the probe to the trained weights where there are none.
 
     Raises:
         VituneError: unusable settings, data or backbone; the text names the remedy.
@@ -127,7 +130,7 @@ def fit(
         asked, notice = new_settings(config, settings)
     process = PartialState(cpu=_on_cpu(asked))
     observer = (observer or Observer()) if process.is_main_process else Observer()
-    known = _Known(probe, temperature, notice)
+    known = _Known(probe, temperature, share, notice)
     with ExitStack() as held:
         if folder is not None and process.is_main_process:
             if record is None:
@@ -250,6 +253,7 @@ class _Job:
             keep=partial(self._snapshot, model, backbone, splits.classes, settings),
             augment=self._augment(backbone, settings),
             has_start=settings.start == "probe",
+            known_share=self.known.share,
         )
 
     def _solved(

@@ -77,6 +77,7 @@ class Loop:
         augment: the augmentation; None is the one that `config` names.
         has_start: whether the classifier starts at more than zeros, so that the weights before the
             first step are a candidate for what is reported.
+        known_share: how far to go from there where no validation tells; None is the whole way.
     """
 
     def __init__(
@@ -94,8 +95,9 @@ class Loop:
         keep: Callable[[int], None] | None = None,
         augment: Augment | None = None,
         has_start: bool = False,
+        known_share: float | None = None,
     ) -> None:
-        self.keep, self.has_start = keep, has_start
+        self.keep, self.has_start, self.known_share = keep, has_start, known_share
         self.config, self.recipe, self.observer = config, recipe, observer
         self.val, self.preprocessing, self.accelerator = val, preprocessing, accelerator
         self.metrics_path, self.checkpoint_path = metrics_path, checkpoint_path
@@ -237,12 +239,14 @@ class Loop:
 
     def _see_start(self) -> None:
         """The weights before the first step are a candidate where they are more than chance."""
-        if self.val is None or self.config.select != "auto" or not self.has_start:
+        can_choose = self.val is not None or self.known_share is not None
+        if not can_choose or self.config.select != "auto" or not self.has_start:
             return
-        _, accuracy = self.evaluate(self.val)
-        self.progress.accuracies["0"] = accuracy
         self.first = {n: p.detach().clone() for n, p in self.parameters.items()}
-        self._watch_epoch(0)
+        if self.val is not None:
+            _, accuracy = self.evaluate(self.val)
+            self.progress.accuracies["0"] = accuracy
+            self._watch_epoch(0)
 
     def _watch_epoch(self, epoch: int) -> None:
         """Tell the watch of the latest validation, and keep the weights if it is the best."""
@@ -418,6 +422,10 @@ class Loop:
         self._put(source)
         if self.first and self.val is not None:
             self._mix(self.val)
+        elif self.first and self.known_share is not None:
+            trained = {n: p.detach().clone() for n, p in self.parameters.items()}
+            self.share = self.known_share
+            self._put(mixed(self.first, trained, self.share))
 
     def _mix(self, val: Split) -> None:
         """Go back towards the probe as far as validation asks for."""

@@ -54,6 +54,7 @@ def new_settings(
     is_solved = get_method(asked.method).solved
     if is_solved:
         require_no_steps(asked)
+    require_choice(asked)
     if not is_solved and asked.optimiser == "sgd" and asked.lr is None:
         raise VituneError(
             "--optimiser: got 'sgd' without a rate, expected --lr beside it: the methods' own "
@@ -70,6 +71,24 @@ def with_backbone(config: TrainConfig) -> tuple[TrainConfig, str]:
         config = config.model_copy(update={"backbone": preferred_backbone()})
     name = config.backbone if config.checkpoint is None else f"{config.backbone}@file"
     return config, notice_of(name, was_named="backbone" in given)
+
+
+def require_choice(config: TrainConfig) -> None:
+    """Refuse --choose-best where there is nothing to choose from or nothing to choose on.
+
+    Raises:
+        VituneError: a plain start, for which no probe is solved, or no validation images.
+    """
+    if not config.choose_best:
+        return
+    for given, why in (
+        (config.start == "plain" and "--start plain", "for which no probe is solved"),
+        (config.refit and "--refit", "which leaves no validation images to choose on"),
+    ):
+        if given:
+            raise VituneError(
+                f"--choose-best: got it with {given}, {why}. Leave out one of the two."
+            )
 
 
 def require_no_steps(config: TrainConfig) -> None:

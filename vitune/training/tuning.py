@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from vitune.errors import VituneError
 from vitune.files import write_atomic
 from vitune.methods import get_method
 from vitune.ops import calibrated_losses, paired
-from vitune.runs import RunFolder
+from vitune.runs import LOCK, RunFolder
 from vitune.training.augmenting import with_augmentation
 from vitune.training.fitting import Trained, fit
 from vitune.training.keeping import backbone_arguments
@@ -62,6 +63,8 @@ class Attempt:
         losses: (n,) of each validation image.
         head_lr: of the classifier, where it has its own.
         start: where it was started, "probe" or "plain".
+        augment: the augmentation it was trained with.
+        share: how far validation went from the probe to the trained weights.
     """
 
     trial: int
@@ -78,6 +81,7 @@ class Attempt:
     head_lr: float | None = None
     start: str = "probe"
     augment: str = "none"
+    share: float | None = None
 
     def row(self) -> dict[str, Any]:
         """For tune.json, without the images' losses."""
@@ -153,9 +157,20 @@ class Tuning:
         self.folder.mkdir(parents=True, exist_ok=True)
         chosen = self._decided()
         if chosen is None:
-            with folder.held():
-                chosen = self._searched()
+            try:
+                with folder.held():
+                    chosen = self._searched()
+            except VituneError:
+                self._forget()
+                raise
         return self._refit(chosen)
+
+    def _forget(self) -> None:
+        """Leave nothing of a search that was refused before its first attempt."""
+        (self.out / LOCK).unlink(missing_ok=True)
+        for folder in (self.folder, self.out):
+            with suppress(OSError):  # something was tried
+                folder.rmdir()
 
     def _searched(self) -> Attempt:
         """The choice at the end of the search."""
@@ -284,7 +299,7 @@ class Tuning:
             trial, method, factor, config.lr, epochs, reported.epoch or 0, float(losses.mean()),
             reported.val_accuracy or 0.0, trained.summary.calibration.temperature,
             time.monotonic() - begun, losses, config.head_lr, config.start or "probe",
-            config.augment,
+            config.augment, trained.summary.share,
         )  # fmt: skip
         self.attempts.append(attempt)
         self._remember(attempt)
@@ -371,10 +386,11 @@ class Tuning:
         folder = RunFolder(self.out, beside=SEARCH_FILES)
         if folder.config.is_file():
             return fit(out=folder, resume=True, observer=self.observer,
-                       temperature=chosen.temperature)  # fmt: skip
+                       temperature=chosen.temperature, share=chosen.share)  # fmt: skip
         given = self.config.model_dump(exclude_unset=True)
         config = TrainConfig.make({**given, **values})
-        return fit(config, out=folder, observer=self.observer, temperature=chosen.temperature)
+        return fit(config, out=folder, observer=self.observer,
+                   temperature=chosen.temperature, share=chosen.share)  # fmt: skip
 
 
 def choose(attempts: Sequence[Attempt]) -> Attempt:
