@@ -16,11 +16,14 @@ import vitune
 PACKAGE = Path(vitune.__file__).parent
 ROWS = (
     ("cli", "testing"),
-    ("bench",),
+    ("serving",),
+    ("bench", "privacy"),
     ("bench.tables",),
     ("bench.suites", "bench.speed"),
     ("bench.study",),
+    ("export",),
     ("training", "inference"),
+    ("privacy.dp",),
     ("analysis", "exits"),
     ("adapters", "counts"),
     ("methods",),
@@ -34,7 +37,7 @@ ROWS = (
     ("ops",),
     ("runs",),
     ("run_summary",),
-    ("files", "preprocessing", "result_files", "tensors"),
+    ("files", "hub", "preprocessing", "result_files", "tensors"),
     ("environment", "late_imports", "machine", "processes"),
     ("errors",),
 )
@@ -278,8 +281,8 @@ MODULE_DOORS = (
     "bench", "bench.study", "bench.suites", "bench.tables", "bench.speed", "methods.core",
 )  # fmt: skip
 NAME_DOORS = (
-    "analysis", "backbones", "data", "exits", "fewer_tokens", "inference", "objectives", "ops",
-    "report", "training",
+    "analysis", "backbones", "data", "exits", "export", "fewer_tokens", "inference", "objectives",
+    "ops", "privacy", "privacy.dp", "report", "serving", "training",
 )  # fmt: skip
 
 

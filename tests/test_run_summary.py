@@ -54,7 +54,7 @@ def test_the_file_keeps_the_names_that_it_always_had() -> None:
 
 
 def test_every_field_has_a_reader() -> None:
-    parts = {"calibration", "probe", "verdict", "solved"}
+    parts = {"calibration", "probe", "verdict", "solved", "privacy"}
     by_hand = {"remarks", "versions", "reported", "trained_parts"} | parts
     assert {item.name for item in fields(RunSummary) if item.type not in _READERS} == by_hand
 

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationEr
 from vitune.errors import AdapterError, VituneError, explain, one_line
 from vitune.fewer_tokens.token_plan import TokenPlan
 from vitune.files import file_sha256
+from vitune.hub import local_copy
 from vitune.preprocessing import Preprocessing
 from vitune.runs import RunFolder
 
@@ -155,10 +156,12 @@ class AdapterCard:
 def adapter_folder(path: str | Path) -> Path:
     """Where the card of `path` lies: `path` itself, or `adapter/` of a run folder.
 
+    `hf:user/name` is downloaded first (`vitune.hub`).
+
     Raises:
         AdapterError: no such folder, or a run without an adapter yet.
     """
-    folder = Path(path)
+    folder = local_copy(path)
     return folder if (folder / CARD).is_file() else RunFolder.open(folder).adapter
 
 

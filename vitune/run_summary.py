@@ -19,6 +19,28 @@ class Reported:
 
 
 @dataclass(frozen=True)
+class PrivacySpent:
+    """What differential privacy a run has: (epsilon, delta), and what they follow from.
+
+    They speak of this one run. Runs that were only tried, for a learning rate say, spent their own.
+    """
+
+    epsilon: float
+    delta: float
+    sample_rate: float
+    steps: int
+    noise_multiplier: float
+    clip: float
+
+    @classmethod
+    def of(cls, record: Record) -> PrivacySpent:
+        """From its mapping in summary.json."""
+        names = ("epsilon", "delta", "sample_rate", "noise_multiplier", "clip")
+        values = {name: record.number(name) or 0.0 for name in names}
+        return cls(steps=record.whole("steps") or 0, **values)
+
+
+@dataclass(frozen=True)
 class TrainedPart:
     """The trained parameters of one role: on how many modules, how many in all."""
 
@@ -234,6 +256,7 @@ class RunSummary:
     trained_parts: tuple[TrainedPart, ...] = ()
     adapter_bytes: int | None = None
     fingerprint: str | None = None
+    privacy: PrivacySpent | None = None
 
     @classmethod
     def of(cls, record: Record) -> RunSummary:
@@ -264,6 +287,7 @@ class RunSummary:
             probe=_part(SolvedFacts, record, "probe"),
             verdict=_part(Verdict, record, "verdict"),
             solved=_part(SolvedFacts, record, "solved"),
+            privacy=_part(PrivacySpent, record, "privacy"),
         )
 
     def as_dict(self) -> dict[str, Any]:

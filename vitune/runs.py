@@ -19,6 +19,7 @@ from vitune.processes import locked
 from vitune.result_files import as_record, read_json
 from vitune.run_summary import Calibration as Calibration
 from vitune.run_summary import Oddity as Oddity
+from vitune.run_summary import PrivacySpent as PrivacySpent
 from vitune.run_summary import Reported as Reported
 from vitune.run_summary import RunSummary as RunSummary
 from vitune.run_summary import SolvedFacts as SolvedFacts

@@ -16,6 +16,7 @@ import typer
 
 from vitune.cli import (
     analyze,
+    audit,
     bench,
     combine,
     compare,
@@ -23,10 +24,13 @@ from vitune.cli import (
     demo,
     evaluate,
     exits,
+    export,
     info,
     merge,
     methods,
     predict,
+    push,
+    serve,
     train,
 )
 from vitune.cli._options import Verbs
@@ -47,11 +51,15 @@ VERBS = (
     evaluate,
     exits,
     merge,
+    export,
+    push,
+    serve,
     info,
     methods,
     compare,
     combine,
     analyze,
+    audit,
     bench,
     data,
     demo,

@@ -16,15 +16,18 @@ DATA = "Data"
 MODEL = "Backbone and method"
 TRAINING = "Training"
 REGULARISATION = "Regularisation"
+PRIVACY = "Differential privacy"
 PREPROCESSING = "Image preprocessing"
 STUDY = "Study"
 MEASURE = "Measurement"
 RUNNING = "Speed and memory"
 OUTPUT = "Output"
+SERVER = "Server"
+LIMITS = "Limits on requests"
 OTHER = "Options"
 GROUPS = (
-    "Arguments", DATA, MODEL, TRAINING, REGULARISATION, PREPROCESSING, STUDY, MEASURE, RUNNING,
-    OUTPUT,
+    "Arguments", DATA, MODEL, TRAINING, REGULARISATION, PRIVACY, PREPROCESSING, STUDY, MEASURE,
+    RUNNING, SERVER, LIMITS, OUTPUT,
 )  # fmt: skip
 """The groups of a command's help, in the order they are shown; all other options come last."""
 

@@ -20,6 +20,7 @@ from vitune.cli._options import (
     OUTPUT,
     PAIRS,
     PREPROCESSING,
+    PRIVACY,
     REGULARISATION,
     RUNNING,
     TRAINING,
@@ -41,6 +42,7 @@ FIELDS = {
         "augment", "random_erasing", "mixup", "cutmix", "label_smoothing", "drop_path", "ema",
         "ema_ramp",
     ),
+    PRIVACY: ("dp_epsilon", "dp_delta", "dp_clip"),
     PREPROCESSING: ("crop_mode", "crop_pct", "interpolation", "pixel_stats"),
     RUNNING: (
         "speed", "tokens", "device", "precision", "lean", "checkpointing", "memory_budget_mib",

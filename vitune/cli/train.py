@@ -70,6 +70,14 @@ def train(
         f"validation accuracy {percent(reported.val_accuracy)} "
         f"(epoch {reported.epoch}, {reported.which}) in {summary.seconds:.0f} s"
     )
+    if summary.privacy is not None:
+        spent = summary.privacy
+        console.print(
+            f"differential privacy: epsilon {spent.epsilon:.3g} at delta {spent.delta:g}, "
+            f"{spent.steps:,} steps at sampling rate {spent.sample_rate:.4g}; runs that were only "
+            "tried spent their own",
+            soft_wrap=True,
+        )
     for line in closing_lines(summary, out):
         console.print(line, soft_wrap=True)
     console.print(f"report: {out}/report.html", soft_wrap=True)

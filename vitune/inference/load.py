@@ -23,6 +23,7 @@ from vitune.data import Split, batches, normalise
 from vitune.errors import AdapterError, VituneError
 from vitune.exits import EarlyExit, ExitsFolder, early_exit
 from vitune.fewer_tokens import TokenPlan, reduce_tokens
+from vitune.hub import local_copy
 from vitune.methods import get_method
 
 BATCH = 128
@@ -87,7 +88,7 @@ def load_run(
     """The run, adapter or merged model in `path`, ready to predict.
 
     Args:
-        path: a run folder, its `adapter/`, or what `vitune merge` wrote.
+        path: a run folder, its `adapter/`, what `vitune merge` wrote, or `hf:user/name` on the hub.
         merge: fold the adapter into the weights where its method can; faster, same function.
         force: load although the backbone's weights are not those it was trained on.
         device: "auto", "cpu" or "cuda".
@@ -102,6 +103,7 @@ def load_run(
     if exits not in EXITS:
         raise VituneError(f"--exits: got {exits!r}, expected one of {EXITS}.")
     place = _device(device)
+    path = local_copy(path)
     folder = adapter_folder(path)
     card = AdapterCard.read(folder)
     arguments = dict(card.backbone_args)

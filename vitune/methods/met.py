@@ -169,9 +169,7 @@ class ExitingBlock(WrapperLayer):
             return None
         return lambda tokens: shared.classify(shared.features(tokens, end), end)
 
-    def penalty(
-        self, adapter: str, progress: float, labels: Tensor | None = None
-    ) -> Tensor | None:
+    def penalty(self, adapter: str, progress: float, labels: Tensor | None = None) -> Tensor | None:
         """w CE_e + λ G_e of the last forward pass, for the block with an early exit behind it."""
         features = self.__dict__.pop("_features", None)
         if features is None or labels is None:

@@ -157,9 +157,7 @@ class FilteredNorm(WrapperLayer):
         base = inner(x, *args, **kwargs)
         return self.joined(base, inner(changed, *args, **kwargs) - base)
 
-    def penalty(
-        self, adapter: str, progress: float, labels: Tensor | None = None
-    ) -> Tensor | None:
+    def penalty(self, adapter: str, progress: float, labels: Tensor | None = None) -> Tensor | None:
         scale = self.configs[adapter].entropy_scale * max(0.0, 1 - 2 * progress)
         if scale == 0:
             return None

@@ -132,9 +132,7 @@ class SpectralBranch(WrapperLayer):
         change = F.linear(hidden, self.up[adapter].to(z.dtype)) * config.scale
         return F.pad(change, (0, 0, start, 0))  # (b, n, d)
 
-    def penalty(
-        self, adapter: str, progress: float, labels: Tensor | None = None
-    ) -> Tensor | None:
+    def penalty(self, adapter: str, progress: float, labels: Tensor | None = None) -> Tensor | None:
         scale = self.configs[adapter].entropy_scale * max(0.0, 1 - 2 * progress)
         if scale == 0:
             return None

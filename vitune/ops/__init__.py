@@ -6,7 +6,12 @@ from vitune.ops.hardware import cpu_multiplies_bf16
 from vitune.ops.lean_step import first_token_only, lean_step
 from vitune.ops.logistic import Solution, Standardiser, solve_logistic
 from vitune.ops.partial_linear import partial_linear, partial_weight
-from vitune.ops.rescaled_linear import rescaled_linear, rescaled_linear_reference, rescaled_weight
+from vitune.ops.rescaled_linear import (
+    per_sample_scale_gradients,
+    rescaled_linear,
+    rescaled_linear_reference,
+    rescaled_weight,
+)
 from vitune.ops.spectral import filtered, new_tau, response, route_entropy
 from vitune.ops.temperature import (
     calibrated_losses,
@@ -46,6 +51,7 @@ __all__ = [
     "paired",
     "partial_linear",
     "partial_weight",
+    "per_sample_scale_gradients",
     "prefers_attention",
     "rescaled_linear",
     "rescaled_linear_reference",

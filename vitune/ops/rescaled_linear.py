@@ -98,6 +98,35 @@ def rescaled_linear(
     return result
 
 
+def per_sample_scale_gradients(
+    x: Tensor, grad: Tensor, weight: Tensor | None, scale_out: Tensor, scale_in: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(d scale_out, d scale_in) of every image alone, in two products with W per rank.
+
+    g_in = Σ x ⊙ ((dy ⊙ s_out) W) and g_out = Σ dy ⊙ ((x ⊙ s_in) Wᵀ), sums over an image's tokens.
+
+    Shapes: x (b, ..., i); grad (b, ..., o); weight (o, i), or None for W = 1; scale_out (o, r);
+        scale_in (p, r, i); returns (b, o, r) and (b, p, r, i).
+    """
+    x = x.reshape(len(x), -1, x.shape[-1])  # (b, n, i)
+    grad = grad.reshape(len(grad), -1, grad.shape[-1])  # (b, n, o)
+    num_parts, rank, _ = scale_in.shape
+    of_out, of_in = grad.new_empty(len(x), *scale_out.shape), x.new_empty(len(x), *scale_in.shape)
+    size = len(scale_out) // num_parts
+    for part in range(num_parts):
+        outs = slice(part * size, (part + 1) * size)
+        for one in range(rank):
+            if weight is None:
+                back = grad[..., outs] @ scale_out[outs, one, None]  # (b, n, 1)
+                ahead = x @ scale_in[part, one, :, None]  # (b, n, 1)
+            else:
+                back = (grad[..., outs] * scale_out[outs, one]) @ weight[outs]  # (b, n, i)
+                ahead = (x * scale_in[part, one]) @ weight[outs].T  # (b, n, o/p)
+            of_in[:, part, one] = (x * back).sum(1)
+            of_out[:, outs, one] = (grad[..., outs] * ahead).sum(1)
+    return of_out, of_in
+
+
 class _RescaledLinear(torch.autograd.Function):
     @staticmethod
     def forward(

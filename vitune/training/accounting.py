@@ -19,6 +19,7 @@ from vitune.machine import ProcessorUse
 from vitune.methods import get_method
 from vitune.runs import Oddity, Reported, RunSummary
 from vitune.training.loop import Loop
+from vitune.training.private import privacy_spent
 from vitune.training.train_config import TrainConfig
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -90,6 +91,7 @@ def with_outcome(
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         status="finished" if progress.epoch == config.epochs else "stopped",
         trained_parts=trained_parts(loop.model),
+        privacy=privacy_spent(loop.private),
     )
 
 

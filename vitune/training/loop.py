@@ -28,6 +28,7 @@ from vitune.methods import MethodLayer, method_penalty, noise_plan
 from vitune.objectives import Objective, Step, new_objective
 from vitune.ops import calibrated_losses, first_token_only
 from vitune.preprocessing import Preprocessing
+from vitune.privacy.dp import PrivateStep
 from vitune.training.averaging import Averager
 from vitune.training.inputs import TrainingInputs
 from vitune.training.last_block import class_tail, lean_training
@@ -36,6 +37,7 @@ from vitune.training.metrics import append_row, keep_epochs, read_epochs
 from vitune.training.mixing import SHARES, chosen_share, mixed
 from vitune.training.observer import Observer
 from vitune.training.optimiser import new_optimiser, new_schedule
+from vitune.training.private import private_parts
 from vitune.training.resume_point import (
     Progress,
     has_checkpoint,
@@ -130,6 +132,9 @@ class Loop:
         )
         self.raw_optimiser = optimiser
         self.wrapped, self.optimiser, self.loader = accelerator.prepare(model, optimiser, loader)
+        self.private: PrivateStep | None = None
+        if config.dp_epsilon is not None:
+            self.loader, self.private = private_parts(model, train, optimiser, config, accelerator)
         self.steps_per_epoch = math.ceil(len(self.loader) / config.accumulation_steps)
         self.schedule = new_schedule(
             optimiser,
@@ -299,6 +304,8 @@ class Loop:
     ) -> Iterable[float]:
         """Forward, backward and, when enough batches are in, the update; the losses now due."""
         self.schedule.step_update(self.progress.step)
+        if self.private is not None:
+            return (self._private_step(self.private, batch, index, epoch),)
         with self.accelerator.accumulate(self.wrapped), self._lean_step():
             images, targets = self.inputs(batch, index, epoch)
             with self.accelerator.autocast():
@@ -317,6 +324,20 @@ class Loop:
             if self.averager and self.accelerator.sync_gradients:
                 self.averager.update()
         return due
+
+    def _private_step(
+        self, private: PrivateStep, batch: dict[str, Tensor], index: int, epoch: int
+    ) -> float:
+        """A step on a Poisson batch, which may be empty: its noise counts all the same."""
+        images, targets = batch["images"].float(), batch["labels"]
+        if len(targets):
+            images, targets = self.inputs(batch, index, epoch)
+        with self._lean_step() if private.gradients.is_closed else nullcontext():
+            loss = private(images, targets)
+        self.progress.step += 1
+        if self.averager:
+            self.averager.update()
+        return loss
 
     def _lean_step(self) -> AbstractContextManager[None]:
         """`lean_training` where it was asked for; the same gradients with less kept and done."""
@@ -424,6 +445,8 @@ class Loop:
             return
         if self.averager is not None:
             self.progress.num_averaged = self.averager.num_updates
+        if self.private is not None:
+            self.progress.accountant = list(self.private.budget.spent)
         scaler = self.accelerator.scaler
         self.progress.scaler = {} if scaler is None else scaler.state_dict()
         self.progress.watched = [self.watch.best_epoch, self.watch.epoch]
@@ -462,6 +485,8 @@ class Loop:
         self.progress, groups = load_checkpoint(
             checkpoint_path, self.parameters, self.raw_optimiser
         )
+        if self.private is not None:
+            self.private.budget.spent = list(self.progress.accountant)
         device = self.accelerator.device
         self.best, self.first = (
             {name: value.to(device) for name, value in groups.get(group, {}).items()}

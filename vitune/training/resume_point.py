@@ -43,6 +43,7 @@ class Progress:
         watched: best and latest epoch by calibrated validation loss.
         accuracies: on validation, by epoch; 0 is before the first step.
         scaler: state of the fp16 loss scaler.
+        accountant: what a private run has spent: (noise multiplier, sampling rate, steps) each.
     """
 
     epoch: Count = 0
@@ -57,6 +58,7 @@ class Progress:
     watched: list[int] = field(default_factory=list)
     accuracies: dict[str, float] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
+    accountant: list[tuple[float, float, int]] = field(default_factory=list)
 
 
 def save_checkpoint(

@@ -13,6 +13,7 @@ from vitune.data import absolute_source
 from vitune.errors import DataError, VituneError, nearest
 from vitune.methods import Method, get_method, require_plugin
 from vitune.runs import RunFolder
+from vitune.training.private import with_privacy
 from vitune.training.record import RunRecord
 from vitune.training.resume_point import read_progress
 from vitune.training.speed_presets import settled_speed
@@ -58,6 +59,7 @@ def new_settings(
             "--optimiser: got 'sgd' without a rate, expected --lr beside it: the methods' own "
             "rates are AdamW's."
         )
+    asked = with_privacy(asked)
     return with_absolute_paths(asked), notice
 
 
@@ -175,6 +177,11 @@ def resumed_record(
         raise VituneError(
             f"--resume: got {name}={changed[name]!r}, expected the run's own {own[name]!r}. "
             "Leave it out, or start a new run."
+        )
+    if "epochs" in changed and record.settings.dp_epsilon is not None:
+        raise VituneError(
+            f"--epochs: got {changed['epochs']} for a private run, expected its own "
+            f"{own['epochs']}: the noise was chosen for so many steps. Start a new run."
         )
     settled = record.settings.model_copy(update=changed)
     progress = read_progress(folder.checkpoint)

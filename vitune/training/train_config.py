@@ -109,6 +109,12 @@ class TrainConfig(BaseModel):
         default_factory=dict, description="argument of the objective"
     )
 
+    dp_epsilon: float | None = Field(
+        None, gt=0, description="train with differential privacy and spend at most this epsilon"
+    )
+    dp_delta: float = Field(1e-5, gt=0, lt=1, description="delta of the guarantee")
+    dp_clip: float = Field(1.0, gt=0, description="norm that each image's gradient is cut to")
+
     crop_mode: Literal["squash", "center"] | None = Field(
         None, description="squash, or keep the aspect ratio; default: the checkpoint's"
     )

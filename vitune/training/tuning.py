@@ -428,7 +428,7 @@ def require_tunable(given: Mapping[str, Any]) -> None:
     """Refuse settings that the search decides.
 
     Raises:
-        VituneError: one of them was given, or the method is solved.
+        VituneError: one of them was given, the method is solved, or the run is to be private.
     """
     for name in ("lr", "head_lr", "start", "head_init", "refit", "select", "choose_best"):
         if name in given:
@@ -436,6 +436,11 @@ def require_tunable(given: Mapping[str, Any]) -> None:
                 f"--tune: got it together with --{name.replace('_', '-')} {given[name]}, expected "
                 "one of the two: the search decides that."
             )
+    if given.get("dp_epsilon") is not None:
+        raise VituneError(
+            "--tune: got it together with --dp-epsilon, expected one of the two: every run of a "
+            "search spends privacy of its own. Choose the settings on public images."
+        )
     if "method" in given and get_method(given["method"]).solved:
         raise VituneError(
             f"--tune: got --method {given['method']}, which is solved, expected one that is "

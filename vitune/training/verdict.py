@@ -39,9 +39,7 @@ def compare(probe: Probe, logits: Tensor, labels: Tensor) -> Verdict | None:
     )
 
 
-def calibration(
-    seen: tuple[Tensor, Tensor] | None, otherwise: float | None = None
-) -> Calibration:
+def calibration(seen: tuple[Tensor, Tensor] | None, otherwise: float | None = None) -> Calibration:
     """The temperature on validation with the calibration error before and after.
 
     Args:

@@ -38,6 +38,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
     mergeable: ClassVar[bool] = True
     merge_tolerance: ClassVar[float] = 1e-5
     exposes_delta: ClassVar[bool] = True
+    has_per_sample: ClassVar[bool] = False
     patches_only: ClassVar[bool] = False
     inner_sites: tuple[Site, ...] = ()
     delta_noise: DeltaNoise | None = None
@@ -93,9 +94,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         """
         return {}
 
-    def penalty(
-        self, adapter: str, progress: float, labels: Tensor | None = None
-    ) -> Tensor | None:
+    def penalty(self, adapter: str, progress: float, labels: Tensor | None = None) -> Tensor | None:
         """A term that the method adds to the training loss, None for most.
 
         Args:
@@ -110,6 +109,17 @@ class MethodLayer(nn.Module, BaseTunerLayer):
 
     def adapt(self, tensors: Tensors, adapter: str) -> Tensors:
         """The base layer's {'weight', 'bias'} after `adapter`, differentiable."""
+        raise NotImplementedError
+
+    def per_sample_gradients(self, adapter: str, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
+        """Gradients of the adapter's parameters for each image alone, by parameter name.
+
+        For training with differential privacy; a layer that has them says `has_per_sample`. Those
+        of all others are traced, which costs more.
+
+        Shapes: x (b, ..., i), the input; grad (b, ..., o), the loss' gradient in the output; each
+            result (b, *shape of the parameter).
+        """
         raise NotImplementedError
 
     def functional(self, x: Tensor, tensors: Tensors) -> Tensor:

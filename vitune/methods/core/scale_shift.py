@@ -36,6 +36,7 @@ class ScaleShift(MethodLayer):
 
     adapter_layer_names = ("scale", "shift")
     no_decay = frozenset({"scale", "shift"})
+    has_per_sample = True
 
     def new_parameters(self, config: Any, shared: nn.Module | None) -> Mapping[str, Tensor]:
         channels = self.num_channels()
@@ -58,6 +59,14 @@ class ScaleShift(MethodLayer):
             "weight": weight * scale.view(-1, *[1] * (weight.dim() - 1)),
             "bias": shift if bias is None else bias * scale + shift,
         }
+
+    def per_sample_gradients(self, adapter: str, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
+        """dγ = Σ dy ⊙ f(x), dβ = Σ dy, over tokens or places."""
+        y = self.base_layer(x)
+        if isinstance(self.get_base_layer(), nn.Conv2d):
+            y, grad = y.flatten(2).mT, grad.flatten(2).mT  # (b, n, c)
+        y, grad = (t.reshape(len(t), -1, t.shape[-1]) for t in (y, grad))  # (b, n, c)
+        return {"scale": (grad * y).sum(1), "shift": grad.sum(1)}
 
 
 class ScaleShiftNorm(ScaleShift):

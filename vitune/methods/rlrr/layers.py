@@ -21,7 +21,7 @@ from vitune.methods.authoring import (
     stand_in,
 )
 from vitune.methods.rlrr.init import neutral_scale, new_scales
-from vitune.ops import rescaled_linear, rescaled_weight
+from vitune.ops import per_sample_scale_gradients, rescaled_linear, rescaled_weight
 
 
 class RescaledLinear(LinearLayer):
@@ -31,6 +31,7 @@ class RescaledLinear(LinearLayer):
     """
 
     adapter_layer_names = ("scale_out", "scale_in", "shift")
+    has_per_sample = True
 
     @property
     def no_decay(self) -> frozenset[str]:  # type: ignore[override]
@@ -70,6 +71,25 @@ class RescaledLinear(LinearLayer):
             exact=config.exact,
             token_share=config.token_share,
         )
+
+    def per_sample_gradients(self, adapter: str, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
+        """Those of both scales and the shift; no weight-sized tensor exists on the way."""
+        weight = self.get_base_layer().weight
+        scale_out, scale_in = self._scales(adapter, weight)
+        weight = weight if self.configs[adapter].hadamard else None
+        of_out, of_in = per_sample_scale_gradients(x, grad, weight, scale_out, scale_in)
+        found = {"scale_out": of_out, "scale_in": of_in}
+        found["shift"] = grad.reshape(len(grad), -1, grad.shape[-1]).sum(1)  # (b, o)
+        num_parts, parts = (
+            self._num_parts(self.configs[adapter]),
+            self._adapted_parts(self.configs[adapter]),
+        )
+        kept = {name: values.chunk(num_parts, 1) for name, values in found.items()}
+        return {
+            name: torch.cat([chunks[part] for part in parts], 1)
+            for name, chunks in kept.items()
+            if self.parameter(name, adapter) is not None
+        }
 
     def _changed(self, matrix: Tensor, adapter: str) -> Tensor:
         """W' of a weight seen as a matrix (o, i)."""
@@ -131,6 +151,8 @@ class RescaledConv2d(RescaledLinear):
         values = new_scales(config, len(matrix), matrix.shape[1], 1)
         has_shift = config.shift and base.bias is not None
         return {**values, "shift": torch.zeros(base.out_channels)} if has_shift else values
+
+    has_per_sample = False
 
     def functional(self, x: Tensor, tensors: Tensors) -> Tensor:
         return convolve(self.get_base_layer(), tensors, x)

@@ -1,0 +1,45 @@
+"""Privacy: what updates and models give away, and how to tell a prepared backbone."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitune.privacy.attestation import Attestation, Finding, attest, attest_checkpoint
+    from vitune.privacy.inversion import MatchSettings
+    from vitune.privacy.leak import ATTACKS, LeakRow, LeakSettings, audit_leak
+    from vitune.privacy.leak_page import write_leak_page
+    from vitune.privacy.shared_update import Defence
+
+__all__ = [
+    "ATTACKS",
+    "Attestation",
+    "Defence",
+    "Finding",
+    "LeakRow",
+    "LeakSettings",
+    "MatchSettings",
+    "attest",
+    "attest_checkpoint",
+    "audit_leak",
+    "write_leak_page",
+]
+
+_FILES = {
+    "attestation": ("Attestation", "Finding", "attest", "attest_checkpoint"),
+    "inversion": ("MatchSettings",),
+    "leak": ("ATTACKS", "LeakRow", "LeakSettings", "audit_leak"),
+    "leak_page": ("write_leak_page",),
+    "shared_update": ("Defence",),
+}
+"""Imported when first asked for: training looks in here for its private step alone."""
+
+
+def __getattr__(name: str) -> Any:
+    for file, names in _FILES.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"vitune.privacy.{file}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

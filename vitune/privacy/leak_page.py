@@ -1,0 +1,71 @@
+"""One HTML page of an audit: figures, and originals beside what was recovered."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from vitune.files import write_atomic
+from vitune.privacy.leak import LeakRow, LeakSettings, Picture
+from vitune.report import write_page
+
+MOST_SHOWN = 16
+TALL = 64
+"""Pixels per side at which small images are shown."""
+TITLES = {
+    "labels": "Labels, from the head's gradient",
+    "honest": "Gradient matching, honest backbone",
+    "malicious": "Prepared backbone, method's own parameters",
+    "head": "Prepared backbone, head alone",
+}
+
+
+def write_leak_page(
+    out: str | Path, settings: LeakSettings, rows: Sequence[LeakRow], pictures: Sequence[Picture]
+) -> Path:
+    """Write `out` (HTML) and the same figures as JSON beside it.
+
+    Raises:
+        VituneError: `out` is a folder.
+    """
+    target = Path(out)
+    shown = [
+        {
+            "title": TITLES[picture.row.attack],
+            "row": picture.row,
+            "originals": _sheet(picture.originals[:MOST_SHOWN]),
+            "recovered": _sheet(picture.recovered[:MOST_SHOWN]),
+        }
+        for picture in pictures
+    ]
+    page = write_page(
+        target,
+        "leak.html",
+        {"settings": settings, "rows": rows, "titles": TITLES, "shown": shown},
+        folder=Path(__file__).parent / "templates",
+    )
+    values = {"method": settings.method, "backbone": settings.backbone, "data": settings.data}
+    listed: dict[str, Any] = {**values, "rows": [row.as_dict() for row in rows]}
+    write_atomic(target.with_suffix(".json"), json.dumps(listed, indent=1))
+    return page
+
+
+def _sheet(images: Tensor) -> str:
+    """Images side by side as a data URI."""
+    sizes = (TALL, max(1, round(TALL * images.shape[3] / images.shape[2])))
+    strip = Image.new("RGB", (len(images) * (sizes[1] + 4), sizes[0]), "white")
+    for index, image in enumerate(images):
+        pixels = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        tile = Image.fromarray(pixels).resize((sizes[1], sizes[0]), Image.Resampling.NEAREST)
+        strip.paste(tile, (index * (sizes[1] + 4), 0))
+    buffer = io.BytesIO()
+    strip.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
