@@ -103,8 +103,9 @@ def pareto_study(
         )
         for variant, speed, number in product(study.variants, dict.fromkeys(speeds), lengths)
     ]
-    tasks = [task.model_copy(update={"refit": False}) for part in parts for task in part.tasks]
-    return Study.make({**dict(study), "name": "pareto", "variants": variants, "tasks": tasks})
+    tasks = [task for part in parts for task in part.tasks]
+    changes = {"name": "pareto", "variants": variants, "tasks": tasks, "watch": True}
+    return Study.make({**dict(study), **changes})
 
 
 def front_of(study: Study, results: Sequence[CellResult]) -> list[Point]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def test_a_front_by_hand(tmp_path: Path) -> None:
     made = study(tmp_path, epochs=[2, 4], speeds=["exact", "fast"])
     labels = [variant.label for variant in made.variants]
     assert labels == ["lora exact 2 ep", "lora exact 4 ep", "lora fast 2 ep", "lora fast 4 ep"]
-    assert not any(task.refit for task in made.tasks)
+    assert made.watch
     slow = ((4.0, 8.0, 0.5), (8.0, 16.0, 0.9), (12.0, 24.0, 0.8), (16.0, 32.0, 0.9))
     quick = ((2.0, 4.0, 0.4), (4.0, 8.0, 0.896), (6.0, 12.0, 0.896), (8.0, 16.0, 0.896))
     never = ((2.0, 4.0, 0.4), (4.0, 8.0, 0.89))
@@ -78,10 +79,13 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
 def test_the_command_writes_table_and_page(
     photos: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    suite = str(photos())
+    suite = str(photos(splits={"train": 6, "test": 4}))
     words = ["bench", "pareto", "--suite", suite, "--methods", "bitfit", "--epochs", "1"]
     words += ["--speeds", "exact,fast", "--seeds", "1", "--batch-size", "4"]
     assert run([*words, "--out", str(tmp_path / "front")]) == 0
     told = capfd.readouterr().out
     assert "bitfit  exact" in told and "bitfit  fast" in told, told
     assert (tmp_path / "front" / "pareto.html").is_file()
+    cells = [json.loads(file.read_text()) for file in (tmp_path / "front" / "cells").glob("*.json")]
+    assert [len(cell["curve"]) for cell in cells] == [1, 1]
+    assert all(0 <= cell["curve"][0][2] <= 1 for cell in cells), "validation is watched"

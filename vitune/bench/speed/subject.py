@@ -58,7 +58,7 @@ class Contestant:
     checkpointing: bool = False
     compiled: bool = False
     fused: bool = True
-    tokens: TokenPlan = TokenPlan()
+    tokens: TokenPlan = field(default_factory=TokenPlan)
 
     @classmethod
     def parse(cls, label: str) -> Contestant:

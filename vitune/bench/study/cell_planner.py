@@ -130,7 +130,7 @@ class Planner:
         data = self.bench.task(config, study.split_seed, allow_overlap=study.allow_overlap)
         recipe = study.recipe_of(variant, task) if stage == "final" else {}
         joined = recipe.get("train_on") != "train" and data.refits(task.refit)
-        refit = scored_on == "test" and joined
+        refit = scored_on == "test" and joined and not study.watch
         facts = self.bench.facts(config)
         epochs = config.epochs + recipe.get("cooldown_epochs", 0)
         config = _with_usual_batch(config, data.divided(refit=refit))

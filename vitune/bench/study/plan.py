@@ -186,6 +186,7 @@ class Study(Frozen):
         keep: what to keep of every final run beside its scores and logits: "adapters".
         allow_overlap: score a split that shares images with training, with and without them,
             instead of refusing the task.
+        watch: train final runs on training images alone and score validation after every epoch.
         protocol: "honest", or "as-published", which looks at the test split every epoch.
         missing: tasks of the suite that the data root lacks, to be named in every table.
         remarks: sentences to stand below every table.
@@ -209,6 +210,7 @@ class Study(Frozen):
     retention: bool = False
     keep: tuple[Keepable, ...] = ()
     allow_overlap: bool = False
+    watch: bool = False
     protocol: Literal["honest", "as-published"] = "honest"
     missing: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
