@@ -98,14 +98,8 @@ def leak(
     from vitune.cli._progress import Counting, console
     from vitune.cli._settings import pairs
     from vitune.cli._words import whole_numbers, words
-    from vitune.privacy import (
-        ATTACKS,
-        Defence,
-        LeakSettings,
-        MatchSettings,
-        audit_leak,
-        write_leak_page,
-    )
+    from vitune.privacy import ATTACKS, Defence, LeakSettings, MatchSettings, write_leak_page
+    from vitune.privacy.leak import audit_leak
 
     settings = LeakSettings(
         data=data,
