@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-breadth fuzz docs check lint types clean
+.PHONY: setup demo test test-breadth fuzz browser docs check lint types clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,10 @@ test-breadth: setup
 FUZZ_SEED ?= 0
 fuzz: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/fuzz --fuzz-cases 2000 --fuzz-seed $(FUZZ_SEED)
+
+# ONNX Runtime for the page in examples/browser, by npm; its test is skipped without.
+browser:
+	cd examples/browser && npm ci --ignore-scripts
 
 # The site, into site/; a broken link or an undocumented name is an error.
 docs: setup

@@ -27,7 +27,7 @@ from vitune.ops import sample_tokens
 from vitune.preprocessing import Preprocessing
 from vitune.training.optimiser import new_optimiser
 
-OP: Any = sys.modules["vitune.ops.rescaled_linear"]
+OP: Any = sys.modules["vitune.ops.rescaling"]
 BACKBONE = "vitune/vit_micro_patch4_32"
 CIFAR = "vtab:../shared/data/vtab-1k/cifar"
 BATCH, NUM_BATCHES = 32, 24

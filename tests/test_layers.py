@@ -16,10 +16,12 @@ import vitune
 PACKAGE = Path(vitune.__file__).parent
 ROWS = (
     ("cli", "testing"),
+    ("serving",),
     ("bench", "privacy"),
     ("bench.tables",),
     ("bench.suites", "bench.speed"),
     ("bench.study",),
+    ("export",),
     ("training", "inference"),
     ("privacy.dp",),
     ("analysis", "exits"),
@@ -29,12 +31,13 @@ ROWS = (
     ("methods.authoring", "methods.probe_authoring"),
     ("methods.core",),
     ("cards",),
+    ("fewer_tokens",),
     ("backbones", "data"),
     ("objectives", "report"),
     ("ops",),
     ("runs",),
     ("run_summary",),
-    ("files", "preprocessing", "result_files", "tensors"),
+    ("files", "hub", "preprocessing", "result_files", "tensors"),
     ("environment", "late_imports", "machine", "processes"),
     ("errors",),
 )
@@ -161,6 +164,7 @@ def test_the_door_for_authors_shows_all_that_it_imports_and_nothing_private() ->
 NAMES_A_METHOD = {
     "vitune.training.train_config": "the default method",
     "vitune.cli.compare": "the methods compared when none are named",
+    "vitune.cli._pareto": "the methods compared when none are named",
     "vitune.cli.demo": "what the demo shows",
     "vitune.bench.speed.measuring": "the rows of the speed table",
     "vitune.bench.speed.references": "RLRR against its textbook version",
@@ -277,8 +281,8 @@ MODULE_DOORS = (
     "bench", "bench.study", "bench.suites", "bench.tables", "bench.speed", "methods.core",
 )  # fmt: skip
 NAME_DOORS = (
-    "analysis", "backbones", "data", "exits", "inference", "objectives", "ops", "privacy",
-    "privacy.dp", "report", "training",
+    "analysis", "backbones", "data", "exits", "export", "fewer_tokens", "inference", "objectives",
+    "ops", "privacy", "privacy.dp", "report", "serving", "training",
 )  # fmt: skip
 
 

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from vitune.methods.vpt import VPTShallowConfig as VPTShallowConfig
     from vitune.training import TrainConfig as TrainConfig
     from vitune.training import fit as fit
+    from vitune.training import lean_step as lean_step
 
 __version__ = "0.1.0"
 
@@ -64,7 +65,7 @@ _HOMES = {
     "vitune.errors": ("VituneError",),
     "vitune.inference": ("evaluate", "load_run", "predict"),
     "vitune.methods": ("load_plugin", "register_method"),
-    "vitune.training": ("TrainConfig", "fit"),
+    "vitune.training": ("TrainConfig", "fit", "lean_step"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

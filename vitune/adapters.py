@@ -18,6 +18,7 @@ from peft.utils.save_and_load import set_peft_model_state_dict
 from torch import Tensor, nn
 
 from vitune.backbones import Backbone, find_sites, fingerprint, head_names
+from vitune.cards import KEEP
 from vitune.cards import AdapterCard as AdapterCard
 from vitune.cards import adapter_folder as adapter_folder
 from vitune.environment import installed_versions as installed_versions
@@ -67,6 +68,7 @@ def card_of(
     method_args: Mapping[str, Any],
     backbone_args: Mapping[str, Any],
     classes: Iterable[str],
+    tokens: str = KEEP,
     temperature: float = 1.0,
 ) -> AdapterCard:
     """The card for an adapter in `model`, with the fingerprint of the weights it touches."""
@@ -80,6 +82,7 @@ def card_of(
         fingerprint=fingerprint_of(model),
         temperature=temperature,
         versions=installed_versions(),
+        tokens=tokens,
         plugin=dict(get_method(method).plugin),
     )
 
@@ -139,13 +142,13 @@ def load_adapter(
     recover_folder(folder)
     card = AdapterCard.read(folder)
     tensors = read_tensors(folder / TENSORS)
-    config = _read_config(folder, card, force)
+    config = read_config(folder, card, force)
     config.inference_mode = not trainable
     adapted = inject(model, config)
     try:
         _check_fingerprint(adapted, card, force)
         tensors = current_names(adapted, tensors)
-        _check_tensors(adapted, tensors, folder)
+        check_tensors(adapted, tensors, folder)
         card.check_file(folder / TENSORS, force=force)
     except AdapterError:
         adapted.unload()
@@ -250,7 +253,7 @@ def load_merged(model: nn.Module, folder: str | Path, *, force: bool = False) ->
     return model
 
 
-def _read_config(folder: Path, card: AdapterCard, force: bool = False) -> PeftConfig:
+def read_config(folder: Path, card: AdapterCard, force: bool = False) -> PeftConfig:
     """PEFT's configuration of an adapter; PEFT would look on the hub for one that is missing."""
     file = folder / CONFIG
     if not file.is_file():
@@ -268,7 +271,7 @@ def _read_config(folder: Path, card: AdapterCard, force: bool = False) -> PeftCo
 
 def _read_state(folder: Path, card: AdapterCard) -> AdapterState:
     """An adapter folder as a configuration and tensors, apart from any model."""
-    config = _read_config(folder, card)
+    config = read_config(folder, card)
     tensors = read_tensors(folder / TENSORS)
     card.check_file(folder / TENSORS)
     return AdapterState(config, tensors)
@@ -297,7 +300,7 @@ def _check_fingerprint(model: PeftModel, card: AdapterCard, force: bool) -> None
     warnings.warn(f"{text} Loading it anyway, as asked.", stacklevel=3)
 
 
-def _check_tensors(model: PeftModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
+def check_tensors(model: PeftModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = get_peft_model_state_dict(model)

@@ -12,12 +12,15 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 
 from vitune.errors import AdapterError, VituneError, explain, one_line
+from vitune.fewer_tokens.token_plan import TokenPlan
 from vitune.files import file_sha256
+from vitune.hub import local_copy
 from vitune.preprocessing import Preprocessing
 from vitune.runs import RunFolder
 
 CARD = "vitune.json"
 FORMAT = 1
+KEEP = str(TokenPlan())
 
 
 Pixels = Annotated[int, Field(gt=0)]
@@ -28,6 +31,10 @@ class BackboneArgs(BaseModel, extra="forbid"):
 
     image_size: Pixels | tuple[Pixels, Pixels] | None = None
     checkpoint: str | None = None
+
+
+def _plan(text: str) -> str:
+    return str(TokenPlan.parse(text))
 
 
 def _known(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +56,8 @@ class AdapterCard:
         classes: class names in the order of the logits.
         temperature: what logits are divided by before they become probabilities.
         versions: of the libraries that wrote it.
+        tokens: what `--tokens` was; merging in inference too is part of the network then. Not
+            written where every token is kept.
         plugin: where a method from outside vitune came from: "file" and "sha256", or "package"
             and "version"; empty, and not written, for all others.
         checksums: sha256 of the files beside the card, by name.
@@ -62,6 +71,7 @@ class AdapterCard:
     classes: tuple[str, ...]
     fingerprint: str | None = None
     merged: bool = False
+    tokens: Annotated[str, AfterValidator(_plan)] = KEEP
     temperature: float = 1.0
     versions: dict[str, str] = field(default_factory=dict)
     plugin: dict[str, str] = field(default_factory=dict)
@@ -72,8 +82,10 @@ class AdapterCard:
         files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CARD)
         card = replace(self, checksums={path.name: file_sha256(path) for path in files})
         values = asdict(card)
-        if not card.plugin:
-            del values["plugin"]  # a vitune that knows no plugins reads the card
+        # A vitune that knows no plugins, or no token plans, reads the card of a run without.
+        for name, usual in (("plugin", {}), ("tokens", KEEP)):
+            if values[name] == usual:
+                del values[name]
         text = json.dumps({"format": FORMAT, **values}, indent=2)
         (folder / CARD).write_text(text + "\n")
 
@@ -144,10 +156,12 @@ class AdapterCard:
 def adapter_folder(path: str | Path) -> Path:
     """Where the card of `path` lies: `path` itself, or `adapter/` of a run folder.
 
+    `hf:user/name` is downloaded first (`vitune.hub`).
+
     Raises:
         AdapterError: no such folder, or a run without an adapter yet.
     """
-    folder = Path(path)
+    folder = local_copy(path)
     return folder if (folder / CARD).is_file() else RunFolder.open(folder).adapter
 
 

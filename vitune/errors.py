@@ -55,6 +55,10 @@ def explain(error: ValidationError, known: Iterable[str] = ()) -> str:
         elif problem["type"] == "missing":
             parts.append(f"{name}: got nothing, expected a value.")
         else:
+            cause = problem.get("ctx", {}).get("error")
+            if isinstance(cause, VituneError):  # says it all itself
+                parts.append(str(cause))
+                continue
             reason = problem["msg"].removeprefix("Value error, ").removesuffix(".")
             parts.append(f"{name}: got {problem['input']!r}, {reason[0].lower()}{reason[1:]}.")
     return " ".join(parts)

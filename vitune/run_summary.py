@@ -227,6 +227,8 @@ class RunSummary:
     head_lr: float | None = None
     weight_decay: float | None = None
     precision: str | None = None
+    speed: str | None = None
+    tokens: str | None = None
     device: str | None = None
     num_processes: int | None = None
     seed: int | None = None

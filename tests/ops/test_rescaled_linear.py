@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitune.ops import rescaled_linear, rescaled_linear_reference, rescaled_weight
 
-MODULE: Any = sys.modules["vitune.ops.rescaled_linear"]
+MODULE: Any = sys.modules["vitune.ops.rescaling"]
 NAMES = ("x", "weight", "bias", "scale_out", "scale_in", "shift")
 
 
@@ -156,14 +156,19 @@ def test_a_weight_that_trains_gets_its_gradient() -> None:
     )
 
 
-def test_only_x_and_parameters_are_kept() -> None:
+@pytest.mark.parametrize("most", [0, 1 << 17])
+def test_only_x_and_parameters_are_kept_and_a_small_product(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MODULE, "KEPT_WEIGHT", most)
     tensors = problem(num_out=6, parts=3)
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         rescaled_linear(*tensors.values())  # type: ignore[arg-type]
     known = {t.data_ptr() for t in tensors.values() if t is not None}
-    assert {tensor.data_ptr() for tensor in kept} <= known
-    assert len(kept) == 4
+    further = [tensor for tensor in kept if tensor.data_ptr() not in known]
+    assert [tensor.shape for tensor in further] == [tensors["weight"].shape][:most]
+    assert len(kept) == 4 + len(further)
 
 
 def test_no_gradient_of_the_size_of_the_weight_exists(monkeypatch: pytest.MonkeyPatch) -> None:

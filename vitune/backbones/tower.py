@@ -24,6 +24,9 @@ class TowerClassifier(nn.Module):
         head: takes the pooled width; `nn.Identity` gives features.
     """
 
+    base_model_prefix = ""
+    """PEFT asks any model with a transformers `config` for it; CLIP's towers need the answer."""
+
     def __init__(self, tower: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.tower = tower

@@ -6,6 +6,7 @@ __all__ = [
     "cost",
     "defaults",
     "launching",
+    "pareto",
     "preset_page",
     "presets",
 ]

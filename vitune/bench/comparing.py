@@ -173,5 +173,5 @@ def _note(study: Study, table: Table) -> str:
     """Data, backbone and split in a sentence or two, and what the table warns of."""
     task = study.tasks[0]
     what = f"{task.data} on {study.backbone}, {study.epochs} epochs."
-    parts = [f"{what} Accuracy on {split_text(table)}."]
+    parts = [f"{what} Accuracy on {split_text(table)}. Speed: {table.speed}."]
     return " ".join(filter(None, [*parts, verdict(table), *table.notes]))

@@ -24,10 +24,13 @@ from vitune.cli import (
     demo,
     evaluate,
     exits,
+    export,
     info,
     merge,
     methods,
     predict,
+    push,
+    serve,
     train,
 )
 from vitune.cli._options import Verbs
@@ -48,6 +51,9 @@ VERBS = (
     evaluate,
     exits,
     merge,
+    export,
+    push,
+    serve,
     info,
     methods,
     compare,

@@ -22,10 +22,12 @@ STUDY = "Study"
 MEASURE = "Measurement"
 RUNNING = "Speed and memory"
 OUTPUT = "Output"
+SERVER = "Server"
+LIMITS = "Limits on requests"
 OTHER = "Options"
 GROUPS = (
     "Arguments", DATA, MODEL, TRAINING, REGULARISATION, PRIVACY, PREPROCESSING, STUDY, MEASURE,
-    RUNNING, OUTPUT,
+    RUNNING, SERVER, LIMITS, OUTPUT,
 )  # fmt: skip
 """The groups of a command's help, in the order they are shown; all other options come last."""
 

@@ -123,7 +123,7 @@ class TrainingProgress(Observer):
         else:
             console.print(
                 f"lr {facts.lr:g}{_head_rate(facts)}, weight decay {facts.weight_decay:g}, "
-                f"{facts.precision} on {facts.device}"
+                f"{facts.precision} on {facts.device}, speed {facts.speed}, tokens {facts.tokens}"
             )
         for notice in (facts.notice, facts.scarcity_notice):
             if notice:

@@ -44,7 +44,9 @@ FIELDS = {
     ),
     PRIVACY: ("dp_epsilon", "dp_delta", "dp_clip"),
     PREPROCESSING: ("crop_mode", "crop_pct", "interpolation", "pixel_stats"),
-    RUNNING: ("device", "precision", "lean", "checkpointing", "memory_budget_mib"),
+    RUNNING: (
+        "speed", "tokens", "device", "precision", "lean", "checkpointing", "memory_budget_mib",
+    ),
     OUTPUT: ("checkpoint_every_epochs", "snapshot_every_epochs"),
 }  # fmt: skip
 """The fields of a settings record by the group of help that shows them."""

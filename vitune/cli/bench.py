@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitune.cli import _completion, _study_options
+from vitune.cli import _completion, _pareto, _study_options
 from vitune.cli._bench_run import Asked, Choosing, Images, Subject, run_asked
 from vitune.cli._options import (
     MEASURE,
@@ -207,6 +207,24 @@ def presets(
         if name is not None:
             for line in preset_lines(preset):
                 console.print(line, markup=False)
+
+
+@bench.command("pareto")
+@with_records
+def pareto(
+    asked: _pareto.Asked,
+    jobs: Annotated[int, _study_options.JOBS] = 1,
+    rerun_changed: Annotated[bool, _study_options.RERUN] = False,
+    out: Annotated[str, _study_options.OUT] = ...,  # type: ignore[assignment]
+    force: Annotated[bool, _study_options.FORCE] = False,
+) -> None:
+    """Show accuracy against time and memory: methods x speed presets x epochs.
+
+    Every method runs at its default settings. Validation images are watched and never trained on;
+    the test images are opened once per run, after the last epoch. Exit code 1 means that some runs
+    failed or diverged.
+    """
+    _pareto.show_front(asked, out, jobs=jobs, fresh=rerun_changed, force=force)
 
 
 @dataclass(frozen=True)

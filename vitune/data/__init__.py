@@ -4,7 +4,7 @@ from vitune.data.augment import PRESETS, Augment, augmentation
 from vitune.data.cache import CacheSettings
 from vitune.data.checks import Findings, check_splits, present
 from vitune.data.content import content_hash, content_hashes, default_cache_dir
-from vitune.data.decode import MAX_MEGAPIXELS, Decoding, decode_image, quiet_pillow
+from vitune.data.decode import MAX_MEGAPIXELS, Decoding, decode_bytes, decode_image, quiet_pillow
 from vitune.data.demo import DEMOS
 from vitune.data.folder import list_images
 from vitune.data.holdout import hold_out
@@ -57,6 +57,7 @@ __all__ = [
     "check_splits",
     "content_hash",
     "content_hashes",
+    "decode_bytes",
     "decode_image",
     "default_cache_dir",
     "hold_out",

@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -110,6 +111,24 @@ def decode_image(image: Path | Drawing, decoding: Decoding) -> tuple[Pixels, byt
     )
 
 
+def decode_bytes(content: bytes, decoding: Decoding, name: str) -> Pixels:
+    """Pixels of an image that is held in memory, such as an upload; errors call it `name`.
+
+    Returns:
+        (height, width, 3) uint8 of `decoding.size`.
+
+    Raises:
+        DataError: an image that is corrupt, truncated, too large or of a kind that is not read.
+    """
+    with _told(name, decoding.max_megapixels):
+        return _made(
+            BytesIO(content),
+            name,
+            decoding.max_megapixels,
+            lambda opened: _fitted(opened, decoding, name),
+        )
+
+
 def read_image(
     path: Path, max_megapixels: float, made: Callable[[Image.Image], T]
 ) -> tuple[T, bytes]:
@@ -118,29 +137,42 @@ def read_image(
     Raises:
         DataError: a missing, corrupt, truncated or too large file; the message names it.
     """
-    try:
+    with _told(path, max_megapixels):
         _require_regular(path)
         with path.open("rb") as file:
-            with Image.open(file, formats=image_formats()) as opened:
-                _require_within(opened.size, max_megapixels, path)
-                result = made(_upright_rgb(opened))
+            result = _made(file, path, max_megapixels, made)
             file.seek(0)
             return result, hashlib.file_digest(file, "sha256").digest()
+
+
+def _made(
+    file: IO[bytes], name: Path | str, max_megapixels: float, made: Callable[[Image.Image], T]
+) -> T:
+    with Image.open(file, formats=image_formats()) as opened:
+        _require_within(opened.size, max_megapixels, name)
+        return made(_upright_rgb(opened))
+
+
+@contextmanager
+def _told(name: Path | str, max_megapixels: float) -> Iterator[None]:
+    """Within: whatever Pillow raises is a DataError that names the image."""
+    try:
+        yield
     except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError:
-        raise _too_large(f"over {_PILLOW_LIMIT:g}", max_megapixels, path) from None
+        raise _too_large(f"over {_PILLOW_LIMIT:g}", max_megapixels, name) from None
     except Image.UnidentifiedImageError:
-        raise _broken(path, "UnidentifiedImageError", "no kind of image that is read") from None
+        raise _broken(name, "UnidentifiedImageError", "no kind of image that is read") from None
     except Exception as error:  # Pillow's readers raise almost anything on broken bytes
-        reason = " ".join(str(error).split()).replace(str(path), "").strip(" :'") or "no reason"
-        raise _broken(path, type(error).__name__, reason) from None
+        reason = " ".join(str(error).split()).replace(str(name), "").strip(" :'") or "no reason"
+        raise _broken(name, type(error).__name__, reason) from None
 
 
-def _broken(path: Path, what: str, reason: str) -> DataError:
+def _broken(name: Path | str, what: str, reason: str) -> DataError:
     return DataError(
-        f"image {str(path)!r}: got {what} ({reason}), expected a whole image file. Repair or "
-        "remove it, or pass --skip-bad-images."
+        f"image {str(name)!r}: got {what} ({reason}), expected a whole image file. Repair or "
+        f"remove it{_or_skip(name)}."
     )
 
 
@@ -183,12 +215,12 @@ def _first(tags: Mapping[int, Any], tag: int) -> int:
     return int(value[0] if isinstance(value, tuple) else value)
 
 
-def _fitted(image: Image.Image, decoding: Decoding, path: Path) -> Pixels:
+def _fitted(image: Image.Image, decoding: Decoding, name: Path | str) -> Pixels:
     """Resized as the preprocessing says and cropped about the centre."""
     height, width = decoding.resized_size
     if decoding.preprocessing.crop_mode == "center":
         height, width = covering(image.height, image.width, height, width)
-        _require_within((width, height), decoding.max_megapixels, path)
+        _require_within((width, height), decoding.max_megapixels, name)
     method = RESAMPLING[decoding.preprocessing.interpolation]
     resized = image.resize((width, height), method)
     kept_height, kept_width = decoding.size
@@ -212,15 +244,20 @@ def _require_regular(path: Path) -> None:
         )
 
 
-def _require_within(size: tuple[int, int], most: float, path: Path) -> None:
+def _require_within(size: tuple[int, int], most: float, name: Path | str) -> None:
     """Refuse (width, height) of more than `most` megapixels, before any pixel is allocated."""
     megapixels = size[0] * size[1] / 1e6
     if megapixels > most:
-        raise _too_large(f"{megapixels:.1f}", most, path)
+        raise _too_large(f"{megapixels:.1f}", most, name)
 
 
-def _too_large(megapixels: str, most: float, path: Path) -> DataError:
+def _too_large(megapixels: str, most: float, name: Path | str) -> DataError:
     return DataError(
-        f"image {str(path)!r}: got {megapixels} megapixels, expected at most {most:g}. "
-        "Shrink it, or pass --skip-bad-images."
+        f"image {str(name)!r}: got {megapixels} megapixels, expected at most {most:g}. "
+        f"Shrink it{_or_skip(name)}."
     )
+
+
+def _or_skip(name: Path | str) -> str:
+    """The way out that a folder of images has and an upload has not."""
+    return ", or pass --skip-bad-images" if isinstance(name, Path) else ""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from vitune.data.holdout import hold_out
@@ -13,6 +16,8 @@ from vitune.data.records import ImageList, Pixels, Record
 from vitune.errors import DataError
 
 _BRIGHTEST = 16
+FILE = Path("datasets", "data", "digits.csv.gz")
+"""Where scikit-learn keeps the digits, below its own folder."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,7 @@ def open_digits(spec: str, name: str, options: Mapping[str, int]) -> ImageList:
 
     Source: UCI "Optical Recognition of Handwritten Digits", as bundled with scikit-learn.
     """
-    from sklearn.datasets import load_digits
-
-    greys, labels = load_digits(return_X_y=True)
-    greys, labels = greys.astype(np.uint8), labels.astype(np.int64)
+    greys, labels = _digits()
     num_train = options["train"]
     if not 10 <= num_train <= len(labels) - 10:
         raise DataError(
@@ -65,3 +67,19 @@ def open_digits(spec: str, name: str, options: Mapping[str, int]) -> ImageList:
         "test": tuple(records[index] for index in test),
     }
     return ImageList(spec, splits, tuple(str(digit) for digit in range(10)))
+
+
+def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Greys (n, 64) in 0..16 and labels (n,), from the file that scikit-learn ships.
+
+    Importing scikit-learn, which brings pandas and SciPy, takes longer than a small run's epoch.
+    """
+    found = find_spec("sklearn")
+    file = None if found is None else Path(found.origin or "").parent / FILE
+    if file is not None and file.is_file():
+        values = np.loadtxt(file, delimiter=",", dtype=np.uint8)  # (n, 65)
+        return values[:, :-1], values[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits
+
+    greys, labels = load_digits(return_X_y=True)
+    return greys.astype(np.uint8), labels.astype(np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -141,8 +142,14 @@ def normalise(
     if images.dtype != torch.uint8:
         raise DataError(f"images: got {images.dtype}, expected torch.uint8 in 0..255.")
     pixels = images.to(device or images.device, non_blocking=True).float()
-    mean, std = (
-        torch.tensor(values, device=pixels.device).view(1, 3, 1, 1)
-        for values in (preprocessing.mean, preprocessing.std)
-    )
-    return pixels.mul_(1 / (255 * std)).sub_(mean / std).to(dtype)
+    factor, offset = _scaling(preprocessing.mean, preprocessing.std, pixels.device)
+    return pixels.mul_(factor).sub_(offset).to(dtype)
+
+
+@cache
+def _scaling(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """1 / (255 std) and mean / std (1, 3, 1, 1), once per device: a copy to a GPU waits for it."""
+    means, stds = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
+    return 1 / (255 * stds), means / stds

@@ -5,11 +5,14 @@ from vitune.inference.evaluate import evaluate
 from vitune.inference.load import LoadedRun, load_run
 from vitune.inference.merging import merge_run
 from vitune.inference.predict import Prediction, predict, predictions_csv
+from vitune.inference.publishing import Licences, Pushed, push_run
 from vitune.inference.run_scores import evaluate_run
 
 __all__ = [
+    "Licences",
     "LoadedRun",
     "Prediction",
+    "Pushed",
     "add_exits",
     "calibrate_exits",
     "evaluate",
@@ -18,4 +21,5 @@ __all__ = [
     "merge_run",
     "predict",
     "predictions_csv",
+    "push_run",
 ]

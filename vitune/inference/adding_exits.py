@@ -40,6 +40,7 @@ from vitune.exits import (
     norm_of,
     train_exits,
 )
+from vitune.fewer_tokens import TokenPlan
 from vitune.files import atomic_folder, check_new_folder
 from vitune.inference.load import BATCH, LoadedRun, load_run
 from vitune.inference.seen import used_images
@@ -92,6 +93,11 @@ def add_exits(
         raise VituneError(
             f"run: got {str(run)!r}, which has exits, expected one without. Calibrate them: "
             f"vitune exits calibrate {run}"
+        )
+    if TokenPlan.parse(loaded.card.tokens).in_inference:
+        raise VituneError(
+            f"run: got {str(run)!r} with --tokens {loaded.card.tokens}, expected one that sees "
+            "every token: an exit reads them where it stands. Train with --tokens keep."
         )
     trunk = find_trunk(loaded.model)
     places = trunk.check(at)

@@ -22,6 +22,8 @@ from vitune.counts import ParameterCounts, count_parameters
 from vitune.data import Split, batches, normalise
 from vitune.errors import AdapterError, VituneError
 from vitune.exits import EarlyExit, ExitsFolder, early_exit
+from vitune.fewer_tokens import TokenPlan, reduce_tokens
+from vitune.hub import local_copy
 from vitune.methods import get_method
 
 BATCH = 128
@@ -86,7 +88,7 @@ def load_run(
     """The run, adapter or merged model in `path`, ready to predict.
 
     Args:
-        path: a run folder, its `adapter/`, or what `vitune merge` wrote.
+        path: a run folder, its `adapter/`, what `vitune merge` wrote, or `hf:user/name` on the hub.
         merge: fold the adapter into the weights where its method can; faster, same function.
         force: load although the backbone's weights are not those it was trained on.
         device: "auto", "cpu" or "cuda".
@@ -101,6 +103,7 @@ def load_run(
     if exits not in EXITS:
         raise VituneError(f"--exits: got {exits!r}, expected one of {EXITS}.")
     place = _device(device)
+    path = local_copy(path)
     folder = adapter_folder(path)
     card = AdapterCard.read(folder)
     arguments = dict(card.backbone_args)
@@ -114,6 +117,9 @@ def load_run(
         adapted = load_adapter(backbone.model, folder, force=force, trainable=True)
         counts = count_parameters(adapted)
         network = _folded(adapted) if merge and _merges(card) else adapted
+    plan = TokenPlan.parse(card.tokens)
+    if plan.in_inference:
+        reduce_tokens(network, plan)
     network.requires_grad_(False)
     network = network.to(place).eval()
     leaving = None

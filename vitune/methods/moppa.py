@@ -61,6 +61,7 @@ class MoPPAConfig(RLRRConfig):
     counts_on_vit_b16 = (({}, 224_976),)
     shares_parameters = True
     combines = False
+    needs_every_patch = True
     narrowed_by = OPTIONS - {ALL_LINEAR}
     mergeable = False
     identity_at_init = False

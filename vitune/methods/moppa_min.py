@@ -61,6 +61,7 @@ class MoPPAMinConfig(BlockConfig):
     mergeable = False
     inner_roles = ("norm1", "attn_out", "fc2")
     acts_in_windows = False
+    needs_every_patch = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

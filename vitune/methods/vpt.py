@@ -146,7 +146,7 @@ class PromptedBlock(WrapperLayer):
     def _with_prompts(self, x: Tensor, adapter: str) -> Tensor:
         rate, start = self.configs[adapter].dropout, self._start(adapter)
         prompts = F.dropout(self.prompts[adapter].to(x.dtype), rate, self.training)
-        prompts = prompts.expand(len(x), -1, -1)  # (b, p, d)
+        prompts = prompts.expand(x.shape[0], -1, -1)  # (b, p, d)
         return torch.cat([x[:, :start], prompts, x[:, start:]], dim=1)
 
     def _without_prompts(self, y: Tensor, adapter: str) -> Tensor:

@@ -19,9 +19,19 @@ from vitune.ops.temperature import (
     fit_temperature,
     paired,
 )
+from vitune.ops.token_merging import (
+    Matching,
+    match_tokens,
+    merged_tokens,
+    merged_tokens_reference,
+    sized_attention,
+    sized_attention_reference,
+    spread_tokens,
+)
 from vitune.ops.token_sampling import sample_tokens
 
 __all__ = [
+    "Matching",
     "Solution",
     "Standardiser",
     "attention",
@@ -34,6 +44,9 @@ __all__ = [
     "first_token_only",
     "fit_temperature",
     "lean_step",
+    "match_tokens",
+    "merged_tokens",
+    "merged_tokens_reference",
     "new_tau",
     "paired",
     "partial_linear",
@@ -46,5 +59,8 @@ __all__ = [
     "response",
     "route_entropy",
     "sample_tokens",
+    "sized_attention",
+    "sized_attention_reference",
     "solve_logistic",
+    "spread_tokens",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,24 +18,25 @@ SCORES_PER_THREAD = 1 << 19
 """Scores of one thread at a time: 2 MiB in float32, about one core's second-level cache."""
 
 
-def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / √d) v as written; the arguments are those of `attention`."""
+def attention_reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √d + bias) v as written; the arguments are those of `attention`."""
     scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (b, h, n, m)
-    return scores.softmax(-1) @ v
+    return (scores if bias is None else scores + bias).softmax(-1) @ v
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / √d) v by plain matrix products, the scores computed again for the gradient.
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √d + bias) v by plain products, the scores computed again for the gradient.
 
     A few images at a time, so that their scores stay in the cache. Where a gradient is to be
     differentiated in turn (`create_graph`), the reference's is given; under torch.func and
     torch.export the reference runs.
 
-    Shapes: q (b, h, n, d); k (b, h, m, d); v (b, h, m, e); returns (b, h, n, e).
+    Shapes: q (b, h, n, d); k (b, h, m, d); v (b, h, m, e); bias (b, 1, 1, m), which gets no
+        gradient; returns (b, h, n, e).
     """
     if needs_plain_ops():
-        return attention_reference(q, k, v)
-    result: Tensor = _Attention.apply(q, k, v)
+        return attention_reference(q, k, v, bias)
+    result: Tensor = _Attention.apply(q, k, v, bias)
     return result
 
 
@@ -55,36 +57,40 @@ def prefers_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        ctx.save_for_backward(q, k, v)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(q, k, v, bias)
         b, h, n, _ = q.shape
         result = q.new_empty(b, n, h, v.shape[-1]).transpose(1, 2)  # (b, h, n, e)
         with without_autocast(q.device.type):
             for some in _images(q, k):
-                result[some] = attention_reference(q[some], k[some], v[some])
+                some_bias = None if bias is None else bias[some]
+                result[some] = attention_reference(q[some], k[some], v[some], some_bias)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v = ctx.saved_tensors
+        q, k, v, bias = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return gradients_of(attention_reference, (q, k, v), ctx.needs_input_grad, grad)
+            biased = partial(attention_reference, bias=bias)
+            return *gradients_of(biased, (q, k, v), ctx.needs_input_grad[:3], grad), None
         scale = q.shape[-1] ** -0.5
         grad_q, grad_k, grad_v = (torch.empty_like(tensor) for tensor in (q, k, v))
         with without_autocast(q.device.type):
             for some in _images(q, k):
                 scaled = q[some] * scale
-                shares = (scaled @ k[some].mT).softmax(-1)  # (b, h, n, m)
+                scores = scaled @ k[some].mT  # (b, h, n, m)
+                shares = (scores if bias is None else scores + bias[some]).softmax(-1)
                 grad_v[some] = shares.mT @ grad[some]
                 grad_shares = grad[some] @ v[some].mT
                 grad_scores = torch._softmax_backward_data(grad_shares, shares, -1, q.dtype)
                 grad_q[some] = (grad_scores @ k[some]).mul_(scale)
                 grad_k[some] = grad_scores.mT @ scaled
-        return grad_q, grad_k, grad_v
+        return grad_q, grad_k, grad_v, None
 
 
 def _images(q: Tensor, k: Tensor) -> list[slice]:
     """Slices of the batch whose scores fit the cache of the threads that work on them."""
     scores = q.shape[1] * q.shape[2] * k.shape[2]
-    size = max(1, torch.get_num_threads() * SCORES_PER_THREAD // max(1, scores))
+    most = max(1, torch.get_num_threads() * SCORES_PER_THREAD // max(1, scores))
+    size = -(-len(q) // -(-len(q) // most))  # even slices, rounded up: a rest of one is slow
     return [slice(start, start + size) for start in range(0, len(q), size)]

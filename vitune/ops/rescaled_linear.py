@@ -7,30 +7,16 @@ weight-sized gradient ever exists. The reference is the formula as written, left
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitune.ops.hardware import cpu_multiplies_bf16, in_autocast_dtype, without_autocast
+from vitune.ops.hardware import in_autocast_dtype
 from vitune.ops.plain import gradients_of, needs_plain_ops
-from vitune.ops.token_sampling import sample_tokens
-
-BUILD_TILE = 1 << 19
-"""Elements of W that are rescaled at a time: their float32 product stays in a core's cache.
-
-2 MiB in float32, about one core's second-level cache.
-"""
-
-REDUCTION_TILE = 1 << 21
-"""Elements of dyᵀx that exist at a time; smaller tiles make the product itself slower.
-
-8 MiB in float32: four times BUILD_TILE, since every tile reads the whole of x once more.
-"""
-
-BF16_REDUCTION_FROM = 1 << 28
-"""Multiplications n·o·i from which a float32 reduction product is taken in bfloat16."""
+from vitune.ops.rescaling import product_gradients, rescaled_product, sum_bias, tiled_weight
 
 
 def rescaled_weight(
@@ -59,7 +45,7 @@ def rescaled_linear_reference(
 ) -> Tensor:
     """y = x W'ᵀ + b + f, as written; the arguments are those of `rescaled_linear`."""
     changed = rescaled_weight(weight, scale_out, scale_in, residual=residual)
-    return F.linear(x, changed, _sum_bias(bias, shift, weight.dtype))
+    return F.linear(x, changed, sum_bias(bias, shift, weight.dtype))
 
 
 def rescaled_linear(
@@ -76,10 +62,11 @@ def rescaled_linear(
 ) -> Tensor:
     """y = x W'ᵀ + b + f with W' = W ⊙ (1 + S_out S_in), saving only x for the backward pass.
 
-    W and b are frozen here and get no gradient; where `weight` requires one, the reference runs
-    instead. Under autocast the product is taken in the autocast dtype, W' being rounded once from
-    a float32 product. Where a gradient is to be differentiated in turn (`create_graph`), the
-    reference's is given; under torch.func and torch.export the reference runs.
+    Of a small W (`rescaling.KEPT_WEIGHT`) W' is kept too. W and b are frozen here and get no
+    gradient; where `weight` requires one, the reference runs instead. Under autocast the product is
+    taken in the autocast dtype, W' being rounded once from a float32 product. Where a gradient is
+    to be differentiated in turn (`create_graph`), the reference's is given; under torch.func and
+    torch.export the reference runs, under torch.compile one custom operator.
 
     The product dyᵀx behind the scales' gradients is taken in bfloat16 where x is float32 on a CPU
     that multiplies bfloat16 in hardware and n·o·i is at least BF16_REDUCTION_FROM. y and dx are
@@ -96,10 +83,15 @@ def rescaled_linear(
     x = in_autocast_dtype(x)
     if weight.requires_grad or needs_plain_ops():
         changed = rescaled_weight(weight, scale_out, scale_in, residual=residual).to(x.dtype)
-        return F.linear(x, changed, _sum_bias(bias, shift, x.dtype))
+        return F.linear(x, changed, sum_bias(bias, shift, x.dtype))
+    if torch.compiler.is_compiling():
+        whole: Tensor = _whole(
+            x, weight, bias, scale_out, scale_in, shift, residual, exact, token_share
+        )
+        return whole
     if not torch.is_grad_enabled():
-        changed = _tiled_weight(weight, scale_out, scale_in, residual, x.dtype)
-        return F.linear(x, changed, _sum_bias(bias, shift, x.dtype))
+        changed = tiled_weight(weight, scale_out, scale_in, residual, x.dtype)
+        return F.linear(x, changed, sum_bias(bias, shift, x.dtype))
     result: Tensor = _RescaledLinear.apply(
         x, weight, bias, scale_out, scale_in, shift, residual, exact, token_share
     )
@@ -149,53 +141,30 @@ class _RescaledLinear(torch.autograd.Function):
         exact: bool,
         token_share: float,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, scale_out, scale_in)
         ctx.residual, ctx.exact, ctx.token_share = residual, exact, token_share
         ctx.shift_dtype = None if shift is None else shift.dtype
-        with without_autocast(x.device.type):
-            changed = _tiled_weight(weight, scale_out, scale_in, residual, x.dtype)
-            return F.linear(x, changed, _sum_bias(bias, shift, x.dtype))
+        y, kept = rescaled_product(x, weight, bias, scale_out, scale_in, shift, residual)
+        ctx.save_for_backward(x, weight, scale_out, scale_in, kept)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale_out, scale_in = ctx.saved_tensors
+        x, weight, scale_out, scale_in, kept = ctx.saved_tensors
         needs_x, _, _, needs_out, needs_in, needs_shift, *_ = ctx.needs_input_grad
         if torch.is_grad_enabled():
             return _differentiable_gradients(ctx, grad)
-        grad = grad.reshape(-1, grad.shape[-1]).to(x.dtype)  # (n, o)
-        grad_x = grad_out = grad_in = grad_shift = None
-        with without_autocast(x.device.type):
-            if needs_x:
-                changed = _tiled_weight(weight, scale_out, scale_in, ctx.residual, x.dtype)
-                grad_x = (grad @ changed).view_as(x)
-                del changed
-            if needs_shift:
-                grad_shift = (grad.T @ grad.new_ones(len(grad))).to(ctx.shift_dtype)  # (o,)
-            if needs_out or needs_in:
-                x = x.reshape(-1, x.shape[-1])  # (n, i)
-                # Only the scales' gradient is estimated, and last: dx and the shift's are exact, so
-                # that no layer below inherits the noise.
-                if ctx.token_share < 1:
-                    grad, x = sample_tokens(grad, x, ctx.token_share)
-                if not ctx.exact and _reduces_in_bf16(x, weight):
-                    x, grad = x.bfloat16(), grad.bfloat16()
-                grad_out, grad_in = _scale_gradients(grad, x, weight, scale_out, scale_in)
-        return (
-            grad_x,
-            None,
-            None,
-            grad_out if needs_out else None,
-            grad_in if needs_in else None,
-            grad_shift,
-            None,
-            None,
-            None,
-        )
+        needed = (needs_x, needs_out, needs_in, needs_shift)
+        how = (ctx.residual, ctx.exact, ctx.token_share)
+        found = product_gradients(grad, x, weight, scale_out, scale_in, *how, needed, kept)
+        of_x, of_out, of_in, of_shift = found
+        if of_shift is not None:
+            of_shift = of_shift.to(ctx.shift_dtype)
+        return of_x, None, None, of_out, of_in, of_shift, None, None, None
 
 
 def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The reference's gradients, with a graph of their own."""
-    x, weight, scale_out, scale_in = ctx.saved_tensors
+    x, weight, scale_out, scale_in, _ = ctx.saved_tensors
     needs_x, _, _, needs_out, needs_in, needs_shift, *_ = ctx.needs_input_grad
 
     def product(x: Tensor, scale_out: Tensor, scale_in: Tensor) -> Tensor:
@@ -208,76 +177,95 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
     return of_x, None, None, of_out, of_in, of_shift, None, None, None
 
 
-def _scale_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, scale_out: Tensor, scale_in: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(d scale_out, d scale_in) from dW' = gradᵀ x, one tile of outputs at a time."""
-    grad_out, grad_in = torch.empty_like(scale_out), torch.zeros_like(scale_in)
-    for outs, parts in _tiles(weight, scale_in.shape[0], REDUCTION_TILE):
-        change = (grad[:, outs].T @ x).to(scale_out.dtype).mul_(weight[outs])  # (k·t, i)
-        change = _by_part(change, parts)  # (k, t, i)
-        grad_out[outs] = (change @ scale_in[parts].mT).flatten(0, 1)  # (k·t, r)
-        grad_in[parts] += _by_part(scale_out[outs], parts).mT @ change  # (k, r, i)
-    return grad_out, grad_in
+_SCHEMA = (
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor scale_out, Tensor scale_in, Tensor? shift, "
+    "bool residual, bool exact, float token_share) -> Tensor"
+)
+_GRADIENT_SCHEMA = (
+    "(Tensor grad, Tensor x, Tensor weight, Tensor scale_out, Tensor scale_in, bool residual, "
+    "bool exact, float token_share, bool[] needed) -> (Tensor, Tensor, Tensor, Tensor)"
+)
 
 
-def _reduces_in_bf16(x: Tensor, weight: Tensor) -> bool:
-    return (
-        x.dtype == torch.float32
-        and x.device.type == "cpu"
-        and len(x) * weight.numel() >= BF16_REDUCTION_FROM
-        and cpu_multiplies_bf16()
+# The same as one operator of torch.compile, which cannot look into an autograd.Function that
+# works in tiles. Outside a compiled graph that function has less overhead.
+@torch.library.custom_op("vitune::rescaled_linear", mutates_args=(), schema=_SCHEMA)
+def _whole(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale_out: Tensor,
+    scale_in: Tensor,
+    shift: Tensor | None,
+    residual: bool,
+    exact: bool,
+    token_share: float,
+) -> Tensor:
+    return rescaled_product(x, weight, bias, scale_out, scale_in, shift, residual)[0]
+
+
+@_whole.register_fake
+def _whole_shape(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op(
+    "vitune::rescaled_linear_gradient", mutates_args=(), schema=_GRADIENT_SCHEMA
+)
+def _whole_gradient(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale_out: Tensor,
+    scale_in: Tensor,
+    residual: bool,
+    exact: bool,
+    token_share: float,
+    needed: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """An operator returns tensors alone: an empty one stands for a gradient that is not needed."""
+    found = product_gradients(
+        grad, x, weight, scale_out, scale_in, residual, exact, token_share, needed
+    )
+    return tuple(x.new_empty(0) if value is None else value for value in found)
+
+
+@_whole_gradient.register_fake
+def _gradient_shapes(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale_out: Tensor,
+    scale_in: Tensor,
+    residual: bool,
+    exact: bool,
+    token_share: float,
+    needed: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    shift = x.new_empty(weight.shape[0])
+    made = (torch.empty_like(x), torch.empty_like(scale_out), torch.empty_like(scale_in), shift)
+    return tuple(
+        value if is_needed else x.new_empty(0)
+        for value, is_needed in zip(made, needed, strict=True)
     )
 
 
-@torch.no_grad()
-def _tiled_weight(
-    weight: Tensor, scale_out: Tensor, scale_in: Tensor, residual: bool, dtype: torch.dtype
-) -> Tensor:
-    """W' in `dtype`, computed tile by tile in the wider dtype of W and scales, rounded once."""
-    changed = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    tiles = _tiles(weight, scale_in.shape[0], BUILD_TILE)
-    largest = max(outs.stop - outs.start for outs, _ in tiles)
-    wide = torch.promote_types(weight.dtype, scale_out.dtype)
-    buffer = torch.empty(largest, weight.shape[1], dtype=wide, device=weight.device)
-    for outs, parts in tiles:
-        old, by_in = _by_part(weight[outs], parts), scale_in[parts]  # (k, t, i), (k, r, i)
-        by_out = _by_part(scale_out[outs], parts)  # (k, t, r)
-        tile = buffer[: outs.stop - outs.start]
-        new = _by_part(tile, parts)
-        if by_in.shape[1] > 1:
-            new.copy_(by_out @ by_in)
-            (new.add_(1) if residual else new).mul_(old)
-        elif residual:
-            torch.mul(old, by_in, out=new)
-            torch.addcmul(old, new, by_out, out=new)
-        else:
-            torch.mul(old, by_in, out=new).mul_(by_out)
-        changed[outs] = tile
-    return changed
+def _keep_for_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, scale_out, scale_in, shift, *ctx.how = inputs
+    ctx.save_for_backward(x, weight, scale_out, scale_in)
+    ctx.shift_dtype = None if shift is None else shift.dtype
 
 
-def _tiles(weight: Tensor, num_parts: int, most: int) -> list[tuple[slice, slice]]:
-    """(outputs, parts) pairs: all at once where W has at most `most` elements, else even tiles."""
-    num_out, num_in = weight.shape
-    if num_out * num_in <= most:
-        return [(slice(0, num_out), slice(0, num_parts))]
-    part_size = num_out // num_parts
-    # Even tiles (-(-a // b) rounds up) rather than full ones and a rest: a thin product is slow.
-    # A tile never crosses a part of a fused weight, whose parts have scales of their own.
-    num_tiles = min(part_size, -(-part_size * num_in // most))
-    size = -(-part_size // num_tiles)
-    return [
-        (slice(start, min(start + size, (part + 1) * part_size)), slice(part, part + 1))
-        for part in range(num_parts)
-        for start in range(part * part_size, (part + 1) * part_size, size)
-    ]
+def _whole_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needs_x, _, _, needs_out, needs_in, needs_shift, *_ = ctx.needs_input_grad
+    needed = [needs_x, needs_out, needs_in, needs_shift]
+    found = _whole_gradient(grad, *ctx.saved_tensors, *ctx.how, needed)
+    of_x, of_out, of_in, of_shift = (
+        value if is_needed else None for value, is_needed in zip(found, needed, strict=True)
+    )
+    if of_shift is not None:
+        of_shift = of_shift.to(ctx.shift_dtype)
+    return of_x, None, None, of_out, of_in, of_shift, None, None, None
 
 
-def _by_part(tensor: Tensor, parts: slice) -> Tensor:
-    return tensor.unflatten(0, (parts.stop - parts.start, -1))
-
-
-def _sum_bias(bias: Tensor | None, shift: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    present = [vector for vector in (bias, shift) if vector is not None]
-    return sum(present[1:], present[0]).to(dtype) if present else None
+_whole.register_autograd(_whole_backward, setup_context=_keep_for_gradient)

@@ -6,11 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from vitune.training.observer import Observer, Running
+from vitune.training.speed_presets import FASTER, PRESETS
 from vitune.training.train_config import STEPPING, TrainConfig, read_yaml, settings_in
 
 if TYPE_CHECKING:
     from vitune.training.fitting import Trained, backbone_arguments, fit
     from vitune.training.last_block import class_tail, lean_training
+    from vitune.training.lean_anywhere import LeanStep, lean_step
     from vitune.training.loop import inference_weights
     from vitune.training.optimiser import new_optimiser
     from vitune.training.resume_point import read_progress
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
     from vitune.training.tuning import Tuning
 
 __all__ = [
+    "FASTER",
+    "PRESETS",
     "STEPPING",
+    "LeanStep",
     "Observer",
     "Running",
     "TrainConfig",
@@ -28,6 +33,7 @@ __all__ = [
     "class_tail",
     "fit",
     "inference_weights",
+    "lean_step",
     "lean_training",
     "new_optimiser",
     "read_progress",
@@ -39,6 +45,7 @@ __all__ = [
 _NEEDING_PYTORCH = {
     "fitting": ("Trained", "backbone_arguments", "fit"),
     "last_block": ("class_tail", "lean_training"),
+    "lean_anywhere": ("LeanStep", "lean_step"),
     "loop": ("inference_weights",),
     "optimiser": ("new_optimiser",),
     "resume_point": ("read_progress",),

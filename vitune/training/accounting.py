@@ -62,6 +62,8 @@ def facts_of(
         head_lr=settings.head_lr,
         weight_decay=settings.weight_decay,
         precision=settings.precision,
+        speed=settings.speed,
+        tokens=settings.tokens,
         device=_device_name(accelerator),
         num_processes=accelerator.num_processes,
         seed=settings.seed,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration
 from peft import PeftModel
 
 from vitune.adapters import fingerprint_of, inject, save_adapter
@@ -23,6 +24,7 @@ from vitune.counts import count_parameters, trained_parts
 from vitune.data import Augment, Splits, UsedImages, augmentation, open_source
 from vitune.environment import Environment
 from vitune.errors import AdapterError, DataError, VituneError
+from vitune.fewer_tokens import reduce_tokens
 from vitune.machine import ProcessorUse
 from vitune.methods import PROBE, get_method, method_notice
 from vitune.objectives import new_objective
@@ -37,6 +39,7 @@ from vitune.training.loop import Loop, Recipe
 from vitune.training.memory import require_memory
 from vitune.training.metrics import append_row
 from vitune.training.observer import Observer
+from vitune.training.precision import BF16_WIDTH as WIDE
 from vitune.training.precision import network_width, resolve_precision
 from vitune.training.probing import Probe
 from vitune.training.record import (
@@ -58,6 +61,7 @@ from vitune.training.settling import (
     with_fitting_batch,
 )
 from vitune.training.solving import solved_model, solved_settings, with_solution
+from vitune.training.speed_presets import FASTER
 from vitune.training.splits_to_train import prepare_data
 from vitune.training.starting import (
     keep_probe,
@@ -323,7 +327,7 @@ class _Job:
         if self.folder is not None and accelerator.is_main_process:
             self.folder.summary.unlink()
             shutil.copytree(self.folder.adapter, self.folder.path / "adapted", dirs_exist_ok=True)
-            update = {"method": method.name, "method_args": {}}
+            update = {"method": method.name, "method_args": {}, "tokens": "keep"}
             chosen = write_result(chosen, self.folder, settings.model_copy(update=update))
         return chosen
 
@@ -401,7 +405,8 @@ class _Job:
         """The settings with nothing left open."""
         if self.record is not None:
             return self.asked
-        device, width = self.process.device.type, network_width(backbone.model)
+        device = self.process.device.type
+        width = WIDE if self.asked.speed in FASTER else network_width(backbone.model)
         precision = resolve_precision(self.asked.precision, device, width)
         assert splits.train is not None
         num_images = len(splits.train)
@@ -423,7 +428,9 @@ class _Job:
             method = get_method(settings.method)
             config = method.configure(backbone.model, method_arguments(settings))
         arguments = plain_config(config)  # before PEFT sees it: it fills in what it finds
-        return inject(backbone.model, config), arguments
+        model = inject(backbone.model, config)
+        reduce_tokens(model, settings.token_plan)
+        return model, arguments
 
     def _snapshot(
         self,
@@ -542,6 +549,8 @@ def _new_accelerator(settings: TrainConfig) -> Accelerator:
         cpu=_on_cpu(settings),
         mixed_precision="no" if precision == "fp32" else precision,
         gradient_accumulation_steps=settings.accumulation_steps,
+        # Pinned batches are copied while the GPU computes; it is told of the next one meanwhile.
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
     )
 
 

@@ -71,6 +71,7 @@ def card_for(
         backbone_args=arguments,
         classes=classes,
         temperature=temperature,
+        tokens=settings.tokens,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,6 @@ from torch.nn import functional as F
 
 from vitune.backbones import logits_of
 from vitune.data import Augment, CachedImages, EpochSampler, Split, batches, normalise
-from vitune.errors import TrainingError
 from vitune.methods import MethodLayer, method_penalty, noise_plan
 from vitune.objectives import Objective, Step, new_objective
 from vitune.ops import calibrated_losses, first_token_only
@@ -33,6 +32,7 @@ from vitune.privacy.dp import PrivateStep
 from vitune.training.averaging import Averager
 from vitune.training.inputs import TrainingInputs
 from vitune.training.last_block import class_tail, lean_training
+from vitune.training.loss_watch import LossWatch
 from vitune.training.metrics import append_row, keep_epochs, read_epochs
 from vitune.training.mixing import SHARES, chosen_share, mixed
 from vitune.training.observer import Observer
@@ -114,7 +114,13 @@ class Loop:
         self.objective = self._new_objective()
         self.tail = class_tail(model) if config.lean else ()
         self.sampler = EpochSampler(len(train), seed=config.seed)
-        loader = batches(train, config.batch_size, sampler=self.sampler, drop_last=config.drop_last)
+        loader = batches(
+            train,
+            config.batch_size,
+            sampler=self.sampler,
+            drop_last=config.drop_last,
+            pin_memory=accelerator.device.type == "cuda",
+        )
         optimiser = new_optimiser(
             model,
             recipe.lr,
@@ -252,14 +258,17 @@ class Loop:
         started, own_started = time.perf_counter(), time.process_time()
         self._seed(epoch)
         self._training_mode()
-        total_loss, num_images, num_batches = 0.0, 0, 0
+        watch = LossWatch(self.accelerator.device)
+        total_loss, latest, num_images, num_batches = 0.0, math.nan, 0, 0
         for index, batch in enumerate(self.loader):
-            loss = self._step(batch, index, epoch)
+            for latest in self._step(batch, index, epoch, watch):
+                total_loss += latest
             num_batches = index + 1
             num_images += len(batch["labels"]) * self.accelerator.num_processes
-            total_loss += loss
-            self.observer.stepped(self.progress.step, loss, num_images)
+            self.observer.stepped(self.progress.step, latest, num_images)
+        total_loss += sum(watch.rest())
         train_seconds = time.perf_counter() - started
+        train_cpu_seconds = time.process_time() - own_started
         self.progress.epoch = epoch + 1
         val_loss = val_accuracy = None
         if self.val is not None:
@@ -281,6 +290,7 @@ class Loop:
             "val_accuracy": val_accuracy,
             "images_per_s": num_images / train_seconds,
             "train_seconds": train_seconds,
+            "train_cpu_seconds": train_cpu_seconds,
             "seconds": self.progress.seconds,
         }
         # In this order: a run that is killed between the two does the epoch again.
@@ -289,23 +299,19 @@ class Loop:
         self._save(epoch + 1)
         return row
 
-    def _step(self, batch: dict[str, Tensor], index: int, epoch: int) -> float:
-        """Forward, backward and, when enough batches are in, the update; returns the loss."""
+    def _step(
+        self, batch: dict[str, Tensor], index: int, epoch: int, watch: LossWatch
+    ) -> Iterable[float]:
+        """Forward, backward and, when enough batches are in, the update; the losses now due."""
         self.schedule.step_update(self.progress.step)
         if self.private is not None:
-            return self._private_step(self.private, batch, index, epoch)
+            return (self._private_step(self.private, batch, index, epoch),)
         with self.accelerator.accumulate(self.wrapped), self._lean_step():
             images, targets = self.inputs(batch, index, epoch)
             with self.accelerator.autocast():
                 losses = self.objective(self.wrapped, images, targets, self._circumstances(batch))
             loss = torch.stack([part.float() for part in losses.values()]).sum()
-            value = loss.item()
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"loss: got {value!r} at step {self.progress.step + 1} (epoch {epoch + 1}), "
-                    "expected a finite number. Try a lower --lr or --clip-grad 1; the last "
-                    "checkpoint is kept."
-                )
+            due = list(watch.add(loss, self.progress.step + 1, epoch + 1))
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients:
                 if self.config.clip_grad:
@@ -317,7 +323,7 @@ class Loop:
             self.optimiser.zero_grad()
             if self.averager and self.accelerator.sync_gradients:
                 self.averager.update()
-        return value
+        return due
 
     def _private_step(
         self, private: PrivateStep, batch: dict[str, Tensor], index: int, epoch: int

@@ -59,7 +59,7 @@ def require_memory(backbone: Backbone, config: TrainConfig, device: torch.device
         return
     needed_mib = images_mib + adapter_mib
     if needed_mib <= free_mib:  # the rehearsal has no numbers for absurd sizes
-        needed_mib += _step_mib(adapted, config, batch, size)
+        needed_mib += _step_mib(adapted, config, batch, size) * _tokens_part(config)
     if needed_mib > free_mib:
         raise OutOfMemoryError(
             f"memory: got steps of {batch} images of {size[0]} x {size[1]} pixels, which need "
@@ -87,6 +87,11 @@ def _step_mib(model: nn.Module, config: TrainConfig, batch: int, size: tuple[int
         return 0.0
     lean = LEAN_PART if config.lean and not config.checkpointing else 1.0
     return sum(used) / _MIB * lean * (1.0 if config.precision == "fp32" else HALF_PART)
+
+
+def _tokens_part(config: TrainConfig) -> float:
+    """What fewer tokens leave of a step, at least: a bound, so as if they were gone at once."""
+    return 1 - config.token_plan.share
 
 
 def _free_mib(device: torch.device) -> float:

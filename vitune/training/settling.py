@@ -16,6 +16,7 @@ from vitune.runs import RunFolder
 from vitune.training.private import with_privacy
 from vitune.training.record import RunRecord
 from vitune.training.resume_point import read_progress
+from vitune.training.speed_presets import settled_speed
 from vitune.training.train_config import STEPPING, TrainConfig
 
 SETTLED_BY_RESUME = ("epochs", "data")
@@ -30,6 +31,7 @@ LEFT_TO_VITUNE: dict[str, Any] = {
     "warmup_epochs": None,
     "precision": "auto",
     "device": "auto",
+    "speed": None,
 }
 """Settings that a run fills in, and the value that asks for it."""
 
@@ -124,8 +126,17 @@ def filled_in(config: TrainConfig, method: Method, precision: str, device: str) 
     decay = config.weight_decay
     if decay is None:
         decay = method.default_weight_decay(config.backbone)
+    speed, traded = settled_speed(
+        config.speed,
+        config.tokens,
+        typed_arguments(config.method_args),
+        method.speed_arguments,
+        method.defaults,
+    )
     return config.model_copy(
         update={
+            "speed": speed,
+            "method_args": {**traded, **config.method_args},
             "lr": config.lr or method.default_lr(config.backbone),
             "weight_decay": decay,
             "warmup_epochs": config.resolved_warmup_epochs,

@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from vitune.errors import AdapterError, VituneError, explain
+from vitune.fewer_tokens.token_plan import TOKENS_HELP, TokenPlan
 from vitune.preprocessing import PIXEL_STATS, Preprocessing
+from vitune.training.speed_presets import PRESETS, Speed, with_preset
 
 DecayRule = Literal["vitune", "published"]
 HeadInit = Literal["zero", "linear", "trunc_normal", "kaiming_normal"]
@@ -23,7 +32,7 @@ BESIDE_SETTINGS = ("resolved", "starts", CHECKSUM)
 STEPPING = (
     "lr", "head_lr", "weight_decay", "warmup_epochs", "clip_grad", "label_smoothing", "mixup",
     "cutmix", "drop_path", "random_erasing", "augment", "ema", "patience", "optimiser", "start",
-    "head_init", "objective",
+    "head_init", "objective", "tokens",
 )  # fmt: skip
 """Settings of training by steps, which mean nothing where a head is solved."""
 
@@ -140,6 +149,12 @@ class TrainConfig(BaseModel):
         None, ge=1, description="memory for decoded images; the rest is read from disk"
     )
 
+    speed: Speed | None = Field(
+        None,
+        description="exact, or fast or fastest: bf16, lean step, fewer tokens and what the method "
+        "can give up; default: as the other flags say",
+    )
+    tokens: str = Field("keep", description=TOKENS_HELP)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="number format of the step"
     )
@@ -158,6 +173,21 @@ class TrainConfig(BaseModel):
         if not value.strip():
             raise ValueError("expected a name, not an empty text")
         return value
+
+    @field_validator("tokens")
+    @classmethod
+    def _known_tokens(cls, value: str) -> str:
+        return str(TokenPlan.parse(value))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, values: Any) -> Any:
+        return with_preset(values) if isinstance(values, dict) else values
+
+    @property
+    def token_plan(self) -> TokenPlan:
+        """`tokens`, read."""
+        return TokenPlan.parse(self.tokens)
 
     @property
     def resolved_warmup_epochs(self) -> float:
@@ -195,8 +225,14 @@ class TrainConfig(BaseModel):
         Raises:
             VituneError: no such file, not a YAML mapping, or what `make` refuses.
         """
-        values = read_yaml(path)
-        return cls.make({**values, **(overrides or {})})
+        values, given = read_yaml(path), dict(overrides or {})
+        # What the file's own preset filled in makes way for another one, and its name for flags.
+        if "speed" in given:
+            for name in PRESETS.get(str(given["speed"]), {}):
+                values.pop(name, None)
+        elif given.keys() & {"method_args", *PRESETS["fast"]}:
+            values.pop("speed", None)
+        return cls.make({**values, **given})
 
 
 def settings_in(values: Mapping[str, Any], file: Path) -> TrainConfig:

@@ -31,6 +31,7 @@ from vitune.bench.speed.textbook import TextbookLinear, TextbookScaleShift, text
 from vitune.cli._speed import print_speed
 from vitune.errors import BackboneError, VituneError
 from vitune.methods import get_method
+from vitune.training import PRESETS
 
 BACKBONE = "vitune/vit_micro_patch4_32"
 CPU = torch.device("cpu")
@@ -293,6 +294,11 @@ def test_a_label_says_how_a_method_is_run() -> None:
     assert contestant.plain and contestant.checkpointing and not contestant.compiled
     assert Contestant.parse("lora").arguments == {"r": 8}
     assert Contestant.parse("hira").arguments == {"r": 1}
+    fast = Contestant.parse("rlrr+fast")
+    assert fast.arguments == {"token_share": 0.25} and str(fast.tokens) == PRESETS["fast"]["tokens"]
+    assert str(fast.tokens) in fast.gets and "keep" not in Contestant.parse("rlrr").gets
+    dropped = Contestant.parse("lora+tokens=drop:0.5")
+    assert (dropped.arguments, str(dropped.tokens)) == ({"r": 8}, "drop:0.5")
     textbook_alone = Contestant.parse("rlrr-textbook")
     assert textbook_alone.plain and not textbook_alone.fused
     lean = Contestant.parse("rlrr-textbook+lean+fused")
@@ -305,9 +311,9 @@ def test_a_label_says_how_a_method_is_run() -> None:
     ("label", "words"),
     [
         ("rlr", "got 'rlr', expected known methods. Did you mean rlrr"),
-        ("rlrr+plane", "with 'plane', expected plain, checkpointing, compile"),
-        ("lora+lean", "got 'lora\\+lean' with 'lean', expected plain, checkpointing, compile or"),
-        ("rlrr-textbook+fuse", "with 'fuse', expected plain, checkpointing, compile, fused, lean"),
+        ("rlrr+plane", "with 'plane', expected plain, checkpointing, compile, fast, fastest or"),
+        ("lora+lean", "got 'lora\\+lean' with 'lean', expected plain, checkpointing, compile"),
+        ("rlrr-textbook+fuse", "with 'fuse', expected plain, checkpointing, compile, fast, fastest, fused, lean"),
     ],
 )
 def test_an_unknown_label_is_refused(label: str, words: str) -> None:

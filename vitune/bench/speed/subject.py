@@ -21,13 +21,15 @@ from vitune.backbones import head_names, load_backbone, logits_of
 from vitune.bench.speed.textbook import NAME as TEXTBOOK
 from vitune.bench.speed.textbook import textbook
 from vitune.errors import VituneError, nearest
+from vitune.fewer_tokens import TokenPlan, reduce_tokens
 from vitune.methods import METHODS
 from vitune.training.last_block import class_tail, lean_training
 from vitune.training.optimiser import new_optimiser
+from vitune.training.speed_presets import FASTER, PRESETS
 
 NUM_CLASSES = 100
 USUAL_ARGUMENTS: Mapping[str, Mapping[str, Any]] = {"lora": {"r": 8}, "hira": {"r": 1}}
-FLAGS = ("plain", "checkpointing", "compile")
+FLAGS = ("plain", "checkpointing", "compile", *FASTER)
 TEXTBOOK_FLAGS = ("fused", "lean")
 """What every other method has unless it is `plain`; the textbook has neither unless it is named."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,13 +40,15 @@ class Contestant:
     """What is timed: a method, its arguments and how its step is run.
 
     Args:
-        label: as written, `METHOD[+FLAG][+ARGUMENT=VALUE]...`.
+        label: as written, `METHOD[+FLAG][+ARGUMENT=VALUE]...`; the flags `fast` and `fastest` are
+            presets of `--speed`, and `tokens=...` is what `--tokens` takes.
         method: a name that `--method` takes, or `rlrr-textbook`.
         arguments: of the method.
         plain: the step of an ordinary training loop, without vitune's lean step.
         checkpointing: activations are recomputed block by block.
         compiled: the model goes through `torch.compile`.
         fused: attention goes through PyTorch's kernel or a faster one, not through plain products.
+        tokens: which tokens are dropped or merged.
     """
 
     label: str
@@ -54,6 +58,7 @@ class Contestant:
     checkpointing: bool = False
     compiled: bool = False
     fused: bool = True
+    tokens: TokenPlan = TokenPlan()
 
     @classmethod
     def parse(cls, label: str) -> Contestant:
@@ -72,6 +77,10 @@ class Contestant:
         given = (option.partition("=") for option in options if "=" in option)
         arguments.update({name: value for name, _, value in given})
         flags = [option for option in options if "=" not in option]
+        preset = next((flag for flag in flags if flag in FASTER), None)
+        tokens = str(arguments.pop("tokens", PRESETS[preset]["tokens"] if preset else "keep"))
+        if preset and method in METHODS:
+            arguments = {**METHODS[method].speed_arguments.get(preset, {}), **arguments}
         is_textbook = method == TEXTBOOK
         allowed = (*FLAGS, *TEXTBOOK_FLAGS) if is_textbook else FLAGS
         for flag in flags:
@@ -88,6 +97,7 @@ class Contestant:
             checkpointing="checkpointing" in flags,
             compiled="compile" in flags,
             fused=not is_textbook or "fused" in flags,
+            tokens=TokenPlan.parse(tokens),
         )
 
     @property
@@ -95,7 +105,9 @@ class Contestant:
         """What its step has and another's may lack, in words."""
         step = "torch.compile" if self.compiled else "plain step" if self.plain else "lean step"
         attention = "fused attention" if self.fused else "attention by products"
-        return (step, attention, *(("checkpointing",) if self.checkpointing else ()))
+        more = ("checkpointing",) if self.checkpointing else ()
+        fewer = (str(self.tokens),) if self.tokens.in_training else ()
+        return (step, attention, *more, *fewer)
 
 
 @dataclass(frozen=True)
@@ -139,6 +151,7 @@ class Subject:
         else:
             self.model = attach(loaded, contestant.method, contestant.arguments)
             tail = _names_of(self.model, class_tail(self.model))
+        reduce_tokens(self.model, contestant.tokens)
         self.model = self.model.to(device).train()
         modules = [self.model.get_submodule(name) for name in tail]
         self.tail = () if contestant.plain else tuple(modules)

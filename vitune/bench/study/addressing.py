@@ -76,6 +76,8 @@ AS_IF_ABSENT: dict[str, Any] = {
     "precision": "auto",
     "checkpointing": False,
     "lean": True,
+    "speed": None,
+    "tokens": "keep",
 }
 """A field with this value stands in no address, so that a field may be added to TrainConfig
 without making every cell another one. A new field belongs here with the value that leaves a run as

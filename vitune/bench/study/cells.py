@@ -138,6 +138,9 @@ class CellResult:
         weight_files: content hash by name of the local files that the backbone was read from.
         unshared: scores without the images that training holds too; None where there are none.
         notes: what was done otherwise than asked, a sentence each.
+        speed: the preset of --speed; None of results before there were any, which are "exact".
+        curve: after every epoch, seconds of training steps so far, the same in processor time, and
+            validation accuracy, None where no split is watched.
     """
 
     address: str
@@ -173,6 +176,8 @@ class CellResult:
     finished: str | None = None
     format: int = FORMAT
     cpu_seconds: float | None = None
+    curve: tuple[tuple[float, float, float | None], ...] = ()
+    speed: str | None = None
 
     @property
     def is_settled(self) -> bool:

@@ -26,7 +26,7 @@ from vitune.data import Split, Splits, normalise
 from vitune.environment import Environment
 from vitune.errors import DataError, TrainingError, VituneError
 from vitune.inference import LoadedRun
-from vitune.training import Observer, TrainConfig
+from vitune.training import Observer, Running, TrainConfig
 from vitune.training.fitting import Trained, fit
 from vitune.training.loop import inference_weights
 
@@ -34,6 +34,21 @@ RETENTION_IMAGES = 256
 RETENTION_BATCH = 64
 
 Train = Callable[..., Trained]
+
+
+class Course(Observer):
+    """What accuracy a run had when."""
+
+    def __init__(self) -> None:
+        self.curve: list[tuple[float, float, float | None]] = []
+
+    def started(self, loop: Running) -> None:
+        self.curve.clear()  # of a start that ran out of memory
+
+    def epoch_ended(self, row: dict[str, Any]) -> None:
+        wall, cpu, _ = self.curve[-1] if self.curve else (0.0, 0.0, None)
+        wall, cpu = wall + row["train_seconds"], cpu + row["train_cpu_seconds"]
+        self.curve.append((wall, cpu, row["val_accuracy"]))
 
 
 def complete(
@@ -106,7 +121,7 @@ def _ended(cell: Cell, status: Any, error: BaseException) -> CellResult:
 def _run(cell: Cell, bench: Workbench, out: Path | None, train: Train) -> CellResult:
     data = planned_data(cell, bench)
     splits = data.divided(refit=cell.config.refit)
-    observer: Observer = Observer()
+    observer: Observer = Course()
     if cell.recipe:
         observer = PublishedRecipe.make(cell.recipe, planned_test(cell, bench, splits))
     trained, notes = train_within_memory(cell.config, splits, observer, train=train)
@@ -137,9 +152,11 @@ def _run(cell: Cell, bench: Workbench, out: Path | None, train: Train) -> CellRe
         },
         device=summary.device,
         precision=summary.precision,
+        speed=summary.speed,
         versions=versions_here(),
         weight_files={path.name: value for path, value in bench.facts(cell.config).files.items()},
         notes=notes,
+        curve=tuple(observer.curve) if isinstance(observer, Course) else (),
         finished=_now(),
         **found,
     )

@@ -1,6 +1,7 @@
 """From results to what people read: tables, intervals, ranks, the page of a study."""
 
 __all__ = [
+    "front_page",
     "mixed_model",
     "study_page",
     "study_table",

@@ -10,6 +10,7 @@ from vitune.bench.study.lost_runs import Unfinished
 from vitune.bench.tables.row import BEST_EPOCH, TableRow
 from vitune.errors import VituneError
 
+EXACT = "exact"
 MOST_NAMED = 6
 MOST_ERRORS = 3
 
@@ -138,6 +139,8 @@ def _environment_notes(done: Sequence[CellResult]) -> list[str]:
             f"The runs computed in different number formats ({_counted(precisions)}): a small "
             "difference may come of that. Set a precision for all, or use --rerun-changed."
         )
+    if any(speed_of(result) != EXACT for result in done):
+        notes.append(f"Speed: {speed_text(done)}.")
     names = sorted({name for result in done for name in result.versions})
     for name in names:
         found = Counter(result.versions.get(name, "unknown") for result in done)
@@ -147,6 +150,23 @@ def _environment_notes(done: Sequence[CellResult]) -> list[str]:
                 "--rerun-changed makes them alike."
             )
     return notes
+
+
+def speed_of(result: CellResult) -> str:
+    """The preset of a run."""
+    return result.speed or EXACT
+
+
+def speed_text(results: Sequence[CellResult]) -> str:
+    """The presets of all runs: "exact", or which methods had which."""
+    labels: dict[str, list[str]] = {}
+    for result in results:
+        own = labels.setdefault(speed_of(result), [])
+        if result.label not in own:
+            own.append(result.label)
+    if len(labels) == 1:
+        return next(iter(labels))
+    return "; ".join(f"{speed}: {_listed(own)}" for speed, own in labels.items())
 
 
 def _counted(counts: Counter[str]) -> str:

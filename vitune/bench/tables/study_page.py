@@ -79,7 +79,7 @@ def note_on(study: Study, table: Table) -> str:
         return " ".join(parts)
     if any(needs_selection(study, variant) for variant in study.variants):
         parts.append("Settings chosen on validation images.")
-    return " ".join([*parts, f"Accuracy on {split_text(table)}."])
+    return " ".join([*parts, f"Accuracy on {split_text(table)}. Speed: {table.speed}."])
 
 
 def _by_label(choices: Sequence[Choice]) -> dict[str, dict[str, Choice]]:

@@ -13,7 +13,12 @@ from vitune.bench.study.lost_runs import Unfinished, count_lost
 from vitune.bench.tables.differences import differences_of, ranking_of
 from vitune.bench.tables.guards import require_one_config, require_pure, require_same_images
 from vitune.bench.tables.mixed_model import Difference, exact_accuracy
-from vitune.bench.tables.notes import notes_on_rows, notes_on_runs, nothing_finished
+from vitune.bench.tables.notes import (
+    notes_on_rows,
+    notes_on_runs,
+    nothing_finished,
+    speed_text,
+)
 from vitune.bench.tables.published import PublishedRow, pretraining_of, published_row, suite_of
 from vitune.bench.tables.ranking import Ranking, average_ranks
 from vitune.bench.tables.row import BEST_EPOCH, LAST_EPOCH
@@ -35,6 +40,7 @@ class Table:
         missing: tasks that the suite has and the data root lacked.
         ranking: of the honest rows over tasks; None where it does not apply.
         no_ranking: why not; "" where nobody would ask.
+        speed: presets of the runs, in words.
         notes: sentences a reader must know: single seeds, absent tasks, what is not comparable.
     """
 
@@ -47,6 +53,7 @@ class Table:
     notes: tuple[str, ...]
     ranking: Ranking | None = None
     no_ranking: str = ""
+    speed: str = "exact"
 
 
 def make_table(
@@ -102,6 +109,7 @@ def make_table(
         ),
         ranking=ranking,
         no_ranking=no_ranking,
+        speed=speed_text(done),
     )
 
 

@@ -28,7 +28,9 @@ class MethodConfig(PeftOptions):
     what it is: `method` (its name), `title`, `source` and `formula` (of the parameter count);
     `default_roles`, and with `needs_all_roles = False` that some of them may be missing;
     `counts_on_vit_b16`, pairs of arguments and trained parameters without the head, as published
-    for ViT-B/16 at 224 x 224, which the tests check.
+    for ViT-B/16 at 224 x 224, which the tests check; `speed_arguments`, by preset of `--speed` the
+    arguments that make it faster and less exact; `needs_every_patch`, where a patch's place in
+    the sequence must be its place in the grid.
 
     Raises:
         VituneError: an option that the method does not take.
@@ -43,6 +45,8 @@ class MethodConfig(PeftOptions):
     default_roles: ClassVar[Roles] = ()
     needs_all_roles: ClassVar[bool] = True
     counts_on_vit_b16: ClassVar[Counts] = ()
+    speed_arguments: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    needs_every_patch: ClassVar[bool] = False
     default_lr: ClassVar[float] = 1e-3
     default_weight_decay: ClassVar[float] = 1e-4
     identity_args: ClassVar[Mapping[str, Any]] = MappingProxyType({})

@@ -90,6 +90,20 @@ class Method:
         """Whether the result folds into the backbone's weights; PEFT's say so when asked to."""
         return bool(getattr(self.config_class, "mergeable", True))
 
+    @property
+    def speed_arguments(self) -> Mapping[str, Mapping[str, Any]]:
+        """By preset of `--speed`, the arguments with which the method gives up some exactness."""
+        return dict(getattr(self.config_class, "speed_arguments", {}))
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Every argument that has a plain default, with it."""
+        return {
+            field.name: field.default
+            for field in dataclasses.fields(self.config_class)
+            if field.default is not dataclasses.MISSING
+        }
+
     def argument_names(self) -> tuple[str, ...]:
         """Names that `--method-arg` accepts."""
         is_ours = issubclass(self.config_class, MethodConfig)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -111,6 +111,10 @@ class RLRRConfig(MethodConfig):
         ({"sides": "out"}, 205_824),
     )
     combines = True
+    speed_arguments: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "fast": {"token_share": 0.25},
+        "fastest": {"token_share": 0.25},
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

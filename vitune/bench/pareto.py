@@ -1,0 +1,242 @@
+"""Accuracy against time and memory: methods x speed presets x epochs, on one honest protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from vitune.bench.launching import suite_study
+from vitune.bench.study.cells import CellResult
+from vitune.bench.study.plan import Study, Variant
+from vitune.errors import VituneError, nearest
+from vitune.report import mean_and_std
+
+EXACT = "exact"
+SPEEDS = (EXACT, "fast", "fastest")
+WITHIN = 0.005
+"""Accuracy by which a run may stay below the exact one's end and still be as good: half a point."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One method at one preset and length, over all tasks and seeds.
+
+    Args:
+        accuracy: mean over tasks of the mean over seeds, in [0, 1]; `spread` is the standard
+            deviation over seeds of the mean over tasks, None for one seed.
+        seconds, cpu_seconds: of the training steps of a run, validation left out; means.
+        peak_mib: the largest of any run.
+        gain: accuracy minus that of the exact preset at the most epochs.
+        time_ratio, cpu_ratio: to the same.
+        seconds_to_accuracy: until validation stays within WITHIN of the exact run's end, mean over
+            the runs that get there.
+        num_there, num_runs: how many get there.
+        on_time_front, on_memory_front: whether no other point is as accurate for less.
+    """
+
+    label: str
+    method: str
+    speed: str
+    epochs: int
+    accuracy: float
+    spread: float | None
+    seconds: float
+    cpu_seconds: float | None
+    peak_mib: float | None
+    gain: float
+    time_ratio: float
+    cpu_ratio: float | None
+    seconds_to_accuracy: float | None
+    num_there: int
+    num_runs: int
+    on_time_front: bool = False
+    on_memory_front: bool = False
+
+
+def pareto_study(
+    suites: Sequence[str],
+    methods: Sequence[str],
+    out: str | Path,
+    *,
+    speeds: Sequence[str] = SPEEDS,
+    epochs: Sequence[int] = (),
+    **values: Any,
+) -> Study:
+    """The study behind the front: every method at every preset and length, at its own defaults.
+
+    Validation images are never trained on: they tell when a run is as good as the exact one. The
+    test images are opened once per run, after its last epoch, and choose nothing.
+
+    Args:
+        suites: suites or single data sets; their tasks stand side by side.
+        epochs: several lengths; none takes the first suite's.
+        values: as `suite_study` takes them.
+
+    Raises:
+        VituneError: an unknown preset, or no "exact" among them; and what studies refuse.
+    """
+    for speed in speeds:
+        if speed not in SPEEDS:
+            raise VituneError(
+                f"--speeds: got {speed!r}, expected some of {', '.join(SPEEDS)}. "
+                f"{nearest(speed, SPEEDS)}"
+            )
+    if EXACT not in speeds:
+        raise VituneError("--speeds: got no exact, expected it among them to compare with.")
+    if any(number < 1 for number in epochs):
+        raise VituneError(f"--epochs: got {list(epochs)!r}, expected 1 or more each.")
+    if not suites:
+        raise VituneError("--suite: got none, expected a suite or a data set.")
+    parts = [suite_study(s, methods, out, tune=False, retention=False, **values) for s in suites]
+    study = parts[0]
+    lengths = tuple(dict.fromkeys(epochs)) or (study.epochs,)
+    variants = [
+        variant.model_copy(
+            update={
+                "label": _label(variant.label, speed, number if len(lengths) > 1 else None),
+                "settings": {**variant.settings, "epochs": number, **_preset(speed)},
+            }
+        )
+        for variant, speed, number in product(study.variants, dict.fromkeys(speeds), lengths)
+    ]
+    tasks = [task.model_copy(update={"refit": False}) for part in parts for task in part.tasks]
+    return Study.make({**dict(study), "name": "pareto", "variants": variants, "tasks": tasks})
+
+
+def front_of(study: Study, results: Sequence[CellResult]) -> list[Point]:
+    """The points of a study that is done, those on either front marked.
+
+    Raises:
+        VituneError: a method has no finished run at the exact preset.
+    """
+    by_label: dict[str, list[CellResult]] = {variant.label: [] for variant in study.variants}
+    for result in results:
+        if result.status == "done" and result.scores is not None and result.curve:
+            by_label[result.label].append(result)
+    references = {
+        method: _reference(method, study.variants, by_label)
+        for method in dict.fromkeys(variant.method for variant in study.variants)
+    }
+    points = [
+        _point(variant, by_label[variant.label], references[variant.method])
+        for variant in study.variants
+        if by_label[variant.label]
+    ]
+    by_time = _front([(point.seconds, point.accuracy) for point in points])
+    by_memory = _front([(point.peak_mib or 0.0, point.accuracy) for point in points])
+    return [
+        replace(point, on_time_front=i in by_time, on_memory_front=i in by_memory)
+        for i, point in enumerate(points)
+    ]
+
+
+def _reference(
+    method: str, variants: Iterable[Variant], by_label: Mapping[str, Sequence[CellResult]]
+) -> Sequence[CellResult]:
+    """The runs of the exact preset at the most epochs."""
+    exact = [v for v in variants if v.method == method and _speed(v) == EXACT]
+    longest = max(exact, key=lambda v: int(v.settings["epochs"]))
+    found = by_label[longest.label]
+    if not found:
+        raise VituneError(
+            f"pareto: got no finished run of {longest.label!r}, expected one to compare with. "
+            "Run the command again to try the failed runs once more."
+        )
+    return found
+
+
+def _point(variant: Variant, own: Sequence[CellResult], exact: Sequence[CellResult]) -> Point:
+    ends = {task: fmean(_ends(exact, task)) for task in {r.task for r in exact}}
+    reached = [
+        _seconds_until(result, ends[result.task] - WITHIN) for result in own if result.task in ends
+    ]
+    there = [seconds for seconds in reached if seconds is not None]
+    accuracy, base = _accuracy(own), _accuracy(exact)
+    seconds, cpu = _cost(own, 0), _cost(own, 1)
+    peaks = [result.peak_mib for result in own if result.peak_mib is not None]
+    return Point(
+        label=variant.label,
+        method=variant.method,
+        speed=_speed(variant),
+        epochs=int(variant.settings["epochs"]),
+        accuracy=accuracy,
+        spread=_spread(own),
+        seconds=seconds,
+        cpu_seconds=cpu if own[0].cpu_seconds is not None else None,
+        peak_mib=max(peaks, default=None),
+        gain=accuracy - base,
+        time_ratio=seconds / max(_cost(exact, 0), 1e-9),
+        cpu_ratio=cpu / max(_cost(exact, 1), 1e-9) if own[0].cpu_seconds is not None else None,
+        seconds_to_accuracy=fmean(there) if there else None,
+        num_there=len(there),
+        num_runs=len(own),
+    )
+
+
+def _seconds_until(result: CellResult, wanted: float) -> float | None:
+    """Seconds of training after which validation is never below `wanted` again."""
+    found = None
+    for seconds, _, accuracy in reversed(result.curve):
+        if accuracy is None or accuracy < wanted:
+            break
+        found = seconds
+    return found
+
+
+def _ends(results: Sequence[CellResult], task: str) -> list[float]:
+    """Validation accuracies at the ends of a task's runs; test accuracy where none was watched."""
+    found = []
+    for result in results:
+        if result.task == task:
+            watched = result.curve[-1][2]
+            found.append(_top1(result) if watched is None else watched)
+    return found
+
+
+def _top1(result: CellResult) -> float:
+    assert result.scores is not None
+    return result.scores.top1
+
+
+def _accuracy(results: Sequence[CellResult]) -> float:
+    tasks = dict.fromkeys(result.task for result in results)
+    return fmean(fmean(_top1(r) for r in results if r.task == task) for task in tasks)
+
+
+def _spread(results: Sequence[CellResult]) -> float | None:
+    seeds = dict.fromkeys(result.seed for result in results)
+    by_seed = [fmean(_top1(r) for r in results if r.seed == seed) for seed in seeds]
+    return mean_and_std(by_seed)[1]
+
+
+def _cost(results: Sequence[CellResult], column: Literal[0, 1]) -> float:
+    """Mean seconds of the training steps of a run: by the clock, or in processor time."""
+    return fmean(result.curve[-1][column] for result in results)
+
+
+def _front(points: Sequence[tuple[float, float]]) -> set[int]:
+    """Indices of the points (cost, accuracy) that no other one beats in one and matches in both."""
+    return {
+        i
+        for i, (cost, accuracy) in enumerate(points)
+        if not any(
+            other <= cost and better >= accuracy and (other, better) != (cost, accuracy)
+            for other, better in points
+        )
+    }
+
+
+def _speed(variant: Variant) -> str:
+    return str(variant.settings.get("speed", EXACT))
+
+
+def _preset(speed: str) -> dict[str, str]:
+    return {} if speed == EXACT else {"speed": speed}
+
+
+def _label(name: str, speed: str, epochs: int | None) -> str:
+    return f"{name} {speed}" if epochs is None else f"{name} {speed} {epochs} ep"

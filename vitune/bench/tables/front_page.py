@@ -1,0 +1,110 @@
+"""One page about accuracy against cost, with the front drawn; and its table as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from vitune.report import Measured, ScatterChart, duration, scatter_chart, write_page
+
+TEMPLATES = Path(__file__).parent / "templates"
+HEADS = (
+    "method", "speed", "ep", "accuracy", "gain", "s", "ratio", "cpu", "ratio", "MiB", "until",
+    "front",
+)  # fmt: skip
+
+
+class Costed(Protocol):
+    """A point as `vitune.bench.pareto` makes it."""
+
+    label: str
+    method: str
+    speed: str
+    epochs: int
+    accuracy: float
+    spread: float | None
+    seconds: float
+    cpu_seconds: float | None
+    peak_mib: float | None
+    gain: float
+    time_ratio: float
+    cpu_ratio: float | None
+    seconds_to_accuracy: float | None
+    num_there: int
+    num_runs: int
+    on_time_front: bool
+    on_memory_front: bool
+
+
+def front_lines(points: Sequence[Any]) -> list[tuple[str, ...]]:
+    """A line of text per point, under HEADS."""
+    return [_line(point) for point in points]
+
+
+def _line(point: Costed) -> tuple[str, ...]:
+    spread = "" if point.spread is None else f" ± {100 * point.spread:.1f}"
+    there = f"{point.num_there} of {point.num_runs}"
+    until = "never" if point.seconds_to_accuracy is None else f"{point.seconds_to_accuracy:.1f}"
+    fronts = (("time", point.on_time_front), ("memory", point.on_memory_front))
+    return (
+        point.method,
+        point.speed,
+        str(point.epochs),
+        f"{100 * point.accuracy:.1f}{spread}",
+        f"{100 * point.gain:+.1f}",
+        f"{point.seconds:.1f}",
+        f"{point.time_ratio:.2f}",
+        _number(point.cpu_seconds, 1),
+        _number(point.cpu_ratio, 2),
+        _number(point.peak_mib, 0),
+        until if point.num_there == point.num_runs else f"{until} ({there})",
+        ", ".join(name for name, is_on in fronts if is_on),
+    )
+
+
+def write_front_page(points: Sequence[Any], out: str | Path, *, note: str) -> Path:
+    """Write one self-contained HTML file with table and charts and return its path.
+
+    Raises:
+        VituneError: `out` is a folder.
+    """
+    kinds: list[tuple[str, str, Callable[[Costed], float], Callable[[Costed], bool]]] = [
+        (
+            "Accuracy against time",
+            "seconds of training steps a run, by the clock (logarithmic)",
+            lambda point: point.seconds,
+            lambda point: point.on_time_front,
+        ),
+        (
+            "Accuracy against memory",
+            "peak MiB of a run, libraries included (logarithmic)",
+            lambda point: point.peak_mib or 0.0,
+            lambda point: point.on_memory_front,
+        ),
+    ]
+    drawn = [_chart(points, *kind) for kind in kinds]
+    context = {"note": note, "heads": HEADS, "lines": front_lines(points), "drawn": drawn}
+    return write_page(Path(out), "front.html", context, folder=TEMPLATES)
+
+
+def _chart(
+    points: Sequence[Costed],
+    title: str,
+    x_title: str,
+    cost: Callable[[Costed], float],
+    is_on: Callable[[Costed], bool],
+) -> tuple[ScatterChart | None, str]:
+    """The scatter plot, and the front as an SVG path: along it, more accuracy costs more."""
+    tell = duration if "time" in title else "{:,.0f} MiB".format
+    measured = [
+        Measured(p.label, cost(p), p.accuracy, p.spread, tell(cost(p)), is_on(p)) for p in points
+    ]
+    chart = scatter_chart(title, x_title, measured)
+    dots = sorted((d.x, d.y) for d in chart.dots if d.highlighted) if chart else []
+    steps = [f"{'L' if i else 'M'}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(dots)]
+    return chart, " ".join(steps)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"

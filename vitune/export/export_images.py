@@ -1,0 +1,76 @@
+"""The images an export is checked on, and those that 8-bit activations are calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitune.data import Split, load_splits, open_source
+from vitune.errors import VituneError
+from vitune.inference import LoadedRun
+from vitune.runs import RunFolder
+
+NUM_CHECKED = 512
+NUM_CALIBRATION = 128
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class ExportImages:
+    """Images as the network takes them, with labels.
+
+    Args:
+        data: where they come from.
+        checked: validation images, NUM_CHECKED at most, spread evenly over the split.
+        calibration: training images, NUM_CALIBRATION at most.
+    """
+
+    data: str
+    checked: Split
+    calibration: Split
+
+
+def export_images(
+    run: LoadedRun, data: str | None = None, *, on_read: Progress | None = None
+) -> ExportImages:
+    """The run's own validation and training images, or those of `data` divided in the same way.
+
+    Raises:
+        VituneError: nothing says which images; only a run folder knows its own.
+        DataError: the images cannot be read, or are of other classes.
+    """
+    folder = RunFolder(run.path)
+    config: dict[str, Any] = folder.read_config() if folder.config.is_file() else {}
+    source = data or config.get("data")
+    if not source:
+        raise VituneError(
+            f"--data: got nothing for {str(run.path)!r}, expected images to check the file on: "
+            "only a run folder knows its own."
+        )
+    splits = load_splits(
+        open_source(source).relabelled(run.classes),
+        run.card.preprocessing,
+        seed=int(config.get("seed", 0)),
+        val_fraction=config.get("val_fraction") or 0.2,
+        include=("train", "val"),
+        skip_bad_images=bool(config.get("skip_bad_images", False)),
+        on_progress=on_read,
+    )
+    assert splits.train is not None
+    assert splits.val is not None
+    return ExportImages(
+        Path(str(source)).name,
+        _spread(splits.val, NUM_CHECKED),
+        _spread(splits.train, NUM_CALIBRATION),
+    )
+
+
+def _spread(split: Split, most: int) -> Split:
+    """At most so many images, evenly over the split's order, which goes class by class."""
+    chosen = np.linspace(0, len(split) - 1, min(most, len(split))).round().astype(int)
+    return split.subset(chosen)

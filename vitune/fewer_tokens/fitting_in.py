@@ -1,0 +1,108 @@
+"""Put a token plan into a network, or say in a line why that network cannot have it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from peft import PeftConfig
+from torch import nn
+
+from vitune.backbones import (
+    Observation,
+    Site,
+    find_sites,
+    logits_of,
+    observe,
+    one_line,
+    run_once,
+    token_layout,
+)
+from vitune.errors import BackboneError, VituneError
+from vitune.fewer_tokens.reducing import TokenReducer
+from vitune.fewer_tokens.token_plan import TokenPlan
+
+CLASS_TOKEN = "token"
+
+
+def reduce_tokens(model: nn.Module, plan: TokenPlan) -> TokenReducer | None:
+    """Let `model` drop or merge tokens from now on; None for a plan that keeps them all.
+
+    Args:
+        model: a ViT, with or without adapters.
+
+    Raises:
+        VituneError: blocks that the network does not have, or more merging than there are patches.
+        BackboneError: windows, no blocks, positions inside attention, dense outputs, or a method
+            that needs every patch in its place.
+    """
+    if plan.kind == "keep":
+        return None
+    _refuse_methods(model, plan)
+    try:
+        sites = [site for site in find_sites(model) if site.role == "block"]
+        layout = token_layout(model)
+    except BackboneError as error:
+        raise _refusal(plan, "a network without a row of transformer blocks") from error
+    if not sites or any(site.windowed for site in sites):
+        raise _refusal(plan, "blocks that attend in windows" if sites else "no transformer blocks")
+    seen = observe(model, [site.name for site in sites])
+    if seen is not None:
+        _refuse_shapes(seen, sites, plan, layout.num_prefix)
+    blocks = [model.get_submodule(site.name) for site in sites]
+    spreads = plan.kind == "merge" and layout.pooling != CLASS_TOKEN
+    reducer = TokenReducer(plan, blocks, layout.num_prefix, spreads=spreads)
+    if seen is not None:
+        try:
+            _rehearse(model, reducer, seen)
+        except Exception:
+            reducer.remove()
+            raise
+    return reducer
+
+
+def _refuse_methods(model: nn.Module, plan: TokenPlan) -> None:
+    """Refuse methods that read a patch's place in the grid from its place in the sequence."""
+    configs: dict[str, PeftConfig] = getattr(model, "peft_config", {})
+    for config in configs.values():
+        if getattr(config, "needs_every_patch", False):
+            title = getattr(config, "title", config.peft_type)
+            raise _refusal(plan, f"method {title}, which needs every patch in its place")
+
+
+def _refuse_shapes(
+    seen: Observation, sites: Sequence[Site], plan: TokenPlan, num_prefix: int
+) -> None:
+    """Refuse blocks that do not hand one row of tokens on; a method's prompts may join it."""
+    calls = [seen.calls[site.name] for site in sites]
+    for site, of_block in zip(sites, calls, strict=True):
+        if len(of_block) != 1:
+            raise _refusal(plan, f"block {site.name!r}, not called once per image")
+        if of_block[0].num_further:
+            raise _refusal(plan, f"block {site.name!r}, called with a mask or positions")
+    first = calls[0][0].given or calls[0][0].returned
+    for site, (call,) in zip(sites, calls, strict=True):
+        found = call.returned
+        if len(first) != 3 or len(found) != 3 or found[1] < first[1] or found[2] != first[2]:
+            raise _refusal(plan, f"block {site.name!r}, which has tokens of its own kind")
+    plan.removals(len(sites), first[1] - num_prefix)
+
+
+def _rehearse(model: nn.Module, reducer: TokenReducer, seen: Observation) -> None:
+    """Send one image through with fewer tokens."""
+    try:
+        with reducer.always():
+            logits = logits_of(run_once(model, seen.image_size))
+    except VituneError:
+        raise
+    except Exception as error:
+        reason = f"a network that fails with fewer tokens ({one_line(error)})"
+        raise _refusal(reducer.plan, reason) from error
+    if logits.dim() != 2:
+        raise _refusal(reducer.plan, "a network with dense outputs")
+
+
+def _refusal(plan: TokenPlan, found: str) -> BackboneError:
+    return BackboneError(
+        f"--tokens: got '{plan}' with {found}, expected a plain ViT and a method that take any "
+        "number of patches. Use --tokens keep."
+    )

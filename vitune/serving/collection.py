@@ -1,0 +1,244 @@
+"""The adapters of a folder: read, watched, and refused with a reason where they cannot be served.
+
+Whatever is wrong with one of them, the others are served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from peft import PeftConfig
+from torch import nn
+
+from vitune.adapters import CONFIG, TENSORS, read_config
+from vitune.cards import CARD, AdapterCard
+from vitune.data import Decoding
+from vitune.errors import AdapterError, VituneError, nearest, one_line
+from vitune.preprocessing import Preprocessing
+from vitune.serving.trees import Tree, Values, tree_key
+
+FILES = (CARD, CONFIG, TENSORS)
+MOST_CHARACTERS = 200
+GONE_AFTER = 2
+"""Looks in which a folder must be missing: a writer that replaces it renames the old one first."""
+
+Signature = tuple[tuple[str, int, int, int], ...]
+"""Name, time, size and inode of each file: changes when any of them is written anew."""
+
+
+class UnknownAdapterError(VituneError):
+    """A name that no served adapter has."""
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """An adapter that is ready to run.
+
+    Args:
+        name: of its folder.
+        fingerprint: `a1-` and 16 hex digits of sha256 over its files.
+        card: backbone, preprocessing, class names.
+        decoding: how its images are read.
+    """
+
+    name: str
+    fingerprint: str
+    card: AdapterCard
+    decoding: Decoding
+    values: Values
+    tree: Tree
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return self.card.classes
+
+
+@dataclass
+class Changes:
+    """What a look at the folder found: names of adapters."""
+
+    added: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    dropped: list[Served] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.replaced or self.removed or self.refused)
+
+
+class Collection:
+    """The adapters in the sub-folders of one folder, over one backbone.
+
+    Args:
+        folder: every sub-folder is a run or an adapter; hidden ones are passed over.
+        network: the backbone.
+        preprocessing: of the backbone; adapters of another image size are refused.
+        max_megapixels: larger images are refused by their header.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        max_megapixels: float,
+    ) -> None:
+        self.folder, self.network = folder, network
+        self.preprocessing, self.max_megapixels = preprocessing, max_megapixels
+        self.served: dict[str, Served] = {}
+        self.refused: dict[str, str] = {}
+        self._signatures: dict[str, Signature] = {}
+        self._missed: dict[str, int] = {}
+        self._trees: dict[str, Tree] = {}
+
+    def get(self, name: str) -> Served:
+        """The adapter called `name`.
+
+        Raises:
+            UnknownAdapterError: there is none, or it was refused (with the reason).
+        """
+        found = self.served.get(name)
+        if found is not None:
+            return found
+        if name in self.refused:
+            raise UnknownAdapterError(f"adapter {name!r} was refused: {self.refused[name]}")
+        raise UnknownAdapterError(
+            f"adapter: got {name[:MOST_CHARACTERS]!r}, expected one that is served. "
+            f"{nearest(name[:MOST_CHARACTERS], self.served)}"
+        )
+
+    def refresh(self, on_read: Callable[[int, int], object] = lambda _, __: None) -> Changes:
+        """Look at the folder and take in what is new, changed or gone.
+
+        Args:
+            on_read: told how many sub-folders were looked at, of how many.
+        """
+        changes, present = Changes(), set()
+        try:
+            found = list(sub_folders(self.folder))
+        except OSError:  # a disk that is away for a moment takes no adapter out of service
+            return changes
+        for number, (name, place) in enumerate(found, start=1):
+            present.add(name)
+            signature = _signature(place)
+            if self._signatures.get(name) != signature:
+                self._take_in(name, place, signature, changes)
+            on_read(number, len(found))
+        for name in set(self._signatures) - present:
+            self._missed[name] = self._missed.get(name, 0) + 1
+            if self._missed[name] >= GONE_AFTER:
+                self._forget(name, changes)
+        self._missed = {name: n for name, n in self._missed.items() if name not in present}
+        return changes
+
+    def _take_in(self, name: str, place: Path, signature: Signature, changes: Changes) -> None:
+        try:
+            found = self._read(name, place)
+        except Exception as error:  # whatever it is, it is this adapter's and no other's
+            kind = "" if isinstance(error, VituneError) else f"{type(error).__name__}: "
+            said = one_line(error).replace(f"{self.folder}/", "")  # clients need no paths
+            found, reason = None, kind + said
+        if _signature(place) != signature:
+            return  # written to meanwhile: the next look reads it again
+        self._signatures[name] = signature
+        if found is None:
+            self.refused[name] = reason
+            changes.refused.append(name)
+            return
+        self.refused.pop(name, None)
+        before = self.served.get(name)
+        if before is not None and before.fingerprint == found.fingerprint:
+            return
+        self.served[name] = found
+        (changes.added if before is None else changes.replaced).append(name)
+        if before is not None:
+            changes.dropped.append(before)
+
+    def _forget(self, name: str, changes: Changes) -> None:
+        self._signatures.pop(name, None)
+        self._missed.pop(name, None)
+        self.refused.pop(name, None)
+        gone = self.served.pop(name, None)
+        if gone is not None:
+            changes.removed.append(name)
+            changes.dropped.append(gone)
+
+    def _read(self, name: str, place: Path) -> Served:
+        if len(name) > MOST_CHARACTERS or not name.isprintable():
+            raise AdapterError(
+                f"adapter: got a folder called {name[:MOST_CHARACTERS]!r}, expected a name of "
+                f"printable characters, {MOST_CHARACTERS} at most. Rename it."
+            )
+        card = AdapterCard.read(place)
+        if card.merged:
+            raise AdapterError(
+                f"adapter: got a merged model of {card.backbone!r}, expected a run or an adapter. "
+                "Give the run it was merged from."
+            )
+        "".join(card.classes).encode()  # what is no Unicode could not be sent
+        self._check_size(card.preprocessing)
+        config = read_config(place, card)
+        fingerprint = content_fingerprint(place)
+        tree, values = self._values(place, card, config)
+        decoding = Decoding(card.preprocessing, max_megapixels=self.max_megapixels)
+        return Served(name, fingerprint, card, decoding, values, tree)
+
+    def _values(self, place: Path, card: AdapterCard, config: PeftConfig) -> tuple[Tree, Values]:
+        """An adapter's values, and the tree that runs them: one of its own class count if need be.
+
+        A method may hold tensors that are as wide as the head, an exit on the way for example.
+        """
+        key, num_classes = tree_key(config, card), len(card.classes)
+        for name in (key, f"{key} {num_classes}"):
+            tree = self._trees.get(name)
+            if tree is None:
+                tree = Tree(self.network, config, card.method, num_classes)
+            try:
+                values = tree.read(place, card)
+            except AdapterError:
+                if tree.num_classes == num_classes:
+                    raise
+                continue
+            self._trees[name] = tree
+            return tree, values
+        raise AssertionError("the second tree has the adapter's own class count")
+
+    def _check_size(self, asked: Preprocessing) -> None:
+        if asked.image_size != self.preprocessing.image_size:
+            raise AdapterError(
+                f"image size: got {asked.image_size}, expected "
+                f"{self.preprocessing.image_size}, that of the backbone that is served. "
+                "Serve it in a process of its own."
+            )
+
+
+def content_fingerprint(place: Path) -> str:
+    """`a1-` and 16 hex digits of sha256 over an adapter's files: card, configuration, tensors."""
+    digest = hashlib.sha256()
+    for file in FILES:
+        digest.update((place / file).read_bytes())
+    return f"a1-{digest.hexdigest()[:16]}"
+
+
+def sub_folders(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Names of the sub-folders, and where the card of each lies or should lie."""
+    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if not path.name.startswith("."):
+            run = path / "adapter"
+            yield path.name, run if (run / CARD).is_file() else path
+
+
+def _signature(place: Path) -> Signature:
+    found = []
+    for name in FILES:
+        try:
+            status = (place / name).stat()
+        except OSError:
+            continue
+        found.append((name, status.st_mtime_ns, status.st_size, status.st_ino))
+    return tuple(found)

@@ -1,0 +1,233 @@
+"""One PEFT model per configuration, through which any number of adapters run in turn.
+
+An adapter of RLRR on a ViT-B/16 is 1.2 MB of vectors; a PEFT model around it is some 2,000 Python
+objects and takes half a second to build. So adapters that were trained with one configuration
+share one such model (a tree), and each keeps its values alone, in one piece of memory.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.save_and_load import set_peft_model_state_dict
+from torch import Tensor, nn
+
+from vitune.adapters import TENSORS, check_tensors, fingerprint_of, inject, merged_model
+from vitune.backbones import head_names
+from vitune.cards import AdapterCard
+from vitune.errors import AdapterError
+from vitune.methods import MethodLayer, current_names, get_method
+from vitune.serving.sharing import extra_bytes, resize_heads, sharing_copy
+from vitune.tensors import read_tensors
+
+WITHOUT_EFFECT = (
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision",
+    "task_type",
+)  # fmt: skip
+"""Entries of a PEFT configuration that say nothing about what an adapter computes."""
+
+ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in a tree that holds a value of the adapter: module name, and where in it."""
+
+    module: str
+    leaf: str
+    is_parameter: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """All values of one adapter in one piece of memory, in the order of its tree's slots.
+
+    Args:
+        memory: bytes, (n,) uint8.
+        layout: offset, number format and shape of each value.
+    """
+
+    memory: Tensor
+    layout: tuple[tuple[int, torch.dtype, tuple[int, ...]], ...]
+
+    @classmethod
+    def packed(
+        cls, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype], device: torch.device
+    ) -> Values:
+        """A copy of `tensors`, each in a number format of its own."""
+        layout, end = [], 0
+        for tensor, dtype in zip(tensors, dtypes, strict=True):
+            layout.append((end, dtype, tuple(tensor.shape)))
+            end += -(-tensor.numel() * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        memory = torch.zeros(end, dtype=torch.uint8, device=device)
+        packed = cls(memory, tuple(layout))
+        for view, tensor in zip(packed, tensors, strict=True):
+            view.copy_(tensor)
+        return packed
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for start, dtype, shape in self.layout:
+            size = torch.Size(shape).numel() * dtype.itemsize
+            yield self.memory[start : start + size].view(dtype).view(shape)
+
+
+class Tree:
+    """A PEFT model over the shared backbone, for all adapters of one configuration.
+
+    `read` and `bind` use models of their own, so that an adapter can be read by one thread while
+    another thread runs one.
+
+    Args:
+        network: the backbone; its tensors are shared, never written to.
+        config: of the first adapter.
+        num_classes: of the first adapter; others may have more or fewer, unless the method itself
+            holds tensors of that size.
+    """
+
+    def __init__(
+        self, network: nn.Module, config: PeftConfig, method: str, num_classes: int
+    ) -> None:
+        self.num_classes = num_classes
+        base = sharing_copy(network)
+        resize_heads(base, num_classes)
+        known = {id(tensor) for tensor in (*base.parameters(), *base.buffers())}
+        config.inference_mode = True
+        self.base = network
+        self._device = next(network.parameters()).device
+        self.reader = inject(base, config).requires_grad_(False).eval()
+        self.fingerprint = fingerprint_of(self.reader)
+        self.slots = tuple(_slots(self.reader, known))
+        self.runner: PeftModel = sharing_copy(self.reader)
+        self._shapes = [tuple(self._value(slot).shape) for slot in self.slots]
+        self._dtypes = [self._value(slot).dtype for slot in self.slots]
+        self._places = self._slots_by_key()
+        self._heads = tuple(f"{name}." for name in head_names(self.reader))
+        self.mergeable = get_method(method).mergeable
+        self.merged_bytes = sum(tensor.nbytes for tensor in network.parameters())
+        self._bound: Values | None = None
+
+    def read(self, folder: Path, card: AdapterCard) -> Values:
+        """The values of the adapter in `folder`, every tensor checked.
+
+        Raises:
+            AdapterError: another backbone, a damaged file, tensors that do not fit or are not
+                finite.
+        """
+        if card.fingerprint not in (None, self.fingerprint):
+            raise AdapterError(
+                f"backbone: got an adapter of {card.backbone!r} with weights {card.fingerprint}, "
+                f"expected {self.fingerprint}, those of the backbone that is served."
+            )
+        tensors = read_tensors(folder / TENSORS)
+        num_classes = len(card.classes)
+        values = self._in_order(tensors, num_classes)
+        if values is None:
+            tensors = current_names(self.reader, tensors)
+            resize_heads(self.reader, num_classes)
+            check_tensors(self.reader, tensors, folder)
+        card.check_file(folder / TENSORS)
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise AdapterError(f"adapter: got {name} with NaN or infinity, expected numbers.")
+        if values is None:
+            set_peft_model_state_dict(self.reader, tensors)
+            values = [self._value(slot) for slot in self.slots]
+        return Values.packed(values, self._dtypes, self._device)
+
+    def _slots_by_key(self) -> dict[str, int]:
+        """Where each tensor of an adapter's file goes; empty where that is no matter of one slot.
+
+        With it a file is read in the time its bytes take; PEFT's own way walks the whole model.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = get_peft_model_state_dict(self.reader)
+        numbers = {self._value(slot).data_ptr(): n for n, slot in enumerate(self.slots)}
+        found = {key: numbers.get(value.data_ptr(), -1) for key, value in state.items()}
+        return found if sorted(found.values()) == list(range(len(self.slots))) else {}
+
+    def _in_order(self, tensors: Mapping[str, Tensor], num_classes: int) -> list[Tensor] | None:
+        """A file's tensors in the order of the slots; None where they are not just those."""
+        if not self._places or tensors.keys() != self._places.keys():
+            return None
+        ordered: list[Tensor] = [torch.empty(0)] * len(self.slots)
+        for key, tensor in tensors.items():
+            number = self._places[key]
+            shape = self._shapes[number]
+            if self.slots[number].module.startswith(self._heads):
+                shape = (num_classes, *shape[1:])
+            if tuple(tensor.shape) != shape:
+                return None
+            ordered[number] = tensor
+        return ordered
+
+    def bind(self, values: Values) -> PeftModel:
+        """The model that runs the adapter of `values`, un-merged; until the next call."""
+        if self._bound is not values:
+            for slot, value in zip(self.slots, values, strict=True):
+                owner = self.runner.get_submodule(slot.module)
+                if slot.is_parameter:
+                    owner._parameters[slot.leaf] = nn.Parameter(value, requires_grad=False)
+                else:
+                    owner._buffers[slot.leaf] = value
+            self._bound = values
+        return self.runner
+
+    def merged(self, values: Values) -> nn.Module | None:
+        """The plain network with the adapter in its weights; None where PEFT has no merge for it.
+
+        What the merge does not change is shared with the backbone.
+        """
+        model: Any = sharing_copy(self.bind(values), _written_in_place(self.runner))
+        try:
+            merged = merged_model(model, safe=False)
+        except AdapterError as error:
+            if not isinstance(error.__cause__, NotImplementedError):
+                raise
+            self.mergeable = False
+            return None
+        self.merged_bytes = extra_bytes(merged, self.base, values.memory)
+        return merged
+
+    def _value(self, slot: Slot) -> Tensor:
+        owner = self.reader.get_submodule(slot.module)
+        held: Mapping[str, Any] = owner._parameters if slot.is_parameter else owner._buffers
+        value: Tensor = held[slot.leaf]
+        return value
+
+
+def tree_key(config: PeftConfig, card: AdapterCard) -> str:
+    """What adapters must have in common to run through one tree."""
+    values = {k: v for k, v in config.to_dict().items() if k not in WITHOUT_EFFECT}
+    return json.dumps([card.method, card.plugin, values], sort_keys=True, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
+
+
+def _slots(model: nn.Module, known: set[int]) -> Iterator[Slot]:
+    """Where the adapter's own parameters and stored buffers lie."""
+    for name, module in model.named_modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in known:
+                yield Slot(name, leaf, True)
+        for leaf, buffer in module._buffers.items():
+            stored = leaf not in module._non_persistent_buffers_set
+            if buffer is not None and stored and id(buffer) not in known:
+                yield Slot(name, leaf, False)
+
+
+def _written_in_place(model: nn.Module) -> Iterator[Tensor]:
+    """Weights that PEFT's own layers write to when they merge; vitune's put new ones in place."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, MethodLayer):
+            yield from module.get_base_layer().parameters()
