@@ -53,6 +53,8 @@ SPEED = ("bench", "speed")
 TRAIN = ("train", "--data", "demo:digits", "--out", "OUT")
 LAUNCH, COMPARISON = "vitune.bench.launching.suite_study", "vitune.bench.comparing.comparison_study"
 MEASURE, FIT = "vitune.bench.speed.measuring.bench_speed", "vitune.training.fitting.fit"
+LEAK = ("audit", "leak", "--data", "demo:digits", "--method", "lora")
+AUDIT = "vitune.privacy.leak.audit_leak"
 Heard = Callable[[tuple, dict], Any]
 
 
@@ -97,6 +99,15 @@ SEVERAL: dict[tuple[str, str], tuple[tuple[str, ...], list[str], str, Heard, Any
     ("bench speed", "--batch"): (SPEED, ["1", "2", "8"], MEASURE, plan("batches"), [1, 2, 8]),
     ("bench speed", "--precision"): (
         SPEED, ["fp32", "bf16", "fp16"], MEASURE, plan("precisions"), None,
+    ),
+    ("audit leak", "--method-arg"): (
+        LEAK, ["r=8", "alpha=4", "roles=q,v"], AUDIT, mapping("method_args"),
+        {"r": "8", "alpha": "4", "roles": "q,v"},
+    ),
+    ("audit leak", "--attack"): (LEAK, ["labels", "honest", "head"], AUDIT, plan("attacks"), None),
+    ("audit leak", "--batch"): (LEAK, ["1", "8", "32"], AUDIT, plan("batches"), [1, 8, 32]),
+    ("audit leak", "--local-steps"): (
+        LEAK, ["1", "2", "5"], AUDIT, plan("local_steps"), [1, 2, 5],
     ),
     ("combine", "--weights"): (
         ("combine", "a", "b", "c", "--out", "OUT"), ["0.7", "-0.3", "1e-1"],

@@ -14,6 +14,7 @@ from vitune.cli._options import (
     NUMBERS,
     OUTPUT,
     PAIRS,
+    PRIVACY,
     TRAINING,
     Verbs,
 )
@@ -83,10 +84,16 @@ def leak(
         help="share of a patch that scales and biases are to show; default: as fits the batch",
         rich_help_panel=MEASURE,
     ),
-    clip: float = typer.Option(None, help="defence: clip the update's norm"),
-    noise: float = typer.Option(0.0, help="defence: Gaussian noise, in units of --clip"),
-    keep: float = typer.Option(1.0, help="defence: send this share of the entries, the largest"),
-    bits: int = typer.Option(None, help="defence: round the entries to so many bits"),
+    clip: float = typer.Option(None, help="clip the update's norm", rich_help_panel=PRIVACY),
+    noise: float = typer.Option(
+        0.0, help="Gaussian noise, in units of --clip", rich_help_panel=PRIVACY
+    ),
+    keep: float = typer.Option(
+        1.0, help="send this share of the entries, the largest", rich_help_panel=PRIVACY
+    ),
+    bits: int = typer.Option(
+        None, help="round the entries to so many bits", rich_help_panel=PRIVACY
+    ),
     out: str = typer.Option("leak.html", "--out", help="the page", rich_help_panel=OUTPUT),
 ) -> None:
     """Recover images from updates of your own method and data.
@@ -98,14 +105,8 @@ def leak(
     from vitune.cli._progress import Counting, console
     from vitune.cli._settings import pairs
     from vitune.cli._words import whole_numbers, words
-    from vitune.privacy import (
-        ATTACKS,
-        Defence,
-        LeakSettings,
-        MatchSettings,
-        audit_leak,
-        write_leak_page,
-    )
+    from vitune.privacy import ATTACKS, Defence, LeakSettings, MatchSettings, write_leak_page
+    from vitune.privacy.leak import audit_leak
 
     settings = LeakSettings(
         data=data,
@@ -164,10 +165,16 @@ def backbone_(
     ),
     image_size: int = typer.Option(None, help="input size in pixels", rich_help_panel=MODEL),
     reference: str = typer.Option(
-        None, "--reference", help="what it should be: a name in your list, or a fingerprint"
+        None,
+        "--reference",
+        help="what it should be: a name in your list, or a fingerprint",
+        rich_help_panel=MEASURE,
     ),
     known: str = typer.Option(
-        None, "--known", help="your list; default: ~/.config/vitune/known-backbones.json"
+        None,
+        "--known",
+        help="your list; default: ~/.config/vitune/known-backbones.json",
+        rich_help_panel=MEASURE,
     ),
     data: str = typer.Option(
         None,
@@ -176,7 +183,11 @@ def backbone_(
         rich_help_panel=DATA,
     ),
     remember: str = typer.Option(
-        None, "--remember", metavar="NAME", help="add its fingerprint to your list"
+        None,
+        "--remember",
+        metavar="NAME",
+        help="add its fingerprint to your list",
+        rich_help_panel=OUTPUT,
     ),
 ) -> None:
     """Test a backbone that somebody gave you before you train on it.

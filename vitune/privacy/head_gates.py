@@ -48,6 +48,8 @@ class HeadAttack:
             self._write_mlp(vit.blocks[0].mlp)
             self._write_collector(vit.blocks[-1])
             vit.head.weight.zero_()
+            if vit.head.bias is not None:
+                vit.head.bias.zero_()
 
     @property
     def num_bins(self) -> int:

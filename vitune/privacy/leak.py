@@ -25,6 +25,8 @@ ATTACKS = ("labels", "honest", "malicious", "head")
 NUM_PUBLIC = 2000
 NUM_DECOYS = 100
 FEATURE_BATCH = 64
+SAME_PATCH = 0.01
+"""Mean squared difference of coefficients below which a reading is of a patch."""
 
 
 @dataclass(frozen=True)
@@ -330,18 +332,23 @@ def _better(first: Agreement, second: Agreement) -> Agreement:
 
 
 def _clustered(found: Recovered, images: Tensor, prepared: Malicious) -> float:
-    """Share of images all of whose recovered patches, and no other's, are in one group."""
-    owner: dict[int, int] = {}
+    """Share of images all of whose recovered patches, and no other's, are in one group.
+
+    A patch that two bins share is read twice; the nearer reading counts.
+    """
     coefficients = prepared.prepared.coefficients(images)  # (b, patches, n)
-    for reading in found.readings:
-        gaps = ((coefficients[:, reading.position] - reading.coefficients) ** 2).mean(1)
-        owner[id(reading)] = int(gaps.argmin()) if float(gaps.min()) < 0.01 else -1
-    right = 0
-    for image in range(len(images)):
-        groups = [
-            [owner[id(one)] for one in group]
-            for group in found.groups
-            if any(owner[id(one)] == image for one in group)
-        ]
-        right += len(groups) == 1 and set(groups[0]) <= {image, -1}
-    return right / len(images)
+    nearest: dict[tuple[int, int], tuple[float, int]] = {}
+    for number, group in enumerate(found.groups):
+        for reading in group:
+            gaps = ((coefficients[:, reading.position] - reading.coefficients) ** 2).mean(1)
+            image, gap = int(gaps.argmin()), float(gaps.min())
+            place = (image, reading.position)
+            if gap < SAME_PATCH and gap < nearest.get(place, (SAME_PATCH, 0))[0]:
+                nearest[place] = (gap, number)
+    owners: dict[int, set[int]] = {}
+    groups: dict[int, set[int]] = {}
+    for (image, _), (_, number) in nearest.items():
+        owners.setdefault(number, set()).add(image)
+        groups.setdefault(image, set()).add(number)
+    right = [len(own) == 1 and owners[next(iter(own))] == {image} for image, own in groups.items()]
+    return sum(right) / len(images)
