@@ -19,7 +19,7 @@ from vitune import fit
 from vitune.adapters import inject
 from vitune.cli import main
 from vitune.data import Split
-from vitune.errors import VituneError
+from vitune.errors import TrainingError, VituneError
 from vitune.methods import get_method
 from vitune.privacy.dp import Budget, PerSampleGradients, PoissonBatches, PrivateStep
 from vitune.privacy.dp import budget as budget_module
@@ -229,6 +229,11 @@ def test_a_stopped_run_goes_on_with_its_accountant_and_says_what_it_spent(
     assert RunFolder(run).read_summary() == summary
     with pytest.raises(VituneError, match="--epochs: got 3 for a private run"):
         fit(out=run, resume=True, epochs=3)
+
+
+def test_a_private_run_that_diverges_is_stopped(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"loss: got .* expected a finite number"):
+        fit(out=tmp_path / "run", dp_epsilon=4.0, method="rlrr", **{**SMALL, "lr": 1e30})
 
 
 def accountant_of(run: Path) -> list[list[float]]:

@@ -309,7 +309,8 @@ class Loop:
         """Forward, backward and, when enough batches are in, the update; the losses now due."""
         self.schedule.step_update(self.progress.step)
         if self.private is not None:
-            return (self._private_step(self.private, batch, index, epoch),)
+            loss = self._private_step(self.private, batch, index, epoch)
+            return list(watch.add(loss, self.progress.step, epoch + 1))
         with self.accelerator.accumulate(self.wrapped), self._lean_step():
             images, targets = self.inputs(batch, index, epoch)
             with self.accelerator.autocast():
@@ -331,7 +332,7 @@ class Loop:
 
     def _private_step(
         self, private: PrivateStep, batch: dict[str, Tensor], index: int, epoch: int
-    ) -> float:
+    ) -> Tensor:
         """A step on a Poisson batch, which may be empty: its noise counts all the same."""
         images, targets = batch["images"].float(), batch["labels"]
         if len(targets):
@@ -341,7 +342,7 @@ class Loop:
         self.progress.step += 1
         if self.averager:
             self.averager.update()
-        return loss
+        return torch.tensor(loss)
 
     def _lean_step(self) -> AbstractContextManager[None]:
         """`lean_training` where it was asked for; the same gradients with less kept and done."""
