@@ -43,16 +43,30 @@ COMMANDS: dict[str, Words] = {
     "exits add": {"run": "run", "--at": "1", "--epochs": "1", **OUT},
     "exits calibrate": {"run": "run", "--data": "photos", "--risk": "0.5"},
     "data fake": {"root": "new", "--suite": "fgvc"},
+    "export": {"run": "run", "--to": "pt2", **OUT},
+    "push": {"run": "run", "name": "me/run", "--license": "mit", "--data-license": "mit"},
+    "serve": {"adapters": "photos"},
+    "audit leak": {"--data": "photos", "--method": "bitfit", "--iterations": "1", **OUT},
+    "audit backbone": {"checkpoint": "vitune/vit_micro_patch4_32"},
+    "bench pareto": {"--suite": "demo", "--methods": "linear", "--epochs": "0", **OUT},
 }  # fmt: skip
-"""A right and quick command of every verb: arguments by name, options by their word."""
+"""A quick command of every verb: arguments by name, options by their word.
+
+All are right but for those that would listen, call or train for long: no hub is reached, no
+adapter lies in `photos`, which has too few images for an attacker, and nothing is trained for 0
+epochs.
+"""
 
 WORK = {
     "--epochs", "--seeds", "--trials", "--rounds", "--jobs", "--batch", "--image-size", "--shots",
-    "--num-images", "--along", "--top-k",
+    "--num-images", "--along", "--top-k", "--iterations", "--local-steps", "--tune",
 }  # fmt: skip
 """Options that rightly make a command take longer: no number between 4 and 10,000 for them."""
 
-SLOW = ("methods", "bench speed", "data fake", "exits add")
+SLOW = (
+    "methods", "bench speed", "data fake", "exits add", "export", "push", "serve", "audit leak",
+    "audit backbone", "bench pareto",
+)  # fmt: skip
 """Verbs that take seconds: each of their options comes once."""
 
 RUN_FILES = (

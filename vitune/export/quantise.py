@@ -13,6 +13,7 @@ from vitune.export.target import Pixels, quiet
 KINDS = ("static", "dynamic")
 """static: ranges of activations from calibration images. dynamic: from each batch as it comes."""
 
+PRODUCTS = ("MatMul", "Gemm")
 CALIBRATION_BATCH = 8
 
 
@@ -20,7 +21,7 @@ def quantised(file: Path, kind: str, images: Pixels) -> None:
     """Put the 8-bit network in the place of the float one in `file`.
 
     Only products with a weight are quantised: those between activations (attention) lose more
-    than they save. Metadata stays.
+    than they save. So does the classifier, which is small and decides last. Metadata stays.
 
     Args:
         kind: one of KINDS.
@@ -33,13 +34,13 @@ def quantised(file: Path, kind: str, images: Pixels) -> None:
     kept = {entry.key: entry.value for entry in graph.metadata_props}
     # Shapes noted by the exporter contradict those of the quantised operations.
     del graph.graph.value_info[:]
-    between = _products_of_activations(graph)
+    kept_float = [*_products_of_activations(graph), *_last_products(graph)]
     with TemporaryDirectory(dir=file.parent) as aside, quiet():
         plain, result = Path(aside) / "plain.onnx", Path(aside) / "int8.onnx"
         onnx.save(graph, plain)
         common: dict[str, Any] = {
-            "op_types_to_quantize": ["MatMul", "Gemm"],
-            "nodes_to_exclude": between,
+            "op_types_to_quantize": list(PRODUCTS),
+            "nodes_to_exclude": kept_float,
             "per_channel": True,
             "weight_type": QuantType.QInt8,
         }
@@ -66,6 +67,22 @@ def _products_of_activations(graph: Any) -> list[str]:
         for node in graph.graph.node
         if node.op_type == "MatMul" and not weights.intersection(node.input)
     ]
+
+
+def _last_products(graph: Any) -> list[str]:
+    """Names of the matrix products behind which there is no other up to an output."""
+    makers = {output: node for node in graph.graph.node for output in node.output}
+    waiting, seen, found = [output.name for output in graph.graph.output], set(), []
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is None or node.name in seen:
+            continue
+        seen.add(node.name)
+        if node.op_type in PRODUCTS:
+            found.append(node.name)
+        else:
+            waiting += node.input
+    return found
 
 
 class _Reader:
