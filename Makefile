@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-breadth fuzz browser docs check lint types clean
+.PHONY: setup demo test test-slow test-breadth fuzz browser docs check lint types clean
 
 setup: $(STAMP)
 
@@ -20,6 +20,10 @@ demo: setup
 
 test: setup lint types
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# More of kinds of which `make test` runs some: presets on wide and tall images, fresh processes.
+test-slow: setup
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 # Eight kinds of method on 138 networks; writes docs/backbones.md. A run cut short goes on.
 test-breadth: setup

@@ -91,7 +91,11 @@ REGISTERED = (
     ("name", "code"),
     [
         ("vitune", f"import vitune; assert 'torch' not in sys.modules; {REGISTERED}"),
-        ("-m", f"import vitune; assert 'torch' not in sys.modules; {REGISTERED}"),
+        pytest.param(
+            "-m",
+            f"import vitune; assert 'torch' not in sys.modules; {REGISTERED}",
+            marks=pytest.mark.slow,
+        ),
         ("other", f"import vitune.methods.core.layer, vitune.adapters; {REGISTERED}"),
         ("vitune", f"import peft.tuners, vitune; vitune.methods.OWN['rlrr']; {REGISTERED}"),
     ],

@@ -55,6 +55,9 @@ LAUNCH, COMPARISON = "vitune.bench.launching.suite_study", "vitune.bench.compari
 MEASURE, FIT = "vitune.bench.speed.measuring.bench_speed", "vitune.training.fitting.fit"
 LEAK = ("audit", "leak", "--data", "demo:digits", "--method", "lora")
 AUDIT = "vitune.privacy.leak.audit_leak"
+PARETO = ("bench", "pareto", "--out", "OUT")
+PARETO_DEMO = (*PARETO, "--suite", "demo")
+FRONT = "vitune.bench.pareto.pareto_study"
 Heard = Callable[[tuple, dict], Any]
 
 
@@ -99,6 +102,17 @@ SEVERAL: dict[tuple[str, str], tuple[tuple[str, ...], list[str], str, Heard, Any
     ("bench speed", "--batch"): (SPEED, ["1", "2", "8"], MEASURE, plan("batches"), [1, 2, 8]),
     ("bench speed", "--precision"): (
         SPEED, ["fp32", "bf16", "fp16"], MEASURE, plan("precisions"), None,
+    ),
+    ("bench pareto", "--suite"): (PARETO, ["a", "b", "c"], FRONT, placed(0), None),
+    ("bench pareto", "--tasks"): (PARETO_DEMO, ["a", "b", "c"], FRONT, named("only"), None),
+    ("bench pareto", "--methods"): (
+        PARETO_DEMO, ["lora", "rlrr", "ssf"], FRONT, placed(1), None,
+    ),
+    ("bench pareto", "--speeds"): (
+        PARETO_DEMO, ["exact", "fast", "fastest"], FRONT, named("speeds"), None,
+    ),
+    ("bench pareto", "--epochs"): (
+        PARETO_DEMO, ["1", "2", "8"], FRONT, named("epochs"), [1, 2, 8],
     ),
     ("audit leak", "--method-arg"): (
         LEAK, ["r=8", "alpha=4", "roles=q,v"], AUDIT, mapping("method_args"),
@@ -275,6 +289,9 @@ def completed(monkeypatch: pytest.MonkeyPatch, capsys: Any, *words: str) -> list
         (("bench", "run", "--backbone", "vitune/"), ["vitune/vit_micro_patch4_32"]),
         (("bench", "run", "--protocol", "a"), ["as-published"]),
         (("bench", "speed", "--methods", "ssf,bitf"), ["ssf,bitfit"]),
+        (("bench", "pareto", "--suite", "demo,f"), ["demo,fewshot", "demo,fgvc"]),
+        (("audit", "leak", "--method", "rl"), ["rlrr"]),
+        (("serve", "--backbone", "vit"), ["vitune/vit_micro_patch4_32"]),
         (("bench", "presets", "hta-f"), ["hta-fgvc"]),
         (("data", "check", "DIR", "--suite", "vt"), ["vtab1k"]),
         (("methods", "--backbone", ""), ["vitune/vit_micro_patch4_32"]),

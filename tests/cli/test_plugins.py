@@ -13,12 +13,31 @@ from cli_images import paint
 OUTSIDE = Path(__file__).parents[1] / "methods"
 
 
-def vitune(*words: object, code: int = 0) -> str:
-    """What a fresh process prints; a plugin of an earlier command is not there any more."""
-    command = [sys.executable, "-m", "vitune", *map(str, words)]
+PROGRAM = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from vitune.cli import main
+
+told = []
+for words in json.loads(sys.argv[1]):
+    code = 0
+    with redirect_stdout(io.StringIO()) as text, redirect_stderr(text):
+        try:
+            main(words)
+        except SystemExit as stop:
+            code = stop.code or 0
+    told.append((code, text.getvalue()))
+print(json.dumps(told))
+"""
+
+
+def vitune(*commands: tuple[object, ...]) -> list[tuple[int, str]]:
+    """Exit code and text of commands in one fresh process, which knows no earlier plugin."""
+    words = json.dumps([list(map(str, command)) for command in commands])
+    command = [sys.executable, "-c", PROGRAM, words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
-    return done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
+    return [(code, text) for code, text in json.loads(done.stdout)]
 
 
 def test_train_evaluate_merge_and_info(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,19 +45,30 @@ def test_train_evaluate_merge_and_info(tmp_path: Path, monkeypatch: pytest.Monke
     from outside_methods import write_method
 
     photos, out = paint(tmp_path / "photos", 6, seed=0), tmp_path / "run"
-    file = write_method(tmp_path)
+    file, merged = write_method(tmp_path), tmp_path / "merged"
+    plugin = ("--plugin", file)
     given = ("--data", photos, "--method", "mine", "--epochs", 1, "--out", out)
-    vitune("train", *given, "--plugin", file)
+    ((code, told),) = vitune(("train", *given, *plugin))
+    assert code == 0, told
     card = json.loads((out / "adapter" / "vitune.json").read_text())
     assert card["plugin"]["file"] == str(file) and len(card["plugin"]["sha256"]) == 64
-    assert "plugin" in vitune("info", out)
-    told = vitune("predict", out, photos, code=2)
-    assert told.count("\n") == 1 and f"Pass --plugin {file}" in told
-    assert "path,class_1" in vitune("predict", out, photos, "--plugin", file)
-    vitune("merge", out, "--out", tmp_path / "merged", "--plugin", file)
-    assert "path,class_1" in vitune("predict", tmp_path / "merged", photos)
+
+    info, without, with_it, merge = vitune(
+        ("info", out),
+        ("predict", out, photos),
+        ("predict", out, photos, *plugin),
+        ("merge", out, "--out", merged, *plugin),
+    )
+    assert info[0] == 0 and "plugin" in info[1]
+    assert without[0] == 2 and without[1].count("\n") == 1
+    assert f"Pass --plugin {file}" in without[1]
+    assert with_it[0] == 0 and "path,class_1" in with_it[1]
+    assert merge[0] == 0, merge[1]
+
     file.write_text(file.read_text() + "\n# edited\n")
-    assert "was edited after training" in vitune("predict", out, photos, "--plugin", file)
+    plain, edited = vitune(("predict", merged, photos), ("predict", out, photos, *plugin))
+    assert plain[0] == 0 and "path,class_1" in plain[1]
+    assert edited[0] == 0 and "was edited after training" in edited[1]
 
 
 def test_plugins_are_listed_by_commas_and_repetition(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,13 @@ def test_a_class_of_one_image_can_be_trained_as_the_hint_says(
     shutil.copytree(odd, few)
     (few / "green").mkdir()
     shutil.move(few / "red/3.png", few / "green/3.png")
-    words = ["train", "--data", str(few), "--out", str(tmp_path / "out"), "--epochs", "1"]
-    assert run([*words, "--skip-bad-images"]) == 2
+    (few / "red" / "bad[bold].jpg").unlink()
+    words = ["--data", str(few), "--epochs", "1"]
+    compare = ["compare", *words, "--methods", "linear,bitfit", "--seeds", "1"]
+    assert run([*compare, "--out", str(tmp_path / "compared")]) == 2
     assert "or train on all images with --refit" in capsys.readouterr().err
-    assert run([*words, "--skip-bad-images", "--refit"]) == 0
+    assert run(["train", *words, "--out", str(tmp_path / "refitted"), "--refit"]) == 0
+    assert "absent from validation" not in capsys.readouterr().out
+    assert run(["train", *words, "--out", str(tmp_path / "held-out")]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "1 class has one image (green): trained on, but absent from validation." in told

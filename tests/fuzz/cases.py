@@ -73,7 +73,8 @@ RUN_FILES = (
     "config.yaml", "metrics.jsonl", "images.npz", "summary.json", "report.html",
     "adapter/vitune.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
     "checkpoint/state.json", "checkpoint/tensors.safetensors", "evaluation/photos-val.json",
-    "adapter", "checkpoint", "evaluation", ".",
+    "probe/vitune.json", "probe/adapter_config.json", "probe/adapter_model.safetensors",
+    "probe/probe.json", "adapter", "checkpoint", "evaluation", "probe", ".",
 )  # fmt: skip
 STOPPED_FILES = (
     "config.yaml", "metrics.jsonl", "images.npz", "checkpoint/state.json",

@@ -21,7 +21,7 @@ FOUND: list[tuple[str, str, list[Any], str]] = [
     ("stopped/checkpoint/tensors.safetensors", RESUME, ["delete"], "no tensors.safetensors in it"),
     ("stopped/metrics.jsonl", RESUME, ["replace", 5, [0]], "metrics.jsonl line 1"),
     ("run/evaluation", "train --out run --resume --epochs 2", ["text", "{"], "photos-val.json"),
-    ("run/adapter/vitune.json", "evaluate run", ["swap", 4, 0], "backbone_args"),
+    ("run/adapter/vitune.json", "evaluate run", ["swap", 5, 0], "backbone_args"),
     ("study/study.jsonl", "bench defaults study", ["rename", 7, "odd"], ""),
     ("study/cells/*", "bench table study", ["replace", 23, "odd"], ""),
     ("train.yaml", "train --config train.yaml --out new", ["text", "1: 2"], "should be strings"),

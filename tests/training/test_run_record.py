@@ -77,6 +77,11 @@ def recorded(run: Path) -> dict[str, Any]:
     return values
 
 
+def settings_of(run: Path) -> dict[str, Any]:
+    """What a run's config.yaml holds beside what it records."""
+    return {name: recorded(run)[name] for name in TrainConfig.model_fields}
+
+
 def photos(folder: Path, per_class: int = 8) -> Path:
     """Noisy squares of two colours, one folder per class."""
     generator = np.random.default_rng(0)
@@ -205,7 +210,9 @@ def test_without_the_record_those_defaults_would_change_the_run(
     tmp_path: Path, other_defaults: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check of the check: a new run after the change of defaults ends elsewhere."""
-    given = {**QUICK, "precision": "fp32", "ema": None, "checkpointing": False}
+    given = {
+        **QUICK, "precision": "fp32", "ema": None, "checkpointing": False, "dp_epsilon": None,
+    }  # fmt: skip
     with pytest.raises(KeyboardInterrupt):  # the record stands before the first step
         fit(TrainConfig.make(given), out=tmp_path / "before", observer=StopsAtOnce())
     other_defaults()
@@ -253,6 +260,32 @@ def test_a_run_s_config_can_start_another(tmp_path: Path) -> None:
     config = TrainConfig.read(tmp_path / "one" / "config.yaml")
     assert config.lr is not None
     fit(config, out=tmp_path / "two")
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    assert settings_of(tmp_path / "one") == settings_of(tmp_path / "two")
+
+
+@pytest.mark.parametrize("given", [{"start": "plain"}, {"refit": True}])
+def test_what_is_given_beside_a_run_s_config_wins_over_what_the_run_chose(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    fit(TrainConfig.make(PLAIN), out=tmp_path / "one")
+    assert recorded(tmp_path / "one")["choose_best"] is True
+    config = TrainConfig.read(tmp_path / "one" / "config.yaml", given)
+    fit(config, out=tmp_path / "two")
+    assert settings_of(tmp_path / "two") == {
+        **settings_of(tmp_path / "one"), **given, "choose_best": False,
+    }  # fmt: skip
+    again = TrainConfig.read(tmp_path / "two" / "config.yaml")
+    fit(again, out=tmp_path / "three")
+    assert settings_of(tmp_path / "three") == settings_of(tmp_path / "two")
+
+
+def test_a_run_on_all_images_has_none_to_choose_on(tmp_path: Path) -> None:
+    fit(TrainConfig.make({**PLAIN, "refit": True}), out=tmp_path / "one")
+    assert recorded(tmp_path / "one")["choose_best"] is False
+    fit(TrainConfig.read(tmp_path / "one" / "config.yaml"), out=tmp_path / "two")
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 

@@ -182,6 +182,7 @@ def test_the_stepped_probe_stays(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "probe").exists()
 
 
+@pytest.mark.slow
 def test_cifar_is_as_accurate_as_scikit_learn(shared_dir: Path) -> None:
     data = f"vtab:{shared_dir}/data/vtab-1k/cifar"
     backbone = load_backbone(BUNDLED, num_classes=100)

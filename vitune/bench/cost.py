@@ -28,7 +28,7 @@ class Estimate:
 
     Args:
         num_cells: of both stages.
-        step_ms: median of measured steps at the study's batch size.
+        step_ms: median of measured steps at the study's batch size; None where a method takes none.
         hours: of all its cells on this machine, one after the other.
         peak_mib: while stepping.
         num_trainable: parameters.
@@ -37,7 +37,7 @@ class Estimate:
     label: str
     task: str
     num_cells: int
-    step_ms: float
+    step_ms: float | None
     hours: float
     peak_mib: float
     num_trainable: int
@@ -53,15 +53,17 @@ class _Stopwatch(Observer):
         self.ends.append(time.perf_counter())
 
     @property
-    def step_ms(self) -> float:
-        """Median milliseconds between ends, the first steps left out."""
+    def step_ms(self) -> float | None:
+        """Median milliseconds between ends, the first steps left out; None without steps."""
+        if not self.ends:
+            return None
         gaps = [b - a for a, b in zip(self.ends, self.ends[1:], strict=False)][WARMUP_STEPS - 1 :]
         return 1000 * median(gaps)
 
 
 @dataclass(frozen=True)
 class _Measured:
-    step_ms: float
+    step_ms: float | None
     score_ms: float
     peak_mib: float
     num_trainable: int
@@ -175,5 +177,7 @@ def _estimate(planner: Planner, variant: Variant, task: Task, measured: _Measure
 
 
 def _seconds(measured: _Measured, config: Any, num_train: int, num_scored: int) -> float:
+    if measured.step_ms is None:  # features once; solving on them takes less
+        return (num_train + num_scored) * measured.score_ms / 1000
     steps = config.epochs * math.ceil(num_train / config.batch_size)
     return (steps * measured.step_ms + num_scored * measured.score_ms) / 1000

@@ -38,10 +38,14 @@ def methods(incomplete: str) -> list[str]:
     return _starting(incomplete, METHODS)
 
 
+def several_suites(incomplete: str) -> list[str]:
+    """The suite after the last comma, with what stands before it."""
+    return _after_comma(incomplete, suites)
+
+
 def several_methods(incomplete: str) -> list[str]:
-    """The name after the last comma, with what stands before it."""
-    before, comma, last = incomplete.rpartition(",")
-    return [f"{before}{comma}{name}" for name in methods(last)]
+    """The method after the last comma, with what stands before it."""
+    return _after_comma(incomplete, methods)
 
 
 def one_of(names: Iterable[str]) -> Callable[[str], list[str]]:
@@ -52,6 +56,11 @@ def one_of(names: Iterable[str]) -> Callable[[str], list[str]]:
         return _starting(incomplete, known)
 
     return offered
+
+
+def _after_comma(incomplete: str, offered: Callable[[str], list[str]]) -> list[str]:
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in offered(last)]
 
 
 def _starting(incomplete: str, names: Iterable[str]) -> list[str]:

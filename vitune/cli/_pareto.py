@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitune.cli import _study_options
+from vitune.cli import _completion, _study_options
 from vitune.cli._options import DATA, NAMES, NUMBERS, STUDY
 from vitune.cli._words import whole_numbers, words
 
@@ -25,6 +25,7 @@ class Asked:
             "--suite",
             metavar=NAMES,
             help="suites or data sets, e.g. demo,photos/",
+            autocompletion=_completion.several_suites,
             rich_help_panel=DATA,
         ),
     ]

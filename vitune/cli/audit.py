@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from vitune.cli import _completion
 from vitune.cli._options import (
     DATA,
     MEASURE,
@@ -39,12 +40,21 @@ def leak(
     data: str = typer.Option(
         ..., "--data", help="your images; one batch plays the victim's", rich_help_panel=DATA
     ),
-    method: str = typer.Option(..., "--method", help="see 'vitune methods'", rich_help_panel=MODEL),
+    method: str = typer.Option(
+        ...,
+        "--method",
+        help="see 'vitune methods'",
+        autocompletion=_completion.methods,
+        rich_help_panel=MODEL,
+    ),
     method_arg: list[str] = typer.Option(
         None, "--method-arg", metavar=PAIRS, help="of the method", rich_help_panel=MODEL
     ),
     backbone: str = typer.Option(
-        "vitune/vit_micro_patch4_32", help="as for vitune train", rich_help_panel=MODEL
+        "vitune/vit_micro_patch4_32",
+        help="as for vitune train",
+        autocompletion=_completion.backbones,
+        rich_help_panel=MODEL,
     ),
     checkpoint: str = typer.Option(None, help="local weights for it", rich_help_panel=MODEL),
     image_size: int = typer.Option(None, help="input size in pixels", rich_help_panel=MODEL),
@@ -161,7 +171,11 @@ def backbone_(
         ..., help="weights to test: a file for --backbone, or a backbone's name"
     ),
     backbone: str = typer.Option(
-        None, "--backbone", help="architecture of the file", rich_help_panel=MODEL
+        None,
+        "--backbone",
+        help="architecture of the file",
+        autocompletion=_completion.backbones,
+        rich_help_panel=MODEL,
     ),
     image_size: int = typer.Option(None, help="input size in pixels", rich_help_panel=MODEL),
     reference: str = typer.Option(

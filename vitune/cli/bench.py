@@ -341,7 +341,7 @@ def _print_estimate(study: Study, jobs: int) -> None:
             row.label,
             row.task,
             str(row.num_cells),
-            f"{row.step_ms:.0f}",
+            "none" if row.step_ms is None else f"{row.step_ms:.0f}",
             f"{row.hours:.2f}",
             f"{row.peak_mib:,.0f}",
         )

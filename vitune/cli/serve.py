@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from vitune.cli import _completion
 from vitune.cli._options import LIMITS, MODEL, RUNNING, SERVER
 from vitune.cli._plugins import with_plugins
 
@@ -19,7 +20,11 @@ def serve(
         ..., metavar="ADAPTERS_DIR", help="folder with one subfolder per run or adapter"
     ),
     backbone: str = typer.Option(
-        None, "--backbone", help="default: that of most adapters", rich_help_panel=MODEL
+        None,
+        "--backbone",
+        help="default: that of most adapters",
+        autocompletion=_completion.backbones,
+        rich_help_panel=MODEL,
     ),
     device: str = typer.Option("auto", help="auto, cpu or cuda", rich_help_panel=RUNNING),
     cache_mib: float = typer.Option(

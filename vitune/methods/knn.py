@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitune.methods.authoring import MethodLayer, Site, VituneError
+from vitune.methods.authoring import BackboneError, MethodLayer, Site, VituneError
 from vitune.methods.probe_authoring import HeadProblem, Labelled, SolvedConfig, SolvedHead, folds
 from vitune.ops import calibrated_losses
 
@@ -110,6 +110,7 @@ class NearestNeighboursConfig(SolvedConfig):
 
     Raises:
         VituneError: a number below 1.
+        BackboneError: at injection, where no linear classifier is known.
     Source: Wu et al., Unsupervised feature learning via non-parametric instance discrimination
         (CVPR 2018), section 3.4.
     """
@@ -145,7 +146,13 @@ class NearestNeighboursConfig(SolvedConfig):
         return False
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        return [site for site in sites if site.role == "head"][:1]
+        found = [site for site in sites if site.role == "head"][:1]
+        if not found:
+            raise BackboneError(
+                f"{self.title}: got a backbone without a linear classifier that is known, expected "
+                "one to put the memory in the place of. Choose another method ('vitune methods')."
+            )
+        return found
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         return NeighbourLayer

@@ -65,8 +65,11 @@ def filtered(tokens: Tensor, gain: Tensor, num_prefix: int) -> Tensor:
     image = patches.to(exact).unflatten(1, (height, width))  # (b, H, W, d)
     down = cosine_basis(height, tokens.device, exact)
     across = cosine_basis(width, tokens.device, exact)
-    spectrum = torch.einsum("nh,mw,bhwd->bnmd", down, across, image) * gain
-    image = torch.einsum("nh,mw,bnmd->bhwd", down, across, spectrum)
+    # One axis after the other: of three factors at once, einsum's order depends on opt_einsum.
+    spectrum = torch.einsum("nh,bhwd->bnwd", down, image)
+    spectrum = torch.einsum("mw,bnwd->bnmd", across, spectrum) * gain
+    image = torch.einsum("mw,bnmd->bnwd", across, spectrum)
+    image = torch.einsum("nh,bnwd->bhwd", down, image)
     return torch.cat([prefix, image.flatten(1, 2).to(tokens.dtype)], dim=1)
 
 

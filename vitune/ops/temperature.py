@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 RANGE = (0.05, 20.0)
-"""Temperatures that are looked at; a validation set without a mistake has no smallest one."""
+"""Temperatures that are looked at."""
 
 STEPS = 40
 
@@ -17,20 +17,24 @@ STEPS = 40
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """argmin over T of the mean cross-entropy of logits / T, within RANGE.
 
-    The cross-entropy is convex in 1 / T; its derivative in log T is bisected, which keeps the
-    order of the classes and needs no rate.
+    The targets give the true class 1 - 1 / (n + 2) and share the rest among the others: n images
+    without a mistake do not show that there is none to come. The cross-entropy is convex in 1 / T;
+    its derivative in log T is bisected, which keeps the order of the classes and needs no rate.
 
     Shapes: logits (n, c); labels (n,) int64.
-    Source: Guo et al., On calibration of modern neural networks (ICML 2017), eq. 9.
+    Source: Guo et al., On calibration of modern neural networks (ICML 2017), eq. 9; the targets
+        are those of Platt, Probabilistic outputs for support vector machines (1999), section 2.2.
     """
+    number, num_classes = logits.shape
+    other = 1 / (number + 2) / max(1, num_classes - 1)
     values = logits.double()
     values = values - values.gather(1, labels[:, None])  # (n, c), the true class at 0
     low, high = (math.log(end) for end in RANGE)
     for _ in range(STEPS):
         middle = (low + high) / 2
         scaled = values * math.exp(-middle)
-        # d/d(log T) of log Σ exp(scaled) = -Σ p · scaled
-        slope = -(scaled.softmax(1) * scaled).sum(1).mean()
+        # d/d(log T) of log Σ exp(scaled) - Σ target · scaled = Σ (target - p) · scaled
+        slope = ((other - scaled.softmax(1)) * scaled).sum(1).mean()
         low, high = (middle, high) if slope < 0 else (low, middle)
     return math.exp((low + high) / 2)
 

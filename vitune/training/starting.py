@@ -100,7 +100,8 @@ def with_start(
     start = "probe" if from_probe else "plain"
     choose_best = config.choose_best
     if choose_best is None:  # who gives a rate or a start has a plan of their own
-        choose_best = config.start is None and config.lr is None
+        is_left_to_rules = config.start is None and config.lr is None
+        choose_best = is_left_to_rules and probe is not None and not config.refit
     return config.model_copy(
         update={"start": start, "lr": lr, "head_lr": head_lr, "choose_best": choose_best}
     )

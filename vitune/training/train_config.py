@@ -225,13 +225,22 @@ class TrainConfig(BaseModel):
         Raises:
             VituneError: no such file, not a YAML mapping, or what `make` refuses.
         """
-        values, given = read_yaml(path), dict(overrides or {})
+        written, given = _read_mapping(path), dict(overrides or {})
+        values = _without_record(written)
         # What the file's own preset filled in makes way for another one, and its name for flags.
         if "speed" in given:
             for name in PRESETS.get(str(given["speed"]), {}):
                 values.pop(name, None)
         elif given.keys() & {"method_args", *PRESETS["fast"]}:
             values.pop("speed", None)
+        # So does a choice where what is given leaves nothing to choose from or on.
+        if given.get("start") == "plain" or given.get("refit"):
+            values.pop("choose_best", None)
+        # A run that chose although it started plain solved a probe, whose features fell short. The
+        # rule finds that out again; a start that was asked for would leave out the probe.
+        chose = given.get("choose_best", values.get("choose_best"))
+        if "resolved" in written and chose and values.get("start") == "plain":
+            values["start"] = None
         return cls.make({**values, **given})
 
 
@@ -241,7 +250,7 @@ def settings_in(values: Mapping[str, Any], file: Path) -> TrainConfig:
     Raises:
         AdapterError: one is missing, unknown or out of range; the text names file and setting.
     """
-    settings = {key: value for key, value in values.items() if key not in BESIDE_SETTINGS}
+    settings = _without_record(values)
     try:
         return TrainConfig.make(settings)
     except VituneError as error:
@@ -254,6 +263,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         VituneError: no such file, or it holds no mapping.
     """
+    return _without_record(_read_mapping(path))
+
+
+def _without_record(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in BESIDE_SETTINGS}
+
+
+def _read_mapping(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise VituneError(f"--config: got {str(path)!r}, expected an existing YAML file.")
@@ -264,4 +281,4 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise VituneError(f"--config: got {str(path)!r}, expected YAML: {reason}") from None
     if not isinstance(values, dict):
         raise VituneError(f"--config: got {str(path)!r}, expected 'key: value' lines.")
-    return {key: value for key, value in values.items() if key not in BESIDE_SETTINGS}
+    return values

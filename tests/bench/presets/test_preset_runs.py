@@ -37,8 +37,18 @@ def tiny(name: str, protocol: Any, roots: dict[str, Path], out: Path) -> Study:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("protocol", ["honest", "as-published"])
-@pytest.mark.parametrize("name", preset_names())
+CASES = [
+    pytest.param(
+        name,
+        protocol,
+        marks=[pytest.mark.slow] if "fgvc" in name and protocol == "honest" else [],
+    )
+    for name in preset_names()
+    for protocol in ("honest", "as-published")
+]
+
+
+@pytest.mark.parametrize(("name", "protocol"), CASES)
 def test_a_preset_is_estimated_and_runs(
     name: str, protocol: Any, roots: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -75,7 +75,7 @@ def test_addresses_outlive_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
         group=None,
         config=TrainConfig(
             data="d", method="linear", lr=0.01, weight_decay=0.0, drop_path=0.1, epochs=100,
-            start="plain", select="last",
+            start="plain", select="last", augment="none",
         ),
         setting={},
         scored_on="test",
@@ -89,7 +89,8 @@ def test_addresses_outlive_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_field_that_is_new_changes_no_address() -> None:
-    config = TrainConfig(data="d", start="plain", select="last").model_dump(mode="json")
+    asked = TrainConfig(data="d", start="plain", select="last", augment="none")
+    config = asked.model_dump(mode="json")
     assert deciding({**config, "ema": None}) == deciding(config)
     assert "ema" not in deciding(config)
     assert deciding({**config, "ema": 0.9})["ema"] == 0.9

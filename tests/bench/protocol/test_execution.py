@@ -219,6 +219,9 @@ def test_an_estimate_measures_without_opening_the_test_split(
     assert total_hours([found], 2) == pytest.approx(found.hours / 2)
     longer = study.model_copy(update={"epochs": 100, "protocol": "as-published"})
     assert estimate(longer, bench)[0].num_cells == 5
+    solved = tiny_study(variants=[{"label": "linear", "method": "linear"}], seeds=[0])
+    (found,) = estimate(solved, bench)
+    assert found.step_ms is None and found.hours > 0
 
 
 def test_compare_writes_a_page(tmp_path: Path, bench: Workbench) -> None:

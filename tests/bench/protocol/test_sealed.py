@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import vitune
-from vitune.bench.study import as_published
+from vitune.bench.study import as_published, course
 from vitune.data.procedural import Scene
 from vitune.training import TrainConfig
 from vitune.training.fitting import fit
@@ -97,8 +97,18 @@ def test_fit_draws_no_test_picture(refit: bool, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_one_file_alone_looks_while_a_network_trains() -> None:
-    """Only `as_published` and the workbench's opening of it take part before training ends."""
+    """Only `as_published` and the workbench's opening of it take part before training ends.
+
+    `course` writes down what training says of its epochs: it has neither images nor the network.
+    """
     users = {
         path.name for path in (PACKAGE / "bench").rglob("*.py") if "epoch_ended" in path.read_text()
     }
-    assert users == {Path(as_published.__file__).name}
+    assert users == {Path(as_published.__file__).name, Path(course.__file__).name}
+    tree = ast.parse(Path(course.__file__).read_text())
+    nodes = list(ast.walk(tree))
+    assert not any(isinstance(node, ast.Import) for node in nodes)
+    rooms = {node.module: node.names for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert set(rooms) == {"__future__", "typing", "vitune.training"}
+    assert {alias.name for alias in rooms["vitune.training"]} == {"Observer", "Running"}
+    assert "loop" not in {node.id for node in nodes if isinstance(node, ast.Name)}

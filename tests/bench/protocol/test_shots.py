@@ -124,13 +124,13 @@ def test_a_default_batch_fits_each_draw_and_one_asked_for_is_refused_there_alone
 ) -> None:
     common: dict[str, Any] = {"shots": [1, 8], "tune": False, "epochs": 1, "seeds": 1,
                               "retention": False}  # fmt: skip
-    study = suite_study(str(birds), ["linear"], tmp_path / "a", **common)
+    study = suite_study(str(birds), ["linear_sgd"], tmp_path / "a", **common)
     outcome = run_study(study, tmp_path / "a", executor=InProcess())
     assert [result.error for result in outcome.results] == [None, None]
     assert [result.config["batch_size"] for result in outcome.results] == [2, 16]
     again = run_study(study, tmp_path / "a", executor=InProcess())
     assert again.num_reused == 2
-    asked = suite_study(str(birds), ["linear"], tmp_path / "b", settings={"batch_size": 4},
+    asked = suite_study(str(birds), ["linear_sgd"], tmp_path / "b", settings={"batch_size": 4},
                         **common)  # fmt: skip
     few, enough = run_study(asked, tmp_path / "b", executor=InProcess()).results
     assert "--batch-size: got 4, expected at most the 2 training images" in (few.error or "")

@@ -78,6 +78,9 @@ AS_IF_ABSENT: dict[str, Any] = {
     "lean": True,
     "speed": None,
     "tokens": "keep",
+    "dp_epsilon": None,
+    "dp_delta": 1e-5,
+    "dp_clip": 1.0,
 }
 """A field with this value stands in no address, so that a field may be added to TrainConfig
 without making every cell another one. A new field belongs here with the value that leaves a run as

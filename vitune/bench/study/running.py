@@ -16,6 +16,7 @@ from torch import Tensor
 from vitune.analysis import measure_retention
 from vitune.bench.study.as_published import PublishedRecipe
 from vitune.bench.study.cells import Cell, CellResult, Scores, blank_result
+from vitune.bench.study.course import Course
 from vitune.bench.study.kept import adapter_of, keep_adapter, write_logits
 from vitune.bench.study.scores import score, unshared_with
 from vitune.bench.study.store import Store
@@ -26,7 +27,7 @@ from vitune.data import Split, Splits, normalise
 from vitune.environment import Environment
 from vitune.errors import DataError, TrainingError, VituneError
 from vitune.inference import LoadedRun
-from vitune.training import Observer, Running, TrainConfig
+from vitune.training import Observer, TrainConfig
 from vitune.training.fitting import Trained, fit
 from vitune.training.loop import inference_weights
 
@@ -34,21 +35,6 @@ RETENTION_IMAGES = 256
 RETENTION_BATCH = 64
 
 Train = Callable[..., Trained]
-
-
-class Course(Observer):
-    """What accuracy a run had when."""
-
-    def __init__(self) -> None:
-        self.curve: list[tuple[float, float, float | None]] = []
-
-    def started(self, loop: Running) -> None:
-        self.curve.clear()  # of a start that ran out of memory
-
-    def epoch_ended(self, row: dict[str, Any]) -> None:
-        wall, cpu, _ = self.curve[-1] if self.curve else (0.0, 0.0, None)
-        wall, cpu = wall + row["train_seconds"], cpu + row["train_cpu_seconds"]
-        self.curve.append((wall, cpu, row["val_accuracy"]))
 
 
 def complete(
