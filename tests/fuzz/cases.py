@@ -69,16 +69,19 @@ SLOW = (
 )  # fmt: skip
 """Verbs that take seconds: each of their options comes once."""
 
+PROBE_FILES = (
+    "probe/vitune.json", "probe/adapter_config.json", "probe/adapter_model.safetensors",
+    "probe/probe.json", "probe",
+)  # fmt: skip
 RUN_FILES = (
     "config.yaml", "metrics.jsonl", "images.npz", "summary.json", "report.html",
     "adapter/vitune.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
     "checkpoint/state.json", "checkpoint/tensors.safetensors", "evaluation/photos-val.json",
-    "probe/vitune.json", "probe/adapter_config.json", "probe/adapter_model.safetensors",
-    "probe/probe.json", "adapter", "checkpoint", "evaluation", "probe", ".",
+    "adapter", "checkpoint", "evaluation", *PROBE_FILES, ".",
 )  # fmt: skip
 STOPPED_FILES = (
     "config.yaml", "metrics.jsonl", "images.npz", "checkpoint/state.json",
-    "checkpoint/tensors.safetensors", "checkpoint", ".",
+    "checkpoint/tensors.safetensors", "checkpoint", *PROBE_FILES, ".",
 )  # fmt: skip
 STUDY_FILES = ("study.yaml", "study.jsonl", "compare.html", "cells/*", "logits/*", "cells", ".")
 MERGED_FILES = ("vitune.json", "model.safetensors", ".")

@@ -73,7 +73,7 @@ class Place:
         start = "train --data photos --image-size 16 --batch-size 4 --epochs"
         for words in (
             f"{start} 1 --out run", "evaluate run", "merge run --out merged",
-            "compare --data photos --methods linear --epochs 1 --image-size 16 --seeds 1 "
+            "compare --data photos --methods linear_sgd --epochs 1 --image-size 16 --seeds 1 "
             "--lrs 1e-2,1e-3 --out study",
             "analyze run --num-images 0 --out gone", "data check photos.parquet",
             "bench table study",
