@@ -96,7 +96,11 @@ REGISTERED = (
             f"import vitune; assert 'torch' not in sys.modules; {REGISTERED}",
             marks=pytest.mark.slow,
         ),
-        ("other", f"import vitune.methods.core.layer, vitune.adapters; {REGISTERED}"),
+        pytest.param(
+            "other",
+            f"import vitune.methods.core.layer, vitune.adapters; {REGISTERED}",
+            marks=pytest.mark.slow,
+        ),
         ("vitune", f"import peft.tuners, vitune; vitune.methods.OWN['rlrr']; {REGISTERED}"),
     ],
     ids=["before", "module", "inside", "after"],

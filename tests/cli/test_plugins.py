@@ -47,7 +47,7 @@ def test_train_evaluate_merge_and_info(tmp_path: Path, monkeypatch: pytest.Monke
     photos, out = paint(tmp_path / "photos", 6, seed=0), tmp_path / "run"
     file, merged = write_method(tmp_path), tmp_path / "merged"
     plugin = ("--plugin", file)
-    given = ("--data", photos, "--method", "mine", "--epochs", 1, "--out", out)
+    given = ("--data", photos, "--method", "mine", "--epochs", 1, "--start", "plain", "--out", out)
     ((code, told),) = vitune(("train", *given, *plugin))
     assert code == 0, told
     card = json.loads((out / "adapter" / "vitune.json").read_text())

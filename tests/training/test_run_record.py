@@ -577,7 +577,9 @@ def test_a_start_that_died_before_its_first_checkpoint_is_begun_again(tmp_path: 
     assert (tmp_path / "run" / "images.npz").is_file()
 
 
-@pytest.mark.parametrize("number", [1, 2, 4, 6])
+@pytest.mark.parametrize(
+    "number", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 6]
+)
 def test_a_full_disk_loses_nothing(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,7 +41,7 @@ CASES = [
     pytest.param(
         name,
         protocol,
-        marks=[pytest.mark.slow] if "fgvc" in name and protocol == "honest" else [],
+        marks=[pytest.mark.slow] if ("fgvc" in name) == (protocol == "honest") else [],
     )
     for name in preset_names()
     for protocol in ("honest", "as-published")

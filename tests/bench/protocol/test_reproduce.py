@@ -86,10 +86,8 @@ def test_the_counts_of_runs_on_the_page_are_right(roots: dict[str, Path], tmp_pa
     assert f"{counts[0]} runs (19 tasks" in text and f"{counts[1]} runs each" in text
 
 
-@pytest.mark.parametrize(
-    ("preset", "task"),
-    [("rlrr-vtab1k", "cifar"), pytest.param("rlrr-fgvc", "cub", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "task"), [("rlrr-vtab1k", "cifar"), ("rlrr-fgvc", "cub")])
 def test_a_real_vit_base_takes_one_step(
     preset: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
