@@ -28,6 +28,8 @@ FOUND: list[tuple[str, str, list[Any], str]] = [
     ("notes.txt", "predict run photos --device 0", ["text", ""], "--device: got '0', expected"),
     ("notes.txt", "demo --out new --epochs 0", ["text", ""], "epochs: got 0"),
     ("notes.txt", f"{TRAIN} --batch-size 9655384737910817", ["text", ""], "memory: got steps of"),
+    ("notes.txt", f"{TRAIN} --dp-epsilon 6815565697348812.0", ["text", ""], "dp_epsilon: got"),
+    ("stopped/probe/probe.json", f"{RESUME} --force", ["replace", 0, "nan"], ""),
     ("notes.txt", f"{COMPARE} new --jobs 99999999999999", ["text", ""], ""),
 ]
 

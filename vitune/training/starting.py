@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,6 +134,20 @@ def keep_probe(staged: Path, folder: RunFolder) -> None:
         shutil.copytree(staged, aside, dirs_exist_ok=True)
 
 
+def _text(value: Any) -> str:
+    """The value, which is a string; TypeError otherwise."""
+    if not isinstance(value, str):
+        raise TypeError(f"got {value!r}, expected a string")
+    return value
+
+
+def _number(value: Any) -> Any:
+    """The value, which is a finite number or None; TypeError otherwise."""
+    if value is None or (type(value) in (int, float) and math.isfinite(value)):
+        return value
+    raise TypeError(f"got {value!r}, expected a number")
+
+
 def kept_probe(folder: RunFolder) -> Probe | None:
     """The probe of a run that is continued, without its head: that is in the checkpoint.
 
@@ -146,16 +162,16 @@ def kept_probe(folder: RunFolder) -> Probe | None:
         known = json.loads(path.read_text())
         return replace(
             nothing,
-            head=replace(nothing.head, chosen=known["chosen"], how=known["how"]),
-            copies=known["copies"],
-            train_loss=known["train_loss"],
-            val_loss=known["val_loss"],
-            val_accuracy=known["val_accuracy"],
+            head=replace(nothing.head, chosen=known["chosen"], how=_text(known["how"])),
+            copies=_text(known["copies"]),
+            train_loss=_number(known["train_loss"]),
+            val_loss=_number(known["val_loss"]),
+            val_accuracy=_number(known["val_accuracy"]),
             right=np.array(known["right"], bool),
             losses=np.array(known["losses"], float),
-            temperature=known["temperature"],
+            temperature=_number(known["temperature"]),
             mirror_gain=known["mirror_gain"],
-            seconds=known["seconds"],
+            seconds=_number(known["seconds"]),
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise AdapterError(

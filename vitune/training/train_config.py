@@ -110,7 +110,10 @@ class TrainConfig(BaseModel):
     )
 
     dp_epsilon: float | None = Field(
-        None, gt=0, description="train with differential privacy and spend at most this epsilon"
+        None,
+        gt=0,
+        le=1000,  # beyond it nothing is private, and the accountant's search does not end
+        description="train with differential privacy and spend at most this epsilon",
     )
     dp_delta: float = Field(1e-5, gt=0, lt=1, description="delta of the guarantee")
     dp_clip: float = Field(1.0, gt=0, description="norm that each image's gradient is cut to")
