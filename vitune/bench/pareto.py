@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -12,49 +12,12 @@ from typing import Any, Literal
 from vitune.bench.launching import suite_study
 from vitune.bench.study.cells import CellResult
 from vitune.bench.study.plan import Study, Variant
+from vitune.bench.tables.front_page import WITHIN, Point
 from vitune.errors import VituneError, nearest
 from vitune.report import mean_and_std
 
 EXACT = "exact"
 SPEEDS = (EXACT, "fast", "fastest")
-WITHIN = 0.005
-"""Accuracy by which a run may stay below the exact one's end and still be as good: half a point."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """One method at one preset and length, over all tasks and seeds.
-
-    Args:
-        accuracy: mean over tasks of the mean over seeds, in [0, 1]; `spread` is the standard
-            deviation over seeds of the mean over tasks, None for one seed.
-        seconds, cpu_seconds: of the training steps of a run, validation left out; means.
-        peak_mib: the largest of any run.
-        gain: accuracy minus that of the exact preset at the most epochs.
-        time_ratio, cpu_ratio: to the same.
-        seconds_to_accuracy: until validation stays within WITHIN of the exact run's end, mean over
-            the runs that get there.
-        num_there, num_runs: how many get there.
-        on_time_front, on_memory_front: whether no other point is as accurate for less.
-    """
-
-    label: str
-    method: str
-    speed: str
-    epochs: int
-    accuracy: float
-    spread: float | None
-    seconds: float
-    cpu_seconds: float | None
-    peak_mib: float | None
-    gain: float
-    time_ratio: float
-    cpu_ratio: float | None
-    seconds_to_accuracy: float | None
-    num_there: int
-    num_runs: int
-    on_time_front: bool = False
-    on_memory_front: bool = False
 
 
 def pareto_study(

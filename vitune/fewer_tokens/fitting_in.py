@@ -54,7 +54,7 @@ def reduce_tokens(model: nn.Module, plan: TokenPlan) -> TokenReducer | None:
     if seen is not None:
         try:
             _rehearse(model, reducer, seen)
-        except Exception:
+        except Exception:  # whatever the network raised, it is left without hooks
             reducer.remove()
             raise
     return reducer

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 from vitune.report import Measured, ScatterChart, duration, scatter_chart, write_page
 
@@ -13,10 +13,26 @@ HEADS = (
     "method", "speed", "ep", "accuracy", "gain", "s", "ratio", "cpu", "ratio", "MiB", "until",
     "front",
 )  # fmt: skip
+WITHIN = 0.005
+"""Accuracy by which a run may stay below the exact one's end and still be as good: half a point."""
 
 
-class Costed(Protocol):
-    """A point as `vitune.bench.pareto` makes it."""
+@dataclass(frozen=True)
+class Point:
+    """One method at one preset and length, over all tasks and seeds.
+
+    Args:
+        accuracy: mean over tasks of the mean over seeds, in [0, 1]; `spread` is the standard
+            deviation over seeds of the mean over tasks, None for one seed.
+        seconds, cpu_seconds: of the training steps of a run, validation left out; means.
+        peak_mib: the largest of any run.
+        gain: accuracy minus that of the exact preset at the most epochs.
+        time_ratio, cpu_ratio: to the same.
+        seconds_to_accuracy: until validation stays within WITHIN of the exact run's end, mean over
+            the runs that get there.
+        num_there, num_runs: how many get there.
+        on_time_front, on_memory_front: whether no other point is as accurate for less.
+    """
 
     label: str
     method: str
@@ -33,16 +49,16 @@ class Costed(Protocol):
     seconds_to_accuracy: float | None
     num_there: int
     num_runs: int
-    on_time_front: bool
-    on_memory_front: bool
+    on_time_front: bool = False
+    on_memory_front: bool = False
 
 
-def front_lines(points: Sequence[Any]) -> list[tuple[str, ...]]:
+def front_lines(points: Sequence[Point]) -> list[tuple[str, ...]]:
     """A line of text per point, under HEADS."""
     return [_line(point) for point in points]
 
 
-def _line(point: Costed) -> tuple[str, ...]:
+def _line(point: Point) -> tuple[str, ...]:
     spread = "" if point.spread is None else f" ± {100 * point.spread:.1f}"
     there = f"{point.num_there} of {point.num_runs}"
     until = "never" if point.seconds_to_accuracy is None else f"{point.seconds_to_accuracy:.1f}"
@@ -63,13 +79,13 @@ def _line(point: Costed) -> tuple[str, ...]:
     )
 
 
-def write_front_page(points: Sequence[Any], out: str | Path, *, note: str) -> Path:
+def write_front_page(points: Sequence[Point], out: str | Path, *, note: str) -> Path:
     """Write one self-contained HTML file with table and charts and return its path.
 
     Raises:
         VituneError: `out` is a folder.
     """
-    kinds: list[tuple[str, str, Callable[[Costed], float], Callable[[Costed], bool]]] = [
+    kinds: list[tuple[str, str, Callable[[Point], float], Callable[[Point], bool]]] = [
         (
             "Accuracy against time",
             "seconds of training steps a run, by the clock (logarithmic)",
@@ -89,11 +105,11 @@ def write_front_page(points: Sequence[Any], out: str | Path, *, note: str) -> Pa
 
 
 def _chart(
-    points: Sequence[Costed],
+    points: Sequence[Point],
     title: str,
     x_title: str,
-    cost: Callable[[Costed], float],
-    is_on: Callable[[Costed], bool],
+    cost: Callable[[Point], float],
+    is_on: Callable[[Point], bool],
 ) -> tuple[ScatterChart | None, str]:
     """The scatter plot, and the front as an SVG path: along it, more accuracy costs more."""
     tell = duration if "time" in title else "{:,.0f} MiB".format
