@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ STUDY: dict[str, Any] = {
 }
 
 Snapshot = dict[str, tuple[int, str]]
+"""Mode and content of each path."""
+Stamps = dict[str, tuple[int, int, int]]
+"""Mode, inode and time of the last change of each path: cheap to take and hard to forge."""
 
 
 class Place:
@@ -85,6 +89,8 @@ class Place:
             shutil.rmtree(part) if part.is_dir() else part.unlink()
         assert (self.here / "stopped/checkpoint/state.json").is_file()
         self.here.rename(self.template)
+        self.whole = snapshot(self.template)
+        self.stamps: Stamps = {}
 
     def _set_up(self, words: str) -> None:
         modules = self.told / "modules"
@@ -111,10 +117,9 @@ class Place:
 
     def faults(self, case: Case) -> list[str]:
         """What is wrong with how a command takes the damage; empty where nothing is."""
-        shutil.rmtree(self.here, ignore_errors=True)
-        shutil.copytree(self.template, self.here, symlinks=True)
+        self.put_back()
         self._mutate(case)
-        before = snapshot(self.here)
+        before = self.snapshot()
         result = self.run(case.argv)
         code, error = result["code"], self.told_on("stderr")
         found = []
@@ -128,8 +133,32 @@ class Place:
             found.append(f"{len(error.splitlines())} lines on stderr")
         if code == 2 and not error.strip() and case.argv[:2] != ["data", "check"]:
             found.append("exit code 2 without a word")
-        found += changes(before, snapshot(self.here), case.argv, code)
+        found += changes(before, self.snapshot(), case.argv, code)
         return found
+
+    def put_back(self) -> None:
+        """Make `here` what `template` is; only what was changed since is copied."""
+        self.here.mkdir(exist_ok=True)
+        for name, stamp in stamps(self.here).items():
+            if self.stamps.get(name) != stamp:
+                _remove(self.here / name, stat.S_ISDIR(stamp[0]))
+        for name, (mode, _) in self.whole.items():
+            path = self.here / name
+            if not os.path.lexists(path):
+                if stat.S_ISDIR(mode):
+                    path.mkdir()
+                    path.chmod(stat.S_IMODE(mode))
+                else:
+                    shutil.copy2(self.template / name, path, follow_symlinks=False)
+        self.stamps = stamps(self.here)
+
+    def snapshot(self) -> Snapshot:
+        """Kind and content of everything in `here`; what was not touched is not read again."""
+        found = stamps(self.here)
+        touched = [name for name, stamp in found.items() if self.stamps.get(name) != stamp]
+        return {name: self.whole[name] for name in found if name not in touched} | snapshot(
+            self.here, touched
+        )
 
     def _mutate(self, case: Case) -> None:
         before = Path.cwd()
@@ -148,17 +177,36 @@ class Place:
             os.chdir(before)
 
 
-def snapshot(folder: Path) -> Snapshot:
-    """Kind and content of everything below a folder, without following links."""
+def _remove(path: Path, is_folder: bool) -> None:
+    if is_folder:
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def stamps(folder: Path) -> Stamps:
+    """A mark of everything below a folder. A folder's own changes are those of what it holds."""
+    found: Stamps = {}
+    for path in sorted(folder.rglob("*")):
+        told = path.lstat()
+        is_folder = stat.S_ISDIR(told.st_mode)
+        when = (0, 0) if is_folder else (told.st_ino, told.st_ctime_ns)
+        found[path.relative_to(folder).as_posix()] = (told.st_mode, *when)
+    return found
+
+
+def snapshot(folder: Path, names: Iterable[str] | None = None) -> Snapshot:
+    """Kind and content of everything below a folder, or of these paths; no link is followed."""
     found: Snapshot = {}
-    for path in folder.rglob("*"):
+    for name in stamps(folder) if names is None else names:
+        path = folder / name
         mode = path.lstat().st_mode
         content = ""
         if stat.S_ISLNK(mode):
             content = os.readlink(path)
         elif stat.S_ISREG(mode):
             content = hashlib.sha256(path.read_bytes()).hexdigest()
-        found[path.relative_to(folder).as_posix()] = (mode, content)
+        found[name] = (mode, content)
     return found
 
 

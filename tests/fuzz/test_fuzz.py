@@ -47,8 +47,11 @@ def test_the_judge_sees_what_is_wrong(place: Place, tmp_path: Path) -> None:
     from place import changes, snapshot
 
     assert place.faults(Case("option", "info", ["info", "run"])) == []
-    before = snapshot(place.here)
-    (place.here / "notes.txt").write_text("another")
+    before = place.snapshot()
+    assert before == snapshot(place.here)
+    (place.here / "notes.txt").write_text("another's own.\n")  # as long as what was there
     (place.here / "new").write_text(json.dumps({}))
-    told = changes(before, snapshot(place.here), ["info", "run"], 0)
+    told = changes(before, place.snapshot(), ["info", "run"], 0)
     assert told == ["wrote new", "changed notes.txt"]
+    place.put_back()
+    assert snapshot(place.here) == snapshot(place.template)

@@ -11,7 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vitune.ops import rescaled_linear, rescaled_linear_reference, rescaled_weight
+from vitune.ops import (
+    per_sample_scale_gradients,
+    rescaled_linear,
+    rescaled_linear_reference,
+    rescaled_weight,
+)
 
 MODULE: Any = sys.modules["vitune.ops.rescaling"]
 NAMES = ("x", "weight", "bias", "scale_out", "scale_in", "shift")
@@ -300,3 +305,36 @@ def test_torch_compile_takes_it_whole() -> None:
     assert_same(
         values_and_gradients(compiled, tensors), values_and_gradients(rescaled_linear, tensors)
     )
+
+
+@pytest.mark.parametrize(("num_parts", "rank", "num_tokens"), [(1, 1, 20), (3, 2, 20), (3, 2, 3)])
+def test_gradients_per_image_are_those_of_each_image_alone(
+    num_parts: int, rank: int, num_tokens: int
+) -> None:
+    """With many tokens by a reduction per image, with few by products: the same numbers."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(4, num_tokens, 5).double(), torch.randn(6, 5).double()
+    scales = (torch.randn(6, rank).double(), torch.randn(num_parts, rank, 5).double())
+    grad = torch.randn(4, num_tokens, 6).double()
+    of_out, of_in = per_sample_scale_gradients(x, grad, weight, *scales)
+    for image in range(4):
+        inputs = [scale.clone().requires_grad_() for scale in scales]
+        y = rescaled_linear_reference(x[image], weight, None, *inputs, None)
+        alone = torch.autograd.grad(y, inputs, grad[image])
+        torch.testing.assert_close((of_out[image], of_in[image]), alone, rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_per_image_in_bfloat16_are_asked_for_by_the_same_rule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    x, weight, grad = torch.randn(2, 20, 8), torch.randn(8, 8), torch.randn(2, 20, 8)
+    scales = (torch.randn(8, 1), torch.randn(1, 1, 8))
+    full = per_sample_scale_gradients(x, grad, weight, *scales)
+    monkeypatch.setattr("vitune.ops.rescaling._reduces_in_bf16", lambda *_: True)
+    exact = per_sample_scale_gradients(x, grad, weight, *scales, exact=True)
+    rounded = per_sample_scale_gradients(x, grad, weight, *scales)
+    torch.testing.assert_close(exact, full, rtol=0, atol=0)
+    for value, other in zip(rounded, full, strict=True):
+        error = (value - other).norm() / other.norm()
+        assert 1e-4 < error < 1e-2

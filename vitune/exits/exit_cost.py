@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -59,8 +60,8 @@ def seconds_per_image(
 ) -> list[float]:
     """Median seconds per image of each subject over its batches.
 
-    The subjects take turns in every round, so that a machine that slows down slows all of them;
-    each is warmed up once.
+    The subjects take turns in every round, so that a machine that slows down slows all of them, in
+    a new order each time, so that none always follows the same one; each is warmed up once.
 
     Args:
         clock: wall-clock; `time.process_time` counts this process's work alone, for a machine
@@ -69,8 +70,10 @@ def seconds_per_image(
     times: list[list[float]] = [[] for _ in subjects]
     for run, inputs in subjects:
         run(inputs[0])
+    turns, shuffled = list(zip(subjects, times, strict=True)), random.Random(0)
     for _ in range(rounds):
-        for (run, inputs), found in zip(subjects, times, strict=True):
+        shuffled.shuffle(turns)
+        for (run, inputs), found in turns:
             _settle(inputs[0])
             started = clock()
             for batch in inputs:

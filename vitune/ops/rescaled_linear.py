@@ -16,7 +16,17 @@ from torch.nn import functional as F
 
 from vitune.ops.hardware import in_autocast_dtype
 from vitune.ops.plain import gradients_of, needs_plain_ops
-from vitune.ops.rescaling import product_gradients, rescaled_product, sum_bias, tiled_weight
+from vitune.ops.rescaling import (
+    per_image_reduction,
+    product_gradients,
+    rescaled_product,
+    sum_bias,
+    tiled_weight,
+)
+
+REDUCED_FROM = 16
+"""Tokens per image from which one product dyᵀx per image is cheaper than two with W: besides its
+2·n·o·i operations it passes over o·i numbers a few times, which few tokens do not pay for."""
 
 
 def rescaled_weight(
@@ -99,17 +109,30 @@ def rescaled_linear(
 
 
 def per_sample_scale_gradients(
-    x: Tensor, grad: Tensor, weight: Tensor | None, scale_out: Tensor, scale_in: Tensor
+    x: Tensor,
+    grad: Tensor,
+    weight: Tensor | None,
+    scale_out: Tensor,
+    scale_in: Tensor,
+    *,
+    exact: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(d scale_out, d scale_in) of every image alone, in two products with W per rank.
+    """(d scale_out, d scale_in) of every image alone.
 
-    g_in = Σ x ⊙ ((dy ⊙ s_out) W) and g_out = Σ dy ⊙ ((x ⊙ s_in) Wᵀ), sums over an image's tokens.
+    With many tokens per image, each image's dyᵀx is reduced against W tile by tile, as for the sum
+    (and in bfloat16 where `rescaled_linear` would). With few tokens, or W = 1, two products per
+    rank are cheaper: g_in = Σ x ⊙ ((dy ⊙ s_out) W), g_out = Σ dy ⊙ ((x ⊙ s_in) Wᵀ), sums over the
+    tokens of an image.
 
     Shapes: x (b, ..., i); grad (b, ..., o); weight (o, i), or None for W = 1; scale_out (o, r);
         scale_in (p, r, i); returns (b, o, r) and (b, p, r, i).
+    Args:
+        exact: take every product in x's own dtype, whatever the machine could do faster.
     """
     x = x.reshape(len(x), -1, x.shape[-1])  # (b, n, i)
     grad = grad.reshape(len(grad), -1, grad.shape[-1])  # (b, n, o)
+    if weight is not None and x.shape[1] >= REDUCED_FROM:
+        return per_image_reduction(x, grad, weight, scale_out, scale_in, exact)
     num_parts, rank, _ = scale_in.shape
     of_out, of_in = grad.new_empty(len(x), *scale_out.shape), x.new_empty(len(x), *scale_in.shape)
     size = len(scale_out) // num_parts

@@ -87,6 +87,26 @@ def product_gradients(
     return [grad_x, grad_out if needs_out else None, grad_in if needs_in else None, grad_shift]
 
 
+def per_image_reduction(
+    x: Tensor, grad: Tensor, weight: Tensor, scale_out: Tensor, scale_in: Tensor, exact: bool
+) -> tuple[Tensor, Tensor]:
+    """(d scale_out, d scale_in) of every image.
+
+    Shapes: x (b, n, i); grad (b, n, o); weight (o, i); scale_out (o, r); scale_in (p, r, i);
+        returns (b, o, r) and (b, p, r, i).
+    """
+    with without_autocast(x.device.type):
+        grad = grad.to(x.dtype)
+        if not exact and _reduces_in_bf16(x.flatten(0, 1), weight):
+            x, grad = x.bfloat16(), grad.bfloat16()
+        pairs = [
+            _scale_gradients(of_y, of_x, weight, scale_out, scale_in)
+            for of_x, of_y in zip(x, grad, strict=True)
+        ]
+    of_out, of_in = (torch.stack(values) for values in zip(*pairs, strict=True))
+    return of_out, of_in
+
+
 def _scale_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, scale_out: Tensor, scale_in: Tensor
 ) -> tuple[Tensor, Tensor]:

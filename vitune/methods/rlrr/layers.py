@@ -74,10 +74,11 @@ class RescaledLinear(LinearLayer):
 
     def per_sample_gradients(self, adapter: str, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
         """Those of both scales and the shift; no weight-sized tensor exists on the way."""
-        weight = self.get_base_layer().weight
+        weight, config = self.get_base_layer().weight, self.configs[adapter]
         scale_out, scale_in = self._scales(adapter, weight)
-        weight = weight if self.configs[adapter].hadamard else None
-        of_out, of_in = per_sample_scale_gradients(x, grad, weight, scale_out, scale_in)
+        of_out, of_in = per_sample_scale_gradients(
+            x, grad, weight if config.hadamard else None, scale_out, scale_in, exact=config.exact
+        )
         found = {"scale_out": of_out, "scale_in": of_in}
         found["shift"] = grad.reshape(len(grad), -1, grad.shape[-1]).sum(1)  # (b, o)
         num_parts, parts = (
