@@ -21,7 +21,8 @@ def quantised(file: Path, kind: str, images: Pixels) -> None:
     """Put the 8-bit network in the place of the float one in `file`.
 
     Only products with a weight are quantised: those between activations (attention) lose more
-    than they save. So does the classifier, which is small and decides last. Metadata stays.
+    than they save. So do the first block's queries, keys and values, whose error all that follows
+    inherits, and the classifier, which decides last. Metadata stays.
 
     Args:
         kind: one of KINDS.
@@ -34,7 +35,9 @@ def quantised(file: Path, kind: str, images: Pixels) -> None:
     kept = {entry.key: entry.value for entry in graph.metadata_props}
     # Shapes noted by the exporter contradict those of the quantised operations.
     del graph.graph.value_info[:]
-    kept_float = [*_products_of_activations(graph), *_last_products(graph)]
+    kept_float = [*_products_of_activations(graph), *_outer_products(graph)]
+    # ONNX Runtime splits a Gemm into a MatMul of this name and an Add before it looks for names.
+    kept_float += [f"{name}_MatMul" for name in kept_float]
     with TemporaryDirectory(dir=file.parent) as aside, quiet():
         plain, result = Path(aside) / "plain.onnx", Path(aside) / "int8.onnx"
         onnx.save(graph, plain)
@@ -67,6 +70,19 @@ def _products_of_activations(graph: Any) -> list[str]:
         for node in graph.graph.node
         if node.op_type == "MatMul" and not weights.intersection(node.input)
     ]
+
+
+def _outer_products(graph: Any) -> list[str]:
+    """Names of the first products with a weight, and of those behind which there is no other."""
+    weights = {tensor.name for tensor in graph.graph.initializer}
+    weighted = [
+        node
+        for node in graph.graph.node
+        if node.op_type in PRODUCTS and weights.intersection(node.input)
+    ]
+    # Where queries, keys and values are three products, all three read the first one's input.
+    first = [node.name for node in weighted if node.input[0] == weighted[0].input[0]]
+    return first + _last_products(graph)
 
 
 def _last_products(graph: Any) -> list[str]:
