@@ -8,39 +8,32 @@ finds where they belong and puts them there.
 from __future__ import annotations
 
 import copy
-import sys
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from peft.mapping import (
-    PEFT_TYPE_TO_CONFIG_MAPPING,
-    PEFT_TYPE_TO_PREFIX_MAPPING,
-    PEFT_TYPE_TO_TUNER_MAPPING,
-)
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 
-from vitune.backbones import bare_name
 from vitune.backbones.sites import Site, find_sites
 from vitune.errors import AdapterError, BackboneError
+from vitune.methods.core.adapter_tensors import (
+    SharedState,
+    current_names,
+    sites_in,
+    tell_missing,
+    tensors_of,
+)
 from vitune.methods.core.added_biases import kept_on_saving
 from vitune.methods.core.base_layers import require_free_names
-from vitune.methods.core.combination import AdapterState as AdapterState
 from vitune.methods.core.combination import add_weighted
 from vitune.methods.core.in_projection import linear_view, place
-from vitune.methods.core.layer import InPlaceLayer as InPlaceLayer
-from vitune.methods.core.layer import MethodLayer as MethodLayer
-from vitune.methods.core.layer import Tensors as Tensors
-from vitune.methods.core.layer import cast, unmergeable
-from vitune.methods.core.method_config import MethodConfig as MethodConfig
-from vitune.methods.core.peft_options import IMPORT_HINT, PREFIX, matches
-from vitune.methods.core.targets import listed, resolve, warn_of_idle_exclusion
+from vitune.methods.core.layer import InPlaceLayer, MethodLayer, cast, unmergeable
+from vitune.methods.core.saved_modules import save_whole
+from vitune.methods.core.targets import resolve, warn_of_idle_exclusion
 from vitune.methods.core.value_checks import check_choice
 
 COMBINATION_TYPES = {"linear": "compose", "cat": "sum"}
@@ -55,7 +48,7 @@ class SiteTuner(BaseTuner):
 
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         if not hasattr(self, "shared_state"):
-            self.shared_state = nn.ModuleDict()
+            self.shared_state = SharedState()
 
     def inject_adapter(
         self,
@@ -72,7 +65,7 @@ class SiteTuner(BaseTuner):
         config = copy.deepcopy(self.peft_config[adapter_name])
         self.peft_config[adapter_name] = config
         if state_dict is not None and config.every_site_has_tensors:
-            config.target_modules = _sites_in(state_dict, find_sites(model))
+            config.target_modules = sites_in(state_dict, find_sites(model))
         given = config.target_modules, config.exclude_modules
         trained = {
             parameter: parameter.requires_grad
@@ -83,7 +76,14 @@ class SiteTuner(BaseTuner):
         except Exception:  # whatever went wrong, a half-made adapter leaves nothing shared
             self._forget_shared(adapter_name)
             raise
-        self._save_whole(model, adapter_name)
+        config.modules_to_save = self._saved_whole
+        save_whole(
+            model,
+            adapter_name,
+            config.modules_to_save,
+            active=self.active_adapters,
+            is_frozen=config.inference_mode,
+        )
         config.exclude_modules = given[1]
         if config.trains_in_place:
             config.target_modules = given[0] or DUMMY_TARGET_MODULES
@@ -125,35 +125,6 @@ class SiteTuner(BaseTuner):
         peft_config.target_modules = tuple(self._sites) or DUMMY_TARGET_MODULES
         peft_config.exclude_modules = None
         self._saved_whole, peft_config.modules_to_save = peft_config.modules_to_save, None
-
-    def _save_whole(self, model: nn.Module, adapter_name: str) -> None:
-        """Wrap `modules_to_save` as PEFT does, by whole parts of names.
-
-        PEFT compares ends of strings: "out" would find what is called `scale_out` too.
-        """
-        config, passed = self.peft_config[adapter_name], tuple[str, ...]()
-        config.modules_to_save, is_frozen = self._saved_whole, config.inference_mode
-        for name, module in list(model.named_modules(remove_duplicate=False)):
-            if name.startswith(passed) or not name:
-                continue
-            if isinstance(module, MethodLayer):
-                passed += (f"{name}.{PREFIX}",)
-            if not matches(config.modules_to_save, bare_name(name)):
-                continue
-            if isinstance(module, ModulesToSaveWrapper):
-                module.update(adapter_name)
-                module.set_adapter(module.active_adapter, inference_mode=is_frozen)
-            else:
-                owner, _, leaf = name.rpartition(".")
-                module = ModulesToSaveWrapper(module, adapter_name)
-                active = adapter_name if adapter_name in self.active_adapters else []
-                module.set_adapter(active, inference_mode=is_frozen)
-                setattr(model.get_submodule(owner), leaf, module)
-            passed += (f"{name}.",)
-        wholes = tuple(part for part in model.modules() if isinstance(part, ModulesToSaveWrapper))
-        for layer in model.modules():
-            if isinstance(layer, MethodLayer):
-                layer.saved_whole = wholes
 
     @staticmethod
     def _check_target_module_exists(peft_config: Any, key: str) -> bool:
@@ -236,10 +207,10 @@ class SiteTuner(BaseTuner):
         renamed: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, current_names(model, state_dict, adapter_name)
         )
-        held = dict(_tensors_of(model, adapter_name))
+        held = dict(tensors_of(model, adapter_name))
         missing = {name: value for name, value in held.items() if name not in renamed}
         if missing:
-            _tell_missing(adapter_name, missing, len(held))
+            tell_missing(adapter_name, missing, len(held))
         return renamed
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
@@ -333,75 +304,6 @@ class SiteTuner(BaseTuner):
     def _forget_shared(self, adapter_name: str) -> None:
         if adapter_name in self.shared_state:
             del self.shared_state[adapter_name]
-
-
-def register(config_class: type[MethodConfig]) -> None:
-    """Make a method known to PEFT under its upper-case name.
-
-    PEFT's own `register_peft_method` insists on a closed enum; its three mapping tables take plain
-    strings. `tests/methods/test_registration.py` fails when a PEFT release changes that.
-    """
-    peft_type = config_class.method.upper()
-    name = f"{config_class.__name__.removesuffix('Config')}Model"
-    tuner = type(
-        name,
-        (SiteTuner,),
-        {
-            "prefix": PREFIX,
-            "uses_shared_state": config_class.shares_parameters,
-            "__doc__": f"{config_class.title} in PEFT.",
-            "__module__": config_class.__module__,
-        },
-    )
-    setattr(sys.modules[config_class.__module__], name, tuner)  # where pickle looks for it
-    PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_class
-    PEFT_TYPE_TO_CONFIG_MAPPING[peft_type + IMPORT_HINT] = config_class
-    PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = tuner
-    PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = PREFIX
-
-
-def current_names(
-    model: nn.Module, tensors: Mapping[str, Tensor], adapter: str = "default"
-) -> dict[str, Tensor]:
-    """`tensors` of a file under the names they have today: files of vitune 0.1 had no PREFIX."""
-    today = {}
-    for name, _ in _tensors_of(model, adapter):
-        key = SiteTuner._remove_adapter_name_from_key(name, adapter)
-        for start in ("", "base_model.model."):
-            today[start + key.replace(f".{PREFIX}", ".")] = start + key
-    return {today.get(name, name): value for name, value in tensors.items()}
-
-
-def _sites_in(state_dict: Iterable[str], sites: Sequence[Site]) -> tuple[str, ...]:
-    """Names of the sites that hold the tensors of a state dict: the innermost for each."""
-    places = sorted((site.name for site in sites if site.role != "head"), key=len, reverse=True)
-    keys = [key.removeprefix("base_model.model.") for key in state_dict]
-    found = (next((p for p in places if key.startswith(f"{p}.")), None) for key in keys)
-    return tuple(dict.fromkeys(place for place in found if place is not None))
-
-
-def _tensors_of(model: nn.Module, adapter: str) -> Iterator[tuple[str, Tensor]]:
-    """What an adapter's file holds beside whole modules, by its name in `model`."""
-    for name, module in model.named_modules():
-        if isinstance(module, MethodLayer):
-            for part in (*module.adapter_layer_names, *module.other_param_names):
-                values = getattr(module, part)
-                if adapter in values:
-                    yield f"{name}.{PREFIX}{part}.{adapter}", values[adapter]
-        elif isinstance(module, SiteTuner) and adapter in module.shared_state:
-            for part, value in module.shared_state[adapter].named_parameters(recurse=False):
-                yield f"{name}.shared_state.{adapter}.{part}", value
-
-
-def _tell_missing(adapter: str, missing: Mapping[str, Tensor], number: int) -> None:
-    """Warn of tensors that a checkpoint lacks; an error where nothing stands in for them."""
-    text = (
-        f"adapter {adapter!r}: got a checkpoint without {len(missing)} of {number} tensors "
-        f"({listed(sorted(missing))})"
-    )
-    if any(value.is_meta for value in missing.values()):
-        raise AdapterError(f"{text}, expected all. Load it without low_cpu_mem_usage.")
-    warnings.warn(f"{text}; they keep the values they start with.", stacklevel=4)
 
 
 def _check_direct(site: Site, layer_class: type[MethodLayer]) -> None:
