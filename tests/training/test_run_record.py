@@ -22,9 +22,11 @@ from safetensors.torch import load_file
 from torch.optim import AdamW
 
 import vitune.data.augment
-import vitune.training.fitting
+import vitune.training.ingredients
 import vitune.training.loop
+import vitune.training.stepped_run
 from vitune.data import Augment
+from vitune.environment import Environment
 from vitune.errors import AdapterError, DataError, OutputError, TrainingError, VituneError
 from vitune.methods import METHODS, Method
 from vitune.objectives import Pace
@@ -165,16 +167,16 @@ def other_defaults(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Non
         monkeypatch.setitem(vitune.data.augment.PRESETS, "flip", lambda size: Augment(flip_rate=0))
         monkeypatch.setattr(vitune.training.loop, "new_optimiser", new_optimiser)
         monkeypatch.setattr(
-            vitune.training.fitting, "resolve_precision", lambda *given: "no such precision"
+            vitune.training.stepped_run, "resolve_precision", lambda *given: "no such precision"
         )
-        load = vitune.training.fitting.load_backbone
+        load = vitune.training.ingredients.load_backbone
 
         def load_otherwise(*words: Any, **more: Any) -> Any:
             backbone = load(*words, **more)
             other = dataclasses.replace(backbone.preprocessing, mean=(0.1, 0.2, 0.3))
             return dataclasses.replace(backbone, preprocessing=other)
 
-        monkeypatch.setattr(vitune.training.fitting, "load_backbone", load_otherwise)
+        monkeypatch.setattr(vitune.training.ingredients, "load_backbone", load_otherwise)
         torch.set_num_threads(threads + 1)
 
     threads = torch.get_num_threads()
@@ -216,7 +218,9 @@ def test_without_the_record_those_defaults_would_change_the_run(
     with pytest.raises(KeyboardInterrupt):  # the record stands before the first step
         fit(TrainConfig.make(given), out=tmp_path / "before", observer=StopsAtOnce())
     other_defaults()
-    monkeypatch.setattr(vitune.training.fitting, "resolve_precision", lambda asked, *rest: asked)
+    monkeypatch.setattr(
+        vitune.training.stepped_run, "resolve_precision", lambda asked, *rest: asked
+    )
     with pytest.raises(KeyboardInterrupt):
         fit(TrainConfig.make(given), out=tmp_path / "after", observer=StopsAtOnce())
     before, after = recorded(tmp_path / "before"), recorded(tmp_path / "after")
@@ -244,10 +248,9 @@ def test_every_start_is_listed_and_other_software_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = begun(tmp_path / "run", 2)
-    real = vitune.training.fitting.Environment.here()
+    real = Environment.here()
     other = real.model_copy(update={"packages": {**real.packages, "torch": "9.9"}})
-    here = vitune.training.fitting.Environment
-    monkeypatch.setattr(here, "here", classmethod(lambda cls: other))
+    monkeypatch.setattr(Environment, "here", classmethod(lambda cls: other))
     with pytest.warns(UserWarning, match=r"--resume: torch 9\.9 instead of .* its end may differ"):
         fit(out=run, resume=True)
     first, second = recorded(run)["starts"]
@@ -360,7 +363,7 @@ def test_changed_images_are_refused(tmp_path: Path, change: Change, told: str) -
 
 def test_another_backbone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = begun(tmp_path / "run")
-    load = vitune.training.fitting.load_backbone
+    load = vitune.training.ingredients.load_backbone
 
     def changed(*words: Any, **more: Any) -> Any:
         backbone = load(*words, **more)
@@ -368,7 +371,7 @@ def test_another_backbone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
             backbone.model.blocks[0].mlp.fc1.weight[0, 0] += 1
         return backbone
 
-    monkeypatch.setattr(vitune.training.fitting, "load_backbone", changed)
+    monkeypatch.setattr(vitune.training.ingredients, "load_backbone", changed)
     with pytest.raises(AdapterError, match=r"--resume: got fingerprint 'v1-.*', expected 'v1-"):
         fit(out=run, resume=True)
 

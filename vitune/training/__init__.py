@@ -10,7 +10,8 @@ from vitune.training.speed_presets import FASTER, PRESETS
 from vitune.training.train_config import STEPPING, TrainConfig, read_yaml, settings_in
 
 if TYPE_CHECKING:
-    from vitune.training.fitting import Trained, backbone_arguments, fit
+    from vitune.training.fitting import fit
+    from vitune.training.keeping import Trained, backbone_arguments
     from vitune.training.last_block import class_tail, lean_training
     from vitune.training.lean_anywhere import LeanStep, lean_step
     from vitune.training.loop import inference_weights
@@ -43,7 +44,8 @@ __all__ = [
 ]
 
 _NEEDING_PYTORCH = {
-    "fitting": ("Trained", "backbone_arguments", "fit"),
+    "fitting": ("fit",),
+    "keeping": ("Trained", "backbone_arguments"),
     "last_block": ("class_tail", "lean_training"),
     "lean_anywhere": ("LeanStep", "lean_step"),
     "loop": ("inference_weights",),

@@ -9,18 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import nn
 
-from vitune.adapters import attach, load_adapter, save_adapter
-from vitune.backbones import Backbone, load_backbone, start_heads
+from vitune.adapters import attach, save_adapter
+from vitune.backbones import Backbone, start_heads
 from vitune.data import Splits
 from vitune.errors import AdapterError, BackboneError, VituneError, one_line
 from vitune.files import atomic_folder
 from vitune.methods import CAUTIOUS, PROBE, get_method
 from vitune.result_files import Record, as_record, read_json
 from vitune.runs import RunFolder, SolvedFacts
-from vitune.training.keeping import backbone_arguments, card_for
+from vitune.training.keeping import card_for
 from vitune.training.observer import Observer
 from vitune.training.probing import Probe, solve_probe
 from vitune.training.rates import HEAD_FACTOR, falls_short, rate_by_rule, rate_from_zero
@@ -169,16 +168,3 @@ def _probe_in(record: Record) -> Probe:
         mirror_gain=facts.mirror_gain,
         seconds=facts.seconds or 0.0,
     )
-
-
-def probe_alone(
-    config: TrainConfig, folder: RunFolder | None, probe: Probe, num_classes: int
-) -> PeftModel:
-    """The solved probe as a model of its own, on a backbone that is loaded again."""
-    fresh = load_backbone(config.backbone, num_classes=num_classes, **backbone_arguments(config))
-    if not len(probe.head.bias):
-        assert folder is not None
-        return load_adapter(fresh.model, folder.probe, trainable=True)
-    model = attach(fresh, PROBE)
-    probe.head.place(model)
-    return model

@@ -27,8 +27,8 @@ from vitune.methods import get_method
 from vitune.ops import calibrated_losses, paired
 from vitune.runs import LOCK, RunFolder
 from vitune.training.augmenting import with_augmentation
-from vitune.training.fitting import Trained, fit
-from vitune.training.keeping import backbone_arguments
+from vitune.training.fitting import fit
+from vitune.training.keeping import Trained, backbone_arguments
 from vitune.training.observer import Observer
 from vitune.training.probing import Probe, solve_probe
 from vitune.training.settling import with_backbone
