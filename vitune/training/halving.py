@@ -1,0 +1,68 @@
+"""Optuna's part of a search: proposes trials, stops poor ones early, keeps a journal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vitune.errors import VituneError
+
+REDUCTION = 3
+"""One trial in so many goes on to the next rung."""
+
+WARM_START = (1.0, 0.3, 3.0)
+"""Multiples of the rule's rate that are tried first with every method."""
+
+
+def require_optuna() -> Any:
+    """The library that proposes settings.
+
+    Raises:
+        VituneError: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise VituneError(
+            "--tune: got no Optuna, expected it to be installed: pip install 'vitune[search]'."
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def halving_study(journal: Path, methods: Sequence[str], *, first_rung: int, seed: int) -> Any:
+    """The Optuna study in `journal`, its warm start queued when it is new.
+
+    A trial that a kill interrupted is queued again.
+    """
+    optuna = require_optuna()
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(journal))
+    )
+    study = optuna.create_study(
+        study_name="tune",
+        storage=storage,
+        load_if_exists=True,
+        direction="minimize",
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=2 * len(methods)),
+        pruner=optuna.pruners.SuccessiveHalvingPruner(
+            min_resource=first_rung, reduction_factor=REDUCTION
+        ),
+    )
+    if not study.trials:
+        for factor in WARM_START:
+            for method in methods:
+                study.enqueue_trial({"method": method, "factor": factor})
+    running = optuna.trial.TrialState.RUNNING
+    for trial in study.get_trials(deepcopy=False, states=(running,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        if trial.params:
+            study.enqueue_trial(trial.params)
+    return study
+
+
+def end_trial(study: Any, trial: Any, value: float | None) -> None:
+    """Tell the study what a trial reached; None for one that ran out of time."""
+    failed = require_optuna().trial.TrialState.FAIL
+    study.tell(trial, value, state=None if value is not None else failed)
