@@ -26,7 +26,7 @@ from vitune.ops.temperature import calibrated_losses, expected_calibration_error
 from vitune.runs import SolvedFacts
 from vitune.training import Observer, TrainConfig, fit
 from vitune.training.keeping import Trained
-from vitune.training.loop import inference_weights
+from vitune.training.validating import inference_weights
 
 BACKBONE = "vitune/vit_micro_patch4_32"
 NUM_TEST = 1000

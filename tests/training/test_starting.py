@@ -282,7 +282,9 @@ def test_what_lies_between_is_what_is_saved(tmp_path: Path) -> None:
     config = TrainConfig.make({**QUICK, "lr": 3e-3})
     for share in (0.0, 0.5, 1.0):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("vitune.training.loop.chosen_share", lambda losses, told=share: told)
+            patch.setattr(
+                "vitune.training.kept_weights.chosen_share", lambda losses, told=share: told
+            )
             watcher = Starts()
             found = fit(config, out=tmp_path / str(share), observer=watcher)
         summary = found.summary

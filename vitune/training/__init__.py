@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from vitune.training.keeping import Trained, backbone_arguments
     from vitune.training.last_block import class_tail, lean_training
     from vitune.training.lean_anywhere import LeanStep, lean_step
-    from vitune.training.loop import inference_weights
     from vitune.training.optimiser import new_optimiser
     from vitune.training.resume_point import read_progress
     from vitune.training.settling import with_fitting_batch
     from vitune.training.tuning import Tuning
+    from vitune.training.validating import inference_weights
 
 __all__ = [
     "FASTER",
@@ -48,11 +48,11 @@ _NEEDING_PYTORCH = {
     "keeping": ("Trained", "backbone_arguments"),
     "last_block": ("class_tail", "lean_training"),
     "lean_anywhere": ("LeanStep", "lean_step"),
-    "loop": ("inference_weights",),
     "optimiser": ("new_optimiser",),
     "resume_point": ("read_progress",),
     "settling": ("with_fitting_batch",),
     "tuning": ("Tuning",),
+    "validating": ("inference_weights",),
 }
 """Imported when first asked for: the settings alone, for --help, do not need PyTorch."""
 

@@ -14,7 +14,6 @@ from vitune.backbones import Backbone
 from vitune.data import Augment, UsedImages, augmentation
 from vitune.environment import Environment
 from vitune.errors import VituneError
-from vitune.objectives import new_objective
 from vitune.runs import RunFolder
 from vitune.training.observer import Observer
 from vitune.training.probing import Probe
@@ -25,8 +24,8 @@ from vitune.training.resuming import (
     require_same_weights,
     warn_of_other_software,
 )
-from vitune.training.settling import typed_arguments
 from vitune.training.train_config import TrainConfig
+from vitune.training.training_loss import objective_of
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,7 @@ class Job:
         """Every argument of the training loss; an impossible one is refused before any work."""
         if self.record is not None:
             return self.record.resolved.objective
-        given = typed_arguments(self.asked.objective_args)
-        smoothing = {"label_smoothing": self.asked.label_smoothing}
-        return plain_fields(new_objective(self.asked.objective, {**smoothing, **given}))
+        return plain_fields(objective_of(self.asked))
 
     def augment(self, backbone: Backbone, settings: TrainConfig | None = None) -> Augment:
         """The augmentation of the run, or of `settings` once nothing in them is open."""
