@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vitune.late_imports import late_names
 from vitune.training.observer import Observer, Running
 from vitune.training.speed_presets import FASTER, PRESETS
 from vitune.training.train_config import STEPPING, TrainConfig, read_yaml, settings_in
@@ -56,11 +56,5 @@ _NEEDING_PYTORCH = {
 }
 """Imported when first asked for: the settings alone, for --help, do not need PyTorch."""
 
-
-def __getattr__(name: str) -> Any:
-    for file, names in _NEEDING_PYTORCH.items():
-        if name in names:
-            value = getattr(importlib.import_module(f"vitune.training.{file}"), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # which would let any name pass
+    __getattr__ = late_names(__name__, _NEEDING_PYTORCH)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitune.errors import VituneError
+from vitune.extras import import_extra
 
 REDUCTION = 3
 """One trial in so many goes on to the next rung."""
@@ -15,28 +15,15 @@ WARM_START = (1.0, 0.3, 3.0)
 """Multiples of the rule's rate that are tried first with every method."""
 
 
-def require_optuna() -> Any:
-    """The library that proposes settings.
-
-    Raises:
-        VituneError: it is not installed.
-    """
-    try:
-        import optuna
-    except ImportError:
-        raise VituneError(
-            "--tune: got no Optuna, expected it to be installed: pip install 'vitune[search]'."
-        ) from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
-
-
 def halving_study(journal: Path, methods: Sequence[str], *, first_rung: int, seed: int) -> Any:
     """The Optuna study in `journal`, its warm start queued when it is new.
 
     A trial that a kill interrupted is queued again.
+
+    Raises:
+        VituneError: Optuna is not installed.
     """
-    optuna = require_optuna()
+    optuna = _optuna()
     storage = optuna.storages.JournalStorage(
         optuna.storages.journal.JournalFileBackend(str(journal))
     )
@@ -64,5 +51,11 @@ def halving_study(journal: Path, methods: Sequence[str], *, first_rung: int, see
 
 def end_trial(study: Any, trial: Any, value: float | None) -> None:
     """Tell the study what a trial reached; None for one that ran out of time."""
-    failed = require_optuna().trial.TrialState.FAIL
+    failed = _optuna().trial.TrialState.FAIL
     study.tell(trial, value, state=None if value is not None else failed)
+
+
+def _optuna() -> Any:
+    optuna = import_extra("--tune", "search", "optuna")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
