@@ -6,7 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,18 +81,6 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "TIMED_SECONDS", 0.05)
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    def call(*arguments: object) -> str:
-        capsys.readouterr()
-        assert run([str(word) for word in arguments]) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1 and error.startswith("vitune: error: "), error
-        return error
-
-    return call
 
 
 def card_of(folder: Path) -> dict[str, Any]:
@@ -206,19 +194,6 @@ def test_a_class_that_differs_counts_unless_pytorch_is_undecided() -> None:
     )
     broken = verify.compared(found * np.nan, verify.Expected(wanted, None), np.zeros(2, int))
     assert "differ by inf" in verify._too_far({8: broken})
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of its own, of 1 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"needs the right to mount a small disk ({done.stderr.strip()})")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_full_disk_leaves_nothing_half_written(
