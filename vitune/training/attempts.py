@@ -17,15 +17,15 @@ class Attempt:
     """One rung of one trial.
 
     Args:
-        factor: its rate over the rule's.
-        loss, accuracy: on validation, cross-entropy at the best temperature.
-        epochs: of the rung; 0 for the solved probe.
-        epoch: whose weights were the ones that counted.
-        losses: (n,) of each validation image.
-        head_lr: of the classifier, where it has its own.
-        start: where it was started, "probe" or "plain".
-        augment: the augmentation it was trained with.
-        share: how far validation went from the probe to the trained weights.
+        factor: learning rate divided by the rule's.
+        loss, accuracy: on validation; the loss is cross-entropy at the best temperature.
+        epochs: length of the rung; 0 for the solved probe.
+        epoch: the epoch whose weights were scored.
+        losses: (n,) loss of each validation image.
+        head_lr: learning rate of the classifier, if it has its own.
+        start: "probe" or "plain".
+        augment: augmentation during training.
+        share: how far validation moved from the probe to the trained weights.
     """
 
     trial: int
@@ -45,15 +45,15 @@ class Attempt:
     share: float | None = None
 
     def row(self) -> dict[str, Any]:
-        """For tune.json, without the images' losses."""
+        """The entry in tune.json, without the losses per image."""
         return {key: value for key, value in vars(self).items() if key != "losses"}
 
 
 def choose(attempts: Sequence[Attempt]) -> Attempt:
-    """The best on validation, or of those within one standard error the closest to the rule.
+    """Of the attempts within one standard error of the best, the one closest to the rule's rate.
 
-    The error is that of the paired difference of images' losses. Closest is the rate nearest to
-    the rule's; among equally near ones the lower loss.
+    The standard error is that of the paired difference of losses per image. Of two attempts that
+    are equally close, the one with the lower loss is chosen.
     """
     best = min(attempts, key=lambda one: one.loss)
     near = []
@@ -65,13 +65,13 @@ def choose(attempts: Sequence[Attempt]) -> Attempt:
 
 
 def report(attempts: Sequence[Attempt], chosen: Attempt, used_s: float) -> str:
-    """What was tried, the best first, as Markdown."""
+    """All attempts as a Markdown table, best first."""
     lines = [
         f"# What was tried in {used_s:.0f} s",
         "",
-        "Loss is validation cross-entropy at the best temperature; the difference is that to the "
-        "lowest, ± its standard error. The chosen setting is the one closest to vitune's own rate "
-        "of those within one error.",
+        "Loss is validation cross-entropy at the best temperature. Difference is the distance to "
+        "the lowest loss, ± its standard error. Of the settings within one standard error, the one "
+        "closest to vitune's own rate is chosen.",
         "",
         "| | method | rate | rate over rule | epochs | loss | difference | accuracy, % | s |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",

@@ -42,21 +42,21 @@ def fit(
     folder appears when the first step can run; a start that fails leaves nothing behind.
 
     Args:
-        config: the settings; or give them as keywords, e.g. `fit(data="photos/", epochs=20)`.
+        config: the settings; or pass them as keywords, e.g. `fit(data="photos/", epochs=20)`.
         out: a new folder for the run; None writes nothing.
         resume: continue the run in `out` from its checkpoint with its own settings.
         observer: receives progress.
-        splits: decoded images of `config.data`, shared by several runs. `train` trains and `val`
-            validates, whatever the config says about hold-out or refit.
-        probe: solved on these splits already, so that many runs share it.
-        temperature: to store with the run where there are no validation images to find one on.
-        share: how far to go from the probe to the trained weights where there are none.
+        splits: decoded images of `config.data`, shared by several runs. The run trains on `train`
+            and validates on `val`, whatever the config says about hold-out or refit.
+        probe: a probe already solved on these splits, so that several runs can share it.
+        temperature: stored with the run if there are no validation images to fit one on.
+        share: how far to move from the probe to the trained weights if there are none.
 
     Raises:
-        VituneError: unusable settings, data or backbone; the text names the remedy.
+        VituneError: unusable settings, data or backbone; the message names the remedy.
         OutputError: `out` is not empty, or another process writes to it.
         TrainingError: the loss became non-finite; the last checkpoint is kept.
-        OSError: for example a full disk; what was saved before is intact.
+        OSError: a full disk, for example; what was saved before is intact.
     """
     if resume and out is None:
         raise VituneError("resume: got no folder, expected out= with the run to continue.")

@@ -9,16 +9,16 @@ from typing import Any
 from vitune.extras import import_extra
 
 REDUCTION = 3
-"""One trial in so many goes on to the next rung."""
+"""One in this many trials climbs to the next rung."""
 
 WARM_START = (1.0, 0.3, 3.0)
-"""Multiples of the rule's rate that are tried first with every method."""
+"""Multiples of the rule's rate that every method is tried with first."""
 
 
 def halving_study(journal: Path, methods: Sequence[str], *, first_rung: int, seed: int) -> Any:
-    """The Optuna study in `journal`, its warm start queued when it is new.
+    """The Optuna study in `journal`; a new one starts with the queued warm start.
 
-    A trial that a kill interrupted is queued again.
+    A trial that was interrupted by a kill is queued again.
 
     Raises:
         VituneError: Optuna is not installed.
@@ -50,7 +50,7 @@ def halving_study(journal: Path, methods: Sequence[str], *, first_rung: int, see
 
 
 def end_trial(study: Any, trial: Any, value: float | None) -> None:
-    """Tell the study what a trial reached; None for one that ran out of time."""
+    """Tell the study the last value of a trial; None if it ran out of time before its first."""
     failed = _optuna().trial.TrialState.FAIL
     study.tell(trial, value, state=None if value is not None else failed)
 

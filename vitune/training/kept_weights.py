@@ -20,10 +20,11 @@ class KeptWeights:
 
     Args:
         parameters: the trainable parameters by name.
-        config: its `select`, `patience` and `epochs` count.
-        has_start: whether the classifier starts at more than zeros, so that the weights before the
-            first step can be reported too.
-        known_share: how far to go from there where no validation tells; None is the whole way.
+        config: `select`, `patience` and `epochs` are read.
+        has_start: whether training starts at a solved classifier, so that the weights before the
+            first step are a candidate too.
+        known_share: how far to move from those first weights to the trained ones where there is
+            no validation to decide; None means all the way.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class KeptWeights:
         self.share: float | None = None
 
     def keep_start(self, has_val: bool) -> bool:
-        """Keep the weights before the first step where they may be reported; whether it did."""
+        """Keep the weights before the first step if they may be reported; True if it did."""
         can_choose = has_val or self.known_share is not None
         if not can_choose or self.config.select != "auto" or not self.has_start:
             return False
@@ -50,14 +51,14 @@ class KeptWeights:
         return True
 
     def saw(self, epoch: int, seen: Seen) -> None:
-        """Take in the latest validation, and keep the weights if it is the best."""
+        """Record the latest validation, and keep the weights if it is the best."""
         if self.config.select != "auto" or not len(seen[1]):
             return
         if self.watch.saw(epoch, *seen):
             self.best = self._copied()
 
     def scored(self, progress: Progress, accuracy: float) -> None:
-        """Take in the accuracy of the epoch that `progress` has reached."""
+        """Record the validation accuracy of the latest epoch in `progress`."""
         progress.stale_epochs += 1
         if accuracy > progress.best_accuracy:
             progress.best_accuracy = accuracy
@@ -92,11 +93,11 @@ class KeptWeights:
         """Put the weights of the reported epoch into the model.
 
         Args:
-            averages: of the weights, where they are averaged.
-            score: runs the model on the validation images; None without any.
+            averages: averaged weights, if there are any.
+            score: runs the model on the validation images; None without them.
 
         Returns:
-            What validation saw of the mixed weights; None where it chose no mixture.
+            Validation logits and labels of the mixed weights; None if nothing was mixed.
         """
         if self.reported_epoch(progress) != progress.epoch and self.best:
             self._put(self.best)
@@ -110,7 +111,7 @@ class KeptWeights:
         return None
 
     def _mix(self, score: Callable[[], Seen]) -> Seen:
-        """Go back towards the start as far as validation asks for."""
+        """Move back towards the first weights as far as validation asks for."""
         trained, seen = self._copied(), []
         for share in SHARES:
             self._put(mixed(self.first, trained, share))
@@ -129,13 +130,13 @@ class KeptWeights:
             self.parameters[name].copy_(value)
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """What the checkpoint holds of it."""
+        """Tensors for the checkpoint, by group."""
         return {"best": self.best, "first": self.first, "watch": self.watch.tensors()}
 
     def restore(
         self, progress: Progress, groups: Mapping[str, Mapping[str, Tensor]], device: torch.device
     ) -> None:
-        """Go to where a checkpoint stands."""
+        """Continue from what a checkpoint holds."""
         self.best, self.first = (
             {name: value.to(device) for name, value in groups.get(group, {}).items()}
             for group in ("best", "first")

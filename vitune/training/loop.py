@@ -45,12 +45,12 @@ from vitune.training.validating import Seen, scores_on
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a run that only the method or the machine can tell.
+    """Rates, which depend on the method as well as on the settings.
 
     Args:
         lr: peak learning rate.
-        weight_decay: AdamW's.
-        head_lr: peak learning rate of the classifier; None is `lr`.
+        weight_decay: AdamW's weight decay.
+        head_lr: peak learning rate of the classifier; None means `lr`.
     """
 
     lr: float
@@ -59,17 +59,15 @@ class Recipe:
 
 
 class Loop:
-    """Trains `model` on `train`, watching `val`.
+    """Trains `model` on `train` and validates it on `val`.
 
     Args:
         metrics_path, checkpoint_path: where metrics.jsonl and checkpoint/ are written; None writes
             nothing.
-        keep: is told the number of epochs done wherever a snapshot is due, while the model has the
-            weights that would be reported then.
-        augment: the augmentation; None is the one that `config` names.
-        has_start: whether the classifier starts at more than zeros, so that the weights before the
-            first step are a candidate for what is reported.
-        known_share: how far to go from there where no validation tells; None is the whole way.
+        keep: called with the number of finished epochs when a snapshot is due; the model then
+            holds the weights that would be reported.
+        augment: the augmentation; None takes the one that `config` names.
+        has_start, known_share: see `KeptWeights`.
     """
 
     def __init__(
@@ -137,10 +135,10 @@ class Loop:
         )
 
     def run(self) -> None:
-        """All epochs that are still to come; leaves the selected weights in the model.
+        """Train the remaining epochs; the model then holds the selected weights.
 
         Raises:
-            TrainingError: the loss is no longer finite; the last checkpoint is untouched.
+            TrainingError: the loss became non-finite; the last checkpoint is untouched.
         """
         if self.metrics_path is not None and self.accelerator.is_main_process:
             keep_epochs(self.metrics_path, self.progress.epoch)
@@ -155,17 +153,17 @@ class Loop:
 
     @property
     def reported_epoch(self) -> int:
-        """The epoch whose weights the model carries after `run`, perhaps mixed with the first."""
+        """The epoch whose weights the model holds after `run`, perhaps mixed with the first."""
         return self.kept.reported_epoch(self.progress)
 
     @property
     def share(self) -> float | None:
-        """How far those weights are from the first; None where that was not asked."""
+        """How far these weights are from the first ones, in [0, 1]; None if they were not mixed."""
         return self.kept.share
 
     @property
     def reported_accuracy(self) -> float | None:
-        """Validation accuracy of that epoch; None without a validation split."""
+        """Validation accuracy of these weights; None without a validation split."""
         if self.val is None:
             return None
         if self.share is not None and self.seen is not None:
@@ -174,9 +172,9 @@ class Loop:
         return self.progress.accuracies.get(str(self.reported_epoch), self.progress.val_accuracy)
 
     def reported_logits(self) -> tuple[Tensor, Tensor] | None:
-        """Validation logits (n, c) of the weights that the model carries, with labels (n,).
+        """Validation logits (n, c) of the weights in the model, with labels (n,).
 
-        Those of the last epoch are known; an earlier one's are computed again.
+        The last epoch's are at hand; an earlier epoch's are computed again.
         """
         if self.val is None:
             return None
@@ -186,7 +184,7 @@ class Loop:
         return self.seen
 
     def scored_weights(self) -> AbstractContextManager[None]:
-        """Within: the model carries the weights that are scored, the averages where there are."""
+        """Within: the model holds the weights that are scored, the averages if there are any."""
         return self.averager.applied() if self.averager else nullcontext()
 
     def evaluate(self, split: Split) -> tuple[float, float]:
@@ -196,7 +194,7 @@ class Loop:
         return scores.loss, scores.accuracy
 
     def _see_start(self) -> None:
-        """The weights before the first step are a candidate where they are more than chance."""
+        """Score the weights before the first step, if they may be reported."""
         if self.kept.keep_start(has_val=self.val is not None) and self.val is not None:
             _, self.progress.accuracies["0"] = self.evaluate(self.val)
             self._watch(0)
@@ -236,7 +234,7 @@ class Loop:
         return row
 
     def _train(self, epoch: int) -> tuple[float, int]:
-        """One pass over the training images: the mean loss of its batches, and the images seen."""
+        """One pass over the training images; returns the mean batch loss and the images seen."""
         self.loader.set_epoch(epoch)
         seed_epoch(self.config.seed, epoch, self.accelerator.process_index)
         training_mode(self.wrapped)
@@ -265,7 +263,7 @@ class Loop:
     def _step(
         self, batch: dict[str, Tensor], index: int, epoch: int, watch: LossWatch
     ) -> Iterable[float]:
-        """Forward, backward and, when enough batches are in, the update; the losses now due."""
+        """Forward, backward and, after enough batches, the update; returns the losses now due."""
         self.schedule.step_update(self.progress.step)
         if self.private is not None:
             loss = self._private_step(self.private, batch, index, epoch)
@@ -292,7 +290,7 @@ class Loop:
     def _private_step(
         self, private: PrivateStep, batch: dict[str, Tensor], index: int, epoch: int
     ) -> Tensor:
-        """A step on a Poisson batch, which may be empty: its noise counts all the same."""
+        """A step on a Poisson batch; an empty batch still adds noise."""
         images, targets = batch["images"].float(), batch["labels"]
         if len(targets):
             images, targets = self.inputs(batch, index, epoch)
@@ -304,13 +302,13 @@ class Loop:
         return torch.tensor(loss)
 
     def _lean_step(self) -> AbstractContextManager[None]:
-        """`lean_training` where it was asked for; the same gradients with less kept and done."""
+        """`lean_training` if it is on: the same gradients with less memory and work."""
         if not self.config.lean:
             return nullcontext()
         return lean_training(self.tail, checkpointing=self.config.checkpointing)
 
     def _circumstances(self, batch: dict[str, Tensor]) -> Step:
-        """What the objective is told of this step beside images and labels."""
+        """What the objective learns about this step, beside images and labels."""
         return Step(
             number=self.progress.step,
             progress=self.progress.step / max(1, self.steps_per_epoch * self.config.epochs),
@@ -352,7 +350,7 @@ class Loop:
         return epoch == self.config.epochs or self.kept.is_stale(self.progress)
 
     def _snapshot(self, epoch: int) -> None:
-        """Hand the model to `keep` where a snapshot is due: every so many epochs, and the last."""
+        """Call `keep` when a snapshot is due: every few epochs, and after the last."""
         every = self.config.snapshot_every_epochs
         if self.keep is None or not every or (epoch % every and not self._is_last(epoch)):
             return
@@ -361,7 +359,7 @@ class Loop:
                 self.keep(epoch)
 
     def restore(self) -> None:
-        """Go to where the checkpoint stands, to the start where there is none; writes nothing.
+        """Continue from the checkpoint, or from the start if there is none; writes nothing.
 
         Raises:
             AdapterError: the checkpoint or the list of epochs is damaged.

@@ -1,4 +1,4 @@
-"""What `--tune` is asked for: the time, the epochs, and which settings it decides itself."""
+"""What `--tune` is given: a duration and epochs; settings that it decides are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RUNGS = (3, 10, 30)
 
 
 def rungs_of(epochs: int | None) -> tuple[int, ...]:
-    """A ninth, a third and all of the epochs that were asked for."""
+    """A ninth, a third and all of the requested epochs; RUNGS if none were requested."""
     if epochs is None:
         return RUNGS
     return tuple(sorted({max(1, epochs // 9), max(1, epochs // 3), epochs}))
@@ -23,7 +23,7 @@ def require_tunable(given: Mapping[str, Any]) -> None:
     """Refuse settings that the search decides.
 
     Raises:
-        VituneError: one of them was given, the method is solved, or the run is to be private.
+        VituneError: one of them is given, the method is solved, or the run is private.
     """
     for name in ("lr", "head_lr", "start", "head_init", "refit", "select", "choose_best"):
         if name in given:
@@ -34,7 +34,7 @@ def require_tunable(given: Mapping[str, Any]) -> None:
     if given.get("dp_epsilon") is not None:
         raise VituneError(
             "--tune: got it together with --dp-epsilon, expected one of the two: every run of a "
-            "search spends privacy of its own. Choose the settings on public images."
+            "search would spend privacy. Choose the settings on public images."
         )
     if "method" in given and get_method(given["method"]).solved:
         raise VituneError(
@@ -47,7 +47,7 @@ def seconds_of(text: str) -> float:
     """1200 from '20m'; also '90s', '1.5h'.
 
     Raises:
-        VituneError: something else than a positive duration.
+        VituneError: not a positive duration.
     """
     units = {"s": 1, "m": 60, "h": 3600}
     try:

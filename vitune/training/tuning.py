@@ -1,9 +1,10 @@
 """The best run within a time budget: methods, rates and epochs by successive halving, then a refit.
 
-Every trial is a method and a multiple of the rule's rate. It is trained for a few epochs; while it
-is among the best third of those that got as far, it is trained anew for three times as many. What
-is compared is validation cross-entropy at the best temperature. Trials are written to a journal
-after every rung, so that a search that was killed goes on where it stood.
+A trial is a method and a multiple of the rate that vitune's rule gives. It is trained for a few
+epochs. If it is among the best third of the trials that got this far, it is trained again from the
+start for three times as many. Trials are compared by validation cross-entropy at the best
+temperature. Every finished rung is written to a journal, so a killed search continues where it
+stopped.
 """
 
 from __future__ import annotations
@@ -46,18 +47,17 @@ STEP_OVER_FORWARD = 4.0
 
 
 class Tuning:
-    """One search in the run folder `out`; `run` gives the refitted result.
+    """One search in the run folder `out`; `run` returns the refitted result.
 
     Args:
-        config: everything but method, rate and epochs.
-        methods: to try.
-        budget_s: for search and refit together, in seconds; what an earlier, killed part used up
-            counts.
-        rungs: epochs of the rungs.
-        told: is called with one line per finished rung.
+        config: every setting except method, rate and epochs.
+        methods: methods to try.
+        budget_s: seconds for search and refit together; those of an earlier, killed part count.
+        rungs: epochs of each rung.
+        told: called with one line per finished rung.
 
     Raises:
-        VituneError: no validation images can be had, or the budget is too small for one run.
+        VituneError: there are no validation images, or the budget is too small for one run.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Tuning:
         """A search over what `config` leaves open, for a time such as "20m".
 
         Raises:
-            VituneError: no duration, or a setting that the search decides.
+            VituneError: `budget` is no duration, or `config` sets what the search decides.
         """
         given = config.model_dump(exclude_unset=True)
         require_tunable(given)
@@ -123,14 +123,14 @@ class Tuning:
         return self._refit(chosen)
 
     def _forget(self) -> None:
-        """Leave nothing of a search that was refused before its first attempt."""
+        """Remove what a search left that was refused before its first attempt."""
         (self.out / LOCK).unlink(missing_ok=True)
         for folder in (self.log.folder, self.out):
             with suppress(OSError):  # something was tried
                 folder.rmdir()
 
     def _searched(self) -> Attempt:
-        """The choice at the end of the search."""
+        """Search, and return the chosen attempt."""
         splits = self._images()
         probe = self._probe(splits)
         earlier, self.earlier_s = self.log.read()
@@ -143,7 +143,7 @@ class Tuning:
 
     @property
     def used_s(self) -> float:
-        """Seconds used up, those of earlier parts included."""
+        """Seconds used so far, including earlier parts of the search."""
         return self.earlier_s + time.monotonic() - self.started
 
     def _images(self) -> Splits:
@@ -175,7 +175,7 @@ class Tuning:
         return self.config.device != "cpu" and torch.cuda.is_available()
 
     def _require_time(self, probe: Probe, splits: Splits) -> None:
-        """One run of the first rung and its refit must fit in."""
+        """Refuse a budget that one run of the first rung and its refit would exceed."""
         if len(self.attempts) > 1:
             return
         epoch_s = probe.seconds / 2 * STEP_OVER_FORWARD
@@ -210,7 +210,7 @@ class Tuning:
     def _attempt(
         self, trial: int, method: str, factor: float, epochs: int, splits: Splits, probe: Probe
     ) -> Attempt:
-        """Train one rung, or read what an earlier part of the search has of it."""
+        """Train one rung, or take it over from an earlier part of the search."""
         known = next(
             (
                 one for one in self.attempts
@@ -259,7 +259,7 @@ class Tuning:
         return ruled.model_copy(update={**rates, "choose_best": False})
 
     def _has_time(self, epochs: int, method: str | None) -> bool:
-        """Whether a rung and the refit of the best so far, or of this rung, still fit in."""
+        """Whether there is time for a rung and for the refit of this rung or of the best so far."""
         run_s = self._epoch_s(method) * epochs
         trained = [one for one in self.attempts if one.epochs]
         best = min(trained, key=lambda one: one.loss, default=None)
@@ -267,7 +267,7 @@ class Tuning:
         return self.used_s + 1.1 * run_s + refit_s <= self.budget_s
 
     def _epoch_s(self, method: str | None) -> float:
-        """Seconds per epoch of a method as measured, else of the slowest that was."""
+        """Measured seconds per epoch of a method; before its first run, of the slowest method."""
         measured = [(one.method, one.seconds / one.epochs) for one in self.attempts if one.epochs]
         own = [seconds for name, seconds in measured if name == method]
         if own:
@@ -277,7 +277,7 @@ class Tuning:
         return self.attempts[0].seconds / 2 * STEP_OVER_FORWARD
 
     def _refit(self, chosen: Attempt) -> Trained:
-        """Train on training and validation images together; confidence as found on validation."""
+        """Train on training and validation images together, with validation's temperature."""
         values: dict[str, Any] = {"method": chosen.method, "refit": True}
         if chosen.epochs:
             values |= {"lr": chosen.lr, "head_lr": chosen.head_lr, "start": chosen.start}

@@ -22,7 +22,7 @@ class SharedState(nn.ModuleDict):
 def current_names(
     model: nn.Module, tensors: Mapping[str, Tensor], adapter: str = "default"
 ) -> dict[str, Tensor]:
-    """`tensors` of a file under the names they have today: files of vitune 0.1 had no PREFIX."""
+    """`tensors` of a file under today's names: files of vitune 0.1 had no PREFIX in them."""
     today = {}
     for name, _ in tensors_of(model, adapter):
         key = BaseTuner._remove_adapter_name_from_key(name, adapter)
@@ -32,7 +32,7 @@ def current_names(
 
 
 def sites_in(state_dict: Iterable[str], sites: Sequence[Site]) -> tuple[str, ...]:
-    """Names of the sites that hold the tensors of a state dict: the innermost for each."""
+    """The sites that hold the tensors of a state dict, for each tensor the innermost."""
     places = sorted((site.name for site in sites if site.role != "head"), key=len, reverse=True)
     keys = [key.removeprefix("base_model.model.") for key in state_dict]
     found = (next((p for p in places if key.startswith(f"{p}.")), None) for key in keys)
@@ -40,7 +40,7 @@ def sites_in(state_dict: Iterable[str], sites: Sequence[Site]) -> tuple[str, ...
 
 
 def tensors_of(model: nn.Module, adapter: str) -> Iterator[tuple[str, Tensor]]:
-    """What an adapter's file holds beside whole modules, by its name in `model`."""
+    """The tensors that an adapter's file holds, without whole modules, by name in `model`."""
     for name, module in model.named_modules():
         if isinstance(module, MethodLayer):
             for part in (*module.adapter_layer_names, *module.other_param_names):
@@ -53,7 +53,7 @@ def tensors_of(model: nn.Module, adapter: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def tell_missing(adapter: str, missing: Mapping[str, Tensor], number: int) -> None:
-    """Warn of tensors that a checkpoint lacks; an error where nothing stands in for them."""
+    """Warn of tensors that a checkpoint lacks; an error if they have no values to keep."""
     text = (
         f"adapter {adapter!r}: got a checkpoint without {len(missing)} of {number} tensors "
         f"({listed(sorted(missing))})"

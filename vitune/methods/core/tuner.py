@@ -1,8 +1,8 @@
-"""The only glue between vitune's methods and PEFT: injection by site, merge, named adapters.
+"""The glue between vitune's methods and PEFT: injection by site, merging, named adapters.
 
 PEFT's life cycle (get_peft_model, save_pretrained, set_adapter, disable_adapter, merge_and_unload)
-drives everything here. A method adds a `MethodConfig` and one or more `MethodLayer`s; `SiteTuner`
-finds where they belong and puts them there.
+drives everything here. A method brings a `MethodConfig` and one or more `MethodLayer`s; `SiteTuner`
+finds their sites and puts the layers there.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from vitune.methods.core.targets import resolve, warn_of_idle_exclusion
 from vitune.methods.core.value_checks import check_choice
 
 COMBINATION_TYPES = {"linear": "compose", "cat": "sum"}
-"""How PEFT's words for combining adapters are read."""
+"""PEFT's words for ways of combining adapters, and ours."""
 
 
 class SiteTuner(BaseTuner):
-    """PEFT's tuner for all vitune methods: adapts exactly the sites that the config chooses."""
+    """PEFT's tuner for all vitune methods; it adapts exactly the sites that the config chooses."""
 
     tuner_layer_cls = MethodLayer
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
@@ -58,7 +58,7 @@ class SiteTuner(BaseTuner):
         state_dict: dict[str, Tensor] | None = None,
         **options: Any,
     ) -> None:
-        """PEFT's, on a copy of the config; older shared state keeps its trainability.
+        """PEFT's, on a copy of the config. Shared state of other adapters stays as it was.
 
         A `state_dict` says which sites to adapt, as it does for PEFT's own methods.
         """
@@ -169,7 +169,7 @@ class SiteTuner(BaseTuner):
         setattr(parent, child_name, new_module)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """float32 at least, or the base layers' number format; state that layers share too."""
+        """float32 at least, or the number format of the base layers; shared state too."""
         for module in self.model.modules():
             if isinstance(module, MethodLayer):
                 module.cast_adapter(adapter_name, at_least_float32=autocast_adapter_dtype)
@@ -191,7 +191,7 @@ class SiteTuner(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """PEFT's hook around a forward pass: refuses one adapter for each image."""
+        """PEFT's hook around a forward pass; one adapter per image is refused."""
         if kwargs.get("adapter_names") is not None:
             raise AdapterError(
                 f"adapter_names: got {kwargs['adapter_names']!r}, expected none: one batch runs "
@@ -203,7 +203,7 @@ class SiteTuner(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """PEFT's, which passes over tensors that are not in the file; here they are named."""
+        """PEFT's, which ignores tensors that the file lacks; here they are named."""
         renamed: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, current_names(model, state_dict, adapter_name)
         )
@@ -230,7 +230,7 @@ class SiteTuner(BaseTuner):
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
     ) -> None:
-        """Merge into the base layers; a safe merge looks at all of them before it writes to any.
+        """Merge into the base layers; a safe merge checks all of them before it writes to any.
 
         Raises:
             AdapterError: the method cannot be merged, or `safe_merge` found a non-finite value.
@@ -248,7 +248,7 @@ class SiteTuner(BaseTuner):
                     module.check_finite(module.merged_tensors(sorted(new)))
 
     def merge_and_unload(self, *args: Any, **options: Any) -> nn.Module:
-        """PEFT's; a transformers model that could not be saved whole afterwards refuses to be."""
+        """PEFT's; a transformers model that can no longer be saved whole says so on saving."""
         with kept_on_saving(self.model):
             return super().merge_and_unload(*args, **options)
 
@@ -274,18 +274,19 @@ class SiteTuner(BaseTuner):
         head: str = "auto",
         combination_type: str | None = None,
     ) -> None:
-        """Add Σ w_i · adapter_i as `adapter_name`, for methods that say what that means.
+        """Add Σ w_i · adapter_i as `adapter_name`, for methods that define this sum.
 
-        It is not made active.
+        The new adapter is not made active.
 
         Args:
-            how: "compose" (None means it) or "sum"; this and `head` are those of
+            how: "compose" (also for None) or "sum"; `how` and `head` are those of
                 `vitune.methods.combine_states`.
             combination_type: PEFT's word for `how`: "linear" is "compose", "cat" is "sum".
 
         Raises:
-            AdapterError: unknown or taken names, adapters that differ, or no such arithmetic.
-            VituneError: a combination type without a counterpart here.
+            AdapterError: unknown or taken names, adapters that do not fit together, or a method
+                without this arithmetic.
+            VituneError: a combination type that vitune does not have.
         """
         if combination_type is not None:
             check_choice("combination_type", combination_type, tuple(COMBINATION_TYPES))
@@ -293,7 +294,7 @@ class SiteTuner(BaseTuner):
         add_weighted(self, adapters, weights, adapter_name, how or "compose", head)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forget `adapter_name` with its shared state; another stays, or becomes, active."""
+        """Delete `adapter_name` and its shared state; another adapter stays or becomes active."""
         active = [name for name in self.active_adapters if name != adapter_name]
         super().delete_adapter(adapter_name)
         if not self.active_adapters and self.peft_config:
@@ -307,7 +308,7 @@ class SiteTuner(BaseTuner):
 
 
 def _check_direct(site: Site, layer_class: type[MethodLayer]) -> None:
-    """Refuse a layer that acts by its forward pass where the backbone would pass it over."""
+    """Refuse a layer that acts in its forward pass where the backbone never calls that."""
     if site.direct_weight and not layer_class.mergeable:
         raise BackboneError(
             f"{layer_class.__name__} at {site.name!r} ({site.role}): got an attention that reads "
