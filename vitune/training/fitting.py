@@ -19,7 +19,7 @@ from vitune.training.observer import Observer
 from vitune.training.placement import cpu_threads, runs_on_cpu
 from vitune.training.probing import Probe
 from vitune.training.settling import new_settings, resumed_record
-from vitune.training.solving import solved_run
+from vitune.training.solved_run import solved_run
 from vitune.training.stepped_run import stepped_run
 from vitune.training.train_config import TrainConfig
 
