@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from vitune.adapters import inject
 from vitune.bench.speed.measuring import SpeedPlan, bench_speed, read_result
@@ -272,19 +272,23 @@ def test_without_a_side_there_is_no_reference(result: dict[str, Any]) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("label", [f"{TEXTBOOK}+fused", f"{TEXTBOOK}+fused+lean"])
 def test_the_references_compute_what_the_textbook_does(label: str, precision: str) -> None:
-    found = []
-    for each in (TEXTBOOK, label):
-        torch.manual_seed(0)
-        subject = Subject(Contestant.parse(each), BACKBONE, CPU)
-        assert bool(subject.tail) == ("lean" in each)
-        images, labels = subject.images(2)
-        subject.optimiser.step = subject.optimiser.zero_grad = lambda *a, **k: None
-        subject.step(images, labels, precision)
-        grads = [p.grad for p in subject.model.parameters() if p.requires_grad]
-        assert all(grad is not None for grad in grads)
-        found.append(torch.cat([grad.flatten() for grad in grads if grad is not None]))
+    expected, found = (gradient_of(each, precision) for each in (TEXTBOOK, label))
     tolerance = 1e-4 if precision == "fp32" else 0.05
-    assert (found[1] - found[0]).norm() / found[0].norm() < tolerance
+    assert (found - expected).norm() / expected.norm() < tolerance
+
+
+def gradient_of(label: str, precision: str) -> Tensor:
+    """The gradients of one step on two images, as one vector."""
+    torch.manual_seed(0)
+    subject = Subject(Contestant.parse(label), BACKBONE, CPU)
+    if label.startswith(TEXTBOOK):
+        assert bool(subject.tail) == ("lean" in label)
+    images, labels = subject.images(2)
+    subject.optimiser.step = subject.optimiser.zero_grad = lambda *a, **k: None
+    subject.step(images, labels, precision)
+    grads = [p.grad for p in subject.model.parameters() if p.requires_grad]
+    assert all(grad is not None for grad in grads)
+    return torch.cat([grad.flatten() for grad in grads if grad is not None])
 
 
 def test_a_label_says_how_a_method_is_run() -> None:
@@ -355,16 +359,8 @@ def test_checkpointing_a_backbone_that_cannot_is_refused() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_checkpointing_and_the_lean_step_give_the_same_gradients(precision: str) -> None:
-    found = []
-    for label in ("rlrr+plain", "rlrr", "rlrr+checkpointing"):
-        torch.manual_seed(0)
-        subject = Subject(Contestant.parse(label), BACKBONE, CPU)
-        images, labels = subject.images(2)
-        subject.optimiser.step = subject.optimiser.zero_grad = lambda *a, **k: None
-        subject.step(images, labels, precision)
-        grads = [p.grad for p in subject.model.parameters() if p.requires_grad]
-        assert all(grad is not None for grad in grads)
-        found.append(torch.cat([grad.flatten() for grad in grads if grad is not None]))
+    labels = ("rlrr+plain", "rlrr", "rlrr+checkpointing")
+    found = [gradient_of(label, precision) for label in labels]
     tolerance = 1e-4 if precision == "fp32" else 0.05
     for other in found[1:]:
         assert (other - found[0]).norm() / found[0].norm() < tolerance
