@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow test-breadth fuzz browser docs check lint types clean
+.PHONY: setup demo test test-slow test-breadth test-lowest fuzz browser docs check lint types clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,18 @@ test-slow: setup
 test-breadth: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m breadth tests/breadth/test_breadth.py
 
+# The oldest libraries that pyproject.toml allows, in an environment of their own, and the tests that
+# use most of them. Extras are tested with today's releases only.
+LOWEST := .venv-lowest
+LOWEST_TESTS ?= tests/ops tests/methods tests/contract tests/training tests/inference \
+	tests/cli/test_commands.py
+test-lowest:
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --python $(LOWEST) --resolution lowest-direct --editable .
+	$(LOWEST)/bin/uv pip install --python $(LOWEST) 'pytest>=8' pytest-xdist hypothesis
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist worksteal $(LOWEST_TESTS)
+
 # 2,000 damaged files, odd options, odd images and odd lists; `make test` runs 200 of this kind.
 # Another seed makes other cases: make fuzz FUZZ_SEED=1
 FUZZ_SEED ?= 0
@@ -50,4 +62,4 @@ types: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -25,8 +25,8 @@ from vitune.data import Split, Splits, batches, load_splits, normalise
 from vitune.ops.temperature import calibrated_losses, expected_calibration_error, fit_temperature
 from vitune.runs import SolvedFacts
 from vitune.training import Observer, TrainConfig, fit
-from vitune.training.fitting import Trained
-from vitune.training.loop import inference_weights
+from vitune.training.keeping import Trained
+from vitune.training.validating import inference_weights
 
 BACKBONE = "vitune/vit_micro_patch4_32"
 NUM_TEST = 1000

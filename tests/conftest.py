@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -36,3 +38,32 @@ def shared_dir() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"needs the development data in {SHARED}, which this checkout does not have")
     return SHARED
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must fail as a user's mistake: exit 2, one line, no traceback."""
+    from vitune.cli import run
+
+    def call(*arguments: object) -> str:
+        capsys.readouterr()
+        assert run([str(word) for word in arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and error.startswith("vitune: error: "), error
+        assert "Traceback" not in error
+        return error
+
+    return call
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of its own, of 1 MiB, that `mount -o remount` can make larger."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"needs the right to mount a small disk ({done.stderr.strip()})")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -18,7 +18,7 @@ from peft.utils.save_and_load import set_peft_model_state_dict
 from torch import Tensor, nn
 
 from vitune.backbones import Backbone, find_sites, fingerprint, head_names
-from vitune.cards import KEEP
+from vitune.cards import KEEP, refuse_unless_forced
 from vitune.cards import AdapterCard as AdapterCard
 from vitune.cards import adapter_folder as adapter_folder
 from vitune.environment import installed_versions as installed_versions
@@ -295,9 +295,7 @@ def _check_fingerprint(model: PeftModel, card: AdapterCard, force: bool) -> None
         f"backbone: got weights {found}, expected {card.fingerprint} of {card.backbone!r}, on "
         "which the adapter was trained."
     )
-    if not force:
-        raise AdapterError(f"{text} Load that backbone, or use --force.")
-    warnings.warn(f"{text} Loading it anyway, as asked.", stacklevel=3)
+    refuse_unless_forced(text, "Load that backbone", force=force)
 
 
 def check_tensors(model: PeftModel, tensors: Mapping[str, Tensor], folder: Path) -> None:

@@ -148,9 +148,18 @@ class AdapterCard:
             f"{file}: got sha256 {found[:16]}, expected {expected[:16]}: the file is damaged, or "
             "was edited after it was written."
         )
-        if not force:
-            raise AdapterError(f"{text} Get a whole copy, or use --force.")
-        warnings.warn(f"{text} Loading it anyway, as asked.", stacklevel=3)
+        refuse_unless_forced(text, "Get a whole copy", force=force)
+
+
+def refuse_unless_forced(text: str, remedy: str, *, force: bool) -> None:
+    """Refuse to load something that differs from what was written, or warn where forced.
+
+    Raises:
+        AdapterError: `text` and `remedy`, without `force`.
+    """
+    if not force:
+        raise AdapterError(f"{text} {remedy}, or use --force.")
+    warnings.warn(f"{text} Loading it anyway, as asked.", stacklevel=4)
 
 
 def adapter_folder(path: str | Path) -> Path:

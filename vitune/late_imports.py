@@ -1,13 +1,33 @@
-"""Work that waits until another library is imported, by whomever."""
+"""Imports that wait: names of a package until they are used, work until a library is loaded."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
+
+
+def late_names(package: str, files: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+    """A `__getattr__` for a package: imports a file when one of its names is first used.
+
+    Args:
+        files: the package's files by name, each with what it holds.
+    """
+    file_of = {name: file for file, names in files.items() for name in names}
+
+    def get(name: str) -> Any:
+        if name not in file_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{package}.{file_of[name]}"), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get
 
 
 def after_import(name: str, action: Callable[[], object]) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import reprlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,30 @@ class Record:
     Args:
         values: the mapping.
         where: its place in words, for error texts ("summary.json", "metrics.jsonl line 3").
+        is_exact: whether the file must be as it was written: an absent key, a null in place of a
+            string, and a number that is NaN or infinite are errors too.
+        remedy: what the reader can do about an error.
     """
 
     values: dict[str, Any]
     where: str
+    is_exact: bool = False
+    remedy: str = "Write the file again with the command that wrote it."
 
     def number(self, key: str) -> float | None:
-        """A finite number; None where absent, null, NaN or infinite."""
-        value = self.values.get(key)
+        """A finite number; None where absent, null, NaN or infinite (the null alone if exact)."""
+        value = self._value(key)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, Real):
             raise self._wrong(key, value, "a number")
         try:
-            return float(value) if math.isfinite(value) else None
+            is_finite = math.isfinite(value)
         except OverflowError:
             raise self._wrong(key, value, "a number below 1e308") from None
+        if self.is_exact and not is_finite:
+            raise self._wrong(key, value, "a finite number")
+        return float(value) if is_finite else None
 
     def share(self, key: str) -> float | None:
         """A number in [0, 1]."""
@@ -55,28 +63,32 @@ class Record:
 
     def text(self, key: str) -> str | None:
         """A string."""
-        value = self.values.get(key)
-        if value is not None and not isinstance(value, str):
+        value = self._value(key)
+        if (value is not None or self.is_exact) and not isinstance(value, str):
             raise self._wrong(key, value, "a string")
         return value
 
     def flag(self, key: str) -> bool | None:
         """True or false."""
-        value = self.values.get(key)
+        value = self._value(key)
         if value is not None and not isinstance(value, bool):
             raise self._wrong(key, value, "true or false")
         return value
 
     def mapping(self, key: str) -> dict[str, Any]:
         """A mapping; empty where absent."""
-        value = self.values.get(key)
+        value = self._value(key)
         if value is not None and not isinstance(value, dict):
             raise self._wrong(key, value, "a mapping")
         return value or {}
 
+    def inner(self, key: str) -> Record:
+        """A mapping as a record, read as strictly as this one; empty where absent."""
+        return replace(self, values=self.mapping(key), where=f"{self.where}: {key}")
+
     def listing(self, key: str) -> list[Any]:
         """A list; empty where absent."""
-        value = self.values.get(key)
+        value = self._value(key)
         if value is not None and not isinstance(value, list | tuple):
             raise self._wrong(key, value, "a list")
         return list(value or ())
@@ -97,11 +109,14 @@ class Record:
             raise self._wrong(key, None, "a value")
         return value
 
+    def _value(self, key: str) -> Any:
+        if self.is_exact and key not in self.values:
+            raise self._wrong(key, None, "a value")
+        return self.values.get(key)
+
     def _wrong(self, key: str, value: object, expected: str) -> VituneError:
-        return VituneError(
-            f"{self.where}: {key}: got {reprlib.repr(value)}, expected {expected}. "
-            "Write the file again with the command that wrote it."
-        )
+        text = f"{self.where}: {key}: got {reprlib.repr(value)}, expected {expected}. {self.remedy}"
+        return VituneError(text.rstrip())
 
 
 def as_record(value: object, where: str) -> Record:

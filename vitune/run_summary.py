@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from vitune.result_files import Record, as_record
+from vitune.result_files import Record
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,12 @@ class SolvedFacts:
 
     @classmethod
     def of(cls, record: Record) -> SolvedFacts:
-        """From its mapping in summary.json."""
-        chosen = as_record(record.mapping("chosen"), f"{record.where}: chosen")
+        """From its mapping in summary.json or probe.json."""
+        chosen = record.inner("chosen")
         values = {name: chosen.number(name) for name in chosen.values}
-        listed = enumerate(record.listing("mirror_gain"))
-        gain = [Record({f"mirror_gain[{i}]": v}, record.where).number(f"mirror_gain[{i}]")
-                for i, v in listed]  # fmt: skip
+        gains = {f"mirror_gain[{i}]": v for i, v in enumerate(record.listing("mirror_gain"))}
+        listed = replace(record, values=gains)
+        gain = [listed.number(name) for name in gains]
         return cls(
             record.share("val_accuracy"),
             record.number("val_loss"),
@@ -266,7 +266,7 @@ class RunSummary:
             VituneError: no method, or a value of the wrong kind; the text names the key.
         """
         record.needed("method")
-        reported = as_record(record.mapping("reported"), f"{record.where}: reported")
+        reported = record.inner("reported")
         plain = {
             item.name: getattr(record, _READERS[item.type])(item.name)
             for item in fields(cls)
@@ -338,5 +338,5 @@ def _trained_part(part: Record) -> TrainedPart:
 
 def _part(kind: Any, record: Record, key: str) -> Any:
     """One of the parts above; None where the run has none."""
-    values = record.mapping(key)
-    return kind.of(as_record(values, f"{record.where}: {key}")) if values else None
+    inner = record.inner(key)
+    return kind.of(inner) if inner.values else None

@@ -59,15 +59,21 @@ def logits(model: nn.Module, size: int = PIXELS) -> Tensor:
         return model(torch.randn(2, 3, size, size))
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin", ".npz"])
-def test_every_format_gives_the_same_network(
-    network: nn.Module, tmp_path: Path, suffix: str
-) -> None:
-    path = tmp_path / f"vit{suffix}"
+def written(network: nn.Module, folder: Path, suffix: str) -> Path:
+    """The network's weights in a file of that format."""
+    path = folder / f"vit{suffix}"
     if suffix == ".npz":
         np.savez(path, **google_arrays(network))
     else:
         write(network, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin", ".npz"])
+def test_every_format_gives_the_same_network(
+    network: nn.Module, tmp_path: Path, suffix: str
+) -> None:
+    path = written(network, tmp_path, suffix)
     backbone = load_backbone(f"{ARCHITECTURE}@{path}", image_size=PIXELS)
     assert backbone.num_classes == 5
     assert backbone.notices == ()
@@ -82,11 +88,7 @@ def test_every_format_gives_the_same_network(
 def test_a_head_of_another_size_is_left_out_with_notice(
     network: nn.Module, tmp_path: Path, suffix: str
 ) -> None:
-    path = tmp_path / f"vit{suffix}"
-    if suffix == ".npz":
-        np.savez(path, **google_arrays(network))
-    else:
-        write(network, path)
+    path = written(network, tmp_path, suffix)
     backbone = load_backbone(ARCHITECTURE, checkpoint=path, num_classes=3, image_size=PIXELS)
     assert backbone.num_classes == 3
     assert not logits(backbone.model).any()
@@ -130,11 +132,7 @@ def test_googles_prefix_and_representation_layer(network: nn.Module, tmp_path: P
 def test_positions_are_resampled_for_another_size(
     network: nn.Module, tmp_path: Path, suffix: str
 ) -> None:
-    path = tmp_path / f"vit{suffix}"
-    if suffix == ".npz":
-        np.savez(path, **google_arrays(network))
-    else:
-        write(network, path)
+    path = written(network, tmp_path, suffix)
     backbone = load_backbone(f"{ARCHITECTURE}@{path}", image_size=64)
     assert backbone.model.pos_embed.shape == (1, 17, 64)
     assert torch.equal(backbone.model.pos_embed[:, 0], network.pos_embed[:, 0])

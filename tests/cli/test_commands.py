@@ -37,21 +37,6 @@ TRAIN = ["train", "--lr", "1e-2", "--batch-size", "8"]
 Refused = Callable[..., str]
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Run a command that must fail as a user's mistake: exit 2, one line, no traceback."""
-
-    def call(*arguments: object) -> str:
-        capsys.readouterr()
-        assert run([str(word) for word in arguments]) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1 and error.startswith("vitune: error: "), error
-        assert "Traceback" not in error
-        return error
-
-    return call
-
-
 def test_a_run_holds_what_it_should(trained: Path) -> None:
     names = {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()}
     assert {

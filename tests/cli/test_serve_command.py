@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vitune import extras
 from vitune.cli import _serving, run
 
 
@@ -54,10 +55,10 @@ def test_a_missing_extra(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        _serving, "find_spec", lambda name: None if name == "uvicorn" else find_spec(name)
+        extras, "find_spec", lambda name: None if name == "uvicorn" else find_spec(name)
     )
     told = refused(capsys, tmp_path)
-    assert "got no uvicorn" in told and "pip install 'vitune[serve]'" in told
+    assert "without uvicorn" in told and "pip install 'vitune[serve]'" in told
 
 
 def test_a_token_is_read_from_a_file_or_the_environment(

@@ -72,18 +72,6 @@ def copy(with_exits: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(with_exits, tmp_path / "copy"))
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    def call(*arguments: object) -> str:
-        capsys.readouterr()
-        assert run([str(word) for word in arguments]) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1 and error.startswith("vitune: error: "), error
-        return error
-
-    return call
-
-
 def test_the_last_exit_is_bit_for_bit_the_run(
     trained: Path, with_exits: Path, held_out: Path
 ) -> None:

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,18 +81,6 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "TIMED_SECONDS", 0.05)
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    def call(*arguments: object) -> str:
-        capsys.readouterr()
-        assert run([str(word) for word in arguments]) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1 and error.startswith("vitune: error: "), error
-        return error
-
-    return call
 
 
 def card_of(folder: Path) -> dict[str, Any]:
@@ -215,19 +203,6 @@ def test_a_class_that_differs_counts_unless_pytorch_is_undecided() -> None:
     assert "differ by inf" in verify._too_far({8: broken})
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of its own, of 1 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"needs the right to mount a small disk ({done.stderr.strip()})")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
 def test_a_full_disk_leaves_nothing_half_written(
     trained: Path, small_disk: Path, refused: Refused
 ) -> None:
@@ -258,11 +233,11 @@ def test_a_runtime_that_is_not_installed_names_its_extra(
     there = importlib.util.find_spec
     missing = {"onnxruntime", "openvino"}
     monkeypatch.setattr(
-        "vitune.export.target.find_spec",
+        "vitune.extras.find_spec",
         lambda name: None if name in missing else there(name),
     )
     told = refused("export", trained, "--out", tmp_path / "out")
-    assert "without onnxruntime, expected it installed. pip install 'vitune[export]'" in told
+    assert "without onnxruntime, expected it installed. Run: pip install 'vitune[export]'" in told
     told = refused("export", trained, "--to", "openvino", "--out", tmp_path / "out")
     assert "pip install 'vitune[openvino]'" in told
 

@@ -68,18 +68,6 @@ def hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     return server
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    def call(*arguments: object) -> str:
-        capsys.readouterr()
-        assert run([str(word) for word in arguments]) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1 and error.startswith("vitune: error: "), error
-        return error
-
-    return call
-
-
 def pushed(trained: Path, hub: Hub, *words: str) -> dict[str, bytes]:
     assert run(["push", str(trained), "ada/tones", *LICENCES, *words]) == 0
     found = hub.repositories["ada/tones"]

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from vitune.adapters import inject
 from vitune.methods import get_method
@@ -47,6 +48,10 @@ def test_the_compiled_function_is_the_reference(residual: bool) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.skipif(
+    torch.__version__ < TorchVersion("2.10"),
+    reason="torch 2.6 breaks the graph at PEFT's context manager; 2.10 is the oldest that did not",
+)
 def test_a_whole_network_compiles_without_a_graph_break() -> None:
     backbone, x = build("vit"), images("vit")
     model = inject(backbone, get_method("rlrr").configure(backbone, {})).train()

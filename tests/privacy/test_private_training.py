@@ -15,14 +15,19 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitune import fit
+from vitune import extras, fit
 from vitune.adapters import inject
 from vitune.cli import main
 from vitune.data import Split
 from vitune.errors import TrainingError, VituneError
 from vitune.methods import get_method
-from vitune.privacy.dp import Budget, PerSampleGradients, PoissonBatches, PrivateStep
-from vitune.privacy.dp import budget as budget_module
+from vitune.privacy.dp import (
+    Budget,
+    PerSampleGradients,
+    PoissonBatches,
+    PrivateStep,
+    require_opacus,
+)
 from vitune.runs import RunFolder
 from vitune.training import class_tail, lean_training
 from vitune.training.loop import Loop
@@ -199,9 +204,9 @@ class _Sorting(nn.Module):
 
 
 def test_missing_opacus_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(VituneError, match=r"pip install 'vitune\[privacy\]'"):
-        budget_module.require_opacus()
+        require_opacus()
 
 
 def test_a_stopped_run_goes_on_with_its_accountant_and_says_what_it_spent(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopped_runs import StopsAfter, weights
 
 from vitune.errors import AdapterError, DataError, OutputError, TrainingError, VituneError
 from vitune.runs import RunFolder
@@ -30,21 +31,6 @@ EVERYTHING = {
 }
 
 
-class StopsAfter(Observer):
-    """Interrupts the run after an epoch, as Ctrl-C would."""
-
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def epoch_ended(self, row: dict[str, Any]) -> None:
-        if row["epoch"] == self.epoch:
-            raise KeyboardInterrupt
-
-
-def adapter_tensors(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "adapter" / "adapter_model.safetensors")
-
-
 def test_snapshots_hold_the_weights_that_would_be_reported(tmp_path: Path) -> None:
     """With averaged weights too: the last epoch's snapshot is the adapter that is kept."""
     fit(
@@ -56,7 +42,7 @@ def test_snapshots_hold_the_weights_that_would_be_reported(tmp_path: Path) -> No
         epoch: load_file(folder / "adapter_model.safetensors")
         for epoch, folder in snapshots.items()
     }
-    kept = adapter_tensors(tmp_path / "run")
+    kept = weights(tmp_path / "run")
     assert all(torch.equal(stored[3][name], value) for name, value in kept.items())
     assert not all(torch.equal(stored[2][name], value) for name, value in kept.items())
     cards = [
@@ -77,7 +63,7 @@ def test_a_resumed_run_has_all_its_snapshots(tmp_path: Path) -> None:
     assert list(RunFolder(tmp_path / "cut").snapshots()) == [0, 1, 2, 3]
     fit(TrainConfig.make(QUICK), out=tmp_path / "plain")
     assert RunFolder(tmp_path / "plain").snapshots() == {}
-    whole, cut = adapter_tensors(tmp_path / "plain"), adapter_tensors(tmp_path / "cut")
+    whole, cut = weights(tmp_path / "plain"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], value) for name, value in cut.items())
 
 
@@ -91,7 +77,7 @@ def test_a_resumed_run_ends_with_bit_identical_weights(
     assert has_checkpoint(tmp_path / "cut" / "checkpoint")
     assert not (tmp_path / "cut" / "adapter").exists()
     fit(out=tmp_path / "cut", resume=True)
-    whole, cut = adapter_tensors(tmp_path / "whole"), adapter_tensors(tmp_path / "cut")
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert whole.keys() == cut.keys()
     for name, value in whole.items():
         assert torch.equal(value, cut[name]), name

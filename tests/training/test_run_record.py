@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import json
 import shutil
-import subprocess
-import sys
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,19 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
-from safetensors.torch import load_file
+from stopped_runs import PLAIN, StopsAfter, StopsAtOnce, recorded, weights
 from torch.optim import AdamW
 
 import vitune.data.augment
-import vitune.training.fitting
+import vitune.training.ingredients
 import vitune.training.loop
+import vitune.training.stepped_run
 from vitune.data import Augment
-from vitune.errors import AdapterError, DataError, OutputError, TrainingError, VituneError
+from vitune.environment import Environment
+from vitune.errors import AdapterError, DataError, VituneError
 from vitune.methods import METHODS, Method
 from vitune.objectives import Pace
-from vitune.runs import RunFolder, RunSummary
 from vitune.training import Observer, TrainConfig, fit
 from vitune.training.optimiser import parameter_groups
 
@@ -42,39 +38,11 @@ QUICK: dict[str, Any] = {
 }
 
 
-class StopsAfter(Observer):
-    """Interrupts the run after an epoch, as Ctrl-C would."""
-
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def epoch_ended(self, row: dict[str, Any]) -> None:
-        if row["epoch"] == self.epoch:
-            raise KeyboardInterrupt
-
-
-class StopsAtOnce(Observer):
-    """Interrupts the run before its first step."""
-
-    def started(self, loop: Any) -> None:
-        raise KeyboardInterrupt
-
-
 def begun(out: Path, after: int = 1, **settings: Any) -> Path:
     """A run that was stopped after `after` epochs."""
     with pytest.raises(KeyboardInterrupt):
         fit(TrainConfig.make({**QUICK, **settings}), out=out, observer=StopsAfter(after))
     return out
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "adapter" / "adapter_model.safetensors")
-
-
-def recorded(run: Path) -> dict[str, Any]:
-    values = yaml.safe_load((run / "config.yaml").read_text())
-    assert isinstance(values, dict)
-    return values
 
 
 def settings_of(run: Path) -> dict[str, Any]:
@@ -165,16 +133,16 @@ def other_defaults(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Non
         monkeypatch.setitem(vitune.data.augment.PRESETS, "flip", lambda size: Augment(flip_rate=0))
         monkeypatch.setattr(vitune.training.loop, "new_optimiser", new_optimiser)
         monkeypatch.setattr(
-            vitune.training.fitting, "resolve_precision", lambda *given: "no such precision"
+            vitune.training.stepped_run, "resolve_precision", lambda *given: "no such precision"
         )
-        load = vitune.training.fitting.load_backbone
+        load = vitune.training.ingredients.load_backbone
 
         def load_otherwise(*words: Any, **more: Any) -> Any:
             backbone = load(*words, **more)
             other = dataclasses.replace(backbone.preprocessing, mean=(0.1, 0.2, 0.3))
             return dataclasses.replace(backbone, preprocessing=other)
 
-        monkeypatch.setattr(vitune.training.fitting, "load_backbone", load_otherwise)
+        monkeypatch.setattr(vitune.training.ingredients, "load_backbone", load_otherwise)
         torch.set_num_threads(threads + 1)
 
     threads = torch.get_num_threads()
@@ -216,7 +184,9 @@ def test_without_the_record_those_defaults_would_change_the_run(
     with pytest.raises(KeyboardInterrupt):  # the record stands before the first step
         fit(TrainConfig.make(given), out=tmp_path / "before", observer=StopsAtOnce())
     other_defaults()
-    monkeypatch.setattr(vitune.training.fitting, "resolve_precision", lambda asked, *rest: asked)
+    monkeypatch.setattr(
+        vitune.training.stepped_run, "resolve_precision", lambda asked, *rest: asked
+    )
     with pytest.raises(KeyboardInterrupt):
         fit(TrainConfig.make(given), out=tmp_path / "after", observer=StopsAtOnce())
     before, after = recorded(tmp_path / "before"), recorded(tmp_path / "after")
@@ -237,17 +207,13 @@ def test_methods_of_every_kind_are_resumed_from_their_record(method: str, tmp_pa
     assert all(torch.equal(value, cut[name]) for name, value in whole.items())
 
 
-PLAIN = {"data": QUICK["data"], "batch_size": 16, "epochs": 2}
-
-
 def test_every_start_is_listed_and_other_software_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = begun(tmp_path / "run", 2)
-    real = vitune.training.fitting.Environment.here()
+    real = Environment.here()
     other = real.model_copy(update={"packages": {**real.packages, "torch": "9.9"}})
-    here = vitune.training.fitting.Environment
-    monkeypatch.setattr(here, "here", classmethod(lambda cls: other))
+    monkeypatch.setattr(Environment, "here", classmethod(lambda cls: other))
     with pytest.warns(UserWarning, match=r"--resume: torch 9\.9 instead of .* its end may differ"):
         fit(out=run, resume=True)
     first, second = recorded(run)["starts"]
@@ -360,7 +326,7 @@ def test_changed_images_are_refused(tmp_path: Path, change: Change, told: str) -
 
 def test_another_backbone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = begun(tmp_path / "run")
-    load = vitune.training.fitting.load_backbone
+    load = vitune.training.ingredients.load_backbone
 
     def changed(*words: Any, **more: Any) -> Any:
         backbone = load(*words, **more)
@@ -368,7 +334,7 @@ def test_another_backbone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
             backbone.model.blocks[0].mlp.fc1.weight[0, 0] += 1
         return backbone
 
-    monkeypatch.setattr(vitune.training.fitting, "load_backbone", changed)
+    monkeypatch.setattr(vitune.training.ingredients, "load_backbone", changed)
     with pytest.raises(AdapterError, match=r"--resume: got fingerprint 'v1-.*', expected 'v1-"):
         fit(out=run, resume=True)
 
@@ -402,223 +368,3 @@ def test_a_path_holds_in_every_working_directory(
     assert fit(out=tmp_path / "run", resume=True).summary.epochs == 2
     monkeypatch.chdir(tmp_path)
     assert fit(out="run", resume=True, data="photos", epochs=3).summary.epochs == 3
-
-
-@pytest.mark.parametrize("settings", [{"lr": float("inf")}, {"objective": "pase"}, {"seed": 2**64}])
-def test_a_failed_start_leaves_nothing(tmp_path: Path, settings: dict[str, Any]) -> None:
-    with pytest.raises(VituneError, match=r"lr: got inf|objective: got 'pase'|seed: got 184467"):
-        fit(**{**PLAIN, **settings}, out=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    assert fit(**PLAIN, out=tmp_path / "run").summary.status == "finished"
-
-
-def test_the_largest_seed_trains(tmp_path: Path) -> None:
-    fit(**{**PLAIN, "epochs": 1, "seed": 2**63 - 1}, out=tmp_path / "run")
-    assert recorded(tmp_path / "run")["seed"] == 2**63 - 1
-
-
-def test_a_run_that_fails_in_its_first_epoch_leaves_nothing(tmp_path: Path) -> None:
-    class Poisons(Observer):
-        def started(self, loop: Any) -> None:
-            with torch.no_grad():
-                next(iter(loop.parameters.values())).fill_(float("nan"))
-
-    with pytest.raises(TrainingError, match="loss: got nan at step 1"):
-        fit(**PLAIN, out=tmp_path / "run", observer=Poisons())
-    assert not (tmp_path / "run").exists()
-    (tmp_path / "run").mkdir()
-    with pytest.raises(TrainingError, match="loss: got nan at step 1"):
-        fit(**PLAIN, out=tmp_path / "run", observer=Poisons())
-    assert fit(**PLAIN, out=tmp_path / "run").summary.status == "finished"
-
-
-def test_a_folder_that_is_filled_meanwhile_is_refused(tmp_path: Path) -> None:
-    class Fills(Observer):
-        def described(self, facts: RunSummary) -> None:
-            (tmp_path / "run").mkdir()
-            (tmp_path / "run" / "mine.txt").write_text("precious")
-
-    with pytest.raises(OutputError, match="which exists, expected a new folder"):
-        fit(**PLAIN, out=tmp_path / "run", observer=Fills())
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
-
-
-def test_what_a_dead_start_left_is_no_obstacle(tmp_path: Path) -> None:
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    from vitune.processes import Writer
-
-    (tmp_path / "run").mkdir()
-    part = f".config.yaml.{Writer.here().host}-{child.pid}-0123abcd.part"
-    for name in (".lock", part):
-        (tmp_path / "run" / name).write_text("half")
-    fit(**PLAIN, out=tmp_path / "run")
-    left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert not {name for name in left if name.startswith(".")}
-
-
-@pytest.mark.parametrize("resume", [False, True])
-def test_of_two_runs_in_one_folder_one_wins(tmp_path: Path, resume: bool) -> None:
-    class TriesToo(Observer):
-        refusal = ""
-
-        def started(self, loop: Any) -> None:
-            settings = {} if resume else PLAIN
-            with pytest.raises(OutputError) as caught:
-                fit(**settings, out=tmp_path / "run", resume=resume)
-            TriesToo.refusal = str(caught.value)
-
-    if resume:
-        with pytest.raises(KeyboardInterrupt):
-            fit(**PLAIN, out=tmp_path / "run", observer=StopsAfter(1))
-        fit(out=tmp_path / "run", resume=True, observer=TriesToo())
-        assert "has been writing to since" in TriesToo.refusal
-    else:
-        fit(**PLAIN, out=tmp_path / "run", observer=TriesToo())
-        assert "which exists" in TriesToo.refusal
-    fit(**PLAIN, out=tmp_path / "alone")
-    one, other = weights(tmp_path / "run"), weights(tmp_path / "alone")
-    assert all(torch.equal(value, other[name]) for name, value in one.items())
-    assert not (tmp_path / "run" / ".lock").exists()
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "told"),
-    [
-        ("config.yaml", "- 1\n", r"config\.yaml: got no mapping"),
-        ("config.yaml", "a: [1\n", r"config\.yaml: got .*expected the YAML that training wrote"),
-        ("config.yaml", b"\xff\xfe\x00", r"config\.yaml: got .*expected the YAML"),
-        ("config.yaml", {"lr": "fast"}, r"config\.yaml: lr: got 'fast', input should be a valid n"),
-        ("config.yaml", {"epochs": -1}, r"config\.yaml: epochs: got -1, input should be greater"),
-        ("config.yaml", {"resolved": 3}, r"config\.yaml: resolved: got 3, input should be a valid"),
-        ("config.yaml", {"starts": "x"}, r"config\.yaml: starts: got 'x', input should be a valid"),
-        ("config.yaml", {"resolved": None}, r"config\.yaml: resolved: got None"),
-        ("config.yaml", {"lr": 0.5}, r"config\.yaml: got values that were edited"),
-        ("config.yaml", {"starts": []}, r"config\.yaml: starts: got \[\]"),
-        ("checkpoint/state.json", "{", r"checkpoint .*damaged file \(state\.json: Expecting"),
-        ("checkpoint/state.json", "[1]", r"state\.json: list instead of a mapping"),
-        ("checkpoint/state.json", "[" * 100_000, r"checkpoint .*damaged file"),
-        ("checkpoint/state.json", {"epoch": "two"}, r"state\.json: epoch: got 'two'"),
-        ("checkpoint/state.json", {"step": 7}, r"tensors\.safetensors or state\.json is not what"),
-        ("checkpoint/state.json", {"best": 7}, r"state\.json: best: unknown option"),
-        ("metrics.jsonl", "nope\n", r"metrics\.jsonl line 1: got 'nope', expected the JSON"),
-        ("metrics.jsonl", '{"epoch": "1"}\n', r"metrics\.jsonl line 1: got"),
-        ("metrics.jsonl", "[1]\n", r"metrics\.jsonl line 1: got '\[1\]'.*Remove the line"),
-        ("images.npz", b"PK", r"images\.npz: got a damaged list of images"),
-    ],
-)
-def test_edited_or_broken_files_are_named(
-    stopped_run: Path, tmp_path: Path, file: str, content: Any, told: str
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(stopped_run, run)
-    path = run / file
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif isinstance(content, str):
-        path.write_text(content)
-    else:
-        path.write_text(json.dumps({**yaml.safe_load(path.read_text()), **content}))
-    with pytest.raises(VituneError, match=told):
-        fit(out=run, resume=True)
-
-
-@pytest.fixture(scope="module")
-def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("stopped") / "run"
-    with pytest.raises(KeyboardInterrupt):
-        fit(**PLAIN, out=out, observer=StopsAfter(1))
-    return out
-
-
-def test_a_flipped_bit_in_a_checkpoint_is_seen(stopped_run: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(stopped_run, run)
-    file = run / "checkpoint" / "tensors.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-100] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(AdapterError, match=r"or state\.json is not what was written"):
-        fit(out=run, resume=True)
-
-
-def test_an_older_run_is_told_apart(stopped_run: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(stopped_run, run)
-    values = recorded(run)
-    del values["resolved"], values["starts"]
-    (run / "config.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(AdapterError, match="got a run of an older vitune"):
-        fit(out=run, resume=True)
-
-
-def test_metrics_are_cut_to_the_checkpoint(stopped_run: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(stopped_run, run)
-    whole = (run / "metrics.jsonl").read_text()
-    (run / "metrics.jsonl").write_text(whole + '{"epoch": 2, "train_loss": 0}\n{"epoch": 3, "tr')
-    fit(out=run, resume=True)
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
-    assert lines[0] == whole.strip() and json.loads(lines[1])["train_loss"] > 0
-
-
-def test_a_start_that_died_before_its_first_checkpoint_is_begun_again(tmp_path: Path) -> None:
-    fit(**PLAIN, out=tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "run")
-    for name in ("adapter", "checkpoint"):
-        shutil.rmtree(tmp_path / "run" / name)
-    for name in ("summary.json", "images.npz"):
-        (tmp_path / "run" / name).unlink()
-    fit(out=tmp_path / "run", resume=True)
-    one, other = weights(tmp_path / "run"), weights(tmp_path / "whole")
-    assert all(torch.equal(value, other[name]) for name, value in one.items())
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
-    assert (tmp_path / "run" / "images.npz").is_file()
-
-
-@pytest.mark.parametrize(
-    "number", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 6]
-)
-def test_a_full_disk_loses_nothing(
-    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The n-th file that is flushed to the disk finds it full."""
-    flushed = 0
-    real = vitune.files._flush
-
-    def full(path: Path) -> None:
-        nonlocal flushed
-        flushed += 1
-        if flushed == number:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(path)
-
-    monkeypatch.setattr(vitune.files, "_flush", full)
-    with pytest.raises(OSError, match="No space left on device"):
-        fit(**PLAIN, out=tmp_path / "run")
-    monkeypatch.setattr(vitune.files, "_flush", real)
-    folder = RunFolder(tmp_path / "run")
-    resume = folder.config.is_file()
-    fit(out=folder.path, resume=True) if resume else fit(**PLAIN, out=folder.path)
-    fit(**PLAIN, out=tmp_path / "whole")
-    one, other = weights(tmp_path / "run"), weights(tmp_path / "whole")
-    assert all(torch.equal(value, other[name]) for name, value in one.items())
-    assert not [path for path in folder.path.rglob(".*")]
-
-
-KILLS = Path(__file__).with_name("killed_runs.py")
-
-
-def test_a_run_that_was_killed_anywhere_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    """Every change with a stride of 1; see the file for the command."""
-    done = subprocess.run(
-        [sys.executable, str(KILLS), str(tmp_path), "8"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    kills = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(kills) >= 6
-    assert all(kill["same"] for kill in kills), kills
-    assert {kill["how"] for kill in kills} == {"begun anew", "resumed"}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,6 +25,7 @@ from vitune.training.loop import Loop
 from vitune.training.mixing import SHARES, chosen_share
 from vitune.training.optimiser import new_optimiser
 from vitune.training.probing import Probe
+from vitune.training.starting import kept_probe
 from vitune.training.verdict import compare
 from vitune.training.watching import Watch
 
@@ -116,6 +119,51 @@ def test_a_resumed_run_keeps_its_probe_and_its_verdict(tmp_path: Path) -> None:
         for run in ("whole", "cut")
     )
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def kept_facts(folder: RunFolder, **changed: Any) -> RunFolder:
+    """Write a run's probe.json with some values changed; "absent" leaves one out."""
+    probe = replace(Probe.of_nothing(), val_loss=0.5, val_accuracy=0.25, losses=np.ones(4))
+    values = {
+        **asdict(probe.facts()), "train_loss": 0.1, "right": [True, False, False, False],
+        "losses": probe.losses.tolist(), **changed,
+    }  # fmt: skip
+    folder.probe.mkdir(parents=True)
+    kept = {name: value for name, value in values.items() if value != "absent"}
+    (folder.probe / "probe.json").write_text(json.dumps(kept))
+    return folder
+
+
+def test_a_kept_probe_is_read_as_it_was_written(tmp_path: Path) -> None:
+    written = {"val_loss": None, "mirror_gain": [0.5, 0.25], "chosen": {"strength": 0.1}}
+    probe = kept_probe(kept_facts(RunFolder(tmp_path / "run"), **written))
+    assert probe is not None
+    assert (probe.val_loss, probe.val_accuracy, probe.train_loss) == (None, 0.25, 0.1)
+    assert probe.mirror_gain == (0.5, 0.25) and probe.head.chosen == {"strength": 0.1}
+    assert probe.right.tolist() == [True, False, False, False] and probe.losses.sum() == 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"how": "absent"}, r"probe\.json: how: got None, expected a value"),
+        ({"how": None}, "how: got None, expected a string"),
+        ({"copies": 3}, "copies: got 3, expected a string"),
+        ({"train_loss": float("nan")}, "train_loss: got nan, expected a finite number"),
+        ({"train_loss": None}, "train_loss: got None, expected a value"),
+        ({"temperature": True}, "temperature: got True, expected a number"),
+        ({"val_loss": 10**400}, "val_loss: got .*, expected a number below 1e308"),
+        ({"mirror_gain": "absent"}, "mirror_gain: got None, expected a value"),
+        ({"mirror_gain": [float("inf"), 1]}, "got inf, expected a finite number"),
+        ({"losses": {}}, "losses: got {}, expected a list"),
+        ({"losses": ["x"]}, "could not convert"),
+        ({"chosen": [1]}, r"chosen: got \[1\], expected a mapping"),
+    ],
+)
+def test_a_damaged_probe_is_refused(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
+    folder = kept_facts(RunFolder(tmp_path / "run"), **changed)
+    with pytest.raises(AdapterError, match=rf"damaged file \(.*{told}.*\), expected.*whole copy"):
+        kept_probe(folder)
 
 
 def test_choose_best_saves_the_probe_where_training_did_harm(tmp_path: Path) -> None:
@@ -234,7 +282,9 @@ def test_what_lies_between_is_what_is_saved(tmp_path: Path) -> None:
     config = TrainConfig.make({**QUICK, "lr": 3e-3})
     for share in (0.0, 0.5, 1.0):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("vitune.training.loop.chosen_share", lambda losses, told=share: told)
+            patch.setattr(
+                "vitune.training.kept_weights.chosen_share", lambda losses, told=share: told
+            )
             watcher = Starts()
             found = fit(config, out=tmp_path / str(share), observer=watcher)
         summary = found.summary

@@ -19,16 +19,10 @@ from vitune.errors import VituneError
 from vitune.inference import load_run
 from vitune.runs import Calibration, Reported, RunSummary
 from vitune.training import TrainConfig
+from vitune.training.attempts import Attempt, choose, report
 from vitune.training.probing import Probe, solve_probe
-from vitune.training.tuning import (
-    Attempt,
-    Tuning,
-    choose,
-    report,
-    require_tunable,
-    rungs_of,
-    seconds_of,
-)
+from vitune.training.tune_request import require_tunable, rungs_of, seconds_of
+from vitune.training.tuning import Tuning
 
 pytest.importorskip("optuna", reason="needs the extra vitune[search]")
 

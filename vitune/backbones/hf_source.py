@@ -81,18 +81,24 @@ def _location(name: str) -> str:
     return location
 
 
-def _config(name: str, location: str) -> Any:
-    from transformers import AutoConfig
-
+@contextmanager
+def _answers_told(name: str, expected: str) -> Iterator[None]:
+    """Within: what transformers raises becomes a BackboneError that repeats it."""
     try:
-        config = AutoConfig.from_pretrained(location)
+        yield
     except OSError as error:
         raise cannot_fetch(name, error) from error
     except Exception as error:
         raise BackboneError(
-            f"backbone: got {name!r}, expected a model that transformers knows. "
-            f"It answered: {one_line(error)}"
+            f"backbone: got {name!r}, expected {expected}. It answered: {one_line(error)}"
         ) from error
+
+
+def _config(name: str, location: str) -> Any:
+    from transformers import AutoConfig
+
+    with _answers_told(name, "a model that transformers knows"):
+        config = AutoConfig.from_pretrained(location)
     if config.model_type == _TIMM_TYPE:
         raise BackboneError(
             f"backbone: got {name!r}, expected its timm name: "
@@ -155,7 +161,7 @@ def _tower(name: str, location: str, config: Any, request: Request) -> nn.Module
 
 def _loaded(auto: Any, name: str, location: str, config: Any, request: Request) -> nn.Module:
     """The model with its weights in float32; only the head may be new."""
-    try:
+    with _answers_told(name, "weights that transformers can load"):
         if request.pretrained:
             model, info = auto.from_pretrained(
                 location,
@@ -166,13 +172,6 @@ def _loaded(auto: Any, name: str, location: str, config: Any, request: Request) 
             )
         else:
             model, info = auto.from_config(config), {}
-    except OSError as error:
-        raise cannot_fetch(name, error) from error
-    except Exception as error:
-        raise BackboneError(
-            f"backbone: got {name!r}, expected weights that transformers can load. "
-            f"It answered: {one_line(error)}"
-        ) from error
     if model.main_input_name != "pixel_values":
         raise _not_a_vision_model(name, config)
     heads = tuple(f"{head}." for head in head_names(model))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +15,6 @@ if TYPE_CHECKING:
 NEEDED = ("fastapi", "fastapi_offline", "uvicorn", "prometheus_client", "python_multipart")
 TOKEN = "VITUNE_SERVE_TOKEN"
 SHORTEST_TOKEN = 8
-
-
-def require_extra() -> None:
-    """Refuse to begin without the web libraries.
-
-    Raises:
-        VituneError: one is missing.
-    """
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise VituneError(
-            f"serve: got no {', '.join(missing)}, expected the web libraries. "
-            "Run: pip install 'vitune[serve]'."
-        )
 
 
 def token_of(file: str | None) -> str | None:

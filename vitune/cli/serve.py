@@ -86,9 +86,10 @@ def serve(
     New, changed and removed subfolders are noticed without a restart. An adapter that cannot be
     served is listed with the reason. See docs/serving.md.
     """
-    from vitune.cli._serving import Serving, require_extra, token_of
+    from vitune.cli._serving import NEEDED, Serving, token_of
+    from vitune.extras import require_extra
 
-    require_extra()
+    require_extra("serve", "serve", *NEEDED)
     from vitune.serving import EngineSettings, GuardSettings, ServerSettings
 
     Serving(

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.export import ExportedProgram
 
-from vitune.errors import VituneError
+from vitune.extras import require_extra
 
 FULL_BYTES = 2**20
 
@@ -81,17 +80,12 @@ class Target(Protocol):
 
 
 def require(target: Target) -> None:
-    """See that a target's libraries are installed.
+    """Check that a target's libraries are installed.
 
     Raises:
         VituneError: one is not; the text names the extra that brings it.
     """
-    missing = [library for library in target.libraries if find_spec(library) is None]
-    if missing:
-        raise VituneError(
-            f"--to {target.name}: got a Python without {', '.join(missing)}, expected it "
-            f"installed. pip install 'vitune[{target.extra}]'"
-        )
+    require_extra(f"--to {target.name}", target.extra, *target.libraries)
 
 
 def versions_of(target: Target) -> dict[str, str]:

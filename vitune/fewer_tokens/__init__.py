@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vitune.fewer_tokens.token_plan import TOKENS_HELP, TokenPlan
+from vitune.late_imports import late_names
 
 if TYPE_CHECKING:
     from vitune.fewer_tokens.fitting_in import reduce_tokens
@@ -13,12 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TOKENS_HELP", "TokenPlan", "TokenReducer", "reduce_tokens"]
 
-_NEEDING_PYTORCH = {"TokenReducer": "reducing", "reduce_tokens": "fitting_in"}
+_NEEDING_PYTORCH = {"reducing": ("TokenReducer",), "fitting_in": ("reduce_tokens",)}
 """Imported when first asked for: the settings alone, for --help, do not need PyTorch."""
 
-
-def __getattr__(name: str) -> Any:
-    if name in _NEEDING_PYTORCH:
-        file = importlib.import_module(f"vitune.fewer_tokens.{_NEEDING_PYTORCH[name]}")
-        return getattr(file, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # which would let any name pass
+    __getattr__ = late_names(__name__, _NEEDING_PYTORCH)

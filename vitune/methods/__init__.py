@@ -8,11 +8,14 @@ from vitune.methods.adaptformer import AdaptFormerConfig
 from vitune.methods.apla import APLAConfig
 from vitune.methods.arc import ARCAttentionConfig, ARCConfig
 from vitune.methods.bitfit import BitFitConfig
+from vitune.methods.core.adapter_tensors import current_names as current_names
 from vitune.methods.core.combination import AdapterState as AdapterState
 from vitune.methods.core.combination import combined_state as combined_state
 from vitune.methods.core.coverage import method_notice as method_notice
 from vitune.methods.core.delta_noise import method_penalty as method_penalty
 from vitune.methods.core.delta_noise import noise_plan as noise_plan
+from vitune.methods.core.layer import MethodLayer as MethodLayer
+from vitune.methods.core.method_config import MethodConfig as MethodConfig
 from vitune.methods.core.peft_options import catch_up
 from vitune.methods.core.peft_targets import UNSUPPORTED
 from vitune.methods.core.plugins import load_entry_points
@@ -28,9 +31,6 @@ from vitune.methods.core.solved import HeadProblem as HeadProblem
 from vitune.methods.core.solved import Labelled as Labelled
 from vitune.methods.core.solved import SolvedConfig as SolvedConfig
 from vitune.methods.core.solved import SolvedHead as SolvedHead
-from vitune.methods.core.tuner import MethodConfig as MethodConfig
-from vitune.methods.core.tuner import MethodLayer as MethodLayer
-from vitune.methods.core.tuner import current_names as current_names
 from vitune.methods.fact.factorised import FacTTKConfig, FacTTTConfig
 from vitune.methods.fact.official_layout import load_official as load_official_fact  # noqa: F401
 from vitune.methods.full import FullConfig

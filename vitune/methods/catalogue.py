@@ -18,8 +18,8 @@ from vitune.backbones.rehearsal import rehearsed
 from vitune.backbones.sites import ROLES, find_sites
 from vitune.errors import VituneError
 from vitune.methods import METHODS, Method
+from vitune.methods.core.method_config import MethodConfig
 from vitune.methods.core.peft_targets import UNSUPPORTED
-from vitune.methods.core.tuner import MethodConfig
 
 HEAD_PART = "modules_to_save"
 

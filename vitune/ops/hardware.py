@@ -8,6 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+_AUTOCASTING = frozenset(
+    kind
+    for kind in ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla")
+    if torch.amp.is_autocast_available(kind)
+)
+"""Kinds of device with autocast. Asked once: to ask in a compiled graph breaks it in torch 2.10."""
+
 
 @functools.cache
 def cpu_multiplies_bf16() -> bool:
@@ -19,15 +26,13 @@ def cpu_multiplies_bf16() -> bool:
 def in_autocast_dtype(x: Tensor) -> Tensor:
     """`x` in the number format of autocast where that is on for its device."""
     device_type = x.device.type
-    if not torch.amp.is_autocast_available(device_type):
-        return x
-    if not torch.is_autocast_enabled(device_type):
+    if device_type not in _AUTOCASTING or not torch.is_autocast_enabled(device_type):
         return x
     return x.to(torch.get_autocast_dtype(device_type))
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """Autocast off within, on the devices that have it."""
-    if not torch.amp.is_autocast_available(device_type):
+    if device_type not in _AUTOCASTING:
         return nullcontext()
     return torch.autocast(device_type, enabled=False)

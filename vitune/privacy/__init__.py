@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vitune.late_imports import late_names
 
 if TYPE_CHECKING:
     from vitune.privacy.attestation import Attestation, Finding, attest, attest_checkpoint
@@ -35,11 +36,5 @@ _FILES = {
 }
 """Imported when first asked for: training looks in here for its private step alone."""
 
-
-def __getattr__(name: str) -> Any:
-    for file, names in _FILES.items():
-        if name in names:
-            value = getattr(importlib.import_module(f"vitune.privacy.{file}"), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # which would let any name pass
+    __getattr__ = late_names(__name__, _FILES)

@@ -1,8 +1,8 @@
 """Serving: many adapters over one backbone, behind HTTP."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vitune.late_imports import late_names
 from vitune.serving.batching import BusyError, StoppedError
 from vitune.serving.collection import Changes, UnknownAdapterError, content_fingerprint
 from vitune.serving.engine import Answer, Engine, Upload
@@ -14,12 +14,11 @@ if TYPE_CHECKING:
     from vitune.serving.app import create_app
     from vitune.serving.server import address_of, listen, make_server
 
-_NEED_THE_EXTRA = {
-    "address_of": "server",
-    "create_app": "app",
-    "listen": "server",
-    "make_server": "server",
+_NEEDING_THE_EXTRA = {
+    "app": ("create_app",),
+    "server": ("address_of", "listen", "make_server"),
 }
+"""What needs `vitune[serve]`, imported when first asked for."""
 
 __all__ = [
     "Answer",
@@ -42,12 +41,5 @@ __all__ = [
     "start_replicas",
 ]
 
-
 if not TYPE_CHECKING:  # which would let any name pass
-
-    def __getattr__(name: str) -> Any:
-        """What needs `vitune[serve]`, loaded at first use."""
-        if name in _NEED_THE_EXTRA:
-            module = importlib.import_module(f"vitune.serving.{_NEED_THE_EXTRA[name]}")
-            return getattr(module, name)
-        raise AttributeError(f"module 'vitune.serving' has no attribute {name!r}")
+    __getattr__ = late_names(__name__, _NEEDING_THE_EXTRA)

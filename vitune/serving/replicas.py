@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from vitune.errors import VituneError
+from vitune.extras import import_extra
 from vitune.serving.collection import UnknownAdapterError
 from vitune.serving.engine import Answer, Engine, Upload
 from vitune.serving.service import Figure, LocalService
@@ -199,11 +200,5 @@ def _lost(ray: Any) -> tuple[type[BaseException], ...]:
 
 
 def _ray() -> tuple[Any, Any]:
-    try:
-        import ray
-        from ray import serve
-    except ImportError:
-        raise VituneError(
-            "--ray: got no Ray Serve, expected it installed. Run: pip install 'vitune[serve,ray]'."
-        ) from None
-    return ray, serve
+    serve = import_extra("--ray", "serve,ray", "ray.serve")
+    return import_extra("--ray", "serve,ray", "ray"), serve

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vitune.late_imports import late_names
 from vitune.training.observer import Observer, Running
 from vitune.training.speed_presets import FASTER, PRESETS
 from vitune.training.train_config import STEPPING, TrainConfig, read_yaml, settings_in
 
 if TYPE_CHECKING:
-    from vitune.training.fitting import Trained, backbone_arguments, fit
+    from vitune.training.fitting import fit
+    from vitune.training.keeping import Trained, backbone_arguments
     from vitune.training.last_block import class_tail, lean_training
     from vitune.training.lean_anywhere import LeanStep, lean_step
-    from vitune.training.loop import inference_weights
     from vitune.training.optimiser import new_optimiser
     from vitune.training.resume_point import read_progress
     from vitune.training.settling import with_fitting_batch
     from vitune.training.tuning import Tuning
+    from vitune.training.validating import inference_weights
 
 __all__ = [
     "FASTER",
@@ -43,22 +44,17 @@ __all__ = [
 ]
 
 _NEEDING_PYTORCH = {
-    "fitting": ("Trained", "backbone_arguments", "fit"),
+    "fitting": ("fit",),
+    "keeping": ("Trained", "backbone_arguments"),
     "last_block": ("class_tail", "lean_training"),
     "lean_anywhere": ("LeanStep", "lean_step"),
-    "loop": ("inference_weights",),
     "optimiser": ("new_optimiser",),
     "resume_point": ("read_progress",),
     "settling": ("with_fitting_batch",),
     "tuning": ("Tuning",),
+    "validating": ("inference_weights",),
 }
 """Imported when first asked for: the settings alone, for --help, do not need PyTorch."""
 
-
-def __getattr__(name: str) -> Any:
-    for file, names in _NEEDING_PYTORCH.items():
-        if name in names:
-            value = getattr(importlib.import_module(f"vitune.training.{file}"), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # which would let any name pass
+    __getattr__ = late_names(__name__, _NEEDING_PYTORCH)

@@ -12,6 +12,7 @@ from torch import nn
 
 from vitune.backbones import find_sites
 from vitune.errors import BackboneError, VituneError
+from vitune.extras import import_extra
 from vitune.training.last_block import class_tail, lean_training
 
 CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing")
@@ -98,13 +99,9 @@ class LeanStep:
         Raises:
             VituneError: Lightning is not installed.
         """
-        try:
-            from lightning.pytorch import Callback
-        except ImportError:
-            raise VituneError(
-                "lean_step: got no Lightning, expected it to be installed: "
-                "pip install 'vitune[lightning]'."
-            ) from None
+        import_extra("lean_step", "lightning", "lightning.pytorch")
+        from lightning.pytorch import Callback
+
         lean = self
 
         class LeanCallback(Callback):

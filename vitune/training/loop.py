@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import math
-import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from vitune.backbones import logits_of
-from vitune.data import Augment, CachedImages, EpochSampler, Split, batches, normalise
-from vitune.methods import MethodLayer, method_penalty, noise_plan
-from vitune.objectives import Objective, Step, new_objective
-from vitune.ops import calibrated_losses, first_token_only
+from vitune.data import Augment, EpochSampler, Split, batches
+from vitune.methods import method_penalty
+from vitune.objectives import Step
 from vitune.preprocessing import Preprocessing
 from vitune.privacy.dp import PrivateStep
 from vitune.training.averaging import Averager
+from vitune.training.epoch_start import seed_epoch, training_mode
 from vitune.training.inputs import TrainingInputs
+from vitune.training.kept_weights import KeptWeights
 from vitune.training.last_block import class_tail, lean_training
 from vitune.training.loss_watch import LossWatch
 from vitune.training.metrics import append_row, keep_epochs, read_epochs
-from vitune.training.mixing import SHARES, chosen_share, mixed
 from vitune.training.observer import Observer
 from vitune.training.optimiser import new_optimiser, new_schedule
 from vitune.training.private import private_parts
@@ -45,20 +39,18 @@ from vitune.training.resume_point import (
     save_checkpoint,
 )
 from vitune.training.train_config import TrainConfig
-from vitune.training.watching import Watch
-
-EVAL_BATCH = 128
-"""Images validated at a time: enough for a GPU, and activations that a CPU's caches still hold."""
+from vitune.training.training_loss import objective_for
+from vitune.training.validating import Seen, scores_on
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a run that only the method or the machine can tell.
+    """Rates, which depend on the method as well as on the settings.
 
     Args:
         lr: peak learning rate.
-        weight_decay: AdamW's.
-        head_lr: peak learning rate of the classifier; None is `lr`.
+        weight_decay: AdamW's weight decay.
+        head_lr: peak learning rate of the classifier; None means `lr`.
     """
 
     lr: float
@@ -67,17 +59,15 @@ class Recipe:
 
 
 class Loop:
-    """Trains `model` on `train`, watching `val`.
+    """Trains `model` on `train` and validates it on `val`.
 
     Args:
         metrics_path, checkpoint_path: where metrics.jsonl and checkpoint/ are written; None writes
             nothing.
-        keep: is told the number of epochs done wherever a snapshot is due, while the model has the
-            weights that would be reported then.
-        augment: the augmentation; None is the one that `config` names.
-        has_start: whether the classifier starts at more than zeros, so that the weights before the
-            first step are a candidate for what is reported.
-        known_share: how far to go from there where no validation tells; None is the whole way.
+        keep: called with the number of finished epochs when a snapshot is due; the model then
+            holds the weights that would be reported.
+        augment: the augmentation; None takes the one that `config` names.
+        has_start, known_share: see `KeptWeights`.
     """
 
     def __init__(
@@ -97,23 +87,21 @@ class Loop:
         has_start: bool = False,
         known_share: float | None = None,
     ) -> None:
-        self.keep, self.has_start, self.known_share = keep, has_start, known_share
-        self.config, self.recipe, self.observer = config, recipe, observer
+        self.keep, self.config, self.observer = keep, config, observer
         self.val, self.preprocessing, self.accelerator = val, preprocessing, accelerator
         self.metrics_path, self.checkpoint_path = metrics_path, checkpoint_path
         self.progress = Progress()
-        self.best: dict[str, Tensor] = {}
-        self.first: dict[str, Tensor] = {}
-        self.share: float | None = None
-        self.watch = Watch.over(config.epochs)
-        self.seen: tuple[Tensor, Tensor] | None = None
+        self.seen: Seen | None = None
         self.model = model.to(accelerator.device)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.kept = KeptWeights(
+            self.parameters, config, has_start=has_start, known_share=known_share
+        )
         self.averager = None
         if config.ema:
             self.averager = Averager(self.parameters, config.ema, ramp=config.ema_ramp)
         self.inputs = TrainingInputs(train, preprocessing, config, accelerator, augment)
-        self.objective = self._new_objective()
+        self.objective = objective_for(model, config)
         self.tail = class_tail(model) if config.lean else ()
         self.sampler = EpochSampler(len(train), seed=config.seed)
         loader = batches(
@@ -147,35 +135,35 @@ class Loop:
         )
 
     def run(self) -> None:
-        """All epochs that are still to come; leaves the selected weights in the model.
+        """Train the remaining epochs; the model then holds the selected weights.
 
         Raises:
-            TrainingError: the loss is no longer finite; the last checkpoint is untouched.
+            TrainingError: the loss became non-finite; the last checkpoint is untouched.
         """
         if self.metrics_path is not None and self.accelerator.is_main_process:
             keep_epochs(self.metrics_path, self.progress.epoch)
         if self.progress.epoch == 0:
-            self._keep(0)
+            self._snapshot(0)
             self._see_start()
         self.observer.started(self)
-        while self.progress.epoch < self.config.epochs and not self._is_stale():
+        while self.progress.epoch < self.config.epochs and not self.kept.is_stale(self.progress):
             row = self._epoch(self.progress.epoch)
             self.observer.epoch_ended(row)
         self._select()
 
     @property
     def reported_epoch(self) -> int:
-        """The epoch whose weights the model carries after `run`, perhaps mixed with the first."""
-        if self.share == 0:
-            return 0
-        if self.config.select == "auto" and self.watch.epoch >= 0:
-            return self.watch.kept_epoch or self.progress.epoch
-        use_best = self.config.select == "best" and self.progress.best_epoch
-        return self.progress.best_epoch if use_best else self.progress.epoch
+        """The epoch whose weights the model holds after `run`, perhaps mixed with the first."""
+        return self.kept.reported_epoch(self.progress)
+
+    @property
+    def share(self) -> float | None:
+        """How far these weights are from the first ones, in [0, 1]; None if they were not mixed."""
+        return self.kept.share
 
     @property
     def reported_accuracy(self) -> float | None:
-        """Validation accuracy of that epoch; None without a validation split."""
+        """Validation accuracy of these weights; None without a validation split."""
         if self.val is None:
             return None
         if self.share is not None and self.seen is not None:
@@ -184,9 +172,9 @@ class Loop:
         return self.progress.accuracies.get(str(self.reported_epoch), self.progress.val_accuracy)
 
     def reported_logits(self) -> tuple[Tensor, Tensor] | None:
-        """Validation logits (n, c) of the weights that the model carries, with labels (n,).
+        """Validation logits (n, c) of the weights in the model, with labels (n,).
 
-        Those of the last epoch are known; an earlier one's are computed again.
+        The last epoch's are at hand; an earlier epoch's are computed again.
         """
         if self.val is None:
             return None
@@ -196,99 +184,41 @@ class Loop:
         return self.seen
 
     def scored_weights(self) -> AbstractContextManager[None]:
-        """Within: the model carries the weights that are scored, the averages where there are."""
+        """Within: the model holds the weights that are scored, the averages if there are any."""
         return self.averager.applied() if self.averager else nullcontext()
 
     def evaluate(self, split: Split) -> tuple[float, float]:
         """(mean cross-entropy, accuracy) on `split`, every process taking its share."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        indices = np.arange(rank, len(split), world)
-        images = CachedImages(split)
-        totals = torch.zeros(3, dtype=torch.float64)
-        seen = []
-        with inference_weights(self.model), first_token_only(*self.tail):
-            for start in range(0, len(indices), EVAL_BATCH):
-                batch = images.__getitems__(indices[start : start + EVAL_BATCH].tolist())
-                logits = self._logits(self.model, self._inputs(batch["images"])).float()
-                labels = batch["labels"].to(logits.device)
-                seen.append((logits.cpu(), batch["labels"]))
-                loss = F.cross_entropy(logits, labels, reduction="sum")
-                correct = (logits.argmax(-1) == labels).sum()
-                totals += torch.tensor([loss.item(), correct.item(), len(labels)])
-        self.seen = self._gathered(seen, indices)
-        if world > 1:
-            totals = self.accelerator.reduce(totals.to(self.accelerator.device)).cpu()
-        return (totals[0] / totals[2]).item(), (totals[1] / totals[2]).item()
-
-    def _gathered(
-        self, seen: list[tuple[Tensor, Tensor]], indices: np.ndarray
-    ) -> tuple[Tensor, Tensor]:
-        """Logits and labels of a split in its order, from every process."""
-        classes = next((logits.shape[1] for logits, _ in seen), 0)
-        logits = torch.cat([torch.zeros(0, classes), *(part for part, _ in seen)])
-        labels = torch.cat([torch.zeros(0, dtype=torch.int64), *(part for _, part in seen)])
-        if self.accelerator.num_processes == 1:
-            return logits, labels
-        parts = gather_object([(indices, logits.numpy(), labels.numpy())])
-        order = np.argsort(np.concatenate([part[0] for part in parts]))
-        whole = np.concatenate([part[1] for part in parts if len(part[1])])
-        return (
-            torch.from_numpy(whole[order]),
-            torch.from_numpy(np.concatenate([part[2] for part in parts])[order]),
-        )
+        scores = scores_on(split, self.model, self.preprocessing, self.accelerator, self.tail)
+        self.seen = scores.seen
+        return scores.loss, scores.accuracy
 
     def _see_start(self) -> None:
-        """The weights before the first step are a candidate where they are more than chance."""
-        can_choose = self.val is not None or self.known_share is not None
-        if not can_choose or self.config.select != "auto" or not self.has_start:
-            return
-        self.first = {n: p.detach().clone() for n, p in self.parameters.items()}
-        if self.val is not None:
-            _, accuracy = self.evaluate(self.val)
-            self.progress.accuracies["0"] = accuracy
-            self._watch_epoch(0)
+        """Score the weights before the first step, if they may be reported."""
+        if self.kept.keep_start(has_val=self.val is not None) and self.val is not None:
+            _, self.progress.accuracies["0"] = self.evaluate(self.val)
+            self._watch(0)
 
-    def _watch_epoch(self, epoch: int) -> None:
-        """Tell the watch of the latest validation, and keep the weights if it is the best."""
-        has_seen = self.seen is not None and len(self.seen[1]) > 0
-        if self.config.select != "auto" or not has_seen:
-            return
-        assert self.seen is not None
-        if self.watch.saw(epoch, *self.seen):
-            self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
+    def _watch(self, epoch: int) -> None:
+        if self.seen is not None:
+            self.kept.saw(epoch, self.seen)
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         """One pass over the training images, then validation and the checkpoint."""
         started, own_started = time.perf_counter(), time.process_time()
-        self._seed(epoch)
-        self._training_mode()
-        watch = LossWatch(self.accelerator.device)
-        total_loss, latest, num_images, num_batches = 0.0, math.nan, 0, 0
-        for index, batch in enumerate(self.loader):
-            for latest in self._step(batch, index, epoch, watch):
-                total_loss += latest
-            num_batches = index + 1
-            num_images += len(batch["labels"]) * self.accelerator.num_processes
-            self.observer.stepped(self.progress.step, latest, num_images)
-        total_loss += sum(watch.rest())
+        train_loss, num_images = self._train(epoch)
         train_seconds = time.perf_counter() - started
         train_cpu_seconds = time.process_time() - own_started
         self.progress.epoch = epoch + 1
-        val_loss = val_accuracy = None
-        if self.val is not None:
-            with self.scored_weights():
-                val_loss, val_accuracy = self.evaluate(self.val)
-                self._keep_best(val_accuracy)
-                self.progress.accuracies[str(epoch + 1)] = val_accuracy
-                self._watch_epoch(epoch + 1)
+        val_loss, val_accuracy = self._validate()
         self.progress.val_accuracy = val_accuracy
         self.progress.seconds += time.perf_counter() - started
         self.progress.cpu_seconds += time.process_time() - own_started
-        self._keep(epoch + 1)
+        self._snapshot(epoch + 1)
         row = {
             "epoch": epoch + 1,
             "step": self.progress.step,
-            "train_loss": total_loss / num_batches,
+            "train_loss": train_loss,
             "lr": self.raw_optimiser.param_groups[0]["lr"],
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
@@ -303,10 +233,37 @@ class Loop:
         self._save(epoch + 1)
         return row
 
+    def _train(self, epoch: int) -> tuple[float, int]:
+        """One pass over the training images; returns the mean batch loss and the images seen."""
+        self.loader.set_epoch(epoch)
+        seed_epoch(self.config.seed, epoch, self.accelerator.process_index)
+        training_mode(self.wrapped)
+        watch = LossWatch(self.accelerator.device)
+        total_loss, latest, num_images, num_batches = 0.0, math.nan, 0, 0
+        for index, batch in enumerate(self.loader):
+            for latest in self._step(batch, index, epoch, watch):
+                total_loss += latest
+            num_batches = index + 1
+            num_images += len(batch["labels"]) * self.accelerator.num_processes
+            self.observer.stepped(self.progress.step, latest, num_images)
+        total_loss += sum(watch.rest())
+        return total_loss / num_batches, num_images
+
+    def _validate(self) -> tuple[float | None, float | None]:
+        """(loss, accuracy) of the epoch just trained; None without validation images."""
+        if self.val is None:
+            return None, None
+        with self.scored_weights():
+            loss, accuracy = self.evaluate(self.val)
+            self.kept.scored(self.progress, accuracy)
+            self.progress.accuracies[str(self.progress.epoch)] = accuracy
+            self._watch(self.progress.epoch)
+        return loss, accuracy
+
     def _step(
         self, batch: dict[str, Tensor], index: int, epoch: int, watch: LossWatch
     ) -> Iterable[float]:
-        """Forward, backward and, when enough batches are in, the update; the losses now due."""
+        """Forward, backward and, after enough batches, the update; returns the losses now due."""
         self.schedule.step_update(self.progress.step)
         if self.private is not None:
             loss = self._private_step(self.private, batch, index, epoch)
@@ -333,7 +290,7 @@ class Loop:
     def _private_step(
         self, private: PrivateStep, batch: dict[str, Tensor], index: int, epoch: int
     ) -> Tensor:
-        """A step on a Poisson batch, which may be empty: its noise counts all the same."""
+        """A step on a Poisson batch; an empty batch still adds noise."""
         images, targets = batch["images"].float(), batch["labels"]
         if len(targets):
             images, targets = self.inputs(batch, index, epoch)
@@ -345,13 +302,13 @@ class Loop:
         return torch.tensor(loss)
 
     def _lean_step(self) -> AbstractContextManager[None]:
-        """`lean_training` where it was asked for; the same gradients with less kept and done."""
+        """`lean_training` if it is on: the same gradients with less memory and work."""
         if not self.config.lean:
             return nullcontext()
         return lean_training(self.tail, checkpointing=self.config.checkpointing)
 
     def _circumstances(self, batch: dict[str, Tensor]) -> Step:
-        """What the objective is told of this step beside images and labels."""
+        """What the objective learns about this step, beside images and labels."""
         return Step(
             number=self.progress.step,
             progress=self.progress.step / max(1, self.steps_per_epoch * self.config.epochs),
@@ -360,96 +317,20 @@ class Loop:
             penalty=partial(method_penalty, self.model),
         )
 
-    def _new_objective(self) -> Objective:
-        """The training loss, refused before the first step where the method cannot have it."""
-        config = self.config
-        given = {
-            name: yaml.safe_load(value) if isinstance(value, str) else value
-            for name, value in config.objective_args.items()
-        }
-        objective = new_objective(
-            config.objective, {"label_smoothing": config.label_smoothing, **given}
-        )
-        objective.prepare(noise_plan(self.model) if objective.needs_noise_plan else None)
-        return objective
-
-    def _inputs(self, images: Tensor) -> Tensor:
-        return normalise(images, self.preprocessing, device=self.accelerator.device)
-
-    def _logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        with self.accelerator.autocast():
-            return logits_of(model(images))
-
-    def _training_mode(self) -> None:
-        """Training mode, except that batch norms keep their pre-trained statistics."""
-        self.wrapped.train()
-        for module in self.model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-
-    def _seed(self, epoch: int) -> None:
-        """All random streams of an epoch are a function of (seed, epoch, process): resumable."""
-        self.loader.set_epoch(epoch)
-        entropy = (self.config.seed, epoch, self.accelerator.process_index)
-        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-
-    def _keep_best(self, accuracy: float) -> None:
-        self.progress.stale_epochs += 1
-        if accuracy > self.progress.best_accuracy:
-            self.progress.best_accuracy = accuracy
-            self.progress.best_epoch = self.progress.epoch
-            self.progress.stale_epochs = 0
-            if self.config.select == "best":
-                self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
-
-    def _is_stale(self) -> bool:
-        patience = self.config.patience
-        if patience is None and self.config.select == "auto":
-            return self.watch.has_turned
-        return patience is not None and self.progress.stale_epochs >= patience
-
-    @torch.no_grad()
     def _select(self) -> None:
-        """Put the weights of the reported epoch into the model."""
-        source: dict[str, Tensor] = {}
-        kept = self.reported_epoch
-        if kept != self.progress.epoch and self.best:
-            source = self.best
-        elif self.averager is not None:
-            source = self.averager.averages
-        self._put(source)
-        if self.first and self.val is not None:
-            self._mix(self.val)
-        elif self.first and self.known_share is not None:
-            trained = {n: p.detach().clone() for n, p in self.parameters.items()}
-            self.share = self.known_share
-            self._put(mixed(self.first, trained, self.share))
+        """Put the weights to report into the model."""
+        averages = None if self.averager is None else self.averager.averages
+        val = self.val
+        score = None if val is None else partial(self._seen_on, val)
+        self.seen = self.kept.select(self.progress, averages, score) or self.seen
 
-    def _mix(self, val: Split) -> None:
-        """Go back towards the probe as far as validation asks for."""
-        trained = {n: p.detach().clone() for n, p in self.parameters.items()}
-        seen = []
-        for share in SHARES:
-            self._put(mixed(self.first, trained, share))
-            self.evaluate(val)
-            assert self.seen is not None
-            seen.append(self.seen)
-        self.share = chosen_share([calibrated_losses(*found) for found in seen])
-        self._put(mixed(self.first, trained, self.share))
-        self.seen = seen[SHARES.index(self.share)]
-
-    @torch.no_grad()
-    def _put(self, weights: Mapping[str, Tensor]) -> None:
-        """Write weights into the model."""
-        for name, value in weights.items():
-            self.parameters[name].copy_(value)
+    def _seen_on(self, val: Split) -> Seen:
+        self.evaluate(val)
+        assert self.seen is not None
+        return self.seen
 
     def _save(self, epoch: int) -> None:
-        is_last = epoch == self.config.epochs or self._is_stale()
-        due = epoch % self.config.checkpoint_every_epochs == 0 or is_last
+        due = epoch % self.config.checkpoint_every_epochs == 0 or self._is_last(epoch)
         if self.checkpoint_path is None or not due or not self.accelerator.is_main_process:
             return
         if self.averager is not None:
@@ -458,29 +339,27 @@ class Loop:
             self.progress.accountant = list(self.private.budget.spent)
         scaler = self.accelerator.scaler
         self.progress.scaler = {} if scaler is None else scaler.state_dict()
-        self.progress.watched = [self.watch.best_epoch, self.watch.epoch]
-        extra = {
-            "average": self.averager.averages if self.averager else {},
-            "best": self.best,
-            "first": self.first,
-            "watch": self.watch.tensors(),
-        }
+        self.progress.watched = [self.kept.watch.best_epoch, self.kept.watch.epoch]
+        average = self.averager.averages if self.averager else {}
+        extra = {"average": average, **self.kept.tensors()}
         save_checkpoint(
             self.checkpoint_path, self.progress, self.parameters, self.raw_optimiser, extra
         )
 
-    def _keep(self, epoch: int) -> None:
-        """Hand the model to `keep` where a snapshot is due: every so many epochs, and the last."""
+    def _is_last(self, epoch: int) -> bool:
+        return epoch == self.config.epochs or self.kept.is_stale(self.progress)
+
+    def _snapshot(self, epoch: int) -> None:
+        """Call `keep` when a snapshot is due: every few epochs, and after the last."""
         every = self.config.snapshot_every_epochs
-        is_last = epoch == self.config.epochs or self._is_stale()
-        if self.keep is None or not every or (epoch % every and not is_last):
+        if self.keep is None or not every or (epoch % every and not self._is_last(epoch)):
             return
         if self.accelerator.is_main_process:
-            with self.averager.applied() if self.averager else nullcontext():
+            with self.scored_weights():
                 self.keep(epoch)
 
     def restore(self) -> None:
-        """Go to where the checkpoint stands, to the start where there is none; writes nothing.
+        """Continue from the checkpoint, or from the start if there is none; writes nothing.
 
         Raises:
             AdapterError: the checkpoint or the list of epochs is damaged.
@@ -496,39 +375,10 @@ class Loop:
         )
         if self.private is not None:
             self.private.budget.spent = list(self.progress.accountant)
-        device = self.accelerator.device
-        self.best, self.first = (
-            {name: value.to(device) for name, value in groups.get(group, {}).items()}
-            for group in ("best", "first")
-        )
-        if groups.get("watch") and self.progress.watched:
-            self.watch.best_epoch, self.watch.epoch = self.progress.watched
-            self.watch.best, self.watch.latest = groups["watch"]["best"], groups["watch"]["latest"]
+        self.kept.restore(self.progress, groups, self.accelerator.device)
         if self.averager is not None:
             self.averager.num_updates = self.progress.num_averaged
             for name, value in groups.get("average", {}).items():
                 self.averager.averages[name].copy_(value)
         if self.accelerator.scaler is not None and self.progress.scaler:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
-
-
-@contextmanager
-def inference_weights(model: PeftModel) -> Iterator[None]:
-    """Within: eval mode, no gradients, and adapters merged where that is exactly reversible.
-
-    vitune's layers put the very tensors back; PEFT's own subtract what they added, which drifts,
-    so a model that has any of those is evaluated un-merged.
-    """
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    exact = bool(layers) and all(isinstance(m, MethodLayer) and m.mergeable for m in layers)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            if exact:
-                model.merge_adapter()
-            yield
-    finally:
-        if exact:
-            model.unmerge_adapter()
-        model.train(was_training)

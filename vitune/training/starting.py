@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import nn
 
-from vitune.adapters import attach, load_adapter, save_adapter
-from vitune.backbones import Backbone, load_backbone, start_heads
+from vitune.adapters import attach, save_adapter
+from vitune.backbones import Backbone, start_heads
 from vitune.data import Splits
 from vitune.errors import AdapterError, BackboneError, VituneError, one_line
 from vitune.files import atomic_folder
 from vitune.methods import CAUTIOUS, PROBE, get_method
-from vitune.runs import RunFolder
-from vitune.training.keeping import backbone_arguments, card_for
+from vitune.result_files import Record, as_record, read_json
+from vitune.runs import RunFolder, SolvedFacts
+from vitune.training.keeping import card_for
 from vitune.training.observer import Observer
 from vitune.training.probing import Probe, solve_probe
 from vitune.training.rates import HEAD_FACTOR, falls_short, rate_by_rule, rate_from_zero
@@ -134,20 +132,6 @@ def keep_probe(staged: Path, folder: RunFolder) -> None:
         shutil.copytree(staged, aside, dirs_exist_ok=True)
 
 
-def _text(value: Any) -> str:
-    """The value, which is a string; TypeError otherwise."""
-    if not isinstance(value, str):
-        raise TypeError(f"got {value!r}, expected a string")
-    return value
-
-
-def _number(value: Any) -> Any:
-    """The value, which is a finite number or None; TypeError otherwise."""
-    if value is None or (type(value) in (int, float) and math.isfinite(value)):
-        return value
-    raise TypeError(f"got {value!r}, expected a number")
-
-
 def kept_probe(folder: RunFolder) -> Probe | None:
     """The probe of a run that is continued, without its head: that is in the checkpoint.
 
@@ -157,37 +141,30 @@ def kept_probe(folder: RunFolder) -> Probe | None:
     path = folder.probe / RECORD
     if not path.is_file():
         return None
-    nothing = Probe.of_nothing()
     try:
-        known = json.loads(path.read_text())
-        return replace(
-            nothing,
-            head=replace(nothing.head, chosen=known["chosen"], how=_text(known["how"])),
-            copies=_text(known["copies"]),
-            train_loss=_number(known["train_loss"]),
-            val_loss=_number(known["val_loss"]),
-            val_accuracy=_number(known["val_accuracy"]),
-            right=np.array(known["right"], bool),
-            losses=np.array(known["losses"], float),
-            temperature=_number(known["temperature"]),
-            mirror_gain=known["mirror_gain"],
-            seconds=_number(known["seconds"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        record = as_record(read_json(path, RECORD), RECORD)
+        return _probe_in(replace(record, is_exact=True, remedy=""))
+    except (OSError, ValueError, TypeError) as error:
         raise AdapterError(
-            f"{path}: got a damaged file ({one_line(error)}), expected what training wrote. "
-            "Put a whole copy in its place, or start a new run."
+            f"{path}: got a damaged file ({one_line(error).removesuffix('.')}), expected what "
+            "training wrote. Put a whole copy in its place, or start a new run."
         ) from None
 
 
-def probe_alone(
-    config: TrainConfig, folder: RunFolder | None, probe: Probe, num_classes: int
-) -> PeftModel:
-    """The solved probe as a model of its own, on a backbone that is loaded again."""
-    fresh = load_backbone(config.backbone, num_classes=num_classes, **backbone_arguments(config))
-    if not len(probe.head.bias):
-        assert folder is not None
-        return load_adapter(fresh.model, folder.probe, trainable=True)
-    model = attach(fresh, PROBE)
-    probe.head.place(model)
-    return model
+def _probe_in(record: Record) -> Probe:
+    """The probe that probe.json describes; its head is empty."""
+    facts, nothing = SolvedFacts.of(record), Probe.of_nothing()
+    record.needed("train_loss")
+    return replace(
+        nothing,
+        head=replace(nothing.head, chosen=facts.chosen, how=facts.how),
+        copies=facts.copies,
+        train_loss=record.number("train_loss") or 0.0,
+        val_loss=facts.val_loss,
+        val_accuracy=facts.val_accuracy,
+        right=np.array(record.listing("right"), bool),
+        losses=np.array(record.listing("losses"), float),
+        temperature=facts.temperature,
+        mirror_gain=facts.mirror_gain,
+        seconds=facts.seconds or 0.0,
+    )

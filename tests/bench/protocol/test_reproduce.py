@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import vitune.bench.study.workbench as workbench_module
-import vitune.training.fitting as fitting_module
+import vitune.training.ingredients as ingredients_module
 from vitune.backbones import load_backbone
 from vitune.bench.launching import LR_FACTORS, preset_study, seed_list, suite_study
 from vitune.bench.presets import load_preset, preset_names
@@ -93,7 +93,7 @@ def test_a_real_vit_base_takes_one_step(
 ) -> None:
     untrained = partial(load_backbone, pretrained=False)
     monkeypatch.setattr(workbench_module, "load_backbone", untrained)
-    monkeypatch.setattr(fitting_module, "load_backbone", untrained)
+    monkeypatch.setattr(ingredients_module, "load_backbone", untrained)
     data = "demo:count?train=8&val=1&test=2"  # one batch; the suites' lists are tested above
     study = preset_study(
         preset,

@@ -66,7 +66,7 @@ def test_training_reads_test_only_to_refuse_it() -> None:
         for node in ast.walk(function)
         if isinstance(node, ast.Attribute) and node.attr == "test"
     ]
-    assert found == [("fitting.py", "_sealed")]
+    assert found == [("ingredients.py", "_sealed")]
 
 
 def test_every_load_in_training_says_which_splits() -> None:

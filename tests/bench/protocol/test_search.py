@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -184,14 +184,7 @@ def test_the_command_line_names_searches(tmp_path: Path) -> None:
 def test_without_optuna_the_message_says_how_to_get_it(
     tiny_study: Make, bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = builtins.__import__
-
-    def no_optuna(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "optuna":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", no_optuna)
+    monkeypatch.setitem(sys.modules, "optuna", None)
     study = tiny_study(search={"space": SPACE})
     with pytest.raises(VituneError, match=r"pip install 'vitune\[search\]'"):
         run_study(study, tmp_path, executor=InProcess(bench))

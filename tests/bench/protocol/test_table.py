@@ -16,7 +16,6 @@ from vitune.bench.beside_honest import run_both
 from vitune.bench.defaults import choose_defaults, default_against_tuned, markdown_of
 from vitune.bench.study.cells import CellResult
 from vitune.bench.study.protocol import Choice
-from vitune.bench.tables.published import pretraining_of, published_row, published_rows, suite_of
 from vitune.bench.tables.rank_diagram import rank_diagram
 from vitune.bench.tables.study_page import inflation, write_study_page
 from vitune.bench.tables.study_table import make_table
@@ -270,50 +269,6 @@ def test_a_correction_that_leaves_nothing_is_told(result: Make) -> None:
     assert "21 pairs" in warning and "0.66" in warning
     assert "no order" in ranking_text(table.ranking).lower()  # type: ignore[arg-type]
     assert p_text(None) == "–" and p_text(1e-9) == "< 0.0001" and p_text(0.04) == "0.04"
-
-
-def test_published_tables_are_whole() -> None:
-    vtab, fgvc = published_rows("vtab1k"), published_rows("fgvc")
-    assert (len(vtab), len(fgvc)) == (16, 14)
-    assert all(len(row.accuracies) == 19 for row in vtab)
-    assert all(len(row.accuracies) == 5 for row in fgvc)
-    for row in (*vtab, *fgvc):
-        assert row.mean == pytest.approx(np.mean(list(row.accuracies.values())), abs=0.012)
-    row = published_row("vtab1k", "rlrr", "in21k_augreg")
-    assert row is not None and row.mean == pytest.approx(0.751)
-    assert published_row("vtab1k", "rlrr", None) is None
-    assert published_rows("demo") == ()
-    assert suite_of(["cub"]) == "fgvc" and suite_of(["digits"]) is None and suite_of([]) is None
-
-
-AUGREG_FILE = "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"
-
-
-@pytest.mark.parametrize(
-    ("backbone", "checkpoint", "image_size", "column"),
-    [
-        ("vit_base_patch16_224.orig_in21k", None, None, "in21k"),
-        ("vit_base_patch16_224.orig_in21k", None, 224, "in21k"),
-        ("vit_base_patch16_224.orig_in21k", None, 384, None),
-        ("vit_base_patch16_224@weights/ViT-B_16.npz", None, None, "in21k"),
-        ("vit_base_patch16_224", "weights/ViT-B_16.npz", None, "in21k"),
-        ("vit_base_patch16_224", f"{AUGREG_FILE}.npz", None, "in21k_augreg"),
-        ("vit_base_patch16_224", f"{AUGREG_FILE}--imagenet2012-steps_20k-lr_0.01.npz", None, None),
-        ("vit_base_patch16_224.augreg_in21k", None, None, "in21k_augreg"),
-        ("vit_base_patch16_224.augreg_in21k", "my own.pth", None, None),
-        ("vit_base_patch16_224.augreg_in21k_ft_in1k", None, None, None),
-        ("vit_base_patch16_224_miil.in21k", None, None, None),
-        ("vit_base_patch16_224.mae", None, None, None),
-        ("vit_large_patch16_224.augreg_in21k", None, None, None),
-        ("vit_large_patch16_224", "ViT-B_16.npz", None, None),
-        ("vitune/vit_micro_patch4_32", None, None, None),
-    ],
-)
-def test_only_the_papers_own_backbones_have_a_column(
-    backbone: str, checkpoint: str | None, image_size: int | None, column: str | None
-) -> None:
-    config = {"backbone": backbone, "checkpoint": checkpoint, "image_size": image_size}
-    assert pretraining_of(config) == column
 
 
 def test_formats_are_well_formed(result: Make) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from vitune.adapters import inject
 from vitune.bench.speed.measuring import SpeedPlan, bench_speed, read_result
-from vitune.bench.speed.products import ProductCounter, count_products, formats_text
 from vitune.bench.speed.ratios import step_ratio
 from vitune.bench.speed.references import PAIRS, references
 from vitune.bench.speed.speed_table import (
@@ -25,7 +24,7 @@ from vitune.bench.speed.speed_table import (
     reference_row,
     sections,
 )
-from vitune.bench.speed.step_memory import Question, ask, live_peak_bytes
+from vitune.bench.speed.step_memory import live_peak_bytes
 from vitune.bench.speed.subject import Contestant, Subject
 from vitune.bench.speed.textbook import TextbookLinear, TextbookScaleShift, textbook
 from vitune.cli._speed import print_speed
@@ -273,19 +272,23 @@ def test_without_a_side_there_is_no_reference(result: dict[str, Any]) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("label", [f"{TEXTBOOK}+fused", f"{TEXTBOOK}+fused+lean"])
 def test_the_references_compute_what_the_textbook_does(label: str, precision: str) -> None:
-    found = []
-    for each in (TEXTBOOK, label):
-        torch.manual_seed(0)
-        subject = Subject(Contestant.parse(each), BACKBONE, CPU)
-        assert bool(subject.tail) == ("lean" in each)
-        images, labels = subject.images(2)
-        subject.optimiser.step = subject.optimiser.zero_grad = lambda *a, **k: None
-        subject.step(images, labels, precision)
-        grads = [p.grad for p in subject.model.parameters() if p.requires_grad]
-        assert all(grad is not None for grad in grads)
-        found.append(torch.cat([grad.flatten() for grad in grads if grad is not None]))
+    expected, found = (gradient_of(each, precision) for each in (TEXTBOOK, label))
     tolerance = 1e-4 if precision == "fp32" else 0.05
-    assert (found[1] - found[0]).norm() / found[0].norm() < tolerance
+    assert (found - expected).norm() / expected.norm() < tolerance
+
+
+def gradient_of(label: str, precision: str) -> Tensor:
+    """The gradients of one step on two images, as one vector."""
+    torch.manual_seed(0)
+    subject = Subject(Contestant.parse(label), BACKBONE, CPU)
+    if label.startswith(TEXTBOOK):
+        assert bool(subject.tail) == ("lean" in label)
+    images, labels = subject.images(2)
+    subject.optimiser.step = subject.optimiser.zero_grad = lambda *a, **k: None
+    subject.step(images, labels, precision)
+    grads = [p.grad for p in subject.model.parameters() if p.requires_grad]
+    assert all(grad is not None for grad in grads)
+    return torch.cat([grad.flatten() for grad in grads if grad is not None])
 
 
 def test_a_label_says_how_a_method_is_run() -> None:
@@ -356,68 +359,8 @@ def test_checkpointing_a_backbone_that_cannot_is_refused() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_checkpointing_and_the_lean_step_give_the_same_gradients(precision: str) -> None:
-    found = []
-    for label in ("rlrr+plain", "rlrr", "rlrr+checkpointing"):
-        torch.manual_seed(0)
-        subject = Subject(Contestant.parse(label), BACKBONE, CPU)
-        images, labels = subject.images(2)
-        subject.optimiser.step = subject.optimiser.zero_grad = lambda *a, **k: None
-        subject.step(images, labels, precision)
-        grads = [p.grad for p in subject.model.parameters() if p.requires_grad]
-        assert all(grad is not None for grad in grads)
-        found.append(torch.cat([grad.flatten() for grad in grads if grad is not None]))
+    labels = ("rlrr+plain", "rlrr", "rlrr+checkpointing")
+    found = [gradient_of(label, precision) for label in labels]
     tolerance = 1e-4 if precision == "fp32" else 0.05
     for other in found[1:]:
         assert (other - found[0]).norm() / found[0].norm() < tolerance
-
-
-def test_memory_of_a_known_case() -> None:
-    def work() -> None:
-        first = torch.empty(1000, 250)  # 1 MB
-        second = first + 1  # 2 MB
-        del first
-        third = second * 2  # 2 MB
-        del second
-        assert len(third) == 1000
-
-    assert live_peak_bytes(work) == pytest.approx(2_000_000, rel=0.01)
-
-
-def test_memory_kept_for_the_gradient_is_counted() -> None:
-    x = torch.randn(1000, 250, requires_grad=True)
-
-    def work() -> None:
-        x.exp().exp().sum()  # both results are kept
-
-    assert live_peak_bytes(work) == pytest.approx(2_000_000, rel=0.01)
-
-
-def test_products_are_counted_by_format() -> None:
-    a: Tensor = torch.ones(4, 5)
-    with ProductCounter() as counter:
-        a @ torch.ones(5, 6)
-        a.bfloat16() @ torch.ones(5, 6).bfloat16()
-    assert counter.operations == {"float32": 2 * 4 * 5 * 6, "bfloat16": 2 * 4 * 5 * 6}
-
-
-def test_a_step_s_products_are_those_of_its_linears() -> None:
-    subject = Subject(Contestant.parse("rlrr+exact=true"), BACKBONE, CPU)
-    images, labels = subject.images(2)
-    products = count_products(lambda: subject.step(images, labels, "fp32"))
-    tokens, width, blocks = 2 * 65, 128, 6
-    of_linears = 3 * 2 * tokens * 12 * width**2 * blocks  # y, dx and dW' of six linears
-    assert 0.9 * of_linears < sum(products.values()) < 1.3 * of_linears
-    assert formats_text(products) == "products all float32"
-    assert formats_text({"float32": 1.0, "bfloat16": 3.0}) == "products 75 % bfloat16, 25 % float32"
-
-
-def test_a_fresh_process_tells_memory() -> None:
-    found = ask(Question(BACKBONE, "rlrr", 2, "fp32", "cpu"))
-    assert found.peak_mib > 1
-    assert found.resident_mib is None or found.resident_mib > found.peak_mib
-
-
-def test_a_failed_process_is_told_in_one_line() -> None:
-    with pytest.raises(VituneError, match=r"expected figures\. Try a smaller --batch") as caught:
-        ask(Question("no_such_backbone", "rlrr", 1, "fp32", "cpu"))
-    assert "\n" not in str(caught.value)

@@ -18,7 +18,7 @@ from vitune.data import Split
 from vitune.errors import VituneError
 from vitune.files import write_atomic
 from vitune.training import TrainConfig
-from vitune.training.fitting import Trained, backbone_arguments
+from vitune.training.keeping import Trained, backbone_arguments
 
 LOGITS, ADAPTERS = "logits", "adapters"
 

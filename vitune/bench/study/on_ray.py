@@ -12,6 +12,7 @@ from vitune.bench.study.plan import Task
 from vitune.bench.study.store import Store
 from vitune.bench.study.workbench import Workbench
 from vitune.errors import VituneError
+from vitune.extras import import_extra
 
 OBJECT_STORE_BYTES = 80 * 2**20
 
@@ -53,7 +54,7 @@ class OnRay:
 
     def run(self, cells: Sequence[Cell], store: Store) -> Iterator[Finished]:
         """As they finish."""
-        ray = _ray()
+        ray = import_extra("--ray", "ray", "ray")
         started = self._connect(ray)
         try:
             yield from self._run(ray, cells, Store(store.path.absolute()))
@@ -106,13 +107,3 @@ class OnRay:
 def _complete(cell: Cell, store: Store, num_threads: int) -> Finished:
     begin_worker(num_threads)
     return complete_in_worker(cell, store)
-
-
-def _ray() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise VituneError(
-            "--ray: got a study for Ray, which is not installed. Run: pip install 'vitune[ray]'."
-        ) from None
-    return ray

@@ -21,7 +21,7 @@ from vitune.bench.study.cell_planner import Planner
 from vitune.bench.study.cells import Cell, CellResult
 from vitune.bench.study.choosing import Choice, best_of
 from vitune.bench.study.plan import Range, Search, Task, Variant, is_whole
-from vitune.errors import VituneError
+from vitune.extras import import_extra
 
 LOG = logging.getLogger(__name__)
 
@@ -166,12 +166,6 @@ class OptunaSearch:
 
 
 def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError:
-        raise VituneError(
-            "search: got a study that searches with Optuna, which is not installed. "
-            "Install it with: pip install 'vitune[search]'"
-        ) from None
+    optuna = import_extra("search", "search", "optuna")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -28,8 +28,9 @@ from vitune.environment import Environment
 from vitune.errors import DataError, TrainingError, VituneError
 from vitune.inference import LoadedRun
 from vitune.training import Observer, TrainConfig
-from vitune.training.fitting import Trained, fit
-from vitune.training.loop import inference_weights
+from vitune.training.fitting import fit
+from vitune.training.keeping import Trained
+from vitune.training.validating import inference_weights
 
 RETENTION_IMAGES = 256
 RETENTION_BATCH = 64

@@ -1,6 +1,7 @@
 """What every method is built on: layers, injection into PEFT, roles, the registry."""
 
 __all__ = [
+    "adapter_tensors",
     "base_layers",
     "bottleneck",
     "combination",
@@ -21,7 +22,6 @@ __all__ = [
     "scale_shift",
     "solved",
     "token_checks",
-    "tuner",
     "value_checks",
     "wrapper",
 ]

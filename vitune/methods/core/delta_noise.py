@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from vitune.backbones.sites import Site, find_sites
 from vitune.errors import BackboneError, VituneError
-from vitune.methods.core.tuner import InPlaceLayer, MethodConfig, MethodLayer
+from vitune.methods.core.layer import InPlaceLayer, MethodLayer
+from vitune.methods.core.method_config import MethodConfig
 from vitune.objectives.step import DeltaNoise, NoisePlan
 
 RECOMPUTING = ("grad_checkpointing", "gradient_checkpointing")

@@ -20,10 +20,11 @@ from vitune.backbones.structure import STAND_INS
 from vitune.errors import BackboneError
 from vitune.methods.core.base_layers import require_own_parameter
 from vitune.methods.core.dressed import Dressed, Keeper, dress, dressed_class, undress
+from vitune.methods.core.layer import InPlaceLayer, MethodLayer, Tensors
+from vitune.methods.core.method_config import MethodConfig
 from vitune.methods.core.peft_options import ALL_LINEAR, is_all_linear, is_saved_whole, matches
 from vitune.methods.core.roles import block_indices
 from vitune.methods.core.targets import meant, warn_of_idle_exclusion
-from vitune.methods.core.tuner import InPlaceLayer, MethodConfig, MethodLayer, Tensors
 
 Pair = tuple[str, str]
 """(module name, parameter name), '' being the root module."""

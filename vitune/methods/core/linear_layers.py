@@ -14,8 +14,8 @@ from vitune.backbones.sites import Site
 from vitune.errors import BackboneError
 from vitune.methods.core.base_layers import require_plain_linear
 from vitune.methods.core.in_projection import linear_view
+from vitune.methods.core.layer import MethodLayer, Tensors
 from vitune.methods.core.roles import QKV_PARTS, require_all_parts
-from vitune.methods.core.tuner import MethodLayer, Tensors
 
 BLOCK_LINEARS = (*QKV_PARTS, "attn_out", "fc1", "fc2")
 """The linears of a transformer block."""

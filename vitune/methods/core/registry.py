@@ -14,8 +14,9 @@ from torch import nn
 
 from vitune.errors import VituneError, nearest
 from vitune.methods.core.default_settings import recorded
+from vitune.methods.core.method_config import MethodConfig
+from vitune.methods.core.peft_registration import register
 from vitune.methods.core.peft_targets import MIXING_TOKENS, UNSUPPORTED, peft_targets
-from vitune.methods.core.tuner import MethodConfig, register
 
 INTERNAL_FIELDS = frozenset(field.name for field in dataclasses.fields(PeftConfig)) | {
     "target_modules",

@@ -21,7 +21,7 @@ from vitune.methods.core.base_layers import (
     require_plain_linear,
     scales_with_weight,
 )
-from vitune.methods.core.tuner import MethodLayer, Tensors
+from vitune.methods.core.layer import MethodLayer, Tensors
 
 INIT_STD = 0.02
 LAST_AXIS_NORMS = (nn.LayerNorm.forward, timm.layers.LayerNorm.forward)

@@ -1,61 +1,54 @@
-"""The only glue between vitune's methods and PEFT: injection by site, merge, named adapters.
+"""The glue between vitune's methods and PEFT: injection by site, merging, named adapters.
 
 PEFT's life cycle (get_peft_model, save_pretrained, set_adapter, disable_adapter, merge_and_unload)
-drives everything here. A method adds a `MethodConfig` and one or more `MethodLayer`s; `SiteTuner`
-finds where they belong and puts them there.
+drives everything here. A method brings a `MethodConfig` and one or more `MethodLayer`s; `SiteTuner`
+finds their sites and puts the layers there.
 """
 
 from __future__ import annotations
 
 import copy
-import sys
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from peft.mapping import (
-    PEFT_TYPE_TO_CONFIG_MAPPING,
-    PEFT_TYPE_TO_PREFIX_MAPPING,
-    PEFT_TYPE_TO_TUNER_MAPPING,
-)
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 
-from vitune.backbones import bare_name
 from vitune.backbones.sites import Site, find_sites
 from vitune.errors import AdapterError, BackboneError
+from vitune.methods.core.adapter_tensors import (
+    SharedState,
+    current_names,
+    sites_in,
+    tell_missing,
+    tensors_of,
+)
 from vitune.methods.core.added_biases import kept_on_saving
 from vitune.methods.core.base_layers import require_free_names
-from vitune.methods.core.combination import AdapterState as AdapterState
 from vitune.methods.core.combination import add_weighted
 from vitune.methods.core.in_projection import linear_view, place
-from vitune.methods.core.layer import InPlaceLayer as InPlaceLayer
-from vitune.methods.core.layer import MethodLayer as MethodLayer
-from vitune.methods.core.layer import Tensors as Tensors
-from vitune.methods.core.layer import cast, unmergeable
-from vitune.methods.core.method_config import MethodConfig as MethodConfig
-from vitune.methods.core.peft_options import IMPORT_HINT, PREFIX, matches
-from vitune.methods.core.targets import listed, resolve, warn_of_idle_exclusion
+from vitune.methods.core.layer import InPlaceLayer, MethodLayer, cast, unmergeable
+from vitune.methods.core.saved_modules import save_whole
+from vitune.methods.core.targets import resolve, warn_of_idle_exclusion
 from vitune.methods.core.value_checks import check_choice
 
 COMBINATION_TYPES = {"linear": "compose", "cat": "sum"}
-"""How PEFT's words for combining adapters are read."""
+"""PEFT's words for ways of combining adapters, and ours."""
 
 
 class SiteTuner(BaseTuner):
-    """PEFT's tuner for all vitune methods: adapts exactly the sites that the config chooses."""
+    """PEFT's tuner for all vitune methods; it adapts exactly the sites that the config chooses."""
 
     tuner_layer_cls = MethodLayer
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         if not hasattr(self, "shared_state"):
-            self.shared_state = nn.ModuleDict()
+            self.shared_state = SharedState()
 
     def inject_adapter(
         self,
@@ -65,14 +58,14 @@ class SiteTuner(BaseTuner):
         state_dict: dict[str, Tensor] | None = None,
         **options: Any,
     ) -> None:
-        """PEFT's, on a copy of the config; older shared state keeps its trainability.
+        """PEFT's, on a copy of the config. Shared state of other adapters stays as it was.
 
         A `state_dict` says which sites to adapt, as it does for PEFT's own methods.
         """
         config = copy.deepcopy(self.peft_config[adapter_name])
         self.peft_config[adapter_name] = config
         if state_dict is not None and config.every_site_has_tensors:
-            config.target_modules = _sites_in(state_dict, find_sites(model))
+            config.target_modules = sites_in(state_dict, find_sites(model))
         given = config.target_modules, config.exclude_modules
         trained = {
             parameter: parameter.requires_grad
@@ -83,7 +76,14 @@ class SiteTuner(BaseTuner):
         except Exception:  # whatever went wrong, a half-made adapter leaves nothing shared
             self._forget_shared(adapter_name)
             raise
-        self._save_whole(model, adapter_name)
+        config.modules_to_save = self._saved_whole
+        save_whole(
+            model,
+            adapter_name,
+            config.modules_to_save,
+            active=self.active_adapters,
+            is_frozen=config.inference_mode,
+        )
         config.exclude_modules = given[1]
         if config.trains_in_place:
             config.target_modules = given[0] or DUMMY_TARGET_MODULES
@@ -125,35 +125,6 @@ class SiteTuner(BaseTuner):
         peft_config.target_modules = tuple(self._sites) or DUMMY_TARGET_MODULES
         peft_config.exclude_modules = None
         self._saved_whole, peft_config.modules_to_save = peft_config.modules_to_save, None
-
-    def _save_whole(self, model: nn.Module, adapter_name: str) -> None:
-        """Wrap `modules_to_save` as PEFT does, by whole parts of names.
-
-        PEFT compares ends of strings: "out" would find what is called `scale_out` too.
-        """
-        config, passed = self.peft_config[adapter_name], tuple[str, ...]()
-        config.modules_to_save, is_frozen = self._saved_whole, config.inference_mode
-        for name, module in list(model.named_modules(remove_duplicate=False)):
-            if name.startswith(passed) or not name:
-                continue
-            if isinstance(module, MethodLayer):
-                passed += (f"{name}.{PREFIX}",)
-            if not matches(config.modules_to_save, bare_name(name)):
-                continue
-            if isinstance(module, ModulesToSaveWrapper):
-                module.update(adapter_name)
-                module.set_adapter(module.active_adapter, inference_mode=is_frozen)
-            else:
-                owner, _, leaf = name.rpartition(".")
-                module = ModulesToSaveWrapper(module, adapter_name)
-                active = adapter_name if adapter_name in self.active_adapters else []
-                module.set_adapter(active, inference_mode=is_frozen)
-                setattr(model.get_submodule(owner), leaf, module)
-            passed += (f"{name}.",)
-        wholes = tuple(part for part in model.modules() if isinstance(part, ModulesToSaveWrapper))
-        for layer in model.modules():
-            if isinstance(layer, MethodLayer):
-                layer.saved_whole = wholes
 
     @staticmethod
     def _check_target_module_exists(peft_config: Any, key: str) -> bool:
@@ -198,7 +169,7 @@ class SiteTuner(BaseTuner):
         setattr(parent, child_name, new_module)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """float32 at least, or the base layers' number format; state that layers share too."""
+        """float32 at least, or the number format of the base layers; shared state too."""
         for module in self.model.modules():
             if isinstance(module, MethodLayer):
                 module.cast_adapter(adapter_name, at_least_float32=autocast_adapter_dtype)
@@ -220,7 +191,7 @@ class SiteTuner(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """PEFT's hook around a forward pass: refuses one adapter for each image."""
+        """PEFT's hook around a forward pass; one adapter per image is refused."""
         if kwargs.get("adapter_names") is not None:
             raise AdapterError(
                 f"adapter_names: got {kwargs['adapter_names']!r}, expected none: one batch runs "
@@ -232,14 +203,14 @@ class SiteTuner(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """PEFT's, which passes over tensors that are not in the file; here they are named."""
+        """PEFT's, which ignores tensors that the file lacks; here they are named."""
         renamed: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, current_names(model, state_dict, adapter_name)
         )
-        held = dict(_tensors_of(model, adapter_name))
+        held = dict(tensors_of(model, adapter_name))
         missing = {name: value for name, value in held.items() if name not in renamed}
         if missing:
-            _tell_missing(adapter_name, missing, len(held))
+            tell_missing(adapter_name, missing, len(held))
         return renamed
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
@@ -259,7 +230,7 @@ class SiteTuner(BaseTuner):
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
     ) -> None:
-        """Merge into the base layers; a safe merge looks at all of them before it writes to any.
+        """Merge into the base layers; a safe merge checks all of them before it writes to any.
 
         Raises:
             AdapterError: the method cannot be merged, or `safe_merge` found a non-finite value.
@@ -277,7 +248,7 @@ class SiteTuner(BaseTuner):
                     module.check_finite(module.merged_tensors(sorted(new)))
 
     def merge_and_unload(self, *args: Any, **options: Any) -> nn.Module:
-        """PEFT's; a transformers model that could not be saved whole afterwards refuses to be."""
+        """PEFT's; a transformers model that can no longer be saved whole says so on saving."""
         with kept_on_saving(self.model):
             return super().merge_and_unload(*args, **options)
 
@@ -303,18 +274,19 @@ class SiteTuner(BaseTuner):
         head: str = "auto",
         combination_type: str | None = None,
     ) -> None:
-        """Add Σ w_i · adapter_i as `adapter_name`, for methods that say what that means.
+        """Add Σ w_i · adapter_i as `adapter_name`, for methods that define this sum.
 
-        It is not made active.
+        The new adapter is not made active.
 
         Args:
-            how: "compose" (None means it) or "sum"; this and `head` are those of
+            how: "compose" (also for None) or "sum"; `how` and `head` are those of
                 `vitune.methods.combine_states`.
             combination_type: PEFT's word for `how`: "linear" is "compose", "cat" is "sum".
 
         Raises:
-            AdapterError: unknown or taken names, adapters that differ, or no such arithmetic.
-            VituneError: a combination type without a counterpart here.
+            AdapterError: unknown or taken names, adapters that do not fit together, or a method
+                without this arithmetic.
+            VituneError: a combination type that vitune does not have.
         """
         if combination_type is not None:
             check_choice("combination_type", combination_type, tuple(COMBINATION_TYPES))
@@ -322,7 +294,7 @@ class SiteTuner(BaseTuner):
         add_weighted(self, adapters, weights, adapter_name, how or "compose", head)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forget `adapter_name` with its shared state; another stays, or becomes, active."""
+        """Delete `adapter_name` and its shared state; another adapter stays or becomes active."""
         active = [name for name in self.active_adapters if name != adapter_name]
         super().delete_adapter(adapter_name)
         if not self.active_adapters and self.peft_config:
@@ -335,77 +307,8 @@ class SiteTuner(BaseTuner):
             del self.shared_state[adapter_name]
 
 
-def register(config_class: type[MethodConfig]) -> None:
-    """Make a method known to PEFT under its upper-case name.
-
-    PEFT's own `register_peft_method` insists on a closed enum; its three mapping tables take plain
-    strings. `tests/methods/test_registration.py` fails when a PEFT release changes that.
-    """
-    peft_type = config_class.method.upper()
-    name = f"{config_class.__name__.removesuffix('Config')}Model"
-    tuner = type(
-        name,
-        (SiteTuner,),
-        {
-            "prefix": PREFIX,
-            "uses_shared_state": config_class.shares_parameters,
-            "__doc__": f"{config_class.title} in PEFT.",
-            "__module__": config_class.__module__,
-        },
-    )
-    setattr(sys.modules[config_class.__module__], name, tuner)  # where pickle looks for it
-    PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_class
-    PEFT_TYPE_TO_CONFIG_MAPPING[peft_type + IMPORT_HINT] = config_class
-    PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = tuner
-    PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = PREFIX
-
-
-def current_names(
-    model: nn.Module, tensors: Mapping[str, Tensor], adapter: str = "default"
-) -> dict[str, Tensor]:
-    """`tensors` of a file under the names they have today: files of vitune 0.1 had no PREFIX."""
-    today = {}
-    for name, _ in _tensors_of(model, adapter):
-        key = SiteTuner._remove_adapter_name_from_key(name, adapter)
-        for start in ("", "base_model.model."):
-            today[start + key.replace(f".{PREFIX}", ".")] = start + key
-    return {today.get(name, name): value for name, value in tensors.items()}
-
-
-def _sites_in(state_dict: Iterable[str], sites: Sequence[Site]) -> tuple[str, ...]:
-    """Names of the sites that hold the tensors of a state dict: the innermost for each."""
-    places = sorted((site.name for site in sites if site.role != "head"), key=len, reverse=True)
-    keys = [key.removeprefix("base_model.model.") for key in state_dict]
-    found = (next((p for p in places if key.startswith(f"{p}.")), None) for key in keys)
-    return tuple(dict.fromkeys(place for place in found if place is not None))
-
-
-def _tensors_of(model: nn.Module, adapter: str) -> Iterator[tuple[str, Tensor]]:
-    """What an adapter's file holds beside whole modules, by its name in `model`."""
-    for name, module in model.named_modules():
-        if isinstance(module, MethodLayer):
-            for part in (*module.adapter_layer_names, *module.other_param_names):
-                values = getattr(module, part)
-                if adapter in values:
-                    yield f"{name}.{PREFIX}{part}.{adapter}", values[adapter]
-        elif isinstance(module, SiteTuner) and adapter in module.shared_state:
-            for part, value in module.shared_state[adapter].named_parameters(recurse=False):
-                yield f"{name}.shared_state.{adapter}.{part}", value
-
-
-def _tell_missing(adapter: str, missing: Mapping[str, Tensor], number: int) -> None:
-    """Warn of tensors that a checkpoint lacks; an error where nothing stands in for them."""
-    text = (
-        f"adapter {adapter!r}: got a checkpoint without {len(missing)} of {number} tensors "
-        f"({listed(sorted(missing))})"
-    )
-    if any(value.is_meta for value in missing.values()):
-        raise AdapterError(f"{text}, expected all. Load it without low_cpu_mem_usage.")
-    warnings.warn(f"{text}; they keep the values they start with.", stacklevel=4)
-
-
 def _check_direct(site: Site, layer_class: type[MethodLayer]) -> None:
-    """Refuse a layer that acts by its forward pass where the backbone would pass it over."""
+    """Refuse a layer that acts in its forward pass where the backbone never calls that."""
     if site.direct_weight and not layer_class.mergeable:
         raise BackboneError(
             f"{layer_class.__name__} at {site.name!r} ({site.role}): got an attention that reads "

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from vitune.backbones.sites import Site
 from vitune.errors import BackboneError
+from vitune.methods.core.layer import MethodLayer, Tensors
+from vitune.methods.core.method_config import MethodConfig
 from vitune.methods.core.roles import choose_sites
-from vitune.methods.core.tuner import MethodConfig, MethodLayer, Tensors
 
 Call = Callable[..., Any]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 from vitune.errors import VituneError
+from vitune.extras import require_extra
 
 MECHANISM = "rdp"
 HIGHEST_NOISE = 1e5
@@ -18,16 +18,12 @@ HIGHEST_ORDER = 62
 
 
 def require_opacus() -> None:
-    """See that Opacus is there.
+    """Check that Opacus is installed.
 
     Raises:
-        VituneError: it is not installed.
+        VituneError: it is not.
     """
-    if importlib.util.find_spec("opacus") is None:
-        raise VituneError(
-            "--dp-epsilon: got no installed Opacus, expected it for training with differential "
-            "privacy. Install it with: pip install 'vitune[privacy]'"
-        )
+    require_extra("--dp-epsilon", "privacy", "opacus")
 
 
 @dataclass

@@ -1,0 +1,89 @@
+"""What a search tried: one record per rung of a trial, the choice among them, and the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitune.ops import paired
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One rung of one trial.
+
+    Args:
+        factor: learning rate divided by the rule's.
+        loss, accuracy: on validation; the loss is cross-entropy at the best temperature.
+        epochs: length of the rung; 0 for the solved probe.
+        epoch: the epoch whose weights were scored.
+        losses: (n,) loss of each validation image.
+        head_lr: learning rate of the classifier, if it has its own.
+        start: "probe" or "plain".
+        augment: augmentation during training.
+        share: how far validation moved from the probe to the trained weights.
+    """
+
+    trial: int
+    method: str
+    factor: float
+    lr: float | None
+    epochs: int
+    epoch: int
+    loss: float
+    accuracy: float
+    temperature: float
+    seconds: float
+    losses: np.ndarray
+    head_lr: float | None = None
+    start: str = "probe"
+    augment: str = "none"
+    share: float | None = None
+
+    def row(self) -> dict[str, Any]:
+        """The entry in tune.json, without the losses per image."""
+        return {key: value for key, value in vars(self).items() if key != "losses"}
+
+
+def choose(attempts: Sequence[Attempt]) -> Attempt:
+    """Of the attempts within one standard error of the best, the one closest to the rule's rate.
+
+    The standard error is that of the paired difference of losses per image. Of two attempts that
+    are equally close, the one with the lower loss is chosen.
+    """
+    best = min(attempts, key=lambda one: one.loss)
+    near = []
+    for one in attempts:
+        mean, error = paired(torch.from_numpy(one.losses), torch.from_numpy(best.losses))
+        if one is best or (one.epochs and mean <= error):
+            near.append(one)
+    return min(near, key=lambda one: (abs(float(np.log(one.factor))), one.loss))
+
+
+def report(attempts: Sequence[Attempt], chosen: Attempt, used_s: float) -> str:
+    """All attempts as a Markdown table, best first."""
+    lines = [
+        f"# What was tried in {used_s:.0f} s",
+        "",
+        "Loss is validation cross-entropy at the best temperature. Difference is the distance to "
+        "the lowest loss, ± its standard error. Of the settings within one standard error, the one "
+        "closest to vitune's own rate is chosen.",
+        "",
+        "| | method | rate | rate over rule | epochs | loss | difference | accuracy, % | s |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    best = min(attempts, key=lambda one: one.loss)
+    for one in sorted(attempts, key=lambda one: one.loss):
+        mean, error = paired(torch.from_numpy(one.losses), torch.from_numpy(best.losses))
+        mark = "chosen" if one is chosen else ""
+        rate = "solved" if one.lr is None else f"{one.lr:.2g}"
+        difference = "" if one is best else f"{mean:.3f} ± {error:.3f}"
+        lines.append(
+            f"| {mark} | {one.method} | {rate} | {one.factor:.2g} | {one.epochs or '–'} | "
+            f"{one.loss:.3f} | {difference} | {100 * one.accuracy:.1f} | {one.seconds:.0f} |"
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,67 @@
+"""`--choose-best`: the solved probe takes the place of an adapted network that is no better."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+from accelerate import Accelerator
+from peft import PeftModel
+
+from vitune.adapters import attach, load_adapter
+from vitune.backbones import load_backbone
+from vitune.counts import count_parameters, trained_parts
+from vitune.methods import PROBE, get_method
+from vitune.runs import Calibration, Reported, RunFolder
+from vitune.training.keeping import Trained, backbone_arguments, write_result
+from vitune.training.probing import Probe
+from vitune.training.train_config import TrainConfig
+
+
+def probe_instead(
+    trained: Trained,
+    settings: TrainConfig,
+    probe: Probe,
+    folder: RunFolder | None,
+    accelerator: Accelerator,
+) -> Trained:
+    """The probe as the run's result; the adapted network moves to RUN/adapted."""
+    alone = _probe_alone(settings, folder, probe, len(trained.classes))
+    model = alone.to(accelerator.device)
+    counts = count_parameters(model)
+    method = get_method(PROBE)
+    found = trained.summary.calibration or Calibration()
+    summary = replace(
+        trained.summary,
+        chosen="probe",
+        asked=settings.method,
+        method=method.name,
+        method_title=method.title,
+        source=method.source,
+        num_trainable=counts.trainable,
+        num_trainable_without_head=counts.without_head,
+        num_head=counts.head,
+        trained_parts=trained_parts(model),
+        reported=Reported("probe", 0, probe.val_accuracy),
+        calibration=replace(found, temperature=probe.temperature),
+    )
+    chosen = replace(trained, model=model, summary=summary)
+    if folder is not None and accelerator.is_main_process:
+        folder.summary.unlink()
+        shutil.copytree(folder.adapter, folder.path / "adapted", dirs_exist_ok=True)
+        update = {"method": method.name, "method_args": {}, "tokens": "keep"}
+        chosen = write_result(chosen, folder, settings.model_copy(update=update))
+    return chosen
+
+
+def _probe_alone(
+    config: TrainConfig, folder: RunFolder | None, probe: Probe, num_classes: int
+) -> PeftModel:
+    """The solved probe as a model of its own, on a backbone that is loaded again."""
+    fresh = load_backbone(config.backbone, num_classes=num_classes, **backbone_arguments(config))
+    if not len(probe.head.bias):
+        assert folder is not None
+        return load_adapter(fresh.model, folder.probe, trainable=True)
+    model = attach(fresh, PROBE)
+    probe.head.place(model)
+    return model

@@ -1,0 +1,53 @@
+"""What a resumed run must still have: the same images, weights and processes."""
+
+from __future__ import annotations
+
+import warnings
+
+from vitune.data import UsedImages
+from vitune.errors import AdapterError
+from vitune.runs import RunFolder
+from vitune.training.record import Resolved, Start
+from vitune.training.resume_point import has_checkpoint
+
+
+def require_same_images(folder: RunFolder, images: UsedImages) -> None:
+    """Check that a run continues with the images it began with.
+
+    Raises:
+        AdapterError: other images; the text names what differs.
+    """
+    if not folder.images.is_file() and not has_checkpoint(folder.checkpoint):
+        return  # the first start died between two files, before the first step
+    difference = UsedImages.read(folder.images).difference(images)
+    if difference is not None:
+        raise AdapterError(
+            f"--resume: got other images than the run began with: {difference}. Expected the "
+            "same files with the same labels. Put them back, or start a new run."
+        )
+
+
+def require_same_weights(now: Resolved, begun: Resolved) -> None:
+    """Check that a run continues with the weights and the processes it began with.
+
+    Raises:
+        AdapterError: others; the text names what differs.
+    """
+    for name in ("fingerprint", "num_processes"):
+        found, first = getattr(now, name), getattr(begun, name)
+        if found != first:
+            raise AdapterError(
+                f"--resume: got {name} {found!r}, expected {first!r}, with which the run was "
+                "begun. Restore it, or start a new run."
+            )
+
+
+def warn_of_other_software(before: tuple[Start, ...], now: Start) -> None:
+    """Warn where a run continues with other software than it began with."""
+    found = now.environment.differences(before[0].environment) if before else []
+    if found:
+        warnings.warn(
+            f"--resume: {', '.join(found)}. The settings are the run's own, but its end may differ "
+            "from that of a run in one go.",
+            stacklevel=2,
+        )
