@@ -1,0 +1,131 @@
+"""What an audit of membership found, and what must be said beside its figures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vitune.privacy.membership import RATES, AttackResult, most_allowed
+from vitune.runs import PrivacySpent
+
+
+@dataclass(frozen=True)
+class Exposed:
+    """A member that stands out.
+
+    Args:
+        confidence: of the run in the image's class.
+        outside: the same of reference runs without the image, their mean; None without such runs.
+        dominates: share of the others that stand out no more: RMIA's score.
+    """
+
+    path: str
+    label: str
+    confidence: float
+    outside: float | None
+    dominates: float
+
+
+@dataclass(frozen=True)
+class MembershipFound:
+    """What an audit found.
+
+    Args:
+        method: the run's.
+        num_trained: images that trained the run, of which `num_members` are looked at.
+        reference_size: images that each reference run trained on; 0 without such runs.
+        offline_a: RMIA's a by model.
+        results: two attacks per model, the run first; one without reference runs.
+        privacy: what the run spent; None without differential privacy.
+        allowed: the highest TPR that this allows at each of `rates`.
+        exposed: the members that the last attack on the run recognises first.
+        notes: what a reader must know beside the figures.
+    """
+
+    run: str
+    method: str
+    num_trained: int
+    num_members: int
+    num_others: int
+    num_references: int
+    reference_size: int
+    offline_a: dict[str, float]
+    results: tuple[AttackResult, ...]
+    privacy: PrivacySpent | None
+    allowed: tuple[float, ...]
+    exposed: tuple[Exposed, ...]
+    notes: tuple[str, ...]
+    rates: tuple[float, ...] = RATES
+
+    @property
+    def strongest(self) -> AttackResult:
+        """RMIA on the run itself; the attack by loss where there are no reference runs."""
+        return [one for one in self.results if one.model == self.results[0].model][-1]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The findings for JSON."""
+        return asdict(self)
+
+
+def remarks(found: MembershipFound) -> tuple[str, ...]:
+    """What limits the figures, in sentences."""
+    told = []
+    for rate in found.rates:
+        needed = round(1 / rate)
+        if found.num_others < needed:
+            told.append(
+                f"a false positive rate of {rate:.1%} cannot be resolved with {found.num_others:,} "
+                f"others: it takes {needed:,}"
+            )
+    if found.num_members < found.num_trained:
+        told.append(
+            f"{found.num_members:,} of the run's {found.num_trained:,} training images are looked "
+            "at, and the methods beside it train on these alone"
+        )
+    if 0 < found.reference_size < found.num_trained:
+        told.append(
+            f"the reference runs train on {found.reference_size:,} images, half of all there are; "
+            f"the run trained on {found.num_trained:,}. More --others make the attack stronger"
+        )
+    if found.privacy is not None:
+        told += _of_privacy(found, found.privacy)
+    return tuple(told)
+
+
+def _of_privacy(found: MembershipFound, spent: PrivacySpent) -> list[str]:
+    """What the guarantee allows, and where an attack passes it beyond chance."""
+    shares = ", ".join(
+        f"{share:.1%} at {rate:.1%} FPR"
+        for rate, share in zip(found.rates, found.allowed, strict=True)
+    )
+    told = [
+        f"differential privacy, ε = {spent.epsilon:.3g} and δ = {spent.delta:g}, allows no attack "
+        f"a TPR above {shares}. The methods beside the run train without privacy"
+    ]
+    for one in found.results:
+        if one.model != found.results[0].model:
+            continue
+        for at in filter(None, one.at):
+            if at.tpr.low > most_allowed(at.fpr.high, spent.epsilon, spent.delta):
+                told.append(
+                    f"{one.attack} passes what ε and δ allow at {at.rate:.1%} FPR beyond chance: "
+                    "are members in the data more than once?"
+                )
+    return told
+
+
+def in_words(found: MembershipFound) -> str:
+    """The strongest attack on the run in one sentence."""
+    one = found.strongest
+    at = one.at[0]
+    if at is None:
+        interval = f"{one.auc.low:.2f} to {one.auc.high:.2f}"
+        return (
+            f"A member scores higher than another image in {one.auc.value:.2f} of all pairs "
+            f"(95 % interval {interval}; 0.5 is chance)."
+        )
+    caught = f"{at.tpr.value:.1%} of the members ({at.tpr.low:.1%} to {at.tpr.high:.1%})"
+    start = f"Who accuses {at.fpr.value:.1%} of the others recognises {caught}"
+    if at.tpr.low <= at.fpr.high:
+        return f"{start}: no more than chance would."
+    return f"{start}: {at.tpr.value / at.fpr.value:.1f} times as many as by chance."
