@@ -112,7 +112,7 @@ def _print(found: MembershipFound) -> None:
         f"{references}",
         soft_wrap=True,
     )
-    rates = [f"TPR at {rate:.4g} FPR" for rate in found.rates]
+    rates = [f"TPR at {100 * rate:g} % FPR" for rate in found.rates]
     print_columns(("model", "attack", "AUC", *rates), map(_line, found.results), num_names=2)
     strongest = found.strongest
     shown = sorted(strongest.per_class, key=lambda row: -(row.auc.value if row.auc else 0.0))
@@ -142,7 +142,10 @@ def _share(one: Estimate | None) -> str:
     """8.1 % (4.4-13.5)."""
     if one is None:
         return "-"
-    return f"{100 * one.value:.1f} % ({100 * one.low:.1f}-{100 * one.high:.1f})"
+    value, low, high = (
+        f"{100 * share:.1f}".replace("100.0", "100") for share in (one.value, one.low, one.high)
+    )
+    return f"{value} % ({low}-{high})"
 
 
 def _area(one: Estimate | None) -> str:
