@@ -255,6 +255,22 @@ def test_a_run_that_knows_its_images_by_heart_is_caught(overfitted: Path, tmp_pa
     assert found.exposed[0].dominates > 0.95 and "train" in found.exposed[0].path
     assert found.exposed[0].confidence > 2 * (found.exposed[0].outside or 1)
     assert "times as many as by chance" in in_words(found)
+    assert found.blind is not None and found.blind.low < 0.5 < found.blind.high
+
+
+def test_sides_of_different_kinds_are_named(overfitted: Path, tmp_path: Path) -> None:
+    others = tmp_path / "others"
+    for index in range(120):
+        place = others / CLASSES[index % 4]
+        place.mkdir(parents=True, exist_ok=True)
+        colour = np.zeros(3)
+        colour[: index % 4] = 40 + index  # its class shows in its colour
+        pixels = np.tile(colour.astype(np.uint8), (16, 16, 1))
+        Image.fromarray(pixels).save(place / f"{index}.png")
+    asked = settings(overfitted, tmp_path / "out", references=4, others=str(others))
+    found = audit_membership(asked)
+    assert found.blind is not None and found.blind.high < 0.5
+    assert any("differ by more than membership" in note for note in found.notes)
 
 
 def test_a_stopped_audit_goes_on_and_trains_nothing_twice(

@@ -19,10 +19,11 @@ from vitune.methods import get_method
 from vitune.privacy.membership import (
     RATES,
     AttackResult,
-    Mask,
+    Estimate,
     Values,
     chosen_a,
     dominated,
+    estimated_auc,
     judged,
     log_confidences,
     log_ratios,
@@ -144,6 +145,7 @@ class _Audit:
         results: list[AttackResult] = []
         choices: dict[str, float] = {}
         exposed: tuple[Exposed, ...] = ()
+        blind: Estimate | None = None
         for name in (RUN, *self.beside):
             own, references = self._answers(name, runs, count)
             title = f"{self.run.card.method} (run)" if name == RUN else name
@@ -157,8 +159,11 @@ class _Audit:
                 choices[title] = chosen_a(references, self.trained_on)
                 scores = log_ratios(own, references, ~self.trained_on, choices[title])
                 results.append(judge("rmia", scores=scores))
-            exposed = exposed or self._exposed(scores, own, references)
-        return self._told(results, choices, exposed)
+            if name == RUN:
+                outside = self._outside(references)
+                exposed = self._exposed(scores, own, outside)
+                blind = None if outside is None else estimated_auc(outside, self.is_member)
+        return self._told(results, choices, exposed, blind)
 
     def _answers(
         self, name: str, runs: ReferenceRuns | None, count: _Counting
@@ -214,11 +219,18 @@ class _Audit:
         logits = torch.cat(list(run.logits(self.pool)))
         return log_confidences(logits.numpy(), self.pool.labels)
 
-    def _exposed(self, scores: Values, own: Values, references: Values) -> tuple[Exposed, ...]:
+    def _outside(self, references: Values) -> Values | None:
+        """Mean confidence (b,) of the reference runs that did not train on an image."""
+        if not len(references):
+            return None
+        was_out = ~self.trained_on
+        found: Values = np.where(was_out, np.exp(references), 0.0).sum(0) / was_out.sum(0)
+        return found
+
+    def _exposed(self, scores: Values, own: Values, outside: Values | None) -> tuple[Exposed, ...]:
         members = np.flatnonzero(self.is_member)
         first = members[np.argsort(-scores[members], kind="stable")][:MOST_EXPOSED]
         shares = dominated(scores, scores[~self.is_member])
-        outside = _mean_outside(references, ~self.trained_on) if len(references) else None
         return tuple(
             Exposed(
                 self.pool.paths[index],
@@ -231,7 +243,11 @@ class _Audit:
         )
 
     def _told(
-        self, results: list[AttackResult], choices: dict[str, float], exposed: tuple[Exposed, ...]
+        self,
+        results: list[AttackResult],
+        choices: dict[str, float],
+        exposed: tuple[Exposed, ...],
+        blind: Estimate | None,
     ) -> MembershipFound:
         spent = self.privacy
         num_members = int(self.is_member.sum())
@@ -244,6 +260,7 @@ class _Audit:
             num_references=self.settings.references,
             reference_size=self.size,
             offline_a=choices,
+            blind=blind,
             results=tuple(results),
             privacy=spent,
             allowed=() if spent is None else tuple(
@@ -264,12 +281,6 @@ class _Counting:
     def one_more(self) -> None:
         self.done += 1
         self.tell(self.done, self.total)
-
-
-def _mean_outside(references: Values, was_out: Mask) -> Values:
-    """Mean confidence of the reference runs that did not train on an image. Shapes: (b,)."""
-    found: Values = np.where(was_out, np.exp(references), 0.0).sum(0) / was_out.sum(0)
-    return found
 
 
 def _hash(listed: Listed) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vitune.privacy.membership import RATES, AttackResult, most_allowed
+from vitune.privacy.membership import RATES, AttackResult, Estimate, most_allowed
 from vitune.runs import PrivacySpent
 
 
@@ -35,6 +35,8 @@ class MembershipFound:
         num_trained: images that trained the run, of which `num_members` are looked at.
         reference_size: images that each reference run trained on; 0 without such runs.
         offline_a: RMIA's a by model.
+        blind: AUC of the run's reference runs alone, which know nothing of membership; 0.5 where
+            members and others are of one kind. None without reference runs.
         results: two attacks per model, the run first; one without reference runs.
         privacy: what the run spent; None without differential privacy.
         allowed: the highest TPR that this allows at each of `rates`.
@@ -50,6 +52,7 @@ class MembershipFound:
     num_references: int
     reference_size: int
     offline_a: dict[str, float]
+    blind: Estimate | None
     results: tuple[AttackResult, ...]
     privacy: PrivacySpent | None
     allowed: tuple[float, ...]
@@ -86,6 +89,12 @@ def remarks(found: MembershipFound) -> tuple[str, ...]:
         told.append(
             f"the reference runs train on {found.reference_size:,} images, half of all there are; "
             f"the run trained on {found.num_trained:,}. More --others make the attack stronger"
+        )
+    blind = found.blind
+    if blind is not None and not blind.low <= 0.5 <= blind.high:
+        told.append(
+            "members and others differ by more than membership: runs that saw neither tell them "
+            f"apart with an AUC of {blind.value:.2f} ({blind.low:.2f} to {blind.high:.2f})"
         )
     if found.privacy is not None:
         told += _of_privacy(found, found.privacy)
