@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vitune.privacy.membership import RATES, AttackResult, Estimate, most_allowed
+from vitune.report import percent
 from vitune.runs import PrivacySpent
 
 
@@ -77,7 +78,7 @@ def remarks(found: MembershipFound) -> tuple[str, ...]:
         needed = round(1 / rate)
         if found.num_others < needed:
             told.append(
-                f"a false positive rate of {rate:.1%} cannot be resolved with {found.num_others:,} "
+                f"a false positive rate of {percent(rate, 0)} cannot be resolved with {found.num_others:,} "
                 f"others: it takes {needed:,}"
             )
     if found.num_members < found.num_trained:
@@ -104,7 +105,7 @@ def remarks(found: MembershipFound) -> tuple[str, ...]:
 def _of_privacy(found: MembershipFound, spent: PrivacySpent) -> list[str]:
     """What the guarantee allows, and where an attack passes it beyond chance."""
     shares = ", ".join(
-        f"{share:.1%} at {rate:.1%} FPR"
+        f"{percent(share)} at {percent(rate, 0)} FPR"
         for rate, share in zip(found.rates, found.allowed, strict=True)
     )
     told = [
@@ -117,7 +118,7 @@ def _of_privacy(found: MembershipFound, spent: PrivacySpent) -> list[str]:
         for at in filter(None, one.at):
             if at.tpr.low > most_allowed(at.fpr.high, spent.epsilon, spent.delta):
                 told.append(
-                    f"{one.attack} passes what ε and δ allow at {at.rate:.1%} FPR beyond chance: "
+                    f"{one.attack} passes what ε and δ allow at {percent(at.rate, 0)} FPR beyond chance: "
                     "are members in the data more than once?"
                 )
     return told
@@ -133,8 +134,10 @@ def in_words(found: MembershipFound) -> str:
             f"A member scores higher than another image in {one.auc.value:.2f} of all pairs "
             f"(95 % interval {interval}; 0.5 is chance)."
         )
-    caught = f"{at.tpr.value:.1%} of the members ({at.tpr.low:.1%} to {at.tpr.high:.1%})"
-    start = f"Who accuses {at.fpr.value:.1%} of the others recognises {caught}"
+    caught = (
+        f"{percent(at.tpr.value)} of the members ({percent(at.tpr.low)} to {percent(at.tpr.high)})"
+    )
+    start = f"Who accuses {percent(at.fpr.value)} of the others recognises {caught}"
     if at.tpr.low <= at.fpr.high:
         return f"{start}: no more than chance would."
     return f"{start}: {at.tpr.value / at.fpr.value:.1f} times as many as by chance."
