@@ -18,7 +18,7 @@ from scipy.stats import norm
 from vitune import fit
 from vitune.cli import main
 from vitune.errors import OutputError, VituneError
-from vitune.privacy import MembershipSettings, audit_membership, in_words
+from vitune.privacy import MembershipFound, MembershipSettings, audit_membership, in_words
 from vitune.privacy import reference_runs as reference_module
 from vitune.privacy.membership import (
     GRID,
@@ -254,7 +254,7 @@ def test_a_run_that_knows_its_images_by_heart_is_caught(overfitted: Path, tmp_pa
     assert [row.num_members for row in by_loss.per_class] == [10] * 4
     assert found.exposed[0].dominates > 0.95 and "train" in found.exposed[0].path
     assert found.exposed[0].confidence > 2 * (found.exposed[0].outside or 1)
-    assert "times as many as by chance" in in_words(found)
+    assert "times chance" in in_words(found)
     assert found.blind is not None and found.blind.low < 0.5 < found.blind.high
 
 
@@ -361,8 +361,24 @@ def test_a_private_run_is_held_to_its_guarantee(
     assert exit_code(*told, "--out", str(tmp_path / "out")) == 0
     shown = capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ")
     assert "allows no attack a TPR above 2.7 % at 1 % FPR, 0.3 % at 0.1 % FPR" in shown
-    assert "loss passes what ε and δ allow at 1 % FPR beyond chance" in shown
+    assert "loss passes what ε and δ allow at 1 % FPR, beyond chance" in shown
     assert "allows at most" in (tmp_path / "out" / "membership.html").read_text()
+
+
+def judgement(scores: np.ndarray, inside: np.ndarray) -> str:
+    """What is said of scores."""
+    one = judged("m", "loss", scores, inside, np.zeros(len(scores), np.int64), ("a",))
+    found = MembershipFound("run", "m", 1, 1, 1, 0, 0, {}, None, (one,), None, (), (), ())
+    return in_words(found).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_the_sentence_says_no_more_than_the_figures() -> None:
+    inside = np.arange(400) < 200
+    assert judgement(RNG(0).normal(0, 1, 400), inside).endswith("not more than by chance.")
+    assert "by chance" not in judgement(np.where(inside, 1.0, 0.0), inside)
+    assert judgement(np.arange(400.0)[::-1], inside).endswith("100.0 times chance.")
+    few = judgement(np.arange(40.0), np.arange(40) < 20)
+    assert few.startswith("A member scores higher than another image in 0.00 of all pairs")
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,8 @@ def remarks(found: MembershipFound) -> tuple[str, ...]:
         needed = round(1 / rate)
         if found.num_others < needed:
             told.append(
-                f"a false positive rate of {percent(rate, 0)} cannot be resolved with {found.num_others:,} "
-                f"others: it takes {needed:,}"
+                f"a false positive rate of {percent(rate, 0)} cannot be resolved with "
+                f"{found.num_others:,} others: it takes {needed:,}"
             )
     if found.num_members < found.num_trained:
         told.append(
@@ -118,8 +118,8 @@ def _of_privacy(found: MembershipFound, spent: PrivacySpent) -> list[str]:
         for at in filter(None, one.at):
             if at.tpr.low > most_allowed(at.fpr.high, spent.epsilon, spent.delta):
                 told.append(
-                    f"{one.attack} passes what ε and δ allow at {percent(at.rate, 0)} FPR beyond chance: "
-                    "are members in the data more than once?"
+                    f"{one.attack} passes what ε and δ allow at {percent(at.rate, 0)} FPR, beyond "
+                    "chance: members may have been in the data more than once"
                 )
     return told
 
@@ -134,10 +134,13 @@ def in_words(found: MembershipFound) -> str:
             f"A member scores higher than another image in {one.auc.value:.2f} of all pairs "
             f"(95 % interval {interval}; 0.5 is chance)."
         )
-    caught = (
-        f"{percent(at.tpr.value)} of the members ({percent(at.tpr.low)} to {percent(at.tpr.high)})"
+    caught = f"{percent(at.tpr.value)} ({percent(at.tpr.low)} to {percent(at.tpr.high)})"
+    told = (
+        f"At the threshold that {percent(at.fpr.value)} of the others pass, {caught} of the "
+        "members are recognised"
     )
-    start = f"Who accuses {percent(at.fpr.value)} of the others recognises {caught}"
     if at.tpr.low <= at.fpr.high:
-        return f"{start}: no more than chance would."
-    return f"{start}: {at.tpr.value / at.fpr.value:.1f} times as many as by chance."
+        return f"{told}: not more than by chance."
+    if not at.fpr.value:
+        return f"{told}."
+    return f"{told}: {at.tpr.value / at.fpr.value:.1f} times chance."
