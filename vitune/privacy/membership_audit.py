@@ -216,7 +216,8 @@ class _Audit:
         return load_run(path, device=self.settings.device, exits="full")
 
     def _confidences(self, run: LoadedRun) -> Values:
-        logits = torch.cat(list(run.logits(self.pool)))
+        """Log confidences (b,) at a temperature of 1: whoever holds the adapter can undo its own."""
+        logits = torch.cat(list(run.logits(self.pool))) * run.card.temperature
         return log_confidences(logits.numpy(), self.pool.labels)
 
     def _outside(self, references: Values) -> Values | None:
