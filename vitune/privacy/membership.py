@@ -155,7 +155,10 @@ def chosen_a(references: Values, trained_on: Mask) -> float:
     if not trials:
         return OFFLINE_A
     means = [
-        np.mean([_auc(log_ratios(*runs, a), inside) for *runs, inside in trials]) for a in GRID
+        np.mean(
+            [_auc(log_ratios(own, others, out, a), inside) for own, others, out, inside in trials]
+        )
+        for a in GRID
     ]
     return GRID[int(np.argmax(means))]
 

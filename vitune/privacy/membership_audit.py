@@ -216,7 +216,7 @@ class _Audit:
         return load_run(path, device=self.settings.device, exits="full")
 
     def _confidences(self, run: LoadedRun) -> Values:
-        """Log confidences (b,) at a temperature of 1: whoever holds the adapter can undo its own."""
+        """Log confidences (b,) at temperature 1: whoever holds the adapter can undo its own."""
         logits = torch.cat(list(run.logits(self.pool))) * run.card.temperature
         return log_confidences(logits.numpy(), self.pool.labels)
 
