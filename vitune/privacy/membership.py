@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import betaincinv, log_softmax, logsumexp, ndtri
+from scipy.stats import hypergeom
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from vitune.errors import VituneError
@@ -43,12 +44,14 @@ class TprAt:
         rate: the false positive rate that was asked for.
         fpr: share of the others above the threshold.
         tpr: share of the members above it, the threshold taken as given.
+        by_chance: probability of as many members or more if membership left no trace.
     """
 
     rate: float
     threshold: float
     fpr: Estimate
     tpr: Estimate
+    by_chance: float
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,8 @@ def judged(
 def tpr_at(members: Values, others: Values, rate: float) -> TprAt | None:
     """Share of members above the lowest threshold that at most rate x n of n others pass.
 
-    None where that is less than one of the others: such a rate cannot be told from zero.
+    None where that is less than one of the others: such a rate cannot be told from zero. By
+    chance all orders are alike, so that c members and k others on top have hypergeometric odds.
     """
     allowed = math.floor(rate * len(others) + 1e-9)
     if allowed < 1:
@@ -218,6 +222,7 @@ def tpr_at(members: Values, others: Values, rate: float) -> TprAt | None:
         threshold,
         clopper_pearson(false, len(others)),
         clopper_pearson(caught, len(members)),
+        float(hypergeom.cdf(false, len(members) + len(others), len(others), caught + false)),
     )
 
 

@@ -9,6 +9,9 @@ from vitune.privacy.membership import RATES, AttackResult, Estimate, most_allowe
 from vitune.report import percent
 from vitune.runs import PrivacySpent
 
+UNLIKELY = 0.05
+"""Probability below which a count of recognised members is not put down to chance."""
+
 
 @dataclass(frozen=True)
 class Exposed:
@@ -125,22 +128,22 @@ def _of_privacy(found: MembershipFound, spent: PrivacySpent) -> list[str]:
 
 
 def in_words(found: MembershipFound) -> str:
-    """The strongest attack on the run in one sentence."""
+    """What the strongest attack on the run achieves, at low FPR and over all thresholds."""
     one = found.strongest
+    area = (
+        f"A member scores higher than another image in {percent(one.auc.value, 0)} of all pairs "
+        f"({percent(one.auc.low, 0)} to {percent(one.auc.high, 0)}; 50 % is chance)."
+    )
     at = one.at[0]
     if at is None:
-        interval = f"{one.auc.low:.2f} to {one.auc.high:.2f}"
-        return (
-            f"A member scores higher than another image in {one.auc.value:.2f} of all pairs "
-            f"(95 % interval {interval}; 0.5 is chance)."
-        )
+        return area
     caught = f"{percent(at.tpr.value)} ({percent(at.tpr.low)} to {percent(at.tpr.high)})"
     told = (
         f"At the threshold that {percent(at.fpr.value)} of the others pass, {caught} of the "
         "members are recognised"
     )
-    if at.tpr.low <= at.fpr.high:
-        return f"{told}: not more than by chance."
+    if at.by_chance >= UNLIKELY:
+        return f"{told}, as many as chance may give. {area}"
     if not at.fpr.value:
-        return f"{told}."
-    return f"{told}: {at.tpr.value / at.fpr.value:.1f} times chance."
+        return f"{told}. {area}"
+    return f"{told}, {at.tpr.value / at.fpr.value:.1f} times as many as by chance. {area}"
