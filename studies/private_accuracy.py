@@ -1,9 +1,12 @@
-"""Accuracy under differential privacy, for the table of docs/privacy.md.
+"""Accuracy and membership under differential privacy, for the tables of docs/privacy.md.
 
     python studies/private_accuracy.py demo:digits --out digits.json
 
-Images that neither trained nor validated are scored where the source has a test split; else
-validation, which chose nothing.
+Accuracy is that of the validation images, which choose nothing here. Membership is the attack by
+loss on training against test images: how many training images lie above the threshold that 1 % of
+the test images pass, and the AUC. Data without test images have no figures for it.
+
+A stopped study goes on where it was. Rows of an older file without membership are run again.
 """
 
 from __future__ import annotations
@@ -11,12 +14,64 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from vitune import fit
+from vitune.data import open_source
+from vitune.privacy import MembershipSettings, audit_membership
 
 METHODS = {"linear_sgd": 3e-2, "bitfit": 1e-2, "rlrr": 1e-2, "lora": 3e-3, "full": 1e-3}
 """Methods and the rate that each has at every ε: none was searched on these images."""
+EPSILONS = (1.0, 3.0, 8.0, None)
+COLUMNS = {
+    "accuracy": "accuracy, %",
+    "tpr": "training images recognised at 1 % FPR, %",
+    "auc": "AUC of membership, %",
+}
+
+Row = dict[str, Any]
+
+
+def measured(
+    data: str, method: str, lr: float, epsilon: float | None, seed: int, epochs: int, batch: int
+) -> Row:
+    """Accuracy and membership of one run."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        found = fit(
+            data=data, method=method, lr=lr, epochs=epochs, seed=seed, batch_size=batch,
+            dp_epsilon=epsilon, start="plain", choose_best=False, select="last", augment="none",
+            weight_decay=0.0, out=run,
+        ).summary  # fmt: skip
+        row: Row = {"accuracy": found.reported.val_accuracy, "tpr": None, "auc": None}
+        if "test" in open_source(data).splits:
+            asked = MembershipSettings(
+                str(run), references=0, beside=(), out=str(Path(folder) / "audit")
+            )
+            attack = audit_membership(asked).strongest
+            row["auc"] = attack.auc.value
+            row["tpr"] = None if attack.at[0] is None else attack.at[0].tpr.value
+    return row
+
+
+def print_table(rows: list[Row], column: str) -> None:
+    """Mean and standard deviation over seeds, methods down and ε across."""
+    print(f"\n{COLUMNS[column]}\n")
+    print("| method | ε = 1 | ε = 3 | ε = 8 | no privacy |\n|---|---|---|---|---|")
+    for method in METHODS:
+        cells = []
+        for epsilon in EPSILONS:
+            values = [
+                100 * row[column]
+                for row in rows
+                if (row["method"], row["epsilon"]) == (method, epsilon)
+                and row.get(column) is not None
+            ]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "-")
+        print(f"| {method} | " + " | ".join(cells) + " |")
 
 
 def main() -> None:
@@ -28,34 +83,20 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     given = parser.parse_args()
     out = Path(given.out)
-    rows = json.loads(out.read_text()) if out.is_file() else []
-    done = {(row["method"], row["epsilon"], row["seed"]) for row in rows}
+    known: list[Row] = json.loads(out.read_text()) if out.is_file() else []
+    rows = {(row["method"], row["epsilon"], row["seed"]): row for row in known}
     for seed in range(given.seeds):
         for method, lr in METHODS.items():
-            for epsilon in (1.0, 3.0, 8.0, None):
-                if (method, epsilon, seed) in done:
+            for epsilon in EPSILONS:
+                key = (method, epsilon, seed)
+                if "tpr" in rows.get(key, {}):
                     continue
-                found = fit(
-                    data=given.data, method=method, lr=lr, epochs=given.epochs, seed=seed,
-                    batch_size=given.batch, dp_epsilon=epsilon, start="plain", choose_best=False,
-                    select="last", augment="none", weight_decay=0.0,
-                ).summary  # fmt: skip
-                row = {"method": method, "epsilon": epsilon, "seed": seed}
-                rows.append({**row, "accuracy": found.reported.val_accuracy})
-                out.write_text(json.dumps(rows))
-                print(rows[-1], flush=True)
-    print("| method | ε = 1 | ε = 3 | ε = 8 | no privacy |\n|---|---|---|---|---|")
-    for method in METHODS:
-        cells = []
-        for epsilon in (1.0, 3.0, 8.0, None):
-            values = [
-                100 * r["accuracy"]
-                for r in rows
-                if (r["method"], r["epsilon"]) == (method, epsilon)
-            ]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "-")
-        print(f"| {method} | " + " | ".join(cells) + " |")
+                found = measured(given.data, method, lr, epsilon, seed, given.epochs, given.batch)
+                rows[key] = {"method": method, "epsilon": epsilon, "seed": seed, **found}
+                out.write_text(json.dumps(list(rows.values())))
+                print(rows[key], flush=True)
+    for column in COLUMNS:
+        print_table(list(rows.values()), column)
 
 
 if __name__ == "__main__":

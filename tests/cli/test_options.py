@@ -123,6 +123,10 @@ SEVERAL: dict[tuple[str, str], tuple[tuple[str, ...], list[str], str, Heard, Any
     ("audit leak", "--local-steps"): (
         LEAK, ["1", "2", "5"], AUDIT, plan("local_steps"), [1, 2, 5],
     ),
+    ("audit membership", "--beside"): (
+        ("audit", "membership", "RUN"), ["linear", "full", "lora"],
+        "vitune.privacy.audit_membership", plan("beside"), None,
+    ),
     ("combine", "--weights"): (
         ("combine", "a", "b", "c", "--out", "OUT"), ["0.7", "-0.3", "1e-1"],
         "vitune.adapters.combine_adapters", placed(1), [0.7, -0.3, 0.1],

@@ -47,6 +47,7 @@ COMMANDS: dict[str, Words] = {
     "push": {"run": "run", "name": "me/run", "--license": "mit", "--data-license": "mit"},
     "serve": {"adapters": "photos"},
     "audit leak": {"--data": "photos", "--method": "bitfit", "--iterations": "1", **OUT},
+    "audit membership": {"run": "run", "--references": "0", "--beside": "none", **OUT},
     "audit backbone": {"checkpoint": "vitune/vit_micro_patch4_32"},
     "bench pareto": {"--suite": "demo", "--methods": "linear", "--epochs": "0", **OUT},
 }  # fmt: skip
@@ -60,12 +61,13 @@ epochs.
 WORK = {
     "--epochs", "--seeds", "--trials", "--rounds", "--jobs", "--batch", "--image-size", "--shots",
     "--num-images", "--along", "--top-k", "--iterations", "--local-steps", "--tune",
+    "--references",
 }  # fmt: skip
 """Options that rightly make a command take longer: no number between 4 and 10,000 for them."""
 
 SLOW = (
     "methods", "bench speed", "data fake", "exits add", "export", "push", "serve", "audit leak",
-    "audit backbone", "bench pareto",
+    "audit membership", "audit backbone", "bench pareto",
 )  # fmt: skip
 """Verbs that take seconds: each of their options comes once."""
 

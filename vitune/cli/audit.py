@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from vitune.cli import _completion
+from vitune.cli import _completion, _membership
 from vitune.cli._options import (
     DATA,
     MEASURE,
@@ -32,6 +32,7 @@ def add_to(app: typer.Typer) -> None:
         no_args_is_help=True,
     )
     group.command("leak")(leak)
+    group.command("membership")(_membership.membership)
     group.command("backbone")(backbone_)
     app.add_typer(group)
 
