@@ -36,7 +36,7 @@ class Deviation(Frozen):
     under: Literal["both", "honest", "as-published"] = "both"
 
     def __str__(self) -> str:
-        return f"{self.here} There: {self.there} ({self.source})"
+        return f"{self.here} In the source: {self.there} ({self.source})"
 
 
 class BothImages(Frozen):
