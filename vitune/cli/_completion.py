@@ -1,6 +1,8 @@
-"""What the shell offers after an option when TAB is pressed. Presets and bundled backbones are
-files, so they are listed without importing the code that reads them. The methods need PEFT's list
-and therefore PyTorch: the first TAB takes as long as that import.
+"""What the shell offers after an option when TAB is pressed.
+
+Presets and bundled backbones are files, so they are listed without importing the code that reads
+them. The methods need PEFT's list and therefore PyTorch: the first TAB takes as long as that
+import.
 """
 
 from __future__ import annotations

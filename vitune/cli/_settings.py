@@ -1,5 +1,4 @@
-"""Command-line options made from the fields of a settings record, the only place that names
-them."""
+"""Command-line options made from the fields of a settings record."""
 
 from __future__ import annotations
 

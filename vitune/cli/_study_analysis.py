@@ -22,9 +22,10 @@ SHOWN = (
 def analyze_study(
     study: str, out: str | None, images: str | None, num_images: int, rule: IntruderRule
 ) -> None:
-    """Measure every kept adapter; print one line per method and write files. spectrum.json and the
-    plots show the first seed of every method and task; runs.csv lists every run; methods.csv and
-    the tables summarise all runs.
+    """Measure every kept adapter; print one line per method and write files.
+
+    spectrum.json and the plots show the first seed of every method and task; runs.csv lists every
+    run; methods.csv and the tables summarise all runs.
     """
     from vitune.analysis import map_effects, write_spectrum
     from vitune.bench.study.kept_adapters import kept_adapters, methods_csv, over_seeds, runs_csv

@@ -58,9 +58,11 @@ def analyze(
     Measures singular values before and after, relative deviation, subspace angles, effective rank
     and intruder dimensions of every adapted weight; CKA of every block's features; and what each
     method does to left basis, spectrum and right basis, also during training if a run kept
-    snapshots ('vitune train --snapshot-every-epochs'). Writes spectrum.json, CSV files and plots,
-    and adds them to report.html. A study that was run with --keep adapters is analysed as a whole:
-    one line per method, mean and standard deviation over seeds.
+    snapshots ('vitune train --snapshot-every-epochs').
+
+    Writes spectrum.json, CSV files and plots, and adds them to report.html. A study that was run
+    with --keep adapters is analysed as a whole: one line per method, mean and standard deviation
+    over seeds.
     """
     from pathlib import Path
 

@@ -189,6 +189,7 @@ def _strip(compared: Sequence[Compared]) -> Scale:
 
 def _scatters(compared: Sequence[Compared]) -> list[ScatterChart]:
     """Accuracy against parameters and against processor time, for the methods that have them.
+
     Wall-clock time is not drawn: it would show the machine's other load.
     """
     kinds: list[tuple[str, str, Callable[[Compared], float | None], Callable[[float], str]]] = [

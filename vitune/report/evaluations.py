@@ -182,8 +182,7 @@ def is_validation(evaluation: Evaluation) -> bool:
 
 
 def is_test(evaluation: Evaluation) -> bool:
-    """Whether the images are a test split, by the evaluation's name, none of them used for
-    training."""
+    """Whether the images are a test split by name, with none of them used for training."""
     return _openness(evaluation) == 0
 
 

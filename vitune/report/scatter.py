@@ -120,8 +120,10 @@ def scatter_chart(title: str, x_title: str, measured: Sequence[Measured]) -> Sca
 
 
 def place_labels(names: Sequence[str], places: Sequence[tuple[float, float]]) -> list[Label]:
-    """Place a name beside each dot so that it covers no dot and no earlier name. The positions of
-    OFFSETS are tried in order; if all are taken, the one that covers least is used.
+    """Place a name beside each dot so that it covers no dot and no earlier name.
+
+    The positions of OFFSETS are tried in order; if all are taken, the one that covers least is
+    used.
     """
     dots = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in places]
     frame = Box(LEFT, 0, WIDTH, HEIGHT - BOTTOM + 8)

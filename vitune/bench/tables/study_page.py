@@ -105,6 +105,7 @@ def inflation(table: Table) -> list[tuple[str, float, float]]:
 
 def _scatters(table: Table, several: bool) -> list[ScatterChart]:
     """Accuracy against parameters, processor time and drift, for the rows that have them.
+
     Wall-clock time is not drawn: it would show the machine's other load.
     """
     kinds: list[tuple[str, str, Callable[[TableRow], float | None], Callable[[float], str]]] = [
