@@ -106,7 +106,7 @@ class TestImagesThatTrained:
             shutil.copy(path, used / Path(path).parent.name / f"{number}.png")
         assert len(every) == 30 and len(table) == 24
         told = failed("evaluate", copy, "--data", used)
-        assert "got 24 that all trained this run, expected others" in told
+        assert "got 24 that were all used to train this run, expected others" in told
         assert "--including-training" in told
         assert not (copy / "evaluation").exists()
         unseen = paint(tmp_path / "unseen", 2, seed=8)

@@ -69,7 +69,7 @@ def test_images_are_predicted_with_merged_tokens_and_exits_refused(
     assert len(told) == len(images) and {row.classes[0] for row in told} <= set(loaded.classes)
     page = (out / "report.html").read_text()
     assert MERGED in page and "custom" in page
-    with pytest.raises(VituneError, match=r"--tokens merge:0\.5@1, expected one that sees every"):
+    with pytest.raises(VituneError, match=r"--tokens merge:0\.5@1, expected one that keeps every"):
         add_exits(out, [1], tmp_path / "exits")
 
 

@@ -1,4 +1,4 @@
-"""A run without steps: features once, the head solved, what came out told as of any run."""
+"""A run without gradient steps: features once, the head solved, results reported as for any run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vitune.training.train_config import TrainConfig
 
 
 def solved_settings(asked: TrainConfig, device: str) -> TrainConfig:
-    """The settings with nothing left open; those of training by steps mean nothing here."""
+    """The settings with nothing left open; those of gradient steps mean nothing here."""
     return asked.model_copy(update={"precision": "fp32", "device": device})
 
 
@@ -34,7 +34,7 @@ def solved_model(
     device: torch.device,
     observer: Observer,
 ) -> tuple[PeftModel, Probe, dict[str, Any]]:
-    """The model with its solved head, how that was found, and the method's arguments in full."""
+    """The model with its solved head, how it was found, and the method's arguments in full."""
     probe = solve_probe(
         backbone, splits, method=settings.method, method_args=settings.method_args,
         device=device, seed=settings.seed, budget_mib=settings.memory_budget_mib,
@@ -50,10 +50,10 @@ def with_solution(
     facts: RunSummary, model: PeftModel, probe: Probe, otherwise: float | None,
     accelerator: Accelerator, use: ProcessorUse,
 ) -> RunSummary:  # fmt: skip
-    """The facts with what came out, beside the weights.
+    """The facts with the outcome, apart from the weights.
 
     Args:
-        otherwise: the temperature where there is no validation to find one on.
+        otherwise: the temperature if there is no validation to fit one on.
     """
     temperature = probe.temperature
     if probe.val_loss is None and otherwise is not None:
