@@ -161,7 +161,7 @@ class ShoutingConfig(HTAConfig):
     [
         (nn.Linear, "expected a subclass of MethodConfig"),
         (NamelessConfig, r"NamelessConfig without 'method', expected a text"),
-        (ShoutingConfig, r"got method 'My Method', expected small letters"),
+        (ShoutingConfig, r"got method 'My Method', expected lower-case letters"),
     ],
 )
 def test_what_is_no_method_is_refused(given: Any, text: str) -> None:
