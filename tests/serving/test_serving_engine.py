@@ -238,7 +238,7 @@ def test_what_cannot_be_served_is_listed_with_the_reason_and_harms_nobody(
 
 def test_merged_models_are_refused(adapters: Path, tmp_path: Path) -> None:
     merge_run(adapters / "rocks", tmp_path / "merged")
-    with pytest.raises(AdapterError, match="without a run or adapter in its sub-folders"):
+    with pytest.raises(AdapterError, match="without a run or adapter in its subfolders"):
         Engine(tmp_path, EngineSettings(**QUIET))
 
 

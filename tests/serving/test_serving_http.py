@@ -214,7 +214,7 @@ def test_uploads_that_are_held_at_once_are_bounded(client: Callable[..., TestCli
     app = create_app(Lasting(None), GuardSettings(max_held_mib=1, max_upload_mib=1))  # type: ignore[arg-type]
     app.app.held = 2 * 2**20
     refused = TestClient(app).get("/healthz")
-    assert refused.status_code == 503 and "more uploads than it holds" in refused.text
+    assert refused.status_code == 503 and "more concurrent uploads than it can hold" in refused.text
 
 
 @pytest.fixture(scope="module")
