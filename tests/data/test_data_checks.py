@@ -59,7 +59,7 @@ def test_one_file_listed_twice_is_an_overlap(tmp_path: Path, picture: Make) -> N
     (tmp_path / "list.csv").write_text(
         "path,label,split\na.png,1,train\nb.png,2,train\nc.png,1,test\n./a.png,1,test\n"
     )
-    with pytest.raises(DataError, match=r"got 1 images of test that train holds too"):
+    with pytest.raises(DataError, match=r"got 1 images of test that are also in train"):
         check_splits(open_source(tmp_path / "list.csv"))
 
 
