@@ -57,7 +57,7 @@ def _num_validation(amount: float | int, num_images: int, most: int) -> int:
         raise DataError(f"hold-out: got {amount!r}, expected a fraction or a number of images.")
     if most < 1:
         raise DataError(
-            f"hold-out: got {num_images} images none of which can be held out, expected a class "
+            f"hold-out: got {num_images} images, none of which can be held out, expected a class "
             "with "
             "2 different images. Add images or give a validation split."
         )
