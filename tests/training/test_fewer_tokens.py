@@ -136,7 +136,7 @@ REFUSED = {
     "--tokens drop:2": "--tokens: got 'drop:2', expected a share below 1",
     "--tokens merge:0.9": "--tokens: got 'merge:0.9', expected a share of at most 0.5",
     "--tokens drop:0.5 --backbone test_resnet@FILE": "--tokens: got 'drop:0.5' with",
-    "--tokens merge:0.5 --method moppa": "needs every patch in its place",
+    "--tokens merge:0.5 --method moppa": "needs every patch at its position",
 }
 
 

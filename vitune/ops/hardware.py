@@ -1,4 +1,4 @@
-"""What the device multiplies in hardware and which number format is asked for."""
+"""What the device multiplies in hardware, and which number format is requested."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def cpu_multiplies_bf16() -> bool:
 
 
 def in_autocast_dtype(x: Tensor) -> Tensor:
-    """`x` in the number format of autocast where that is on for its device."""
+    """`x` in autocast's number format, if autocast is on for its device."""
     device_type = x.device.type
     if not torch.amp.is_autocast_available(device_type):
         return x
@@ -27,7 +27,7 @@ def in_autocast_dtype(x: Tensor) -> Tensor:
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Autocast off within, on the devices that have it."""
+    """Within the context autocast is off, on the devices that have it."""
     if not torch.amp.is_autocast_available(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)

@@ -406,7 +406,7 @@ def test_defaults_are_chosen_over_all_tasks(result: Make) -> None:
     )
     assert row.gap == pytest.approx(0.01) and row.tasks == ("t", "u")
     assert "| a | 50.0 / 52.0 | 60.0 / 60.0 | 55.0 | 56.0 | +1.0 |" in markdown_of([row])
-    with pytest.raises(VituneError, match=r"without a method and task in common"):
+    with pytest.raises(VituneError, match=r"without a common method and task"):
         default_against_tuned([result()], [result("b")])
 
 
