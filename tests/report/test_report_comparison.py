@@ -98,7 +98,7 @@ CLEAR = gap("linear", "rlrr", -0.25, low=-0.3, high=-0.2)
     [
         ([CLEAR], 1, "RLRR is better than every other method by more than chance."),
         ([CLEAR | {"p_value": 0.2}], 0, "No method is better than all others by more than chance."),
-        ([gap("rlrr", "linear", 0.002, low=-0.01, high=0.014)], 0, "No method is above all"),
+        ([gap("rlrr", "linear", 0.002, low=-0.01, high=0.014)], 0, "No method is better than all"),
         ([gap("rlrr", "linear", 0.002, p_value=0.01)], 1, "RLRR is better than every other method"),
         ([gap("rlrr", "linear", 0.002)], 0, "No method is better than all others"),
     ],

@@ -203,7 +203,7 @@ def test_one_seed_is_compared_over_images_and_says_so(result: Make) -> None:
     mixed = make_table([*results, *seeded(result, "c", 0.1, rng)])
     assert "over images, and seeds if there are several" in verdict(mixed)
     assert "2 of 3 pairs can be told apart" in verdict(mixed)
-    assert verdict(mixed).endswith("not these: a and b.")
+    assert verdict(mixed).endswith("these cannot: a and b.")
 
 
 def test_many_methods_are_ranked_and_corrected_for(result: Make) -> None:
