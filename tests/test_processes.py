@@ -56,7 +56,7 @@ def test_a_second_process_is_refused_and_told_who_holds_the_lock(tmp_path: Path)
 
 def test_two_owners_in_one_process_exclude_each_other(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
-    refused = pytest.raises(OutputError, match="nobody writes to")
+    refused = pytest.raises(OutputError, match="no process writes to")
     with locked(path, WHAT), refused, locked(path, WHAT):
         pass
     with locked(path, WHAT):

@@ -1,7 +1,8 @@
 """vitune: adapt a pre-trained Vision Transformer to your own images.
 
-Once both are imported, in either order, vitune's methods are registered with PEFT: so
-`get_peft_model(model, RLRRConfig())`, `PeftModel.from_pretrained` and PEFT's other verbs know them.
+Once both are imported, in either order, vitune's methods are registered with PEFT, so
+`get_peft_model(model, RLRRConfig())`, `PeftModel.from_pretrained` and PEFT's other functions work
+with them.
 """
 
 from __future__ import annotations
@@ -97,6 +98,6 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__, *configs])
 
 
-# Importing PEFT takes seconds, so whoever imports it registers the methods, before or after this:
-# `vitune --help` and programs that only read files never pay for it.
+# Importing PEFT takes seconds, so the methods are registered when PEFT is imported, before or after
+# this: `vitune --help` and programs that only read files never pay for it.
 after_import("peft", lambda: importlib.import_module("vitune.methods"))

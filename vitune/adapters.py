@@ -1,7 +1,7 @@
 """Adapters on disk and in a model: PEFT's format plus what PEFT lacks.
 
-Beside PEFT's two files stands `vitune.json`, the card: see `vitune.cards`. The head is always part
-of an adapter.
+Next to PEFT's two files is `vitune.json`, the card: see `vitune.cards`. The head is always part of
+an adapter.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 MERGED = "model.safetensors"
 ADDED_BIASES = ("bias", "in_proj_bias")
-"""Names under which a merge may give a bias to a layer that had none."""
+"""Names of biases that a merge may add to a layer without one."""
 
 
 def attach(
     backbone: Backbone, method: str, method_args: Mapping[str, Any] | None = None
 ) -> PeftModel:
-    """The backbone's model with `method` injected, its head trainable and the rest frozen.
+    """The backbone's model with `method` injected, the head trainable and the rest frozen.
 
     Raises:
-        VituneError: an unknown method or argument, or a value it does not take.
+        VituneError: an unknown method or argument, or a value out of range.
         BackboneError: the backbone has no site the method needs.
     """
     config = get_method(method).configure(backbone.model, method_args)
@@ -48,7 +48,7 @@ def attach(
 
 
 def inject(model: nn.Module, config: PeftConfig) -> PeftModel:
-    """`get_peft_model` with PEFT's errors as vitune's."""
+    """`get_peft_model` with PEFT's errors turned into vitune's."""
     try:
         return get_peft_model(model, config)
     except AdapterError:
@@ -90,7 +90,7 @@ def card_of(
 def fingerprint_of(model: PeftModel) -> str:
     """The fingerprint of the frozen weights that the adapters of `model` touch.
 
-    A method without layers outside the head (a probe) touches the whole backbone's features.
+    A method without layers outside the head (a probe) depends on the whole backbone.
     """
     tuner = model.base_model
     heads = head_names(tuner.model)
@@ -107,7 +107,7 @@ def save_adapter(
     """Write PEFT's files and the card to `folder`; the previous ones survive any failure.
 
     Args:
-        dtype: type of the stored tensors; None keeps theirs.
+        dtype: type of the stored tensors; None keeps their own.
     """
     with atomic_folder(folder) as aside:
         with warnings.catch_warnings():
@@ -131,12 +131,12 @@ def load_adapter(
     """`model` with the adapter in `folder`, every tensor checked.
 
     Args:
-        force: load although the backbone's weights are not those the adapter was trained on, or
-            the files are not as they were written.
+        force: load even if the backbone's weights are not those the adapter was trained on, or the
+            files have changed since they were written.
 
     Raises:
-        AdapterError: files missing or damaged; another backbone; tensors missing, left over or
-            of the wrong shape, all of which are listed. The model is then as it was.
+        AdapterError: files missing or damaged; another backbone; tensors missing, left over or of
+            the wrong shape, all of which are listed. The model is then unchanged.
     """
     folder = Path(folder)
     recover_folder(folder)
@@ -167,7 +167,7 @@ def combine_adapters(
         how: "compose" (keeps the rank) or "sum" (adds the ΔW, ranks concatenate).
 
     Returns:
-        Sentences on what could not be combined and how that was settled (the head, say).
+        Notes on what could not be combined and what was done instead (for the head, for example).
 
     Raises:
         AdapterError: `out` exists, the method has no such arithmetic, or the adapters differ in
@@ -191,12 +191,12 @@ def combine_adapters(
         card.write(aside)
     notes = [str(warning.message) for warning in caught]
     if not same_classes:
-        notes.append("The adapters have other classes each: the head and classes are the first's.")
+        notes.append("The adapters have different classes: head and classes are the first's.")
     return notes
 
 
 def _changed(before: PeftConfig, after: PeftConfig, card: AdapterCard) -> dict[str, Any]:
-    """The method's arguments that a combination has set to something else."""
+    """The method's arguments that a combination has changed."""
     names = get_method(card.method).argument_names()
     return {
         name: getattr(after, name)
@@ -206,7 +206,7 @@ def _changed(before: PeftConfig, after: PeftConfig, card: AdapterCard) -> dict[s
 
 
 def merged_model(model: PeftModel, *, safe: bool = True) -> nn.Module:
-    """The plain network with the adapter folded into its weights; `model` is used up.
+    """The plain network with the adapter folded into its weights; `model` is consumed.
 
     Raises:
         AdapterError: the method cannot be merged, or the result holds a non-finite value.
@@ -223,7 +223,7 @@ def merged_model(model: PeftModel, *, safe: bool = True) -> nn.Module:
 def save_merged(model: nn.Module, folder: str | Path, card: AdapterCard) -> None:
     """Write a merged network (safetensors) and its card to `folder`.
 
-    The tensors carry the backbone's own names; a layer without a pre-trained bias may have one.
+    The tensors have the backbone's own names; a layer without a pre-trained bias may have one.
     """
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_folder(folder) as aside:
@@ -235,11 +235,11 @@ def load_merged(model: nn.Module, folder: str | Path, *, force: bool = False) ->
     """`model` (the plain backbone with a head of the right size) with merged weights.
 
     Args:
-        force: load although the file is not as it was written.
+        force: load even if the file has changed since it was written.
 
     Raises:
         AdapterError: tensors missing, left over or of the wrong shape, all of which are listed; or
-            a file that is not as it was written.
+            a file that has changed since it was written.
     """
     tensors = read_tensors(Path(folder) / MERGED)
     for name in sorted(set(tensors) - set(model.state_dict())):
@@ -254,12 +254,12 @@ def load_merged(model: nn.Module, folder: str | Path, *, force: bool = False) ->
 
 
 def read_config(folder: Path, card: AdapterCard, force: bool = False) -> PeftConfig:
-    """PEFT's configuration of an adapter; PEFT would look on the hub for one that is missing."""
+    """PEFT's configuration of an adapter; PEFT itself would look on the hub if it is missing."""
     file = folder / CONFIG
     if not file.is_file():
         raise AdapterError(
-            f"adapter: got {str(folder)!r} without {CONFIG}, expected PEFT's file there. "
-            "Get a whole copy."
+            f"adapter: got {str(folder)!r} without {CONFIG}, expected PEFT's file there. Get a "
+            "complete copy."
         )
     card.check_file(file, force=force)
     require_plugin(card.method, card.plugin)
@@ -270,7 +270,7 @@ def read_config(folder: Path, card: AdapterCard, force: bool = False) -> PeftCon
 
 
 def _read_state(folder: Path, card: AdapterCard) -> AdapterState:
-    """An adapter folder as a configuration and tensors, apart from any model."""
+    """An adapter folder as a configuration and tensors, without a model."""
     config = read_config(folder, card)
     tensors = read_tensors(folder / TENSORS)
     card.check_file(folder / TENSORS)
@@ -318,11 +318,11 @@ def _compare_tensors(
     if missing or extra or wrong:
         parts = (("missing", missing), ("not expected", extra), ("of the wrong shape", wrong))
         listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in parts if names)
-        raise AdapterError(f"tensors in {str(folder)!r}: got {listed}; expected those alone.")
+        raise AdapterError(f"tensors in {str(folder)!r}: got {listed}, expected only its own.")
 
 
 def _untied(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies where tensors share memory, which safetensors does not store."""
+    """Copies of tensors that share memory, which safetensors cannot store."""
     seen: set[int] = set()
     result = {}
     for name, tensor in state.items():

@@ -1,4 +1,4 @@
-"""`vitune.json`, the card beside an adapter's files: what must be known to use it again."""
+"""`vitune.json`, the card next to an adapter's files: everything needed to use it again."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def _known(arguments: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class AdapterCard:
-    """What must be known to use an adapter again: `vitune.json`.
+    """Everything needed to use an adapter again: `vitune.json`.
 
     Args:
         method: vitune's method name.
-        method_args: its arguments, as given.
+        method_args: its arguments, as passed.
         backbone: the name `load_backbone` takes.
         backbone_args: further arguments of `load_backbone` (image_size, checkpoint).
         fingerprint: of the frozen weights the adapter touches; None for a merged model.
@@ -56,11 +56,11 @@ class AdapterCard:
         classes: class names in the order of the logits.
         temperature: what logits are divided by before they become probabilities.
         versions: of the libraries that wrote it.
-        tokens: what `--tokens` was; merging in inference too is part of the network then. Not
-            written where every token is kept.
-        plugin: where a method from outside vitune came from: "file" and "sha256", or "package"
-            and "version"; empty, and not written, for all others.
-        checksums: sha256 of the files beside the card, by name.
+        tokens: the value of `--tokens`; merging that also applies in inference is part of the
+            network. Not written if every token is kept.
+        plugin: the origin of a method from outside vitune: "file" and "sha256", or "package" and
+            "version"; empty, and not written, for all others.
+        checksums: sha256 of the files next to the card, by name.
     """
 
     method: str
@@ -78,11 +78,12 @@ class AdapterCard:
     checksums: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write the card to `folder`, with the checksums of the files that are there."""
+        """Write the card to `folder`, with the checksums of the files in it."""
         files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CARD)
         card = replace(self, checksums={path.name: file_sha256(path) for path in files})
         values = asdict(card)
-        # A vitune that knows no plugins, or no token plans, reads the card of a run without.
+        # An older vitune without plugins or token plans can then read the card of a run without
+        # them.
         for name, usual in (("plugin", {}), ("tokens", KEEP)):
             if values[name] == usual:
                 del values[name]
@@ -94,7 +95,7 @@ class AdapterCard:
         """The card in `folder`.
 
         Raises:
-            AdapterError: the folder or the card is missing, or the card is not one.
+            AdapterError: the folder or the card is missing, or the card is damaged.
         """
         path = Path(folder) / CARD
         if not path.is_file():
@@ -130,7 +131,7 @@ class AdapterCard:
         return card
 
     def check_file(self, file: Path, *, force: bool = False) -> None:
-        """See that a file beside the card is what was written; a card without checksums passes.
+        """Check that a file next to the card is unchanged; a card without checksums passes.
 
         Args:
             force: warn instead of refusing.
@@ -148,7 +149,7 @@ class AdapterCard:
             f"{file}: got sha256 {found[:16]}, expected {expected[:16]}: the file is damaged, or "
             "was edited after it was written."
         )
-        refuse_unless_forced(text, "Get a whole copy", force=force)
+        refuse_unless_forced(text, "Get an intact copy", force=force)
 
 
 def refuse_unless_forced(text: str, remedy: str, *, force: bool) -> None:
@@ -159,11 +160,11 @@ def refuse_unless_forced(text: str, remedy: str, *, force: bool) -> None:
     """
     if not force:
         raise AdapterError(f"{text} {remedy}, or use --force.")
-    warnings.warn(f"{text} Loading it anyway, as asked.", stacklevel=4)
+    warnings.warn(f"{text} Loading it anyway, as requested.", stacklevel=4)
 
 
 def adapter_folder(path: str | Path) -> Path:
-    """Where the card of `path` lies: `path` itself, or `adapter/` of a run folder.
+    """The folder of the card of `path`: `path` itself, or `adapter/` of a run folder.
 
     `hf:user/name` is downloaded first (`vitune.hub`).
 
@@ -176,6 +177,6 @@ def adapter_folder(path: str | Path) -> Path:
 
 def _damaged(path: Path, what: str) -> AdapterError:
     return AdapterError(
-        f"{path}: got a damaged card ({what}), expected the JSON that vitune wrote. "
-        "Get a whole copy."
+        f"{path}: got a damaged card ({what}), expected the JSON that vitune wrote. Get an "
+        "intact copy."
     )

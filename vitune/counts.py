@@ -1,4 +1,4 @@
-"""How many parameters train, in which roles, and of how many."""
+"""Counts of trained parameters: how many, in which roles, out of how many."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vitune.runs import TrainedPart
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """How many parameters train, and of how many.
+    """How many parameters train, out of how many.
 
     Args:
         trainable: all that train.
         head: those of the classifier head among them.
-        total: of the backbone with its head, adapters not counted.
+        total: of the backbone with its head, without adapters.
     """
 
     trainable: int
@@ -31,17 +31,17 @@ class ParameterCounts:
 
     @property
     def without_head(self) -> int:
-        """Trained parameters besides the classifier head: the figure papers print."""
+        """Trained parameters without the classifier head: the figure that papers print."""
         return self.trainable - self.head
 
     @property
     def share(self) -> float:
-        """Trained parameters besides the head, as a part of the backbone."""
+        """Trained parameters without the head, as a share of the backbone."""
         return self.without_head / max(1, self.total)
 
 
 def count_parameters(model: PeftModel) -> ParameterCounts:
-    """Trained parameters of `model`, each counted once, the head apart."""
+    """Trained parameters of `model`, each counted once, with the head separate."""
     inside_head = {
         id(parameter)
         for module in model.modules()
@@ -59,7 +59,7 @@ def count_parameters(model: PeftModel) -> ParameterCounts:
 
 
 def trained_parts(model: PeftModel) -> tuple[TrainedPart, ...]:
-    """What trains, by role in the network."""
+    """Trained parameters by role in the network."""
     rows: dict[str, list[int]] = {}
     seen: set[int] = set()
     for name, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""What computed a result: versions, commit, interpreter and machine."""
+"""The environment of a result: versions, commit, interpreter and machine."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Environment(BaseModel):
     """The software and machine of one start of a run.
 
     Args:
-        commit: vitune's git commit, ending in "+" where its files differ from it; None for a
-            release that does not know it.
+        commit: vitune's git commit, ending in "+" if its files differ from it; None for a release
+            that does not record it.
         python: version of the interpreter.
         platform: operating system, its release and the processor's kind.
         packages: versions of PACKAGES that are installed.
@@ -47,7 +47,7 @@ class Environment(BaseModel):
 
     @classmethod
     def here(cls) -> Environment:
-        """That of this process."""
+        """The environment of this process."""
         return cls(
             commit=vitune_commit(),
             python=platform.python_version(),
@@ -56,7 +56,7 @@ class Environment(BaseModel):
         )
 
     def differences(self, other: Environment) -> list[str]:
-        """What differs from `other`, as "torch 2.1 instead of 2.0"."""
+        """The differences from `other`, as "torch 2.1 instead of 2.0"."""
         found = []
         for name in ("commit", "python", "platform"):
             now, then = getattr(self, name), getattr(other, name)
@@ -82,7 +82,7 @@ def installed_versions() -> dict[str, str]:
 
 @cache
 def vitune_commit() -> str | None:
-    """The commit of a source checkout, or that pip recorded when it installed from git."""
+    """The commit of a source checkout, or the one that pip recorded when it installed from git."""
     root = SOURCE.parent
     if (root / ".git").exists():
         head = _git(root, "rev-parse", "HEAD")
@@ -98,7 +98,7 @@ def vitune_commit() -> str | None:
 
 
 def _git(root: Path, *words: str) -> str | None:
-    """What git answers; None without git."""
+    """The output of git; None without git."""
     command = ["git", "-C", str(root), *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

@@ -1,4 +1,4 @@
-"""The errors a user can cause; everything else that fails is a defect of vitune."""
+"""The errors a user can cause; any other failure is a bug in vitune."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 
 class VituneError(ValueError):
-    """A mistake in what the user asked for; the command line prints it on one line, exit 2."""
+    """A user's mistake; the command line prints it on one line and exits with 2."""
 
 
 class DataError(VituneError):
@@ -25,28 +25,28 @@ class AdapterError(VituneError):
 
 
 class OutputError(VituneError):
-    """A place to write to that holds something already, or that another process writes to."""
+    """An output path that already holds something, or that another process writes to."""
 
 
 class TrainingError(VituneError):
-    """A training run that had to stop; what was saved before is untouched."""
+    """A training run that had to stop; what was saved before is intact."""
 
 
 class OutOfMemoryError(VituneError, MemoryError):
-    """More memory is asked for than the machine has; nothing was allocated."""
+    """More memory is needed than the machine has; nothing was allocated."""
 
 
 class InterruptError(Exception):
-    """The user interrupted a command; the text says what is kept and how to go on."""
+    """The user interrupted a command; the text says what is kept and how to continue."""
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, its lines joined."""
+    """An error's message with its lines joined."""
     return " ".join(str(error).split())
 
 
 def explain(error: ValidationError, known: Iterable[str] = ()) -> str:
-    """One line for all that pydantic found wrong in a record with the fields `known`."""
+    """One line for everything that pydantic found wrong in a record with the fields `known`."""
     parts = []
     for problem in error.errors():
         name = ".".join(str(step) for step in problem["loc"])
@@ -56,7 +56,7 @@ def explain(error: ValidationError, known: Iterable[str] = ()) -> str:
             parts.append(f"{name}: got nothing, expected a value.")
         else:
             cause = problem.get("ctx", {}).get("error")
-            if isinstance(cause, VituneError):  # says it all itself
+            if isinstance(cause, VituneError):  # is already a complete message
                 parts.append(str(cause))
                 continue
             reason = problem["msg"].removeprefix("Value error, ").removesuffix(".")
@@ -65,7 +65,7 @@ def explain(error: ValidationError, known: Iterable[str] = ()) -> str:
 
 
 def nearest(name: str, valid: Iterable[str], *, most: int = 3) -> str:
-    """The valid names closest to `name` as a sentence, or a sample of them where none is close."""
+    """The valid names closest to `name` as a sentence, or a sample of them if none is close."""
     known = sorted(set(valid))
     close = difflib.get_close_matches(name, known, n=most, cutoff=0.5)
     if not close:

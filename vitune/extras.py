@@ -39,6 +39,6 @@ def import_extra(what: str, extra: str, library: str) -> Any:
 
 def _not_installed(what: str, extra: str, missing: list[str]) -> VituneError:
     return VituneError(
-        f"{what}: got a Python without {', '.join(missing)}, expected it installed. "
+        f"{what}: got a Python without {', '.join(missing)}, expected it to be installed. "
         f"Run: pip install 'vitune[{extra}]'."
     )

@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, with the user's umask, and never over somebody else's."""
+"""Writing files: atomically, with the user's umask, and never over the user's own files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitune.errors import OutputError
 from vitune.processes import Writer
 
 MAX_NAME = 100
-"""Characters of the target's name in the name of a part; file systems allow 255 in all."""
+"""Characters of the target's name in the name of a part; file systems allow 255 in total."""
 PART = re.compile(r"\.(?P<name>.+)\.(?P<writer>[0-9a-f]{8}-\d+)-[0-9a-f]{8}\.part", re.DOTALL)
 
 OPEN_FILE = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")
@@ -25,13 +25,14 @@ OPEN_FILE = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; on success it replaces `path`, on failure it goes.
+    """Yield a path next to `path` to write to; on success it replaces `path`, on failure it is
+    removed.
 
     A symbolic link is followed: the file it points to is replaced, the link stays. A file that
     is replaced keeps its permissions; a new one has those of the umask.
 
     Raises:
-        OSError: whatever the file system says (a full disk, say); `path` is then as it was.
+        OSError: whatever the file system says (a full disk, for example); `path` is then unchanged.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -44,9 +45,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield aside
         if target.exists():
             mode = stat.S_IMODE(target.stat().st_mode)
-        aside.chmod(mode)  # whoever wrote it may have put a file of another mode in its place
-        # In this order: the content is on the disk before the name points to it, else a power cut
-        # could leave a whole name and an empty file; the new name itself lies in the folder.
+        aside.chmod(mode)  # the writer may have replaced it with a file of another mode
+        # In this order: the content is on disk before the name points to it, else a power cut could
+        # leave the name with an empty file; the new name itself is stored in the folder.
         _flush(aside)
         aside.replace(target)
         _flush(target.parent)
@@ -56,9 +57,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a new folder beside `path`; on success it takes the place of `path`.
+    """Yield a new folder next to `path`; on success it replaces `path`.
 
-    The previous folder is moved aside before the rename and removed after it, so that one whole
+    The previous folder is moved aside before the rename and removed after it, so that one complete
     copy exists at every moment; `recover_folder` puts it back after a kill between the two steps.
     Files written into the folder get the permissions of the umask.
     """
@@ -83,7 +84,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def recover_folder(path: str | Path) -> None:
-    """Put back the previous folder where a kill fell between the two renames of `atomic_folder`."""
+    """Restore the previous folder if a kill fell between the two renames of `atomic_folder`."""
     target = Path(os.path.realpath(path))
     previous = _previous(target)
     if previous.exists() and not target.exists():
@@ -100,7 +101,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
 
 
 def sweep(folder: str | Path, name: str | None = None) -> None:
-    """Remove what writers that died have left half-written in `folder`.
+    """Remove half-written files in `folder` left by writers that died.
 
     Args:
         name: only parts of the file or folder of this name.
@@ -129,7 +130,7 @@ def file_sha256(path: str | Path) -> str:
 def check_output(path: str | Path, *, force: bool = False) -> None:
     """Refuse an output file that would destroy a file of the user's.
 
-    Every verb that takes --out calls this before it works and `write_output` after it.
+    Every command with --out calls this before its work and `write_output` after it.
 
     Raises:
         OutputError: a folder is there, or a regular file and `force` is false.
@@ -148,10 +149,10 @@ def check_output(path: str | Path, *, force: bool = False) -> None:
 
 
 def write_output(path: str | Path, content: str | bytes, *, force: bool = False) -> None:
-    """Write a result to where the user asked for it.
+    """Write a result to the path the user requested.
 
-    A new file appears whole. What is not a regular file (a device, a pipe, /dev/stdout) is
-    written to and stays what it is. A symbolic link is followed.
+    A new file appears atomically. Anything but a regular file (a device, a pipe, /dev/stdout) is
+    written to, not replaced. A symbolic link is followed.
 
     Raises:
         OutputError: as `check_output`.
@@ -168,7 +169,7 @@ def write_output(path: str | Path, content: str | bytes, *, force: bool = False)
 
 
 def check_new_folder(path: str | Path, *, hint: str = "Choose another name.") -> None:
-    """Refuse a folder to be made where something already is.
+    """Refuse a new folder at a path that already exists.
 
     Raises:
         OutputError: `path` is a file, a link that leads nowhere, or a folder that is not empty.
@@ -179,13 +180,13 @@ def check_new_folder(path: str | Path, *, hint: str = "Choose another name.") ->
 
 
 def check_folder(path: str | Path, *, marks: Sequence[str] = (), force: bool = False) -> None:
-    """Refuse a folder to be written into that holds files of the user's.
+    """Refuse to write into a folder that holds the user's files.
 
     Args:
-        marks: names that only a folder of this command holds; where one is there it may go on.
+        marks: names found only in a folder of this command; if one exists, it may continue.
 
     Raises:
-        OutputError: `path` is no folder, or it holds something else and `force` is false.
+        OutputError: `path` is not a folder, or it holds something else and `force` is false.
     """
     folder = Path(path)
     is_own = folder.is_dir() and (force or any((folder / mark).exists() for mark in marks))
@@ -194,7 +195,7 @@ def check_folder(path: str | Path, *, marks: Sequence[str] = (), force: bool = F
 
 
 def is_stream(path: str | Path) -> bool:
-    """Whether `path` is something to write to that is no file of its own: a device, a pipe."""
+    """Whether `path` can be written to but is not a regular file: a device, a pipe."""
     target = Path(path)
     if not target.exists() or target.is_dir():
         return False
@@ -212,7 +213,7 @@ def _part_name(target: Path) -> Path:
 
 
 def _swap_in(aside: Path, target: Path) -> None:
-    """Rename `aside` to `target`; what is there is moved aside first and removed last."""
+    """Rename `aside` to `target`; an existing one is moved aside first and removed last."""
     previous = _previous(target)
     for _ in range(3):
         if target.exists():
@@ -220,7 +221,7 @@ def _swap_in(aside: Path, target: Path) -> None:
         try:
             aside.replace(target)
         except OSError as error:
-            # A reader that looked between the two renames has put the previous folder back.
+            # A reader between the two renames has restored the previous folder.
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         else:
@@ -240,7 +241,7 @@ def _remove(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Have the system write a file or a folder's list of names to the disk."""
+    """Flush a file or a folder's list of names to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: `hf:user/name` as a folder on this machine, and a folder put there."""
+"""The Hugging Face hub: download `hf:user/name` as a local folder, and upload a folder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FILES = (
     "model.safetensors",
     "README.md",
 )
-"""All that is ever downloaded: JSON, text and safetensors, nothing that runs when it is read."""
+"""The only files ever downloaded: JSON, text and safetensors, nothing that can run code."""
 
 
 def local_copy(path: str | Path) -> Path:
-    """`path` itself; of `hf:user/name` or `hf:user/name@revision` the folder it was downloaded to.
+    """`path` itself; for `hf:user/name` or `hf:user/name@revision` the folder it was downloaded to.
 
-    The hub's own cache keeps it; without a network the copy there is used. HF_ENDPOINT names
-    another hub, HF_TOKEN or `hf auth login` the key to a private repository.
+    The hub's own cache keeps it; without a network the cached copy is used. HF_ENDPOINT names
+    another hub; HF_TOKEN or `hf auth login` gives access to a private repository.
 
     Raises:
         AdapterError: no such repository or revision, no access, or a hub that cannot be reached.
@@ -48,13 +48,13 @@ def local_copy(path: str | Path) -> Path:
 
 
 def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
-    """Put all files of `folder` into the repository `name`, made where it is not there yet.
+    """Upload all files of `folder` to the repository `name`, which is created if needed.
 
     Returns:
         The address of the commit.
 
     Raises:
-        AdapterError: no token, no right to write there, or a hub that cannot be reached.
+        AdapterError: no token, no write permission, or a hub that cannot be reached.
     """
     from huggingface_hub import HfApi, get_token
 
@@ -71,13 +71,13 @@ def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
 
 
 def _endpoint() -> str | None:
-    """The hub that the environment names now; huggingface_hub read it when it was imported."""
+    """The hub that the environment names now; huggingface_hub read it on import."""
     return os.environ.get("HF_ENDPOINT") or None
 
 
 @contextmanager
 def _told(name: str) -> Iterator[None]:
-    """Within: what the hub's client raises is one line that says what to do."""
+    """Within the context, errors of the hub's client become one line that says what to do."""
     from huggingface_hub import errors
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
@@ -87,16 +87,17 @@ def _told(name: str) -> Iterator[None]:
 
     shown = not are_progress_bars_disabled()
     if shown:
-        disable_progress_bars()  # they would stand between our own lines
+        disable_progress_bars()  # they would appear between our own lines
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the client's, of the library it is built on
+            warnings.simplefilter("ignore")  # the client's, and its library's
             yield
     except errors.HFValidationError:
         raise AdapterError(f"hub: got {name!r}, expected user/name.") from None
     except errors.GatedRepoError:
         raise AdapterError(
-            f"hub: got {name!r}, which is gated, expected leave to read it. Ask for it on its page."
+            f"hub: got {name!r}, which is gated, expected permission to read it. Request access "
+            "on its page."
         ) from None
     except errors.RepositoryNotFoundError:
         raise AdapterError(
@@ -115,11 +116,11 @@ def _told(name: str) -> Iterator[None]:
         ) from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise _unreachable(name, error) from None
-    except RuntimeError as error:  # an upload that failed; the reason is behind it
+    except RuntimeError as error:  # an upload that failed; the cause has the reason
         reason = one_line(error.__cause__ or error)[:200]
         raise AdapterError(
-            f"hub: got a failed upload to {name!r} ({reason}), expected all of it to arrive. "
-            "Push again: what is there already is not sent twice."
+            f"hub: got a failed upload to {name!r} ({reason}), expected a complete one. Push "
+            "again: files already uploaded are not sent twice."
         ) from None
     except Exception as error:
         if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2"):
@@ -132,13 +133,13 @@ def _told(name: str) -> Iterator[None]:
 
 def _advice(status: int) -> str:
     if status in (401, 403):
-        return "Use a token that may write there."
+        return "Use a token with write permission."
     return "Try again later."
 
 
 def _unreachable(name: str, error: Exception) -> AdapterError:
     return AdapterError(
         f"hub: got no connection for {name!r} ({one_line(error)[:200]}), expected "
-        f"{_endpoint() or 'https://huggingface.co'} to answer. Check the network and HF_ENDPOINT, "
-        "or give a local folder."
+        f"{_endpoint() or 'https://huggingface.co'} to answer. Check the network and "
+        "HF_ENDPOINT, or use a local folder."
     )

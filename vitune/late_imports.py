@@ -39,7 +39,7 @@ def after_import(name: str, action: Callable[[], object]) -> None:
 
 
 class _After(MetaPathFinder):
-    """Leaves finding to the other finders; adds the action to the end of the module's loading."""
+    """Leaves finding to the other finders; runs the action at the end of the module's loading."""
 
     def __init__(self, name: str, action: Callable[[], object]) -> None:
         self.name, self.action, self.is_asking = name, action, False
@@ -49,7 +49,7 @@ class _After(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self.name or self.is_asking:
             return None
-        self.is_asking = True  # the question below comes past here again
+        self.is_asking = True  # the lookup below comes through here again
         try:
             spec = find_spec(fullname)
         finally:
@@ -60,11 +60,11 @@ class _After(MetaPathFinder):
 
         def load_and_act(module: ModuleType) -> None:
             load(module)
-            if self in sys.meta_path:  # a module that is reloaded is not acted on twice
+            if self in sys.meta_path:  # do not act twice on a reloaded module
                 sys.meta_path.remove(self)
                 self.action()
 
-        # Set on this one loader: a class of our own would hide the loader's other abilities
+        # Set on this one loader: our own class would hide the loader's other abilities
         # (sources for tracebacks, files in the package).
         spec.loader.exec_module = load_and_act  # type: ignore[method-assign]
         return spec

@@ -1,4 +1,4 @@
-"""What the machine gives this process: cores, threads and how they wait, memory, other load."""
+"""The machine's resources for this process: cores, threads, memory, other load."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ PROC_STAT = Path("/proc/stat")
 MEMINFO = Path("/proc/meminfo")
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
-"""Environment variables that say how idle OpenMP threads wait."""
+"""Environment variables that control how idle OpenMP threads wait."""
 
 
 def available_cores() -> int:
-    """Cores this process may use: those it is bound to, and no more than its container's quota."""
+    """Cores this process may use: those it is bound to, at most its container's quota."""
     bound = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         bound = len(os.sched_getaffinity(0))
@@ -27,7 +27,7 @@ def available_cores() -> int:
 
 
 def cgroup_quota(root: Path) -> float | None:
-    """Cores that the control group mounted at `root` grants; None where it sets no limit."""
+    """Cores that the control group mounted at `root` grants; None if it sets no limit."""
     try:
         if (root / "cpu.max").is_file():
             quota, period = (root / "cpu.max").read_text().split()
@@ -41,9 +41,9 @@ def cgroup_quota(root: Path) -> float | None:
 
 
 def available_memory_mib() -> float:
-    """Memory that can be had without swapping, no more than the container may still take.
+    """Memory available without swapping, at most what the container may still take.
 
-    Half of all memory where the system hides what is free.
+    Half of all memory if the system does not report what is free.
     """
     try:
         lines = MEMINFO.read_text(encoding="ascii").splitlines()
@@ -56,9 +56,9 @@ def available_memory_mib() -> float:
 
 
 def cgroup_memory_mib(root: Path) -> float | None:
-    """What the control group mounted at `root` may still take; None where it sets no limit.
+    """What the control group mounted at `root` may still take; None if it sets no limit.
 
-    Its count of memory in use holds cached files, which the system gives back on demand.
+    Its count of used memory includes cached files, which the system frees on demand.
     """
     older = root / "memory"
     for limit, used, stat, cached in (
@@ -77,12 +77,12 @@ def cgroup_memory_mib(root: Path) -> float | None:
 
 
 def settle_threads(environment: MutableMapping[str, str]) -> None:
-    """Make PyTorch's threads fit the machine; call it before torch is imported.
+    """Adjust PyTorch's threads to the machine; call it before torch is imported.
 
-    Idle OpenMP threads normally spin. Where other programs need the cores, each spinning thread
-    takes one from the thread it waits for, and two threads become many times slower than one.
-    Threads that sleep while they wait compute the same bits. A container's CPU quota caps their
-    number, which PyTorch does not look at. What the user has set is left alone.
+    Idle OpenMP threads normally spin. If other programs need the cores, each spinning thread takes
+    one from the thread it waits for, and two threads become many times slower than one. Threads
+    that sleep while they wait compute the same bits. A container's CPU quota, which PyTorch
+    ignores, caps their number. The user's own settings are kept.
     """
     if not any(name in environment for name in WAITING):
         environment["OMP_WAIT_POLICY"] = "passive"
@@ -91,7 +91,7 @@ def settle_threads(environment: MutableMapping[str, str]) -> None:
 
 
 def _busy_seconds() -> float | None:
-    """Processor time of the whole machine since it started, idle time left out."""
+    """Processor time of the whole machine since it started, without idle time."""
     try:
         fields = PROC_STAT.read_text().split("\n", 1)[0].split()[1:9]
         user, nice, system, _, _, *interrupts = map(int, fields)
@@ -102,7 +102,7 @@ def _busy_seconds() -> float | None:
 
 @dataclass
 class ProcessorUse:
-    """What this process and the rest of the machine use of the cores from now on."""
+    """Measures how much of the cores this process and the rest of the machine use from now on."""
 
     started: float = field(default_factory=time.perf_counter)
     own_before: float = field(default_factory=time.process_time)
@@ -115,7 +115,7 @@ class ProcessorUse:
 
     @property
     def others(self) -> float | None:
-        """Cores that other programs kept busy on average; None where the system does not say."""
+        """Cores that other programs kept busy on average; None if the system does not report it."""
         now = _busy_seconds()
         if now is None or self.all_before is None:
             return None

@@ -1,4 +1,4 @@
-"""How pixels become a backbone's input: one record, stored with every adapter and used again."""
+"""How pixels become a backbone's input: one record, stored and reused with every adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which process writes where: names for writers, and a lock that dies with its owner."""
+"""Which process writes where: names for writers, and a lock that ends with its owner."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vitune.errors import OutputError
 CLOCK_SLACK_S = 2.0
 """Seconds by which the clocks of a file system and of the process table may differ."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""What a file system without locks answers."""
+"""Errors of a file system without locks."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Writer:
         return f"{self.host}-{self.pid}"
 
     def is_dead(self, *, since: float) -> bool:
-        """Whether it certainly runs no more; of another machine's processes nothing is certain.
+        """Whether it has certainly ended; for processes of other machines nothing is certain.
 
         Args:
-            since: seconds since 1970 when it was seen at work; a process that started later is
+            since: seconds since 1970 when it was seen running; a process that started later is
                 another one with the same id.
         """
         if self.host != Writer.here().host:
@@ -70,13 +70,13 @@ class Writer:
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Within: no other process holds the lock at `path`, which must be in an existing folder.
+    """Within the context, no other process holds the lock at `path`, in an existing folder.
 
     The operating system drops the lock of a process that dies, however it dies; the text in the
     file (process, machine, start) is for people, and for file systems that have no locks.
 
     Args:
-        what: is named in the refusal, e.g. "run folder 'runs/a'".
+        what: the name in the error message, e.g. "run folder 'runs/a'".
 
     Raises:
         OutputError: another process holds it; the text says which, where and since when.
@@ -122,7 +122,7 @@ def _owner(file: IO[str]) -> dict[str, Any]:
 
 
 def _is_stale(owner: dict[str, Any], path: Path) -> bool:
-    """Whether the process that wrote the text is gone; only asked where there are no locks."""
+    """Whether the process that wrote the text is gone; only used without file locks."""
     try:
         writer = Writer.parse(owner["writer"])
     except (KeyError, ValueError, AttributeError):
@@ -134,5 +134,5 @@ def _refusal(owner: dict[str, Any], what: str) -> OutputError:
     who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
     return OutputError(
         f"{what}: got one that {who} has been writing to since {owner.get('started', '?')}, "
-        "expected one that nobody writes to. Wait for that process, or stop it."
+        "expected one that no process writes to. Wait for that process, or stop it."
     )

@@ -1,4 +1,4 @@
-"""Result files as checked values: whatever is wrong is told with the file, the line and the key."""
+"""Result files as checked values: errors name the file, the line and the key."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def read_json(path: Path, where: str) -> Any:
 
 
 def read_json_lines(path: Path, where: str) -> list[Record]:
-    """The mappings of a file with one JSON object per line; empty lines are passed over.
+    """The mappings of a file with one JSON object per line; empty lines are skipped.
 
     Raises:
         VituneError: a line is no JSON object; the text names the file and the line.

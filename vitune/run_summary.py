@@ -1,4 +1,4 @@
-"""What a run says of itself: the typed content of its summary.json."""
+"""A run's summary: the typed content of its summary.json."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ class Reported:
 
 @dataclass(frozen=True)
 class PrivacySpent:
-    """What differential privacy a run has: (epsilon, delta), and what they follow from.
+    """The differential privacy of a run: (epsilon, delta), and what they follow from.
 
-    They speak of this one run. Runs that were only tried, for a learning rate say, spent their own.
+    They concern this one run. Trial runs, for a learning rate for example, spent a budget of their
+    own.
     """
 
     epsilon: float
@@ -42,7 +43,7 @@ class PrivacySpent:
 
 @dataclass(frozen=True)
 class TrainedPart:
-    """The trained parameters of one role: on how many modules, how many in all."""
+    """The trained parameters of one role: on how many modules, how many in total."""
 
     role: str
     num_modules: int | None
@@ -51,7 +52,7 @@ class TrainedPart:
 
 @dataclass(frozen=True)
 class Oddity:
-    """What was odd about the images; `names` are the first of `num`."""
+    """A remark on the images; `names` are the first of `num`."""
 
     text: str
     is_fault: bool
@@ -62,7 +63,7 @@ class Oddity:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How honest confidence is on validation.
+    """How well confidence is calibrated on validation.
 
     Args:
         temperature: what logits are divided by before they become probabilities.
@@ -87,15 +88,15 @@ class Calibration:
 
 @dataclass(frozen=True)
 class SolvedFacts:
-    """How a head was solved on frozen features, and what it is worth.
+    """How a head was solved on frozen features, and how good it is.
 
     Args:
         val_accuracy, val_loss: on validation; None without one.
         chosen: its settings by name.
-        how: what they were chosen on.
+        how: the data they were chosen on.
         copies: the views of each training image: "none", or "flip" with mirrored ones.
         mirror_gain: by how much mirrored copies lower validation cross-entropy, and the standard
-            error of that; None where it was not looked at.
+        error of that; None if not tried.
         seconds: features and solution together.
     """
 
@@ -137,7 +138,7 @@ class Verdict:
         gain, gain_error: adapted - probe, and the standard error of that, image by image; None
             for a single image.
         loss_gain, loss_gain_error: by how much calibrated cross-entropy fell, and its error.
-        num_images: that both were judged on.
+        num_images: number of images for both.
     """
 
     adapted: float
@@ -155,7 +156,7 @@ class Verdict:
 
     @property
     def probe_is_better(self) -> bool:
-        """Whether the probe is to be preferred: cross-entropy decides within one error."""
+        """Whether to prefer the probe: within one standard error, cross-entropy decides."""
         error = math.inf if self.gain_error is None else self.gain_error
         if abs(self.gain) > error:
             return self.gain < 0
@@ -183,26 +184,26 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """What a run was, how large, and what came out: summary.json, and what `fit` returns of it.
+    """A run's settings, size and outcome: summary.json, also returned by `fit`.
 
-    Everything but the method may be None: it is not known yet, or of an older run that did not
-    write it. Keys of newer runs are passed over.
+    Everything but the method may be None if it is not known yet or was not written by an older
+    version. Keys of newer versions are skipped.
 
     Args:
         num_trainable: with the head; `num_total` is the whole network without what was added.
-        held_out: how validation was cut from training, in words.
-        head_lr: the classifier's own rate; None where it is `lr`.
-        notice: what to know of the method on this backbone.
-        backbone_notice, scarcity_notice: what to know of a backbone that nobody named, and of
+        held_out: how validation was split from training, in words.
+        head_lr: the classifier's own learning rate; None if it is `lr`.
+        notice: a notice about the method on this backbone.
+        backbone_notice, scarcity_notice: notices about a backbone chosen by default, and about
             classes with a single image.
-        share: how far the weights lie on the line from the solved probe (0) to what training made
-            of it (1); None where that was not looked at.
+        share: position of the weights on the line from the solved probe (0) to the trained ones
+            (1); None if not tried.
         probe: the solved probe that the run started from or is compared with.
-        solved: how the head was found, where the method itself takes no steps.
-        chosen: "probe" where it took the place of the adapted network; then `asked` is the method
-            that was trained.
+        solved: how the head was found, if the method takes no gradient steps.
+        chosen: "probe" if it replaced the adapted network; then `asked` is the method that was
+            trained.
         cores_of_others: processor cores that other programs kept busy meanwhile.
-        peak_mib: memory, of the GPU where there is one.
+        peak_mib: peak memory, of the GPU if there is one.
         finished: when, ISO 8601.
     """
 
@@ -263,7 +264,7 @@ class RunSummary:
         """The summary in a mapping of a result file.
 
         Raises:
-            VituneError: no method, or a value of the wrong kind; the text names the key.
+            VituneError: no method, or a value of the wrong type; the text names the key.
         """
         record.needed("method")
         reported = record.inner("reported")
@@ -311,7 +312,7 @@ _READERS: dict[Any, str] = {
 
 
 def _oddities(record: Record) -> tuple[Oddity, ...]:
-    """The remarks; of a run before there were any, how many images were skipped."""
+    """The remarks; for older runs without any, how many images were skipped."""
     count = record.whole("skipped_images") or 0
     if count and "remarks" not in record.values:
         images = "image" if count == 1 else "images"

@@ -48,7 +48,7 @@ class RunFolder:
 
     path: Path
     beside: tuple[str, ...] = ()
-    """Names of files of a search, which may be there when the run begins."""
+    """Names of a search's files, which may exist when the run begins."""
 
     @property
     def config(self) -> Path:
@@ -75,11 +75,11 @@ class RunFolder:
         return self.path / "checkpoint"
 
     def snapshot(self, epoch: int) -> Path:
-        """Where the adapter after so many epochs is kept; 0 is before the first step."""
+        """The path of the adapter after `epoch` epochs; 0 is before the first step."""
         return self.path / "snapshots" / f"epoch-{epoch:03d}"
 
     def snapshots(self) -> dict[int, Path]:
-        """The kept adapters by epoch, rising; empty where none were asked for."""
+        """The kept adapters by epoch, ascending; empty if none were requested."""
         found = (self.path / "snapshots").glob("epoch-*")
         epochs = {path.name.removeprefix("epoch-"): path for path in found}
         return {int(n): epochs[n] for n in sorted(filter(str.isdigit, epochs), key=int)}
@@ -111,7 +111,7 @@ class RunFolder:
         """The finished or stopped run at `path`.
 
         Raises:
-            AdapterError: there is no run folder, or it holds no adapter yet.
+            AdapterError: there is no run folder, or it has no adapter yet.
         """
         folder = cls(Path(path))
         if not folder.path.is_dir():
@@ -123,7 +123,8 @@ class RunFolder:
         return folder
 
     def check_new(self) -> None:
-        """See that a run may begin here: there is nothing, or only what a dead start left.
+        """Check that a run may begin here: the folder is empty or holds only what a dead start
+        left.
 
         Raises:
             OutputError: the folder holds something.
@@ -135,7 +136,7 @@ class RunFolder:
 
     @contextmanager
     def begun(self) -> Iterator[None]:
-        """Within: the folder exists and is this process's alone to write a new run into.
+        """Within the context, the folder exists and only this process may write a new run into it.
 
         Raises:
             OutputError: it holds something, or another process writes to it.
@@ -147,7 +148,7 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Within: no other training run writes to the folder; parts of dead writers are gone.
+        """Within the context, no other training run writes to the folder; leftovers are removed.
 
         Raises:
             OutputError: another process writes to it.
@@ -158,7 +159,7 @@ class RunFolder:
             yield
 
     def forget(self) -> None:
-        """Remove a run that has come to nothing; files that are not of its start are kept."""
+        """Remove a run that failed to start; other files in the folder are kept."""
         for file in (self.metrics, self.images, self.config, self.path / LOCK):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.probe, ignore_errors=True)
@@ -169,15 +170,15 @@ class RunFolder:
         """The settings of the run.
 
         Raises:
-            AdapterError: config.yaml is missing or no YAML mapping.
+            AdapterError: config.yaml is missing or not a YAML mapping.
         """
         try:
             values = yaml.safe_load(self.config.read_text())
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise AdapterError(
-                f"{self.config}: got {reason!r}, expected the YAML that training wrote. "
-                "Put a whole copy in its place."
+                f"{self.config}: got {reason!r}, expected the YAML that training wrote. Replace "
+                "it with an intact copy."
             ) from None
         if not isinstance(values, dict):
             raise AdapterError(f"{self.config}: got no mapping, expected 'name: value' lines.")
@@ -195,10 +196,10 @@ class RunFolder:
         return data
 
     def read_summary(self) -> RunSummary | None:
-        """What came out of the run; None while it is not finished.
+        """The summary of the run; None until it is finished.
 
         Raises:
-            VituneError: summary.json is not what training writes; the text names line or key.
+            VituneError: summary.json is damaged; the text names line or key.
         """
         if not self.summary.is_file():
             return None
@@ -206,7 +207,7 @@ class RunFolder:
         return RunSummary.of(as_record(read_json(self.summary, where), where))
 
     def write_summary(self, summary: RunSummary) -> None:
-        """Write summary.json, whole or not at all."""
+        """Write summary.json atomically."""
         write_atomic(self.summary, json.dumps(summary.as_dict(), indent=2) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, with the errors that users and callers can act on."""
+"""Tensors in safetensors files, with errors that users and callers can act on."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from vitune.errors import AdapterError
 
 FULL = "os error 28"
-"""How safetensors words ENOSPC; all other failures of writing are as rare as they are different."""
+"""safetensors' text for ENOSPC; other write failures are rare and varied."""
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors in the format that PEFT, timm and transformers read.
 
     Raises:
-        OSError: the disk is full, or what else the file system says.
+        OSError: the disk is full, or another error of the file system.
     """
     with disk_errors(file):
         save_file(dict(tensors), file, metadata={"format": "pt"})
@@ -43,7 +43,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def disk_errors(file: Path) -> Iterator[None]:
-    """Within: what safetensors raises when it cannot write is an OSError, as from any writer."""
+    """Within the context, write failures of safetensors become OSErrors."""
     try:
         yield
     except SafetensorError as error:

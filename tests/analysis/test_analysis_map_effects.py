@@ -170,7 +170,7 @@ def test_runs_of_one_method_make_one_row_per_epoch(tmp_path: Path) -> None:
     assert (tmp_path / "along-training.svg").read_bytes().lstrip().startswith(b"<")
     table = map_table(record)
     assert table is not None and table.lines[0][:2] == ("lora", "epoch 0")
-    assert table.lines[2][1] == "the weights kept" and "left loss" in table.headings
+    assert table.lines[2][1] == "kept weights" and "left loss" in table.headings
     assert map_table({}) is None and map_table({"maps": [1]}) is None
 
 

@@ -93,7 +93,7 @@ def test_a_head_of_another_size_is_left_out_with_notice(
     assert backbone.num_classes == 3
     assert not logits(backbone.model).any()
     assert backbone.notices == (
-        f"The head of vit{suffix} (5 classes) was left out: 3 are asked for.",
+        f"The head of vit{suffix} (5 classes) was left out: 3 are requested.",
     )
     features = backbone.model.forward_features(torch.zeros(1, 3, PIXELS, PIXELS))
     expected = network.forward_features(torch.zeros(1, 3, PIXELS, PIXELS))
@@ -243,7 +243,7 @@ def test_pickled_code_is_not_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": network.state_dict(), "extra": Payload()}, "vit.pth")
-    with pytest.raises(BackboneError, match=r"expected a whole file of tensors only"):
+    with pytest.raises(BackboneError, match=r"expected an intact file with only tensors"):
         load_backbone(f"{ARCHITECTURE}@vit.pth", image_size=PIXELS)
     np.savez("vit.npz", **google_arrays(network), extra=np.array([Payload()], dtype=object))
     with pytest.raises(BackboneError, match=r"expected Google's ViT arrays.*allow_pickle"):

@@ -267,7 +267,7 @@ def test_places_that_hold_no_model(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=rf"expected its timm name: {tmp_path.name} without"):
         load_backbone(f"hf:{tmp_path}")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", **HF}))
-    with pytest.raises(BackboneError, match=r"whose weights could not be fetched .*OSError"):
+    with pytest.raises(BackboneError, match=r"whose weights could not be downloaded .*OSError"):
         load_backbone(f"hf:{tmp_path}")
 
 

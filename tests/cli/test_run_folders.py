@@ -31,7 +31,7 @@ class TestImagesThatTrained:
         assert run(["evaluate", str(copy)]) == 0
         told = " ".join(capsys.readouterr().out.split())
         assert "on 6 images" in told and "These images are the run's validation images" in told
-        assert "24 images that trained or validated the run are left out." in told
+        assert "24 images that were used for training or validation are left out." in told
         result = self.result(copy, f"{photos.name}-val")
         assert result["num_images"] == 6
         assert result["seen"] == {"trained": 0, "watched": 6}
@@ -48,7 +48,7 @@ class TestImagesThatTrained:
         assert run(["evaluate", str(copy), "--data", str(mixed)]) == 0
         told = " ".join(capsys.readouterr().out.split())
         assert "on 6 images" in told
-        assert "10 images that trained or validated the run are left out." in told
+        assert "10 images that were used for training or validation are left out." in told
         assert self.result(copy, "mixed-all-unseen")["num_images"] == 6
 
     def test_training_images_alone_are_refused_or_marked_everywhere(
@@ -69,14 +69,14 @@ class TestImagesThatTrained:
             shutil.copy(path, used / Path(path).parent.name / f"{number}.png")
         assert len(every) == 30 and len(table) == 24
         told = failed("evaluate", copy, "--data", used)
-        assert "got 24 that all trained this run, expected others" in told
+        assert "got 24 that were all used to train this run, expected others" in told
         assert "--including-training" in told
         assert not (copy / "evaluation").exists()
         unseen = paint(tmp_path / "unseen", 2, seed=8)
         assert run(["evaluate", str(copy), "--data", str(unseen)]) == 0
         capfd.readouterr()
         assert run(["evaluate", str(copy), "--data", str(used), "--including-training"]) == 0
-        mark = "These images trained the model: the score says nothing about new images."
+        mark = "These images were used for training: the score says nothing about new images."
         assert mark in " ".join(capfd.readouterr().out.split())
         result = self.result(copy, "used-all-including-training")
         assert result["including_training"] and result["seen"] == {"trained": 24, "watched": 0}
@@ -91,14 +91,14 @@ class TestImagesThatTrained:
         assert run(["evaluate", str(copy), "--including-training"]) == 0
         page = (copy / "report.html").read_text()
         headline = page[page.index("Top-1 accuracy,") :][:1500]
-        assert "24 of these 30 images trained the model" in headline
+        assert "24 of these 30 images were used for training" in headline
 
     def test_what_cannot_know_says_so(
         self, copy: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert run(["merge", str(copy), "--out", str(tmp_path / "merged")]) == 0
         assert run(["evaluate", str(tmp_path / "merged"), "--data", str(photos)]) == 0
-        assert "Not known whether these images trained" in capsys.readouterr().out
+        assert "Unknown whether the model was trained" in capsys.readouterr().out
         assert run(["evaluate", str(copy / "adapter"), "--data", str(photos)]) == 0
         assert "on 6 images" in capsys.readouterr().out, "the adapter's run is beside it"
 
@@ -221,7 +221,8 @@ class TestStopsAndGoesOn:
         out = tmp_path / "my run"
         told = failed(*TRAIN, "--data", photos, "--out", out, code=130)
         kept = "1 epoch is kept" if after else "0 epochs are kept"
-        assert told == f"vitune: stopped. {kept}. Go on with: vitune train --out '{out}' --resume\n"
+        command = f"vitune train --out '{out}' --resume"
+        assert told == f"vitune: stopped. {kept}. Continue with: {command}\n"
         monkeypatch.undo()
         assert run(["train", "--out", str(out), "--resume"]) == 0
         assert json.loads((out / "summary.json").read_text())["epochs"] == 2

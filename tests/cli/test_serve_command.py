@@ -25,12 +25,12 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for folder in (empty, broken / "one"):
         folder.mkdir(parents=True)
     cases = {
-        (tmp_path / "none",): "expected a folder with one sub-folder per run or adapter",
-        (empty,): "without a run or adapter in its sub-folders",
-        (broken, "--backbone", "vitune/vit_micro_patch4_32"): "none that can be served",
+        (tmp_path / "none",): "expected a folder with one subfolder per run or adapter",
+        (empty,): "without a run or adapter in its subfolders",
+        (broken, "--backbone", "vitune/vit_micro_patch4_32"): "none of which can be served",
         (empty, "--backbone", "vit_micro"): "backbone: got 'vit_micro'",
         (empty, "--cache-mib", "-1"): "--cache-mib: got -1.0, expected at least 0",
-        (empty, "--cache-mib", "1e12"): "this machine has free",
+        (empty, "--cache-mib", "1e12"): "that are free on this machine",
         (empty, "--cache-mib", "much"): "--cache-mib",
         (empty, "--port", "70000"): "--port: got 70000, expected 0 to 65535",
         (empty, "--host", "203.0.113.7"): "--port: got 8000 on '203.0.113.7'",

@@ -165,4 +165,4 @@ def test_a_class_of_one_image_can_be_trained_as_the_hint_says(
     assert "absent from validation" not in capsys.readouterr().out
     assert run(["train", *words, "--out", str(tmp_path / "held-out")]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "1 class has one image (green): trained on, but absent from validation." in told
+    assert "1 class has one image (green): used for training, absent from validation." in told

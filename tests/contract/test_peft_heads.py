@@ -66,7 +66,7 @@ def test_heads_of_other_tasks_are_named(
     make: Callable[[], nn.Module], heads: list[str], place: str, method: str
 ) -> None:
     with pytest.warns(
-        UserWarning, match=rf"frozen as they are stay {', '.join(heads)}\. Name what"
+        UserWarning, match=rf"found; {', '.join(heads)} stay frozen\. Name what"
     ):
         silent = get_peft_model(make(), config_of(method))
     places = [layer.site.name for layer in layers_of(silent)]

@@ -54,7 +54,7 @@ def test_marked_images_stay_in_training(sizes: list[int], seed: int, data: st.Da
     first, counts = np.unique(labels[~keep], return_counts=True)
     spare = sum(min(n, (labels == label).sum() - 1) for label, n in zip(first, counts, strict=True))
     if spare < 1:
-        with pytest.raises(DataError, match="none can be spared"):
+        with pytest.raises(DataError, match="none of which can be held out"):
             hold_out(labels, 0.5, seed, keep_in_train=keep)
         return
     train, val = hold_out(labels, 0.5, seed, keep_in_train=keep)
@@ -74,7 +74,7 @@ def test_the_seed_decides() -> None:
         ([0, 0, 1, 1], -0.1, r"hold-out fraction: got -0.1"),
         ([0, 0, 1, 1], 3, r"hold-out count: got 3, expected 1 to 2 of 4 images"),
         ([0, 0, 1, 1], True, r"hold-out: got True"),
-        ([0, 1, 2], 0.5, r"got 3 images of which none can be spared"),
+        ([0, 1, 2], 0.5, r"got 3 images, none of which can be held out"),
     ],
 )
 def test_amounts_out_of_range(labels: list[int], amount: float, message: str) -> None:

@@ -79,7 +79,7 @@ def test_folder_errors(class_folders: Make, picture: Make, tmp_path: Path) -> No
 def test_stray_and_empty_class_folders_are_named(class_folders: Make, picture: Make) -> None:
     root = class_folders("photos", splits=("train",))
     picture(root / "cats" / "1.png", 1)
-    with pytest.raises(DataError, match=r"got 'cats' with images beside 'train'"):
+    with pytest.raises(DataError, match=r"got 'cats' with images next to 'train'"):
         open_source(root)
     other = class_folders("other")
     (other / "cow").mkdir()

@@ -174,7 +174,7 @@ def test_a_class_lost_to_broken_images_is_named(
 def test_overlap_is_refused_or_counted(class_folders: Make, preprocessing: Preprocessing) -> None:
     root = class_folders(splits=("train", "val"))
     shutil.copy(root / "train/ant/0.png", root / "val/ant/copy.png")
-    with pytest.raises(DataError, match=r"got 1 images of val that train holds too"):
+    with pytest.raises(DataError, match=r"got 1 images of val that are also in train"):
         load_splits(root, preprocessing, seed=0)
     assert load_splits(root, preprocessing, seed=0, allow_overlap=True).num_overlapping == 1
 
@@ -260,7 +260,7 @@ def test_scoring_uses_the_models_class_order(
     both = class_folders("both", splits=("train", "test"), each=2)
     split, _ = load_labelled(both, preprocessing, classes=("ant", "bee"))
     assert split.name == "test" and len(split) == 4
-    with pytest.raises(DataError, match=r"got 'val', expected one that is there"):
+    with pytest.raises(DataError, match=r"got 'val', expected an existing split"):
         load_labelled(both, preprocessing, classes=("ant", "bee"), split="val")
     with pytest.raises(DataError, match=r"got 'bee', expected classes the model was"):
         load_labelled(open_source(flat), preprocessing, classes=("ant",))

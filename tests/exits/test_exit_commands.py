@@ -80,7 +80,7 @@ def test_the_last_exit_is_bit_for_bit_the_run(
     expected = torch.cat(list(plain.logits(split)))
     assert torch.equal(torch.cat(list(full.logits(split))), expected)
     leaving = load_run(with_exits)
-    assert leaving.exits is not None  # not calibrated: nobody leaves
+    assert leaving.exits is not None  # not calibrated: no image leaves early
     assert torch.equal(torch.cat(list(leaving.logits(split))), expected)
 
 
@@ -132,7 +132,7 @@ def test_a_budget_promises_nothing(
 ) -> None:
     words = ["--data", str(held_out), "--budget", "0.7"]
     assert run(["exits", "calibrate", str(copy), *words]) == 0
-    assert "nothing is proven of their risk" in " ".join(capsys.readouterr().out.split())
+    assert "their risk is not certified" in " ".join(capsys.readouterr().out.split())
     found = json.loads(ExitsFolder(copy).thresholds.read_text())
     assert found["certificate"] is None and found["expected"]["cost"] <= 0.7
 

@@ -116,7 +116,8 @@ def test_both_kinds_of_8_bits_are_tried_and_the_better_is_kept(exported: Path) -
     eight = [tensor for tensor in matrices if tensor.data_type == onnx.TensorProto.INT8]
     # All products within the blocks but the first q, k and v; not the classifier.
     assert len(eight) == 6 * 2 - 3
-    assert [list(m.dims) for m in matrices if m not in eight] == [[192, 192]] * 3 + [[192, len(CLASSES)]]
+    in_float = [list(matrix.dims) for matrix in matrices if matrix not in eight]
+    assert in_float == [[192, 192]] * 3 + [[192, len(CLASSES)]]
 
 
 def test_the_file_says_by_itself_what_it_is(exported: Path, trained: Path) -> None:
@@ -237,7 +238,8 @@ def test_a_runtime_that_is_not_installed_names_its_extra(
         lambda name: None if name in missing else there(name),
     )
     told = refused("export", trained, "--out", tmp_path / "out")
-    assert "without onnxruntime, expected it installed. Run: pip install 'vitune[export]'" in told
+    assert "without onnxruntime, expected it to be installed." in told
+    assert "Run: pip install 'vitune[export]'" in told
     told = refused("export", trained, "--to", "openvino", "--out", tmp_path / "out")
     assert "pip install 'vitune[openvino]'" in told
 

@@ -115,7 +115,7 @@ def test_any_method_trains_with_fewer_tokens_or_says_why_not(method: str) -> Non
     x = torch.randn(2, 3, 32, 32)
     for plan in ("drop:0.5", "merge:0.5@0"):
         if getattr(config, "needs_every_patch", False):
-            with pytest.raises(BackboneError, match="needs every patch in its place"):
+            with pytest.raises(BackboneError, match="needs every patch at its position"):
                 reduce_tokens(model, TokenPlan.parse(plan))
             continue
         reducer = reduced(model, plan)
@@ -194,7 +194,7 @@ def dense() -> nn.Module:
         (convnet, "drop:0.5", "with (no|a network without a row of) transformer blocks"),
         (masked, "drop:0.5", "called with a mask or positions"),
         (dense, "merge:0.5@0", "a network with dense outputs"),
-        (lambda: build("torchvision_vit"), "merge:0.5@0", "attention whose keys cannot be seen"),
+        (lambda: build("torchvision_vit"), "merge:0.5@0", "attention whose keys cannot be read"),
     ],
 )
 def test_a_network_that_cannot_is_refused_in_a_line(

@@ -39,8 +39,8 @@ def test_when_a_plan_acts() -> None:
         ("drop:1", r"--tokens: got 'drop:1', expected a share below 1"),
         ("drop:-0.5", r"got 'drop:-0\.5', expected keep"),
         ("drop:0.5@3", r"got 'drop:0\.5@3', expected keep"),
-        ("merge:0.5@7,3", r"expected rising block numbers"),
-        ("merge:0.5@3,3", r"expected rising block numbers"),
+        ("merge:0.5@7,3", r"expected increasing block numbers"),
+        ("merge:0.5@3,3", r"expected increasing block numbers"),
         ("merge:nan", r"expected keep, drop"),
         ("prune:0.5", r"expected keep, drop"),
     ],
@@ -64,7 +64,7 @@ def test_every_merging_removes_the_same_part() -> None:
 @pytest.mark.parametrize(
     ("text", "depth", "expected"),
     [
-        ("merge:0.6", 12, r"expected a share of at most 0\.5: one merging takes half"),
+        ("merge:0.6", 12, r"expected a share of at most 0\.5: each merging removes"),
         ("merge:0.5@11", 12, r"on 12 blocks, expected some of the blocks 0 to 10"),
         ("merge:0.5", 1, r"on 1 blocks, expected some of the blocks"),
     ],

@@ -161,7 +161,7 @@ class ShoutingConfig(HTAConfig):
     [
         (nn.Linear, "expected a subclass of MethodConfig"),
         (NamelessConfig, r"NamelessConfig without 'method', expected a text"),
-        (ShoutingConfig, r"got method 'My Method', expected small letters"),
+        (ShoutingConfig, r"got method 'My Method', expected lower-case letters"),
     ],
 )
 def test_what_is_no_method_is_refused(given: Any, text: str) -> None:
@@ -225,5 +225,6 @@ def test_a_package_that_is_being_imported_waits_for_the_first_config(
 
 def test_a_broken_package_is_passed_over_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     entry(monkeypatch, "nowhere_at_all:Config")
-    with pytest.warns(UserWarning, match=r"entry point 'mine' of nowhere_at_all:Config was passed"):
+    told = r"entry point 'mine' of nowhere_at_all:Config was skipped"
+    with pytest.warns(UserWarning, match=told):
         plugins.load_entry_points()

@@ -96,11 +96,11 @@ CLEAR = gap("linear", "rlrr", -0.25, low=-0.3, high=-0.2)
 @pytest.mark.parametrize(
     ("differences", "highlighted", "told"),
     [
-        ([CLEAR], 1, "RLRR is above every other method by more than chance."),
-        ([CLEAR | {"p_value": 0.2}], 0, "No method is above all others by more than chance."),
-        ([gap("rlrr", "linear", 0.002, low=-0.01, high=0.014)], 0, "No method is above all"),
-        ([gap("rlrr", "linear", 0.002, p_value=0.01)], 1, "RLRR is above every other method"),
-        ([gap("rlrr", "linear", 0.002)], 0, "No method is above all others"),
+        ([CLEAR], 1, "RLRR is better than every other method by more than chance."),
+        ([CLEAR | {"p_value": 0.2}], 0, "No method is better than all others by more than chance."),
+        ([gap("rlrr", "linear", 0.002, low=-0.01, high=0.014)], 0, "No method is better than all"),
+        ([gap("rlrr", "linear", 0.002, p_value=0.01)], 1, "RLRR is better than every other method"),
+        ([gap("rlrr", "linear", 0.002)], 0, "No method is better than all others"),
     ],
 )
 def test_only_a_lead_beyond_chance_is_highlighted(
@@ -135,7 +135,7 @@ def test_a_lead_over_some_but_not_all_is_no_lead(tmp_path: Path, page_of: Parser
 def test_time_by_the_clock_is_told_and_not_drawn(tmp_path: Path, page_of: Parser) -> None:
     entries = [{k: v for k, v in entry.items() if k != "cpu_seconds"} for entry in (LINEAR, RLRR)]
     page = page_of(write_comparison(entries, tmp_path / "x.html"))
-    assert "Time by the clock" in page.text and "3 min 11 s" in page.text
+    assert "Wall-clock time" in page.text and "3 min 11 s" in page.text
     assert page.count("g", "dot") == 2 and "processor" not in page.text.lower()
 
 

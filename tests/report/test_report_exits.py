@@ -55,7 +55,7 @@ def test_the_page_tells_exits_rivals_and_certificate(
     for text in (
         "Certified: at most 2.0 % of images", "probability 95.0 % (1,197 images)", "1.25 %",
         "Accuracy against time", "2.125 ms per image", "60.0 % left at exit 2",
-        "Left first, and surest", "&lt;b&gt;dog&lt;/b&gt;",
+        "Left first, most confident", "&lt;b&gt;dog&lt;/b&gt;",
     ):  # fmt: skip
         assert text in html, text
     assert "calibrated on. Score others" not in html
@@ -64,8 +64,8 @@ def test_the_page_tells_exits_rivals_and_certificate(
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"certificate": None, "budget": 0.6}, "mean cost of 0.6: nothing is proven"),
-        ({"certificate": None, "is_calibrated": False}, "not calibrated: nobody leaves early"),
+        ({"certificate": None, "budget": 0.6}, "mean cost of 0.6: their risk is not certified"),
+        ({"certificate": None, "is_calibrated": False}, "not calibrated: no image leaves early"),
         ({"on_calibration_images": True}, "Score others to check the certificate"),
     ],
 )

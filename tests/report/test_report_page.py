@@ -107,7 +107,7 @@ def test_confusion_cells_carry_the_counts(run_dir: Maker, page_of: Parser) -> No
     page = page_of(write_report(run_dir(evaluations=[evaluation(ANIMALS)])))
     titles = [data for tag, data in page.texts if tag == "title"]
     assert "cat: 16 of 20 recognised (80.0\xa0%)" in titles
-    assert "owl: 1 of 20 taken for dog (5.0\xa0%)" in titles
+    assert "owl: 1 of 20 predicted as dog (5.0\xa0%)" in titles
     assert page.count("g", "wrong") == 6
 
 
@@ -199,7 +199,7 @@ def test_an_evaluation_may_lack_a_part(run_dir: Maker, page_of: Parser, gone: st
 def test_one_epoch_shows_figures_instead_of_curves(run_dir: Maker, page_of: Parser) -> None:
     page = page_of(write_report(run_dir(epochs=[epoch_line(1)])))
     assert page.count("path", "curve") == 0
-    assert "One epoch draws no curve" in page.text
+    assert "A single epoch gives no curve" in page.text
     assert "412.5" in page.text
 
 
@@ -258,7 +258,7 @@ def test_odd_names_survive(run_dir: Maker, page_of: Parser) -> None:
     assert "? broken" in page.text
 
 
-def test_mistakes_come_surest_first_with_their_pictures(run_dir: Maker, page_of: Parser) -> None:
+def test_most_confident_mistakes_come_first_with_pictures(run_dir: Maker, page_of: Parser) -> None:
     found = evaluation(ANIMALS)
     page = page_of(write_report(run_dir(evaluations=[found])))
     shown = re.findall(r"says dog, (\S+) % is cat", page.text)
@@ -267,7 +267,7 @@ def test_mistakes_come_surest_first_with_their_pictures(run_dir: Maker, page_of:
     assert page.count("div", "no-picture") == 2
     found["mistakes"] *= 20
     text = page_of(write_report(run_dir(evaluations=[found]))).text
-    assert "The 48 surest of 80." in text
+    assert "The 48 most confident of 80." in text
 
 
 def test_commands_quote_the_folder_and_skip_what_cannot_be(

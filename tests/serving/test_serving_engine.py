@@ -238,7 +238,7 @@ def test_what_cannot_be_served_is_listed_with_the_reason_and_harms_nobody(
 
 def test_merged_models_are_refused(adapters: Path, tmp_path: Path) -> None:
     merge_run(adapters / "rocks", tmp_path / "merged")
-    with pytest.raises(AdapterError, match="without a run or adapter in its sub-folders"):
+    with pytest.raises(AdapterError, match="without a run or adapter in its subfolders"):
         Engine(tmp_path, EngineSettings(**QUIET))
 
 
@@ -282,7 +282,7 @@ def test_an_empty_folder_can_be_started_with_a_backbone(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (png()[:200], "expected a whole image file"),
+        (png()[:200], "expected a intact image file"),
         (b"<svg/>", "no kind of image that is read"),
         (b"", "no kind of image that is read"),
         (png(size=(3000, 10)), "got 0.0 megapixels, expected at most 0.01"),

@@ -138,7 +138,7 @@ def test_names_are_looked_up_and_never_joined_to_a_path(
 @pytest.mark.parametrize(
     ("form", "status", "reason"),
     [
-        ({"images": [("x.png", png()[:300])]}, 422, "image 'x.png': got .* whole image file"),
+        ({"images": [("x.png", png()[:300])]}, 422, "image 'x.png': got .* intact image file"),
         ({"images": [("x.txt", b"hello")]}, 422, "no kind of image that is read"),
         ({"images": [("x.png", png())] * 5}, 413, "got 5, expected at most 4 at once"),
         ({"images": []}, 422, "images"),
@@ -214,7 +214,7 @@ def test_uploads_that_are_held_at_once_are_bounded(client: Callable[..., TestCli
     app = create_app(Lasting(None), GuardSettings(max_held_mib=1, max_upload_mib=1))  # type: ignore[arg-type]
     app.app.held = 2 * 2**20
     refused = TestClient(app).get("/healthz")
-    assert refused.status_code == 503 and "more uploads than it holds" in refused.text
+    assert refused.status_code == 503 and "more concurrent uploads than it can hold" in refused.text
 
 
 @pytest.fixture(scope="module")

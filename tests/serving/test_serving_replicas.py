@@ -61,7 +61,7 @@ def test_a_mistake_is_told_as_it_was_and_not_sent_again() -> None:
 
 def test_replicas_that_never_come_back_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "PAUSE_S", 0.0)
-    with pytest.raises(VituneError, match="got no replica that lives in 60 attempts"):
+    with pytest.raises(VituneError, match="got no living replica in 60 attempts"):
         asyncio.run(service(*[DiedError()] * 60).predict("rocks", []))
 
 

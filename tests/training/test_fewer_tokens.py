@@ -69,7 +69,7 @@ def test_images_are_predicted_with_merged_tokens_and_exits_refused(
     assert len(told) == len(images) and {row.classes[0] for row in told} <= set(loaded.classes)
     page = (out / "report.html").read_text()
     assert MERGED in page and "custom" in page
-    with pytest.raises(VituneError, match=r"--tokens merge:0\.5@1, expected one that sees every"):
+    with pytest.raises(VituneError, match=r"--tokens merge:0\.5@1, expected one that keeps every"):
         add_exits(out, [1], tmp_path / "exits")
 
 
@@ -136,7 +136,7 @@ REFUSED = {
     "--tokens drop:2": "--tokens: got 'drop:2', expected a share below 1",
     "--tokens merge:0.9": "--tokens: got 'merge:0.9', expected a share of at most 0.5",
     "--tokens drop:0.5 --backbone test_resnet@FILE": "--tokens: got 'drop:0.5' with",
-    "--tokens merge:0.5 --method moppa": "needs every patch in its place",
+    "--tokens merge:0.5 --method moppa": "needs every patch at its position",
 }
 
 

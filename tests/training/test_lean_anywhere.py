@@ -158,5 +158,5 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         vitune.lean_step().for_lightning()
     from vitune.training.lean_anywhere import network_in
 
-    with pytest.raises(VituneError, match=r"got Sequential without a network that is recognised"):
+    with pytest.raises(VituneError, match=r"got Sequential without a recognised network"):
         network_in(nn.Sequential(nn.Linear(2, 2)))

@@ -102,7 +102,7 @@ def test_a_noise_box_lies_in_the_share_of_images_asked_for() -> None:
 
 
 def test_sgd_needs_a_rate() -> None:
-    with pytest.raises(VituneError, match="--optimiser: got 'sgd' without a rate, expected --lr"):
+    with pytest.raises(VituneError, match="--optimiser: got 'sgd' without a learning rate"):
         trained(optimiser="sgd")
     seen = trained(optimiser="sgd", lr=0.5, momentum=0.7, weight_decay=0.01)
     (group, *_) = seen.loop.raw_optimiser.param_groups

@@ -260,7 +260,7 @@ def test_a_run_on_all_images_has_none_to_choose_on(tmp_path: Path) -> None:
     ("given", "told"),
     [
         ({"lr": 0.5}, r"--resume: got lr=0\.5, expected the run's own 0\."),
-        ({"epochs": 1}, r"--epochs: got 1, expected at least the 2 that the run has done"),
+        ({"epochs": 1}, r"--epochs: got 1, expected at least the 2 that the run has already done"),
         ({"objective_args": {"pace_sigma": 3}}, r"got objective_args=\{'pace_sigma': 3\}"),
         ({"precision": "fp16"}, "got precision='fp16', expected the run's own"),
         ({"data": "demo:digits"}, "--resume: got other images than the run began with: .* new"),

@@ -1,8 +1,8 @@
-"""The SVD view of an adaptation, and what it kept of the base; for any method.
+"""The SVD view of an adaptation, and how much of the base it kept; for any method.
 
 `spectrum(model)` measures the weights, `measure_retention(model, images)` the features, and
-`write_spectrum` puts both into files and plots. `map_effects` sums up by method what was done to
-left basis, spectrum and right basis, along training where a run kept snapshots.
+`write_spectrum` puts both into files and plots. `map_effects` summarises by method what was done to
+left basis, spectrum and right basis, also during training if a run kept snapshots.
 """
 
 from vitune.analysis.intruders import AUTHORS, IntruderRule

@@ -1,4 +1,4 @@
-"""The depth of a module: which of the network's blocks it stands in."""
+"""The depth of a module: the network's block that contains it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def block_names(network: nn.Module, sites: Iterable[Site]) -> list[str]:
     """Names of the blocks in order of depth.
 
     A convolutional network has no block sites; there the innermost modules around its convolutions
-    count, lists of layers (a shortcut's convolution and norm) passed over.
+    count, skipping lists of layers (a shortcut's convolution and norm).
     """
     sites = tuple(sites)
     blocks = [site.name for site in sites if site.role == "block"]
@@ -24,7 +24,7 @@ def block_names(network: nn.Module, sites: Iterable[Site]) -> list[str]:
 
 
 def depth_of(module: str, blocks: Sequence[str]) -> int | None:
-    """Index of the block that is the module or holds it, None outside all blocks."""
+    """Index of the block that is or contains the module; None outside all blocks."""
     inside = f"{module}."
     return next((index for index, name in enumerate(blocks) if inside.startswith(f"{name}.")), None)
 

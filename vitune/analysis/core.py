@@ -17,17 +17,17 @@ class Core:
     """How ΔW = U C Vᵀ + rest is spread over the singular terms σ_j u_j v_jᵀ of W.
 
     Every share is of ‖ΔW‖_F², so that `diagonal` + `off_diagonal` + `outside` = 1. To first order
-    a diagonal entry C_jj changes the singular value σ_j and no vector, and an entry C_ij off it
-    turns u_j towards u_i and v_i towards v_j, both the more the nearer σ_i and σ_j are, and changes
-    no value.
+    a diagonal entry C_jj changes the singular value σ_j and no vector, and an off-diagonal entry
+    C_ij rotates u_j towards u_i and v_i towards v_j, more strongly the closer σ_i and σ_j are, and
+    changes no value.
 
     Args:
-        diagonal: Σ_j C_jj²: changes the spectrum. A direction at random gives 1 / max(out, in).
-        off_diagonal: Σ_{i≠j} C_ij²: turns the bases within what W spans.
-        outside: what leads out of the spans of U and V; a matrix that is not square, or not of
-            full rank, leaves room for it.
-        leading: Σ_{i,j ≤ 8} C_ij²: how much of the change is among the leading terms. A direction
-            at random gives 64 / (out · in).
+        diagonal: Σ_j C_jj²: changes the spectrum. A random direction gives 1 / max(out, in).
+        off_diagonal: Σ_{i≠j} C_ij²: rotates the bases within the span of W.
+        outside: the part outside the spans of U and V; possible if a matrix is not square or not of
+            full rank.
+        leading: Σ_{i,j ≤ 8} C_ij²: how much of the change is among the leading terms. A random
+            direction gives 64 / (out · in).
         size: ‖C‖_F / ‖W‖_F.
     """
 
@@ -39,14 +39,14 @@ class Core:
 
 
 def core_of(svd: Decomposition, delta: Tensor) -> Core | None:
-    """The core of a change; None where nothing changed or the decomposition is not whole.
+    """The core of a change; None if nothing changed or the decomposition is not complete.
 
     Only terms with σ_j above rounding count as W's own.
 
     Shapes: delta (o, i).
 
-    Source: the argument of RLRR (CVPR 2024) section 3.2, which writes what each method does to the
-        terms of W, made a number. The paper writes x W, so that its left is this right.
+    Source: the argument of RLRR (CVPR 2024) section 3.2, which describes what each method does to
+        the terms of W, here as a number. The paper writes x W, so its left is our right.
     """
     total = float(delta.square().sum())
     if not svd.exact or total == 0:

@@ -1,4 +1,4 @@
-"""Singular value decompositions: exact where that is affordable, randomised with a stated error."""
+"""Singular value decompositions: exact if affordable, else randomised with a stated error."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ POWER_ITERATIONS = 8
 
 @dataclass(frozen=True)
 class Decomposition:
-    """A ≈ U diag(σ) Vᵀ with σ in falling order, all of it or its leading part.
+    """A ≈ U diag(σ) Vᵀ with σ in descending order, complete or the leading part.
 
     Shapes: left U (o, r), values σ (r,), right V (i, r), residuals (r,).
 
     Args:
         residuals: per triplet sqrt(‖A v − σ u‖² + ‖Aᵀ u − σ v‖²), in the units of A; zeros where
             the decomposition is exact.
-        total_energy: ‖A‖_F², the sum over all σ², those that were not computed included.
-        exact: all min(o, i) triplets were computed by a direct method.
+        total_energy: ‖A‖_F², the sum over all σ², including those not computed.
+        exact: whether all min(o, i) triplets were computed by a direct method.
     """
 
     left: Tensor
@@ -34,7 +34,7 @@ class Decomposition:
 
     @property
     def rank(self) -> int:
-        """How many values stand above rounding: σ_j > σ_1 · max(o, i) · ε."""
+        """How many values are above rounding: σ_j > σ_1 · max(o, i) · ε."""
         if self.values.numel() == 0 or self.values[0] == 0:
             return 0
         longest = max(self.left.shape[0], self.right.shape[0])
@@ -43,10 +43,10 @@ class Decomposition:
 
     @property
     def errors(self) -> Tensor:
-        """How far the vectors of each triplet may be off, radians: asin(residual / gap), else π/2.
+        """The largest error of each triplet's vectors in radians: asin(residual / gap), else π/2.
 
-        The gap is the distance of σ_j to its neighbours less what those may be off themselves; the
-        last triplet's next value is not known. Zeros where the decomposition is exact.
+        The gap is the distance of σ_j to its neighbours minus their own possible error; the last
+        triplet's next value is unknown. Zeros if the decomposition is exact.
 
         Shapes: result (r,).
 
@@ -62,7 +62,7 @@ class Decomposition:
         return shares.clamp(0, 1).asin()
 
     def energy_rank(self, energy: float) -> int | None:
-        """Smallest k with σ_1² + … + σ_k² ≥ energy · ‖A‖_F²; None where too few are known."""
+        """Smallest k with σ_1² + … + σ_k² ≥ energy · ‖A‖_F²; None if too few are known."""
         if self.total_energy == 0:
             return None
         known = self.values if self.exact else self.values[:-1]
@@ -71,13 +71,13 @@ class Decomposition:
         return int(enough[0]) + 1 if len(enough) else None
 
     def gap(self, k: int) -> float:
-        """σ_k − σ_{k+1}; σ_k itself where k is all there can be."""
+        """σ_k − σ_{k+1}; σ_k itself if k is the largest possible."""
         following = self.values[k] if k < len(self.values) else torch.zeros(())
         return float(self.values[k - 1] - following)
 
 
 def singular_values(matrix: Tensor) -> Tensor:
-    """All singular values, falling; wide matrices are transposed, which is faster.
+    """All singular values, descending; wide matrices are transposed, which is faster.
 
     Shapes: matrix (o, i); result (min(o, i),).
     """
@@ -102,8 +102,8 @@ def decompose(matrix: Tensor) -> Decomposition:
 def decompose_top(matrix: Tensor, rank: int, *, seed: int = 0) -> Decomposition:
     """The `rank` leading triplets by subspace iteration from a random start, with residuals.
 
-    The global random state is not used. A small residual says that a true singular value lies that
-    near to σ_j; how near the vectors are depends on the gap as well.
+    The global random state is not used. A small residual means that a true singular value is that
+    close to σ_j; the error of the vectors also depends on the gap.
 
     Shapes: matrix (o, i).
 

@@ -21,7 +21,7 @@ Features = dict[str, Tensor]
 """Block name -> (b, d), in order of depth."""
 
 HEAD_INPUT = "head input"
-"""Key of what the head is fed."""
+"""Key of the head's input."""
 
 
 @contextmanager
@@ -31,12 +31,12 @@ def recording(network: nn.Module, with_head: bool) -> Iterator[Callable[[Tensor]
     Args:
         network: a plain or PEFT network with block sites; a convolutional one without them is
             read at the modules around its convolutions.
-        with_head: also record what the network's head is fed, under HEAD_INPUT; the output where
-            the network has no head.
+        with_head: also record the input of the network's head, under HEAD_INPUT; the output if the
+            network has no head.
 
     Raises:
         BackboneError: no blocks are recognised.
-        VituneError: when called, for `with_head` on a network whose output is no (b, d) tensor.
+        VituneError: when called, for `with_head` on a network whose output is not a (b, d) tensor.
     """
     from_token = has_class_token(network)
     found: Features = {}
@@ -78,19 +78,19 @@ def _keep(
     inputs: Any,
     output: Any,
 ) -> None:
-    """The forward hook: one vector an image."""
+    """The forward hook: one vector per image."""
     first = output[0] if isinstance(output, tuple) else output
     found[name] = feature(first, from_token, channels_first).float().cpu()
 
 
 def _clean(network: nn.Module, name: str) -> str:
-    """A module's name without the steps that PEFT puts into it."""
+    """A module's name without the parts that PEFT adds."""
     below = name.removeprefix(root_prefix(network)).removeprefix(".")
     return ".".join(step for step in below.split(".") if step not in WRAPPED)
 
 
 def feature(output: Tensor, from_token: bool, channels_first: bool) -> Tensor:
-    """One vector an image: the first token, or the mean over tokens or positions.
+    """One vector per image: the first token, or the mean over tokens or positions.
 
     Shapes: output (b, n, d), (b, h, w, d), or (b, d, h, w) with `channels_first`; result (b, d).
     """
@@ -102,7 +102,7 @@ def feature(output: Tensor, from_token: bool, channels_first: bool) -> Tensor:
 
 
 def has_class_token(network: nn.Module) -> bool:
-    """Whether one of the network's parameters is called as class tokens are (CLASS_TOKENS)."""
+    """Whether one of the network's parameters has the name of a class token (CLASS_TOKENS)."""
     names = (name.split(".") for name, _ in network.named_parameters())
     return any(not set(CLASS_TOKENS).isdisjoint(steps) for steps in names)
 

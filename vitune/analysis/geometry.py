@@ -1,4 +1,4 @@
-"""Small figures on matrices and subspaces: angles, orthogonality, ranks, relative distance."""
+"""Measures of matrices and subspaces: angles, orthogonality, ranks, relative distance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def relative_deviation(before: Tensor, after: Tensor) -> float | None:
-    """‖after − before‖ / ‖before‖ over all entries; None where only `before` is zero.
+    """‖after − before‖ / ‖before‖ over all entries; None if only `before` is zero.
 
     Shapes: any, equal.
     """
@@ -40,7 +40,7 @@ def principal_angles(first: Tensor, second: Tensor) -> Tensor:
 def basis_loss(columns: Tensor) -> float:
     """sqrt(Σ_{i≠j} cos²(c_i, c_j) / Σ_ij cos²(c_i, c_j)): 0 for orthogonal columns.
 
-    Shapes: columns (n, k); a column of zeros counts as orthogonal to all.
+    Shapes: columns (n, k); a zero column counts as orthogonal to all.
     """
     scaled = torch.nn.functional.normalize(columns, dim=0, eps=torch.finfo(columns.dtype).tiny)
     squares = (scaled.T @ scaled).square()  # (k, k)

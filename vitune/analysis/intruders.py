@@ -20,8 +20,8 @@ class IntruderRule:
 
     Args:
         cosine: in (0, 1].
-        side: which singular vectors a summary adds up: "left" (outputs), "right" (inputs), "both".
-        num_vectors: only u'_1 … u'_n are asked, since the order and the direction of those with
+        side: which singular vectors a summary counts: "left" (outputs), "right" (inputs), "both".
+        num_vectors: only u'_1 … u'_n are checked, because the order and direction of vectors with
             nearly equal σ mean little.
 
     Raises:
@@ -55,9 +55,9 @@ class Intruders:
     """How many leading singular vectors after training resemble none from before.
 
     Args:
-        left: how many of u'_1 … u'_n, n = `num_checked`, are such; `right` the same for v'.
+        left: how many of u'_1 … u'_n, n = `num_checked`, are intruders; `right` the same for v'.
         num_checked: min(`IntruderRule.num_vectors`, rank of W').
-        cosine: below which a vector counted.
+        cosine: the limit below which a vector counts.
     """
 
     left: int
@@ -75,9 +75,9 @@ def count_intruders(
 ) -> Intruders:
     """The intruders of W' against W; the same number whether the decompositions are exact or not.
 
-    From leading triplets alone a vector is known to be no intruder where it resembles a known old
-    one by more than both may be off. Any other would have to be compared with all old vectors:
-    then both matrices are decomposed in full, which takes some ten times as long.
+    From leading triplets alone, a vector is known not to be an intruder if it resembles a known old
+    one by more than the error of both. Any other must be compared with all old vectors: then both
+    matrices are decomposed in full, which takes some ten times as long.
 
     Shapes: before, after (o, i).
     """
@@ -103,7 +103,7 @@ def _count(old: Tensor, new: Tensor, cosine: float) -> int:
 
 
 def _all_resemble(old: Decomposition, new: Decomposition, checked: int, cosine: float) -> bool:
-    """Whether every leading new vector surely resembles one of the old vectors that are known."""
+    """Whether every leading new vector certainly resembles one of the known old vectors."""
     slack = old.errors[:, None] + new.errors[None, :checked]  # (r, checked)
     for first, second in ((old.left, new.left), (old.right, new.right)):
         angles = (first.T @ second[:, :checked]).abs().clamp(max=1).acos() + slack

@@ -12,7 +12,7 @@ from vitune.analysis.plot_style import heading, new_figure, run_style, svg
 from vitune.analysis.spectrum_report import DRIFT_K, RoleSummary
 from vitune.errors import VituneError
 
-TURN = f"turn of top {DRIFT_K}"
+TURN = f"rotation of top {DRIFT_K}"
 FIGURES: Mapping[str, tuple[str, str]] = {
     "relative_deviation": ("weight", "‖ΔW‖ / ‖W‖"),
     "left_loss": ("left basis", "lost orthogonality"),
@@ -25,21 +25,21 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "core_outside": ("core UᵀΔWV", "outside"),
     "core_leading": ("core UᵀΔWV", f"among the first {DRIFT_K}"),
 }
-"""Field of `RoleSummary` -> what it is a figure of, and which."""
+"""Field of `RoleSummary` -> the part it describes, and its heading."""
 
 DRAWN = ("left_loss", "spectrum_distortion", "right_loss", "core_diagonal")
 
 
 @dataclass(frozen=True)
 class MapEffect:
-    """One method at one point of training.
+    """One method at one point in training.
 
     Args:
         method: its label.
         epoch: epochs done, 0 before the first step; None for the weights that a run keeps.
-        num_runs: how many runs (seeds, data sets) the figures are means over.
-        means: by the names of FIGURES; each the mean over a run's changed matrices, then over
-            runs. None where no run has the figure.
+        num_runs: how many runs (seeds, data sets) are averaged.
+        means: by the names of FIGURES; each the mean over a run's changed matrices, then over runs.
+            None if no run has the figure.
         stds: sample standard deviations over runs; None for fewer than two.
     """
 
@@ -51,7 +51,7 @@ class MapEffect:
 
     @property
     def label(self) -> str:
-        """The method, and the epoch where it is not the end."""
+        """The method, and the epoch unless it is the end."""
         return self.method if self.epoch is None else f"{self.method}, epoch {self.epoch}"
 
 
@@ -60,7 +60,7 @@ Measured = tuple[str, int | None, RoleSummary]
 
 
 def map_effects(measured: Sequence[Measured]) -> tuple[MapEffect, ...]:
-    """One row per method and epoch, runs of the same method taken together.
+    """One row per method and epoch, with runs of the same method combined.
 
     Raises:
         VituneError: nothing was measured.
@@ -77,7 +77,7 @@ def map_effects(measured: Sequence[Measured]) -> tuple[MapEffect, ...]:
 
 
 def effect_cells(effects: Sequence[MapEffect]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and lines of text: shares and ratios in per cent, turns in degrees."""
+    """Headings and lines of text: shares and ratios in percent, rotations in degrees."""
     heads = ("method", *(f"{part}: {name}" for part, name in FIGURES.values()))
     return heads, [(effect.label, *(_cell(effect, key) for key in FIGURES)) for effect in effects]
 
@@ -97,7 +97,7 @@ def effect_records(effects: Sequence[MapEffect]) -> list[dict[str, Any]]:
 
 
 def along_training_plot(effects: Sequence[MapEffect]) -> bytes:
-    """Left loss, spectrum, right loss and the core's diagonal over epochs, a line per method.
+    """Left loss, spectrum, right loss and the core's diagonal over epochs, one line per method.
 
     Raises:
         VituneError: no method has figures at two epochs.
@@ -139,7 +139,7 @@ def _effect(method: str, epoch: int | None, runs: Sequence[RoleSummary]) -> MapE
 
 
 def _cell(effect: MapEffect, key: str) -> str:
-    """Three digits, and the spread over runs to as many places."""
+    """Three digits, and the spread over runs with the same number of decimals."""
     mean, std = effect.means[key], effect.stds[key]
     if mean is None:
         return "–"

@@ -1,4 +1,4 @@
-"""Every weight that an adaptation changed, before and after, from a model or from two of them."""
+"""Every weight that an adaptation changed, before and after, from one model or two."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class WeightPair:
         role: the site's role; a part of a fused q, k, v has the role q, k or v; OTHER elsewhere.
         block: index over depth, None outside blocks.
         part: which part of a fused linear: "q", "k", "v", or "1", "2" for a fused gate and up
-            projection; None where the weight is whole.
+            projection; None for a whole weight.
     """
 
     name: str
@@ -54,9 +54,9 @@ class WeightPairs:
 
     Args:
         pairs: matrices and vectors.
-        num_unchanged: matrices outside the head, counted by part, that are the same bit for bit.
+        num_unchanged: matrices outside the head, counted by part, that are bit-identical.
         num_unmergeable: adapted modules that do more than change a weight and give no pair.
-        note: what the pairs leave out, in sentences; "" where there is nothing to say.
+        note: what the pairs leave out, in sentences, or "".
     """
 
     pairs: tuple[WeightPair, ...]
@@ -72,20 +72,20 @@ class WeightPairs:
 
 
 def weight_pairs(model: nn.Module, tuned: nn.Module | None = None) -> WeightPairs:
-    """The weights of a network without and with its adapters, where they differ.
+    """The differing weights of a network without and with its adapters.
 
     `weight_pairs(peft_model)` compares the base that the adapters stand on with a copy into which
     the active adapters are merged, in float64, so that the pair shows the method's own change and
-    not the rounding of storing it. `weight_pairs(base, tuned)` compares two networks: plain ones
+    not the rounding of its storage. `weight_pairs(base, tuned)` compares two networks: plain ones
     (merged, or fully fine-tuned) as they are, a PEFT model as base without and as tuned with its
     adapters. The classifier head is left out; the models are not changed. For methods that rewrite
-    the base when they start (PiSSA, OLoRA), give the pre-trained network as `model`.
+    the base at initialisation (PiSSA, OLoRA), pass the pre-trained network as `model`.
 
     Layers that cannot be merged (prompts, bottleneck adapters) give no pair; the note says so.
     Needs memory for one copy of the network and one more in float64.
 
     Raises:
-        AdapterError: two networks that do not have the same weights outside the head.
+        AdapterError: two networks that have different sets of weights outside the head.
     """
     before, after = model, model if tuned is None else tuned
     base = _without_adapters(before) if _is_peft(before) else before
@@ -94,7 +94,7 @@ def weight_pairs(model: nn.Module, tuned: nn.Module | None = None) -> WeightPair
         sites = find_sites(base)
     except BackboneError:
         sites = ()
-        notes.append("No block of this network is recognised, so that all roles are 'other'.")
+        notes.append("No block of this network is recognised, so all roles are 'other'.")
     pairs, num_unchanged = _changed(base, merged, sites)
     if not pairs and not notes:
         notes.append("No weight differs from the base.")
@@ -115,7 +115,7 @@ def tuner_layers(model: nn.Module) -> list[Any]:
 
 
 def _without_adapters(model: nn.Module) -> nn.Module:
-    """A copy of the network under the adapters; adapters merged in before are taken out again."""
+    """A copy of the network under the adapters; previously merged adapters are removed again."""
     from peft.utils.other import ModulesToSaveWrapper
 
     network = copy.deepcopy(model).cpu()
@@ -131,7 +131,7 @@ def _without_adapters(model: nn.Module) -> nn.Module:
 
 
 def _merged(model: nn.Module) -> tuple[nn.Module, int, list[str]]:
-    """A float64 copy with every layer merged that can be, the number of the others, and notes."""
+    """A float64 copy with every mergeable layer merged, the number of the others, and notes."""
     network = copy.deepcopy(model).cpu().double()
     layers, notes = tuner_layers(network), []
     if not layers:
@@ -148,8 +148,8 @@ def _merged(model: nn.Module) -> tuple[nn.Module, int, list[str]]:
             refused[type(layer).__name__] += 1
     for kind, number in refused.items():
         notes.append(
-            f"{number} of {len(layers)} adapted modules cannot be merged ({kind}), since they do "
-            "more than change a weight: they give no figures here."
+            f"{number} of {len(layers)} adapted modules cannot be merged ({kind}), because they "
+            "do more than change a weight: they have no figures here."
         )
     return _unloaded(network), refused.total(), notes
 
@@ -166,7 +166,7 @@ def _unloaded(model: Any) -> nn.Module:
 def _changed(
     base: nn.Module, tuned: nn.Module, sites: tuple[Site, ...]
 ) -> tuple[list[WeightPair], int]:
-    """The weights that differ, and how many matrices do not."""
+    """The weights that differ, and the number of matrices that do not."""
     heads = tuple(f"{name}." for name in (*head_names(base), *head_names(tuned)))
     old = {name: p for name, p in base.named_parameters() if not name.startswith(heads)}
     new = {name: p for name, p in tuned.named_parameters() if not name.startswith(heads)}
@@ -185,7 +185,7 @@ def _changed(
 
 
 def _check_same(old: dict[str, nn.Parameter], new: dict[str, nn.Parameter]) -> None:
-    """Same names and shapes, but for vectors that merging may give to a layer without them."""
+    """Refuse different names and shapes, except vectors that merging may add to a layer."""
     odd = sorted(old.keys() - new.keys())
     odd += sorted(name for name in new.keys() - old.keys() if new[name].ndim != 1)
     odd += sorted(name for name in old.keys() & new.keys() if old[name].shape != new[name].shape)
@@ -197,7 +197,7 @@ def _check_same(old: dict[str, nn.Parameter], new: dict[str, nn.Parameter]) -> N
 
 
 def _neutral(name: str, after: Tensor) -> Tensor:
-    """What an absent vector stands for: a bias of zeros, a norm's weight of ones."""
+    """The value of a missing vector: zeros for a bias, ones for a norm's weight."""
     return torch.zeros_like(after) if name.endswith("bias") else torch.ones_like(after)
 
 

@@ -1,4 +1,4 @@
-"""The look that all plots of the analysis share: SVG whose colours follow light and dark mode."""
+"""The common style of the analysis plots: SVG whose colours follow light and dark mode."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LETTERS_PER_INCH = 8.5
-"""How many bold letters of a heading fit an inch."""
+"""How many bold letters of a heading fit into an inch."""
 
 NUM_SHADES = 12
 ON_WHITE, ON_BLACK = (0.0, 0.9), (0.25, 1.0)
-"""The part of viridis that shows depth: without its palest end on white, its darkest on black."""
+"""The part of viridis used for depth: without the palest end for white, the darkest for black."""
 
 _DARK: dict[str, str] = {}
-"""For every colour that is drawn, the one that takes its place in dark mode."""
+"""For every drawn colour, its replacement in dark mode."""
 
 
 def themed(light: str, dark: str) -> str:
@@ -44,7 +44,7 @@ RUN_COLOURS = tuple(
         ("#1A1A1A", "#F4F4F4"),
     )
 )  # fmt: skip
-"""Okabe and Ito's colours, told apart with every kind of colour vision; yellow is left out."""
+"""Okabe and Ito's colours, distinguishable with every kind of colour vision; without yellow."""
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -78,7 +78,7 @@ _FONTS = "'DejaVu Sans', Verdana, 'Segoe UI', system-ui, sans-serif"
 
 @contextmanager
 def new_figure(width: float, height: float) -> Iterator[Any]:
-    """A matplotlib figure in the shared look, sizes in inches; no window and no global state."""
+    """A matplotlib figure in the common style, sizes in inches; no window and no global state."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -89,15 +89,15 @@ def new_figure(width: float, height: float) -> Iterator[Any]:
 def svg(figure: Any) -> bytes:
     """The figure as the bytes of an SVG file: plain for any program, dark where the reader is.
 
-    Colours stand in the file as they are on white; a style sheet changes each for its partner in
-    dark mode, so that a program that knows no style sheets still draws the light picture.
+    Colours in the file are those for white; a style sheet replaces each in dark mode, so that a
+    program without style sheets still draws the light picture.
     """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     content = io.StringIO()
     FigureCanvasSVG(figure).print_figure(content, format="svg", metadata={"Date": None})
     text = content.getvalue().replace("'DejaVu Sans'", _FONTS)
-    text = text[text.index("<svg") :]  # without the address of a document type nobody reads
+    text = text[text.index("<svg") :]  # without the address of an unused document type
     used = sorted(set(re.findall(r"#[0-9a-f]{6}\b", text)) & _DARK.keys())
     rules = "".join(
         f'[style*="{part}: {colour}"]{{{part}:{_DARK[colour]}!important}}'
@@ -111,7 +111,7 @@ def svg(figure: Any) -> bytes:
 
 
 def heading(figure: Any, title: str) -> None:
-    """What one sees, over the whole figure, flush left and broken where it would not fit."""
+    """Write the heading over the whole figure, flush left and wrapped to fit."""
     letters = int(figure.get_figwidth() * LETTERS_PER_INCH)
     figure.suptitle(textwrap.fill(title, letters), x=0.01, ha="left")
 

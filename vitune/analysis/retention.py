@@ -1,4 +1,4 @@
-"""How much of the base an adapted network still is, measured on images without labels."""
+"""How much of the base an adapted network retains, measured on unlabelled images."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class BlockRetention:
     Args:
         name: the block's module name in the network without adapters.
         block: index over depth.
-        cka: in [0, 1]; 1 where the features are the same up to rotation and one scale. None where
-            a feature does not vary over the images. With fewer images than features it is biased
+        cka: in [0, 1]; 1 if the features are the same up to rotation and one scale. None if a
+            feature does not vary over the images. With fewer images than features it is biased
             upwards.
         cka_debiased: the same from the unbiased estimator; can fall slightly below 0.
     """
@@ -41,15 +41,15 @@ class BlockRetention:
 
 @dataclass(frozen=True)
 class Retention:
-    """What an adaptation kept of the base on given images.
+    """How much of the base an adaptation kept on given images.
 
     Args:
-        blocks: one entry a block, in order of depth.
-        feature: "class" where the class token stands for an image, "mean" where the mean over
-            tokens or positions does.
+        blocks: one entry per block, in order of depth.
+        feature: "class" if the class token represents an image, "mean" for the mean over tokens or
+            positions.
         num_images: images seen.
-        decisions_kept: share, in [0, 1], of images on which the base's head decides the same on
-            base and on adapted features; None without such a head.
+        decisions_kept: share, in [0, 1], of images on which the base's head predicts the same from
+            base and adapted features; None without such a head.
     """
 
     blocks: tuple[BlockRetention, ...]
@@ -71,11 +71,12 @@ def measure_retention(
     head: nn.Module | None = None,
     max_images: int = 1024,
 ) -> Retention:
-    """CKA per block between base and adapted features, and the base's decisions that are kept.
+    """CKA per block between base and adapted features, and the share of the base's decisions that
+    are kept.
 
-    The feature of an image is the class token of a block's output where the network has one, the
-    mean over tokens (or over positions of a map) otherwise. The models run in evaluation mode and
-    are left as they were.
+    The feature of an image is the class token of a block's output if the network has one, else the
+    mean over tokens (or over positions of a map). The models run in evaluation mode and are
+    restored afterwards.
 
     Shapes: images, batches (b, 3, h, w).
 
@@ -84,14 +85,14 @@ def measure_retention(
             base network.
         images: normalised float batches, as the backbone expects them; read until `max_images`.
         tuned: the adapted network, of the same architecture.
-        head: the base's pre-trained classifier, fed with what the network feeds its own head. Give
-            none where the base's head is untrained: its decisions would mean nothing.
+        head: the base's pre-trained classifier, which gets the input of the network's own head.
+            Pass none if the base's head is untrained: its decisions would mean nothing.
         max_images: bounds memory, which grows with images times blocks times width.
 
     Raises:
         BackboneError: no blocks are recognised in the network.
         VituneError: a plain `model` without `tuned`, fewer than four images, or a `head` for a
-            network whose features are no vectors.
+            network whose features are not vectors.
     """
     model = _unmerged(model, tuned)
     with ExitStack() as stack:
@@ -137,7 +138,7 @@ def _compared(
 
 
 def _unmerged(model: nn.Module, tuned: nn.Module | None) -> nn.Module:
-    """The model, or a copy with adapters taken out where they are merged into it."""
+    """The model, or a copy without adapters if they are merged into it."""
     if tuned is not None:
         return model
     if not hasattr(model, "disable_adapter"):
@@ -153,7 +154,7 @@ def _unmerged(model: nn.Module, tuned: nn.Module | None) -> nn.Module:
 
 @contextmanager
 def _left_as_it_was(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; modes and `requires_grad` (which PEFT toggles) restored after."""
+    """Evaluation mode inside; modes and `requires_grad` (which PEFT toggles) are restored after."""
     modes = {module: module.training for module in network.modules()}
     flags = {parameter: parameter.requires_grad for parameter in network.parameters()}
     network.eval()
@@ -173,7 +174,7 @@ def _decisions(head: nn.Module, features: Tensor) -> Tensor:
 
 
 def _limited(images: Iterable[Tensor], most: int) -> Iterator[Tensor]:
-    """Batches until `most` images, the last one cut."""
+    """Batches up to `most` images, with the last one cut."""
     left = most
     for batch in images:
         yield batch[:left]

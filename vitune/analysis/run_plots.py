@@ -1,4 +1,4 @@
-"""Plots that set runs side by side: CKA over depth, and accuracy against subspace drift."""
+"""Plots that compare runs: CKA over depth, and accuracy against subspace drift."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitune.analysis.retention import Retention
 from vitune.analysis.spectrum_report import DRIFT_K
 from vitune.errors import VituneError
 
-# Where a dot's name may stand, in points from the dot: the first free place is taken.
+# Positions for a dot's name, in points from the dot: the first free one is used.
 _PLACES = (
     (9, 0, "left", "center"),
     (0, 9, "center", "bottom"),
@@ -60,9 +60,8 @@ def tradeoff_plot(
 ) -> bytes:
     """Adaptation against retention: accuracy over subspace drift, a labelled dot per run.
 
-    Accuracies on test images are filled dots, those on validation images open ones: the two are
-    of other images, and a validation accuracy may have chosen settings, so that neither is above
-    the other.
+    Accuracies on test images are filled dots, those on validation images open ones: the images
+        differ, and a validation accuracy may have chosen settings, so the two cannot be compared.
 
     Args:
         drifts: `SpectrumReport.subspace_drift_degrees` by run.
@@ -91,7 +90,7 @@ def tradeoff_plot(
             axes.scatter(drift, accuracy, s=60, zorder=3, linewidths=1.6, **look)
         axes.margins(0.2, 0.15)
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]) if min(drifts.values()) == 0 else None)
-        axes.set_xlabel(f"subspace drift: mean turn of the top-{DRIFT_K} subspaces, degrees")
+        axes.set_xlabel(f"subspace drift: mean rotation of the top-{DRIFT_K} subspaces, degrees")
         kinds = sorted(set(on.values()))
         axes.set_ylabel(f"accuracy on {' or '.join(kinds)} images, %")
         if len(kinds) > 1:
@@ -99,7 +98,7 @@ def tradeoff_plot(
                 label = f"on {kind} images"
                 axes.scatter([], [], s=60, edgecolors=EDGE, facecolors=face, label=label)
             axes.legend(loc="best")
-            heading(figure, "Accuracy on test and on validation images: compare within a kind")
+            heading(figure, "Accuracy on test and on validation images: compare within one kind")
         else:
             heading(figure, _verdict(drifts, accuracies, names))
         _name_dots(figure, axes, points)
@@ -109,7 +108,7 @@ def tradeoff_plot(
 def _verdict(
     drifts: Mapping[str, float], accuracies: Mapping[str, float], names: Sequence[str]
 ) -> str:
-    """Who is most accurate, and who drifts least."""
+    """Which run is most accurate, and which drifts least."""
     best = max(names, key=lambda name: accuracies[name])
     close = min(names, key=lambda name: drifts[name])
     accuracy, drift = f"{100 * accuracies[best]:.1f}\u00a0%", f"{drifts[close]:.2g}°"
@@ -126,7 +125,7 @@ def _last_cka(kept: Retention) -> float:
 
 
 def _name_dots(figure: Any, axes: Any, points: Mapping[str, tuple[float, float]]) -> None:
-    """Write every name beside its dot, where it hides neither a dot nor another name."""
+    """Write every name next to its dot, without covering a dot or another name."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
 

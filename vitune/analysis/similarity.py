@@ -9,11 +9,11 @@ from vitune.errors import VituneError
 
 
 def linear_cka(first: Tensor, second: Tensor, *, debiased: bool = False) -> float | None:
-    """‖YᵀX‖_F² / (‖XᵀX‖_F ‖YᵀY‖_F) of centred features; None where X or Y does not vary.
+    """‖YᵀX‖_F² / (‖XᵀX‖_F ‖YᵀY‖_F) of centred features; None if X or Y does not vary.
 
     Unchanged by rotations, by one scale for all features and by shifts. For independent features
-    the plain value is not near 0 unless there are many more images than features; `debiased` puts
-    Song et al.'s unbiased HSIC in the place of each of the three norms and averages 0 there.
+    the plain value is not near 0 unless there are many more images than features; `debiased`
+    replaces each of the three norms with Song et al.'s unbiased HSIC and averages 0 there.
 
     Shapes: first X (b, d), second Y (b, e), the same images in the same order.
 
@@ -42,7 +42,7 @@ def linear_cka(first: Tensor, second: Tensor, *, debiased: bool = False) -> floa
 
 
 def _centred(features: Tensor) -> Tensor:
-    """Features minus their mean over images; zeros where what is left is rounding."""
+    """Features minus their mean over images; zeros if only rounding remains."""
     raw = features.double().flatten(1)
     centred = raw - raw.mean(0)
     return centred if centred.norm() > 1e-12 * raw.norm() else torch.zeros_like(raw)

@@ -23,7 +23,7 @@ from vitune.errors import VituneError
 from vitune.files import write_atomic
 
 FORMAT = 1
-"""Version of spectrum.json; a reader refuses what is newer."""
+"""Version of spectrum.json; a reader refuses newer ones."""
 
 
 def write_spectrum(
@@ -35,16 +35,16 @@ def write_spectrum(
     *,
     validated: Collection[str] = (),
 ) -> tuple[Path, ...]:
-    """Write what is known of the runs into `out_dir`, every file whole or not at all.
+    """Write the results of the runs into `out_dir`, every file atomically.
 
     spectrum.json holds `runs` (name -> note, weights, retention, accuracy) and `summary`, the table
-    a report prints: by role where there is one run, by run where there are several. spectrum.csv
+    a report prints: by role for one run, by run for several. spectrum.csv
     has one line per run and weight. spectra-RUN.svg and heatmap-RUN.svg are drawn for runs with
-    changed matrices, the heat maps on one colour scale; cka.svg where there is a retention;
-    accuracy-drift.svg where a run has an accuracy and a drift. With `effects` spectrum.json holds
+    changed matrices, the heat maps on one colour scale; cka.svg if there is a retention;
+    accuracy-drift.svg if a run has an accuracy and a drift. With `effects` spectrum.json holds
     `maps`, what each method did to left basis, spectrum and right basis, maps.csv the same, and
-    along-training.svg draws it over epochs where there are several. captions.json says under each
-    plot's name how to read it.
+    along-training.svg draws it over epochs if there are several. captions.json explains each plot
+    under its name.
 
     Args:
         reports: by run name.
@@ -167,7 +167,7 @@ def _plots(
 
 
 def _file_names(names: Mapping[str, Any]) -> list[str]:
-    """Run names made fit for file names, numbered where two become the same."""
+    """Run names as valid file names, numbered if two become the same."""
     chosen: list[str] = []
     for name in names:
         plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "run"
@@ -183,10 +183,10 @@ def _json(values: Any) -> str:
 
 
 _TRADEOFF = (
-    "Accuracy against subspace drift: the mean angle by which the "
-    f"top-{DRIFT_K} singular subspaces of all weights turned. Up is better adapted, left is nearer "
-    "to the pre-trained network. Filled dots are scored on test images, open ones on validation "
-    "images; the two are not to be compared."
+    f"Accuracy against subspace drift: the mean angle by which the top-{DRIFT_K} singular "
+    "subspaces of all weights rotated. Higher is better adapted, further left is closer to the "
+    "pre-trained network. Filled dots are scored on test images, open ones on validation images; "
+    "do not compare the two."
 )
 _HEAT = (
     "Left: relative change of every adapted weight. Right: mean principal angle between its "
@@ -198,9 +198,9 @@ _SPECTRA = (
     "grey; below, their change, mean over neighbouring values."
 )
 _ALONG = (
-    "What each method's map does to the parts of W = U diag(σ) Vᵀ, along training. Lost "
-    "orthogonality of a basis: 0 where its vectors stay orthogonal under the change. On the "
-    "diagonal of the core UᵀΔWV lies what changes singular values and turns no vector."
+    "What each method's map does to the parts of W = U diag(σ) Vᵀ, during training. Lost "
+    "orthogonality of a basis: 0 if its vectors stay orthogonal under the change. The diagonal "
+    "of the core UᵀΔWV is the part that changes singular values and rotates no vector."
 )
 _CKA = (
     "Linear CKA between the features of the base and of the adapted network after every block: 1 "

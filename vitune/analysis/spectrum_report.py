@@ -23,23 +23,23 @@ from vitune.errors import VituneError
 from vitune.files import write_atomic
 
 DRIFT_K = 8
-"""Dimension of the subspaces whose angles stand for drift in summaries and plots."""
+"""Dimension of the subspaces whose angles measure drift in summaries and plots."""
 
 Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
 class RoleSummary:
-    """Means over the changed matrices of one role; over its vectors where it has no matrix.
+    """Means over the changed matrices of one role, or over its vectors if it has no matrix.
 
     Args:
-        num_weights: how many weights the means are over.
+        num_weights: number of weights averaged.
         subspace_degrees: mean principal angle, left and right, of the top-8 subspaces;
             left_degrees, right_degrees each alone.
         left_share, right_share: part of ‖ΔW‖_F² in the top-8 left and right subspaces.
         left_loss, right_loss: `BasisLoss`.
         core_diagonal, core_off_diagonal, core_outside, core_leading: `Core`'s shares.
-        num_intruders: of the sides that the rule asks for, the sum over the matrices, not a mean.
+        num_intruders: for the sides in the rule, the sum over the matrices, not a mean.
     """
 
     role: str
@@ -71,7 +71,7 @@ class SpectrumReport:
         num_unchanged: matrices outside the head that did not change.
         num_unmergeable: adapted modules that do more than change a weight and are left out.
         note: what is left out, in sentences.
-        intruder_rule: what was counted as an intruder dimension.
+        intruder_rule: what counted as an intruder dimension.
     """
 
     weights: tuple[ChangedWeight, ...]
@@ -107,8 +107,8 @@ class SpectrumReport:
         """Mean top-8 principal angle over all matrices outside the head, changed or not.
 
         An unchanged matrix counts with 0 degrees, so that a method that adapts few of them can be
-        compared with one that adapts all. None where some of the adaptation is not in weights, or
-        where no matrix has eight singular values.
+        compared with one that adapts all. None if some of the adaptation is not in weights, or if
+        no matrix has eight singular values.
         """
         angles = [drift for weight in self.weights if (drift := drift_degrees(weight)) is not None]
         counted = len(angles) + self.num_unchanged
@@ -132,11 +132,11 @@ class SpectrumReport:
         return values
 
     def to_json(self, path: str | Path) -> None:
-        """Write `to_dict` to `path`, whole or not at all."""
+        """Write `to_dict` to `path` atomically."""
         write_atomic(path, json.dumps(self.to_dict(), allow_nan=False) + "\n")
 
     def to_csv(self, path: str | Path) -> None:
-        """Write one line a weight with every figure that is one number, whole or not at all."""
+        """Write one line per weight with every single-number figure, atomically."""
         write_atomic(path, csv_text(weight_records(self.weights)))
 
 
@@ -154,7 +154,7 @@ def spectrum(
     """The SVD view of an adaptation: `compare_weights` for every weight that it changed.
 
     Takes what `weight_pairs` takes: a PEFT model of any method, or a base and a tuned network.
-    The models are not changed. Matrices are worked on side by side, one a thread of
+    The models are not changed. Matrices are processed in parallel, one per thread of
     `torch.get_num_threads()`.
 
     Args:
@@ -186,7 +186,7 @@ def drift_degrees(weight: ChangedWeight) -> float | None:
 
 
 def summarise(role: str, weights: Sequence[ChangedWeight], side: Side = "both") -> RoleSummary:
-    """Means over the matrices among `weights`, or over all of them where there is none."""
+    """Means over the matrices in `weights`, or over all of them if there are none."""
     changes = [weight.change for weight in weights if weight.change is not None]
     chosen = [weight for weight in weights if weight.change is not None] or list(weights)
     parts = [part for change in changes if (part := change.subspace(DRIFT_K)) is not None]
@@ -216,11 +216,11 @@ def summarise(role: str, weights: Sequence[ChangedWeight], side: Side = "both") 
 
 @contextmanager
 def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
-    """A pool of as many workers as torch has threads, each of which computes with one thread.
+    """A pool of as many workers as torch has threads, each computing with one thread.
 
-    A threaded SVD gains little, and loses much where other processes want the same cores: its
-    threads wait for one another by spinning. Whole matrices side by side do not wait. The setting
-    is one of the worker threads; the caller's stays.
+    A threaded SVD gains little, and loses much if other processes want the same cores: its threads
+    wait for one another by spinning. Whole matrices in parallel do not wait. The setting applies to
+    the worker threads only.
     """
     pool = ThreadPoolExecutor(
         torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
@@ -243,7 +243,7 @@ def _changed_weight(pair: WeightPair, options: dict[str, Any]) -> ChangedWeight:
 
 
 def without_map_figures(part: RoleSummary) -> dict[str, Any]:
-    """The figures of a summary's table; those of either side and of the core have their own."""
+    """The figures of a summary's table; per-side and core figures have their own."""
     left_out = ("role", "left_degrees", "right_degrees")
     return {
         key: value

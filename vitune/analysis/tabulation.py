@@ -15,7 +15,7 @@ DIGITS = 7
 
 
 def weight_records(weights: Sequence[ChangedWeight]) -> list[dict[str, Any]]:
-    """One flat record a weight: names first, then the figures that are one number."""
+    """One flat record per weight: names first, then the single-number figures."""
     records = []
     for weight in weights:
         record: dict[str, Any] = {
@@ -53,7 +53,7 @@ def rounded(value: Any) -> Any:
 
 
 def _figures(change: WeightChange) -> dict[str, Any]:
-    """The figures of a matrix that are one number each."""
+    """The single-number figures of a matrix."""
     figures: dict[str, Any] = {
         "out_features": change.shape[0],
         "in_features": change.shape[1],

@@ -35,20 +35,20 @@ EXACT_LIMIT = 1024
 
 @dataclass(frozen=True)
 class SubspaceChange:
-    """Where the change lies, and how far the subspace of the k largest singular values turned.
+    """Where the change is, and how far the subspace of the k largest singular values rotated.
 
     Args:
         k: dimension of the subspace.
-        energy: the part of ‖W‖_F² that k was chosen for, in (0, 1]; None where k was given.
-        left_share: ‖U_kᵀ ΔW‖_F² / ‖ΔW‖_F², in [0, 1]; a direction at random would give k / out.
-        right_share: ‖ΔW V_k‖_F² / ‖ΔW‖_F², in [0, 1]; a direction at random would give k / in.
+        energy: the share of ‖W‖_F² that k was chosen for, in (0, 1]; None if k was given.
+        left_share: ‖U_kᵀ ΔW‖_F² / ‖ΔW‖_F², in [0, 1]; a random direction would give k / out.
+        right_share: ‖ΔW V_k‖_F² / ‖ΔW‖_F², in [0, 1]; a random direction would give k / in.
         left_degrees: the k principal angles between span U_k and span U'_k, rising, in [0, 90].
         right_degrees: the same between span V_k and span V'_k.
         gap: (σ_k − σ_{k+1}) / σ_1 of W. By Wedin's theorem the largest angle is about
-            ‖ΔW‖ / (σ_k − σ_{k+1}): with next to no gap the subspace is hardly defined, and angles
-            are large whatever the method does.
-        error_degrees: estimate of how far the angles may be off, from the residuals of the
-            randomised SVD over the gap; None where the SVD is exact.
+        ‖ΔW‖ / (σ_k − σ_{k+1}): with almost no gap the subspace is hardly defined, and angles are
+            large whatever the method does.
+        error_degrees: estimated error of the angles, from the residuals of the randomised SVD over
+            the gap; None if the SVD is exact.
     """
 
     k: int
@@ -83,18 +83,18 @@ class BasisLoss:
     For columns c_1 … c_k scaled to length 1 and their cosines G = CᵀC the loss is
     sqrt(Σ_{i≠j} G_ij² / Σ_ij G_ij²), in [0, 1): 0 for orthogonal columns, towards 1 for parallel.
 
-    Weights alone do not tell on which side a method multiplied: a square W of full rank is carried
-    into any W' by some left map and by some right map. So both readings are given. Read as
+    Weights alone do not show on which side a method multiplied: a square W of full rank is mapped
+        to any W' by some left map and by some right map. So both readings are given. Read as
     W' = M_l W, the left basis becomes M_l U = W' V diag(1/σ): `left` is the loss of the columns of
     W' V. Read as W' = W M_rᵀ, the right basis becomes M_r V = W'ᵀ U diag(1/σ): `right` is the loss
-    of the columns of W'ᵀ U. `left` is 0 exactly where V still is a right singular basis of W' (an
-    orthogonal left map, or singular values that alone changed), and `right` likewise for U. For a
-    small symmetric map on one side (SSF's scales) that side has the smaller loss, since each of
-    the other side's cosines is that side's own times (σ_i/σ_j + σ_j/σ_i) / 2 ≥ 1. Only the leading
-    `num_vectors` directions, those that hold the asked energy of W, take part: the directions
-    after them have so small a σ that any change turns them.
+    of the columns of W'ᵀ U. `left` is 0 exactly if V still is a right singular basis of W' (an
+    orthogonal left map, or a change of singular values only), and `right` likewise for U. For a
+    small symmetric map on one side (SSF's scales) that side has the smaller loss, since each of the
+    other side's cosines is that side's own times (σ_i/σ_j + σ_j/σ_i) / 2 ≥ 1. Only the leading
+    `num_vectors` directions, those that hold the requested energy of W, count: later directions
+    have so small a σ that any change rotates them.
 
-    Source: the argument against one-sided methods of RLRR (CVPR 2024) section 3.2, made a number.
+    Source: the argument of RLRR (CVPR 2024) section 3.2 against one-sided methods, as a number.
     """
 
     left: float
@@ -104,25 +104,25 @@ class BasisLoss:
 
 @dataclass(frozen=True)
 class WeightChange:
-    """Every figure of `compare_weights`; None where a figure needs what was not computed.
+    """Every figure of `compare_weights`; None if a figure needs values that were not computed.
 
     Args:
         shape: (out, in).
         exact: full SVDs in float64; otherwise the figures come from the leading triplets of a
-            randomised SVD, and those that need the whole spectrum are None. Intruders are counted
-            rightly in either case.
-        relative_deviation: ‖ΔW‖_F / ‖W‖_F; None where W is zero and W' is not.
-        values_before: σ, falling; the leading ones where not exact.
+        randomised SVD, and those that need the whole spectrum are None. Intruders are counted
+            correctly in either case.
+        relative_deviation: ‖ΔW‖_F / ‖W‖_F; None if W is zero and W' is not.
+        values_before: σ, descending; only the leading ones if not exact.
         values_after: σ'.
         spectrum_distortion: ‖σ' − σ‖ / ‖σ‖, at most `relative_deviation` (Mirsky's theorem).
         effective_rank: exp(−Σ p log p) with p = s / Σ s over the singular values s of ΔW (Roy and
-            Vetterli 2007); 0 where nothing changed.
-        stable_rank: ‖ΔW‖_F² / s_1²; 0 where nothing changed.
+        Vetterli 2007); 0 if nothing changed.
+        stable_rank: ‖ΔW‖_F² / s_1²; 0 if nothing changed.
         subspaces: one entry for every k, then the one for the energy; k above the rank of W or W'
             are left out, since their subspaces would be arbitrary.
-        values_error: largest residual of a randomised triplet over σ_1: every value given is that
-            near to a true one, in units of σ_1; None where exact.
-        core: the change in the bases of W; None where nothing changed or not exact.
+        values_error: largest residual of a randomised triplet over σ_1: every value is that close
+            to a true one, in units of σ_1; None if exact.
+        core: the change in the bases of W; None if nothing changed or not exact.
     """
 
     shape: tuple[int, int]
@@ -140,7 +140,7 @@ class WeightChange:
     core: Core | None
 
     def subspace(self, k: int) -> SubspaceChange | None:
-        """The entry for a k that was asked for, None where the matrix has no such subspace."""
+        """The entry for a requested k; None if the matrix has no such subspace."""
         return next((part for part in self.subspaces if part.energy is None and part.k == k), None)
 
 
@@ -150,8 +150,8 @@ class ChangedWeight:
 
     Args:
         name, role, block, part: as in `WeightPair`.
-        relative_deviation: ‖after − before‖ / ‖before‖; None where only the weight before is zero.
-        change: the figures of a matrix; None for a vector, of which only the deviation is given.
+        relative_deviation: ‖after − before‖ / ‖before‖; None if only the weight before is zero.
+        change: the figures of a matrix; None for a vector, which has only the deviation.
     """
 
     name: str
@@ -185,7 +185,7 @@ def compare_weights(
         intruders: what counts as an intruder dimension; None is `IntruderRule()`.
 
     Raises:
-        VituneError: shapes that differ or are no matrices, values that are not finite, or `top`
+        VituneError: shapes that differ or are not matrices, values that are not finite, or `top`
             or `energy` out of range.
     """
     _check(before, after, top, energy)
@@ -248,7 +248,7 @@ def _subspaces(
 
 
 def _angle_error(old: Decomposition, new: Decomposition, k: int) -> float:
-    """Wedin's bound asin(‖residuals‖ / gap) of both in degrees; 90 where it says nothing."""
+    """Wedin's bound asin(‖residuals‖ / gap) of both in degrees; 90 if it does not apply."""
     total = 0.0
     for svd in (old, new):
         residual, gap = float(svd.residuals[:k].norm()), svd.gap(k)

@@ -29,24 +29,24 @@ from vitune.errors import VituneError
 from vitune.report import role_words
 
 OUTSIDE = "outside"
-"""Label of what stands in no block: patch embedding, reductions between stages."""
+"""Label of weights outside the blocks: patch embedding, reductions between stages."""
 
 SMALLEST = 0.03
-"""Part of the largest singular value below which changes are not drawn."""
+"""Fraction of the largest singular value below which changes are not drawn."""
 
 MOST_ACROSS = 4
-"""Roles side by side: more would make a picture wider than a page."""
+"""Roles side by side: more would make the figure wider than a page."""
 
 POINTS = 64
-"""About how many points a line of changes has; each is the mean over neighbouring values."""
+"""Approximate number of points per line of changes; each is a mean over neighbouring values."""
 
 Figure = Callable[[ChangedWeight], float | None]
 
 
 def spectra_plot(name: str, report: SpectrumReport) -> bytes:
-    """Singular values before and after, and their change in per cent; a column a role.
+    """Singular values before and after, and their change in percent; one column per role.
 
-    Values below 3 % of the largest are left out of the change: near zero, per cents mean nothing.
+    Values below 3 % of the largest are left out of the change: near zero, percentages mean nothing.
 
     Raises:
         VituneError: no matrix changed.
@@ -79,7 +79,7 @@ def spectra_plot(name: str, report: SpectrumReport) -> bytes:
         seen = (
             "leading singular values before and after"
             if distortion is None
-            else f"the spectrum of {_place(most)} moves most, by {100 * distortion:.2g}\u00a0%"
+            else f"the spectrum of {_place(most)} changes most, by {100 * distortion:.2g}\u00a0%"
         )
         heading(figure, f"{name}: {seen}")
         return svg(figure)
@@ -97,10 +97,10 @@ def _new_axes(figure: Any, roles: Sequence[str], across: int) -> list[tuple[Any,
         upper.set_title(role_words(role), fontweight="bold")
         upper.tick_params(labelbottom=False, labelleft=not column)
         lower.tick_params(labelleft=not column)
-        lower.set_xlabel("number of the value")
+        lower.set_xlabel("index of the value")
         if not column:
             upper.set_ylabel("singular value (grey: base)")
-            lower.set_ylabel("change against the base, %")
+            lower.set_ylabel("change relative to the base, %")
         places.append((upper, lower))
     return places
 
@@ -112,13 +112,13 @@ def heat_maps(
     most_percent: float | None = None,
     most_degrees: float | None = None,
 ) -> bytes:
-    """Block x role: relative deviation in per cent, and mean top-8 principal angle in degrees.
+    """Block x role: relative deviation in percent, and mean top-8 principal angle in degrees.
 
-    A hatched field is a weight that did not change or that the role does not have there.
+    A hatched field is a weight that did not change or does not exist.
 
     Args:
-        most_percent: upper end of the first colour scale, so that runs can be laid side by side;
-            None takes this run's largest.
+        most_percent: upper end of the first colour scale, so that runs can be compared; None takes
+            this run's largest.
         most_degrees: upper end of the second.
 
     Raises:
@@ -131,7 +131,7 @@ def heat_maps(
         left, right = figure.subplots(1, 2)
         for axes, value, top, unit, title in (
             (left, deviation_percent, most_percent, "%", "Change of the weight, ‖ΔW‖ / ‖W‖"),
-            (right, drift_degrees, most_degrees, "degrees", f"Turn of its top-{DRIFT_K} subspaces"),
+            (right, drift_degrees, most_degrees, "degrees", f"Rotation of top-{DRIFT_K} subspaces"),
         ):
             grid = [[_mean(matrices, role, block, value) for role in roles] for block in blocks]
             colours = _draw_grid(axes, grid, top)
@@ -178,14 +178,14 @@ def _distortion(weight: ChangedWeight) -> float | None:
 
 
 def _block_labels(matrices: Sequence[ChangedWeight]) -> list[int | str]:
-    """All blocks up to the deepest, after a line for what stands outside where there is any."""
+    """All blocks up to the deepest, after a line for weights outside the blocks, if any."""
     depths = [weight.block for weight in matrices if weight.block is not None]
     outside = [OUTSIDE] if len(depths) < len(matrices) else []
     return [*outside, *range(max(depths, default=-1) + 1)]
 
 
 def _mean(matrices: Sequence[ChangedWeight], role: str, block: int | str, value: Figure) -> float:
-    """Mean over the matrices of a field (a gated MLP has two of role fc1), NaN for none."""
+    """Mean over the matrices of a field (a gated MLP has two of role fc1), NaN if empty."""
     at = None if block == OUTSIDE else block
     chosen = [value(weight) for weight in matrices if (weight.role, weight.block) == (role, at)]
     known = [number for number in chosen if number is not None]
@@ -193,7 +193,7 @@ def _mean(matrices: Sequence[ChangedWeight], role: str, block: int | str, value:
 
 
 def _draw_spectrum(upper: Any, lower: Any, weight: ChangedWeight, colour: Any) -> None:
-    """σ' over σ in grey above, and σ' / σ − 1 in per cent below, mean over neighbours."""
+    """σ' over σ in grey above, and σ' / σ − 1 in percent below, averaged over neighbours."""
     change = weight.change
     assert isinstance(change, WeightChange)
     numbers = range(1, len(change.values_before) + 1)
@@ -209,7 +209,7 @@ def _draw_spectrum(upper: Any, lower: Any, weight: ChangedWeight, colour: Any) -
 
 
 def _draw_grid(axes: Any, grid: list[list[float]], top: float | None) -> Any:
-    """A shade and its number per field; hatching where there is none. Returns the colour scale."""
+    """A shade and its number per field, or hatching. Returns the colour scale."""
     from matplotlib.patches import Rectangle
 
     known = [value for line in grid for value in line if not math.isnan(value)]

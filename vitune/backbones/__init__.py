@@ -1,4 +1,4 @@
-"""Backbones: load one, find the sites where methods act, tell one from another."""
+"""Backbones: load one, find the sites where methods act, identify it by fingerprint."""
 
 from vitune.backbones.backbone import Backbone
 from vitune.backbones.bundled import bundled_names

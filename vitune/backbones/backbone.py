@@ -1,4 +1,4 @@
-"""What a loaded backbone is, what may be asked of one, and how a local file becomes one."""
+"""The record of a loaded backbone, the options for loading, and backbones from local files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vitune.errors import BackboneError
 from vitune.preprocessing import Preprocessing
 
 _QUICK_PASS = 10**10
-"""Parameters times pixels; below it one real pass takes less time than copying the network."""
+"""Parameters times pixels; below this one real pass takes less time than copying the network."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Backbone:
 
     Args:
         model: the network, in evaluation mode, all parameters as loaded.
-        name: gives the same weights again through `load_backbone`.
+        name: loads the same weights again through `load_backbone`.
         preprocessing: from the checkpoint's own configuration, at the image size asked for.
-        num_classes: outputs of the head; 0 where the network returns features.
-        source: where the weights came from, for people.
+        num_classes: outputs of the head; 0 if the network returns features.
+        source: where the weights came from, in words.
         notices: what was left out or assumed on loading, one sentence each.
     """
 
@@ -45,7 +45,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Request:
-    """What a caller wants of a backbone, checked.
+    """The options for loading a backbone, validated.
 
     Args:
         num_classes: outputs of a new head, at least 1; None keeps the checkpoint's head.
@@ -84,8 +84,8 @@ Build = Callable[[int | None], nn.Module]
 def build_from_file(build: Build, path: Path, num_classes: int | None) -> tuple[nn.Module, str]:
     """A network with the weights of `path`, and a sentence about its head ('' when it was kept).
 
-    The file's head is kept where `num_classes` is None or its own class count, and replaced by a
-    zero one otherwise.
+    The file's head is kept if `num_classes` is None or its own class count, and replaced by a zero
+    one otherwise.
 
     Raises:
         BackboneError: the file cannot be read, or is not of this architecture.
@@ -107,11 +107,11 @@ def build_from_file(build: Build, path: Path, num_classes: int | None) -> tuple[
         load_state(model, state, path, keep_head=wanted == held)
     if wanted == held or held is None:
         return model, ""
-    return model, f"The head of {path.name} ({held} classes) was left out: {wanted} are asked for."
+    return model, f"The head of {path.name} ({held} classes) was left out: {wanted} are requested."
 
 
 def check_image_size(model: nn.Module, size: tuple[int, int], name: str) -> None:
-    """Send one black image of `size` through the model, without computing where that is cheaper.
+    """Send one black image of `size` through the model, without computing if that is cheaper.
 
     Raises:
         BackboneError: the model does not take images of that size.

@@ -1,4 +1,4 @@
-"""Tell a transformer or ConvNeXt block by its parts, and list the parts as sites."""
+"""Recognise a transformer or ConvNeXt block by its parts, and list the parts as sites."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _POST_NORM = ("qkv", "q", "k", "v", "attn_out", "norm1", "fc1", "fc2", "norm2")
 
 
 def is_block(module: nn.Module) -> bool:
-    """Both MLP linears are there, and an attention output or a depthwise convolution."""
+    """Whether both MLP linears exist, and an attention output or a depthwise convolution."""
     if not _linears(module, "fc1") or not _linears(module, "fc2"):
         return False
     return bool(_linears(module, "attn_out")) or _depthwise(module) is not None
@@ -60,7 +60,7 @@ def _parts(block: nn.Module, role: str, convolutional: bool) -> list[Site]:
 
 
 def _linears(block: nn.Module, role: str) -> list[str]:
-    """Names of the linear layers of `role` relative to the block, empty when there are none."""
+    """Names of the linear layers of `role` relative to the block; may be empty."""
     for paths in layouts.LINEARS[role]:
         names = [find(block, [path], nn.Linear) for path in paths]
         if all(names):
@@ -78,7 +78,7 @@ def _depthwise(block: nn.Module) -> str | None:
 
 
 def _fused_parts(block: nn.Module, name: str, role: str) -> tuple[tuple[str, ...], int]:
-    """What a fused attention linear makes, and how many equal linears a fused linear holds."""
+    """What a fused attention linear computes, and its number of equal linears."""
     layer = unwrapped(block.get_submodule(name))
     assert isinstance(layer, nn.Linear)
     if role == "qkv":
@@ -109,7 +109,7 @@ def _is_windowed(block: nn.Module) -> bool:
 
 
 def _is_post_norm(block: nn.Module) -> bool:
-    """Normalising after attention: Swin v2's cosine attention, or `norm1` built after `attn`."""
+    """Whether the norm follows attention: Swin v2's, or `norm1` built after `attn`."""
     original = unwrapped(block)
     if getattr(_attention(block), "logit_scale", None) is not None:
         return True

@@ -1,4 +1,4 @@
-"""A short hash of frozen weights, to tell whether an adapter meets the backbone it was made for."""
+"""A short hash of frozen weights, to check that an adapter meets the backbone it was made for."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _VERSION = "v1"
 def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> str:
     """`v1-` and 16 hex digits of sha256 over (name, shape, value in bfloat16), sorted by name.
 
-    A float32 backbone and its bfloat16 copy agree, and so do CPU and GPU, and a backbone before and
-    after PEFT wrapped it; what the adapter itself adds is never read. Adapters must not be merged.
+    A float32 backbone and its bfloat16 copy agree, as do CPU and GPU, and a backbone before and
+    after PEFT wraps it; the adapter's own tensors are never read. Adapters must not be merged.
 
     Args:
         model: a network or a `PeftModel`.
@@ -69,7 +69,7 @@ def _chosen(parameters: dict[str, nn.Parameter], names: Iterable[str]) -> set[st
 
 
 def _base_parameters(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Parameter]]:
-    """The network's own parameters under bare names; a wrapper's own are passed over."""
+    """The network's own parameters under bare names; those of wrappers are skipped."""
     wrapped = next((key for key in WRAPPED if module._modules.get(key) is not None), None)
     if wrapped is not None:
         yield from _base_parameters(module.get_submodule(wrapped), name)
@@ -79,7 +79,7 @@ def _base_parameters(module: nn.Module, name: str = "") -> Iterator[tuple[str, n
     for key, child in module.named_children():
         if key == STAND_INS:
             for slot, keeper in child.named_children():
-                # The frozen original under its own name; what stands in for it is passed over.
+                # The frozen original under its own name; its replacement is skipped.
                 yield joined(name, slot), keeper.get_parameter("original")
             continue
         if isinstance(module, nn.MultiheadAttention) and key == IN_PROJECTION:

@@ -1,8 +1,8 @@
-"""What a fused linear of an attention makes, and whether in equal slices: the table and the trial.
+"""What a fused linear of an attention computes, and whether in equal slices: a table and a trial.
 
 Most attentions cut the outputs of `qkv` into three slices q, k, v. Some put q, k and v of one head
-next to each other, some make k and v alone. The table names those that are known; an attention
-that is not in it is tried on random tokens, and taken as a whole where that does not tell.
+next to each other, some compute only k and v. The table names those that are known; an attention
+that is not in it is tried on random tokens, and treated as a whole if that is inconclusive.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vitune.backbones.structure import WRAPPED
 
 PARTS = {"qkv": ("q", "k", "v"), "kv": ("k", "v"), "qk": ("q", "k")}
-"""What a fused linear makes, by its name."""
+"""What a fused linear computes, by its name."""
 
 EQUAL_SLICES = frozenset(
     f"{module}.{name}"
@@ -54,16 +54,16 @@ EQUAL_SLICES = frozenset(
     }.items()
     for name in names
 )
-"""Classes whose forward pass cuts a fused linear into equal slices in the order of its name."""
+"""Classes whose forward pass splits a fused linear into equal slices in the order of its name."""
 
 INTERLEAVED = frozenset({"timm.models.tiny_vit.Attention"})
-"""Classes that put what one head needs next to each other."""
+"""Classes that group the outputs by head."""
 
 INTERLEAVED_IF = {"timm.models.maxxvit.AttentionCl": "head_first"}
-"""Classes that do so where an attribute of theirs is true."""
+"""Classes that do so if an attribute is true."""
 
 KEY_VALUE_IF = {"timm.models.gcvit.WindowAttentionGlobal": "use_global"}
-"""Classes whose `qkv` makes k and v alone where an attribute of theirs is true."""
+"""Classes whose `qkv` computes only k and v if an attribute is true."""
 
 NUM_TOKENS = 6
 SAMPLES = 3
@@ -71,9 +71,9 @@ _tried: dict[tuple[Callable[..., object], tuple[str, ...]], bool] = {}
 
 
 def fused_parts(attention: nn.Module, linear: nn.Linear, name: str) -> tuple[tuple[str, ...], int]:
-    """What `linear`, called `name` in `attention`, makes, and in how many equal slices.
+    """What `linear`, called `name` in `attention`, computes, and in how many equal slices.
 
-    One slice means that its outputs cannot be told apart by position.
+    One slice means that its outputs cannot be distinguished by position.
     """
     kind, parts = _forward_owner(attention), PARTS[name]
     if kind in KEY_VALUE_IF and getattr(attention, KEY_VALUE_IF[kind]):
@@ -89,15 +89,15 @@ def fused_parts(attention: nn.Module, linear: nn.Linear, name: str) -> tuple[tup
 
 
 def letters(run: Callable[[], Tensor], linear: nn.Module, channels: Sequence[int]) -> str:
-    """What an attention uses each of `channels` for, among the outputs of its fused linear.
+    """What an attention uses each of `channels`, outputs of its fused linear, for.
 
     One token's value is changed. An output that changes in proportion means v; else one that
-    changes for that token alone means q, and one that changes for others too means k. "?" means
-    that nothing changed. Where attention is over channels (XCiT), q and k both give k.
+    changes only for that token means q, and one that also changes for others means k. "?" means
+    that nothing changed. If attention is over channels (XCiT), q and k both give k.
 
     Args:
         run: sends the same tokens through the attention and returns its tokens (..., d).
-        linear: is called once in `run`.
+        linear: called once in `run`.
     """
     change: list[tuple[int, float]] = []
 
@@ -142,7 +142,7 @@ def _letter(once: Tensor, twice: Tensor) -> str:
 
 
 def _is_cut_so(attention: nn.Module, linear: nn.Linear, parts: tuple[str, ...]) -> bool:
-    """Whether an unknown attention takes `parts` as equal slices, tried once for each class."""
+    """Whether an unknown attention uses `parts` as equal slices, tried once per class."""
     key = (type(attention).forward, parts)
     if key in _tried:
         return _tried[key]
@@ -161,7 +161,7 @@ def _try(attention: nn.Module, linear: nn.Linear, parts: tuple[str, ...]) -> boo
     try:
         played = _played(attention, generator)
         seen = letters(lambda: _tokens_of(played(tokens)), played.get_submodule(name), channels)
-    except Exception:  # whatever an attention wants besides tokens
+    except Exception:  # the attention may need more than tokens
         return False
     return seen == "".join(part * SAMPLES for part in parts)
 

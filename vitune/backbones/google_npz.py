@@ -49,7 +49,7 @@ def npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def npz_num_classes(shapes: dict[str, tuple[int, ...]]) -> int | None:
-    """Classes of the file's head; None without one, or with a layer before it that timm drops."""
+    """Classes of the file's head; None without one, or with a preceding layer that timm drops."""
     if "pre_logits/kernel" in shapes or "head/bias" not in shapes:
         return None
     return int(shapes["head/bias"][-1])
@@ -118,7 +118,7 @@ def _expected(model: VisionTransformer) -> dict[str, tuple[int, ...]]:
 
 
 def _fits(name: str, given: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    """Equal shapes; position embeddings may be of any square grid, with the class token's."""
+    """Equal shapes; position embeddings may have any square grid, plus the class token's."""
     if name != _POSITIONS:
         return given == expected
     side = math.isqrt(max(given[1] - 1, 0)) if len(given) == 3 else 0

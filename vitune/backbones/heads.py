@@ -1,4 +1,4 @@
-"""The classifier of a network: where it is, how many outputs it has, how a new one starts."""
+"""The classifier of a network: its location, its outputs, the initialisation of a new one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEAD_INITS: dict[str, Callable[[nn.Linear], Any]] = {
     "trunc_normal": lambda head: nn.init.trunc_normal_(head.weight, std=0.02),
     "kaiming_normal": lambda head: nn.init.kaiming_normal_(head.weight, mode="fan_out"),
 }
-"""How a classifier starts, by name; its bias is 0 in all but "linear", PyTorch's own."""
+"""Initialisations of a classifier, by name; its bias is 0 in all but "linear", PyTorch's own."""
 
 
 def head_names(model: nn.Module) -> tuple[str, ...]:
@@ -40,7 +40,7 @@ def zero_heads(model: nn.Module) -> None:
 
 
 def start_heads(model: nn.Module, init: str) -> None:
-    """Draw every classifier anew from torch's generator, as HEAD_INITS says.
+    """Re-initialise every classifier from torch's generator, by HEAD_INITS.
 
     Raises:
         BackboneError: an unknown name.
@@ -58,7 +58,7 @@ def start_heads(model: nn.Module, init: str) -> None:
 
 
 def num_outputs(model: nn.Module) -> int:
-    """Outputs of the classifier, 0 where there is none."""
+    """Outputs of the classifier; 0 if there is none."""
     name = head_name(model)
     if name is None:
         return 0
@@ -74,7 +74,7 @@ def _root_head_names(root: nn.Module) -> tuple[str, ...]:
 
 
 def _asked_head_names(root: nn.Module) -> tuple[str, ...]:
-    """The layers that make the logits in what a timm model gives when asked for its classifier."""
+    """The layers that compute the logits, within what a timm model returns as its classifier."""
     get_classifier: Any = getattr(root, "get_classifier", None)
     given: Any = get_classifier() if callable(get_classifier) else None
     wholes = given if isinstance(given, tuple | list | nn.ModuleList) else (given,)
@@ -92,7 +92,7 @@ def _asked_head_names(root: nn.Module) -> tuple[str, ...]:
 
 
 def _num_outputs(module: nn.Module) -> int | None:
-    """Outputs of a linear layer or convolution, None of anything else."""
+    """Outputs of a linear layer or convolution; None for anything else."""
     layer = unwrapped(module)
     if isinstance(layer, nn.Linear):
         return layer.out_features

@@ -1,4 +1,4 @@
-"""A transformers model at another image size, so that plain `model(images)` works."""
+"""Change the image size of a transformers model, so that plain `model(images)` works."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def at_image_size(model: nn.Module, size: tuple[int, int], name: str) -> nn.Modu
 
 
 def _fitted(model: nn.Module, new: nn.Module, size: tuple[int, int]) -> dict[str, Tensor]:
-    """The old tensors, position embeddings in the shape that `new` has them."""
+    """The old tensors, with position embeddings in the shape of `new`."""
     state = dict(model.state_dict())
     config: Any = model.config
     for name, target in new.state_dict().items():

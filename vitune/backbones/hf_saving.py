@@ -1,7 +1,7 @@
-"""Merged transformers models: a bias that their class has no place for is lost on loading.
+"""Merged transformers models: a bias that their class does not have is lost on loading.
 
 Merging may give a bias to a layer that had none. `from_pretrained` builds the model from its
-configuration and passes over tensors that this one has no place for.
+configuration and drops tensors that the configuration does not provide for.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST_NAMES = 3
 
 
 class Unsavable:
-    """Stands in for `save_pretrained` of a model that could not be loaded again whole."""
+    """Replaces `save_pretrained` of a model that could not be fully loaded again."""
 
     def __init__(self, model_class: str, biases: tuple[str, ...]) -> None:
         self.model_class, self.biases = model_class, biases
@@ -37,8 +37,8 @@ class Unsavable:
         rest = len(self.biases) - MOST_NAMES
         named = ", ".join(self.biases[:MOST_NAMES]) + (f" and {rest} more" if rest > 0 else "")
         raise AdapterError(
-            f"save_pretrained: got a merged {self.model_class} with biases that its class has no "
-            f"place for ({named}), expected none: from_pretrained would drop them. Save the "
+            f"save_pretrained: got a merged {self.model_class} with biases that its class does "
+            f"not have ({named}), expected none: from_pretrained would drop them. Save the "
             "adapter un-merged, use 'vitune merge' with vitune.load_run, or train with roles=... "
             "that leave these layers out."
         )
@@ -47,9 +47,9 @@ class Unsavable:
 def make_savable(model: nn.Module, added: Sequence[str]) -> None:
     """Let every transformers model in `model` keep the biases `added`, or refuse to be saved.
 
-    Where a switch of the configuration gives its class these biases, it is turned on, on a copy. A
+    If a switch of the configuration gives its class these biases, it is turned on, on a copy. A
     bias on which the output does not depend (of the keys, under plain softmax attention) is
-    dropped. With any other `save_pretrained` raises an AdapterError.
+    dropped. For any other bias, `save_pretrained` raises an AdapterError.
     """
     for prefix, part in list(_transformers_models(model)):
         start = f"{prefix}." if prefix else ""
@@ -70,7 +70,7 @@ def _transformers_models(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _switched_on(part: Any, biases: Sequence[str]) -> bool:
-    """Turn on the switches that give the class all of `biases`; False where none do."""
+    """Turn on the switches that give the class all of `biases`; False if none do."""
     config = copy.deepcopy(part.config)
     known = _tensors_of_class(part, config)
     for owner in (config, *(v for v in vars(config).values() if hasattr(v, "model_type"))):
@@ -92,16 +92,16 @@ def _switched_on(part: Any, biases: Sequence[str]) -> bool:
 
 
 def _tensors_of_class(part: Any, config: Any) -> dict[str, Tensor]:
-    """The tensors, without values, of a new model of the same class; {} where it refuses."""
+    """The tensors, without values, of a new model of the same class; {} if it refuses."""
     try:
         with torch.device("meta"):
             return dict(type(part)(config).state_dict())
-    except Exception:  # a combination of switches that the class does not take
+    except Exception:  # a combination of switches that the class does not support
         return {}
 
 
 def _alike(names: Sequence[str]) -> list[list[str]]:
-    """Names that differ by block index alone, together."""
+    """Groups of names that differ only by block index."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(re.sub(r"\d+", "#", name), []).append(name)
@@ -109,7 +109,7 @@ def _alike(names: Sequence[str]) -> list[list[str]]:
 
 
 def _without_idle(part: Any, names: Sequence[str]) -> Sequence[str]:
-    """Nothing, having dropped the biases, where the output is the same whatever their values."""
+    """`names`; or nothing, with the biases dropped, if the output does not depend on them."""
     biases, seen = {name: part.get_parameter(name) for name in names}, observe(part, [])
     if seen is None:
         return names
@@ -127,7 +127,7 @@ def _without_idle(part: Any, names: Sequence[str]) -> Sequence[str]:
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """The tensors in what a transformers model returns."""
+    """The tensors in a transformers model's output."""
     values = output.values() if hasattr(output, "values") else output
     return [value for value in values if isinstance(value, Tensor)]
 

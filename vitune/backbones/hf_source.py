@@ -33,7 +33,7 @@ def load_hf(name: str, request: Request) -> Backbone:
     Checkpoints of a masked autoencoder become a plain ViT, which masks nothing.
 
     Raises:
-        BackboneError: not found or not fetched, not a vision model, missing tensors, an
+        BackboneError: not found or not downloaded, not a vision model, missing tensors, or an
             unsupported option.
     """
     location = _location(name)
@@ -63,7 +63,7 @@ def load_hf(name: str, request: Request) -> Backbone:
 
 
 def _location(name: str) -> str:
-    """What follows `hf:`; a folder must exist."""
+    """The part after `hf:`; a folder must exist."""
     location = name.removeprefix(PREFIX)
     if location.startswith((".", "/", "~")):
         folder = Path(location).expanduser()
@@ -119,7 +119,7 @@ def _set_drop_path(name: str, config: Any, rate: float) -> None:
 
 
 def _is_classifier(config: Any) -> bool:
-    """Whether transformers has a classifier we want for it; CLIP's leaves out the last norm."""
+    """Whether transformers has a classifier that we use for it; CLIP's omits the last norm."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
     )

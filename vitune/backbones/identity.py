@@ -1,4 +1,4 @@
-"""All that a loaded backbone contributes to a result, as one hash; and the files behind it."""
+"""Everything that a loaded backbone contributes to a result, as one hash; and its files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vitune.backbones.bundled import WEIGHTS
 from vitune.backbones.sources import HF_PREFIX, file_of
 
 _WITHOUT_EFFECT = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
-"""Entries of a transformers configuration that change with where or when it was saved."""
+"""Entries of a transformers configuration that depend on where or when it was saved."""
 
 
 def identity(backbone: Backbone) -> str:
     """64 hex digits: sha256 of every stored tensor, the preprocessing and the configuration.
 
-    Every parameter and buffer counts, bit by bit: class token, position embeddings, norms and the
-    checkpoint's own head too. Where the file lies and in which format does not.
+    Every parameter and buffer counts, bit by bit, including class token, position embeddings, norms
+    and the checkpoint's own head. The file's location and format do not count.
     """
     digest = hashlib.sha256()
     for name, value in sorted(backbone.model.state_dict().items()):
@@ -43,7 +43,7 @@ def identity(backbone: Backbone) -> str:
 def local_files(name: str, checkpoint: str | Path | None = None) -> tuple[Path, ...]:
     """The files on this machine that `load_backbone(name, checkpoint=checkpoint)` reads.
 
-    None for a name that a hub resolves: what lies in a hub's cache is stored by content.
+    None for a name that a hub resolves: a hub's cache is stored by content.
 
     Raises:
         BackboneError: two files are named, or the one that is named cannot be used.
@@ -67,7 +67,7 @@ def local_folder(name: str) -> Path | None:
 
 
 def _configurations(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Configurations that modules of transformers carry, the outermost of each branch."""
+    """Configurations of transformers modules, the outermost of each branch."""
     config: Any = getattr(model, "config", None)
     if hasattr(config, "to_dict"):
         values = config.to_dict()

@@ -1,6 +1,6 @@
 """Where the libraries keep a block's parts: role -> candidate paths below the block or the tower.
 
-A candidate is a tuple of paths that must all be there; the first candidate that is wins.
+A candidate is a tuple of paths that must all exist; the first complete candidate wins.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ NORMS: dict[str, tuple[str, ...]] = {
 """Normalisations of a block."""
 
 DEPTHWISE = ("conv_dw", "dwconv", "block.0")
-"""The depthwise convolution that a ConvNeXt block has in the place of attention."""
+"""The depthwise convolution that a ConvNeXt block has instead of attention."""
 
 CONV_BLOCK_NORMS: dict[str, tuple[str, ...]] = {
     "norm1": (),
@@ -121,7 +121,7 @@ FINAL_NORM = (
 """The normalisation after the last block, below a tower."""
 
 IDLE_FINAL_NORM = frozenset({"CLIPForImageClassification", "MetaClip2ForImageClassification"})
-"""Classes that call the final norm and then classify what went into it."""
+"""Classes that call the final norm but classify its input."""
 
 REDUCTION = "reduction"
 """Name of the linear layer of a Swin-like patch merging."""
@@ -137,6 +137,6 @@ HEADS = (
     "head.l",
     "classifier.2",
 )
-"""The classifier, below the network; `SECOND_HEADS` are a distilled model's further ones."""
+"""The classifier, below the network; `SECOND_HEADS` are the further ones of a distilled model."""
 
 SECOND_HEADS = ("head_dist", "head_dist.l", "distillation_classifier", "dist_head")

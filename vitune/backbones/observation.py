@@ -1,4 +1,4 @@
-"""What a network does with its tokens, seen by sending one image of noise through it."""
+"""What a network does with its tokens, observed by sending one noise image through it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitune.backbones.pixels import model_image_size
 from vitune.backbones.structure import network
 
 USUAL_SIZES = (224, 256, 384, 192, 160, 128, 96, 64, 32)
-"""Image sizes in pixels that are tried where a network does not say which it takes."""
+"""Image sizes in pixels to try if a network does not declare its own."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Call:
     """One call of a module, by shapes.
 
     Args:
-        given: of the first positional argument; () where that is no tensor.
-        returned: of the output, or of the first of several; () where that is no tensor.
+        given: of the first positional argument; () if that is not a tensor.
+        returned: of the output, or of the first of several; () if that is not a tensor.
         num_further: tensors among the other arguments, such as masks and positions.
     """
 
@@ -34,10 +34,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Observation:
-    """What was seen.
+    """The observation.
 
     Args:
-        image_size: (height, width) in pixels of the image that was sent through.
+        image_size: (height, width) in pixels of the image.
         calls: by module name, in order; empty for a module that was not called.
     """
 
@@ -46,23 +46,23 @@ class Observation:
 
 
 def observe(model: nn.Module, names: Iterable[str]) -> Observation | None:
-    """The calls of the modules `names` while one image passes; nothing in the network changes.
+    """The calls of the modules `names` during one image; nothing in the network changes.
 
-    None where the network takes no image of a size that it names, nor of a usual one.
+    None if the network accepts neither a size that it declares nor a usual one.
     """
     names = list(names)
     for size in _sizes(model):
         with _recorded(model, names) as calls:
             try:
                 run_once(model, size)
-            except Exception:  # whatever a network says of a size it does not take
+            except Exception:  # any error about an unsupported size
                 continue
         return Observation(size, {name: tuple(found) for name, found in calls.items()})
     return None
 
 
 def run_once(model: nn.Module, image_size: tuple[int, int]) -> Any:
-    """What `model` returns for one image of noise, in evaluation mode and without gradients.
+    """The output of `model` for one noise image, in evaluation mode and without gradients.
 
     Raises:
         Exception: whatever the network raises.
@@ -74,7 +74,7 @@ def run_once(model: nn.Module, image_size: tuple[int, int]) -> Any:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        # The network may draw numbers (token dropping); the caller's stream stays where it was.
+        # The network may draw numbers (token dropping); the caller's random state is restored.
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             return model(image)
     finally:
@@ -97,7 +97,7 @@ def _recorded(model: nn.Module, names: list[str]) -> Iterator[dict[str, list[Cal
 
 
 class _Recorder:
-    """A forward hook that writes calls down."""
+    """A forward hook that records calls."""
 
     def __init__(self, calls: list[Call]) -> None:
         self.calls = calls
@@ -113,7 +113,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def _sizes(model: nn.Module) -> list[tuple[int, int]]:
-    """Image sizes to try, those that the network names first."""
+    """Image sizes to try, those that the network declares first."""
     root: Any = network(model)
     named: list[Any] = [model_image_size(getattr(root, "config", None))]
     for part in root.modules():

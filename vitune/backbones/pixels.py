@@ -17,14 +17,14 @@ _HALF = (0.5, 0.5, 0.5)
 
 
 def preprocessing_of(model: nn.Module, image_size: tuple[int, int] | None = None) -> Preprocessing:
-    """The preprocessing a network was trained with, at the size it is built for.
+    """The preprocessing that a network was trained with, at the size it is built for.
 
     Args:
         model: a network from timm or transformers, bare or inside a `PeftModel`.
         image_size: (height, width) in pixels instead of the network's own.
 
     Raises:
-        BackboneError: the network carries no such configuration.
+        BackboneError: the network has no such configuration.
     """
     root = network(model)
     if hasattr(root, "pretrained_cfg"):
@@ -34,14 +34,14 @@ def preprocessing_of(model: nn.Module, image_size: tuple[int, int] | None = None
     if not location:
         raise BackboneError(
             f"preprocessing: got {type(root).__name__} without a configuration, expected a timm "
-            f"or transformers network. Load it with vitune.load_backbone, or give a Preprocessing."
+            f"or transformers network. Load it with vitune.load_backbone, or pass a Preprocessing."
         )
     own = None if interpolates_by_itself(root) else model_image_size(config)
     return hf_preprocessing(location, config, image_size or own)[0]
 
 
 def timm_preprocessing(model: nn.Module, image_size: tuple[int, int] | None) -> Preprocessing:
-    """From timm's data configuration; the size from the patch embedding where that is fixed."""
+    """From timm's data configuration; the size from the patch embedding if that is fixed."""
     from timm.data import resolve_model_data_config
 
     config = resolve_model_data_config(model)
@@ -76,7 +76,7 @@ def hf_preprocessing(
 ) -> tuple[Preprocessing, tuple[str, ...]]:
     """From the image processor saved beside a transformers model, with notices.
 
-    Without one, mean and std 0.5 and the model's own image size are assumed and said so.
+    Without one, mean and std 0.5 and the model's own image size are assumed, with a notice.
     """
     from transformers import AutoImageProcessor
 
@@ -99,7 +99,7 @@ def model_image_size(config: Any) -> tuple[int, int] | None:
 
 
 def interpolates_by_itself(model: nn.Module) -> bool:
-    """Whether a transformers model takes any image size without being told to interpolate."""
+    """Whether a transformers model takes any image size without an interpolation option."""
     for module in model.modules():
         if hasattr(module, "interpolate_pos_encoding"):
             asked = inspect.signature(module.forward).parameters
@@ -122,7 +122,7 @@ def _from_processor(
     elif crop and _height_width(size):
         kept = target[0] / size["height"] if target else 1.0
     if edge and not crop and values.get("crop_pct"):
-        small = edge < 384  # ConvNeXt's processor crops below 384 pixels and squashes from there on
+        small = edge < 384  # ConvNeXt's processor crops below 384 pixels and squashes from 384 on
         mode, kept = ("center", float(values["crop_pct"])) if small else ("squash", 1.0)
     normalised = values.get("do_normalize", True)
     mean = _three(values["image_mean"]) if normalised else (0.0, 0.0, 0.0)
@@ -151,7 +151,7 @@ def _three(values: Any) -> tuple[float, float, float]:
 
 
 def _interpolation(value: Any) -> str:
-    """A name this package knows; filters it does not have become bicubic."""
+    """A filter name of this package; unknown filters become bicubic."""
     if isinstance(value, str):
         return value if value in INTERPOLATIONS else "bicubic"
     return _PILLOW_FILTERS.get(int(value), "bicubic")

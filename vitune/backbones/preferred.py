@@ -1,4 +1,4 @@
-"""The backbone of a run that names none: a good one in the cache, else the bundled one."""
+"""The default backbone: a good one from the cache, else the bundled one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ KNOWN_GOOD = (
     "deit3_small_patch16_224.fb_in22k_ft_in1k",
     "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
 )
-"""timm names of networks for 224-pixel images, the most accurate features first."""
+"""timm names of networks for 224-pixel images, most accurate features first."""
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def preferred_backbone(names: Sequence[str] = KNOWN_GOOD, cache: str | Path | None = None) -> str:
-    """The first of `names` whose weights lie in the hub's cache, else the bundled backbone.
+    """The first of `names` whose weights are in the hub's cache, else the bundled backbone.
 
-    Nothing is asked of the network, so that the answer is the same with and without one.
+    No network is used, so the result is the same online and offline.
 
     Args:
         cache: folder of the hub's cache; None is the hub library's own.
@@ -32,7 +32,7 @@ def preferred_backbone(names: Sequence[str] = KNOWN_GOOD, cache: str | Path | No
 
 
 def is_cached(name: str, cache: str | Path | None = None) -> bool:
-    """Whether timm's weights called `name` lie whole in the hub's cache."""
+    """Whether timm's weights called `name` are complete in the hub's cache."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     folder = Path(cache or constants.HF_HUB_CACHE)
@@ -46,15 +46,15 @@ def is_cached(name: str, cache: str | Path | None = None) -> bool:
 
 
 def notice_of(name: str, *, was_named: bool) -> str:
-    """What a user should know of a backbone before reading any figure; empty where nothing.
+    """A notice about a backbone before any figures, or empty.
 
     Args:
-        was_named: whether the user asked for it.
+        was_named: whether the user chose it.
     """
     if name.partition("@")[0] == BUNDLED and "@" not in name:
         return (
             f"{BUNDLED} is a demonstration network of 1.2 M parameters for 32-pixel images. For "
-            f"real use give --backbone {KNOWN_GOOD[0]} (downloaded once), hf:ORG/NAME, or "
+            f"real use choose --backbone {KNOWN_GOOD[0]} (downloaded once), hf:ORG/NAME, or "
             "ARCHITECTURE@FILE with weights you have."
         )
     if not was_named:

@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 @contextmanager
 def rehearsed(model: nn.Module) -> Iterator[nn.Module]:
-    """Within: a copy of `model` that takes and gives tensors of the right shapes, at no cost.
+    """Within the context, a copy of `model` with tensor shapes but no values, at no cost.
 
-    The copy plays a CPU model: some layers ask for their device's autocast state.
+    The copy acts as a CPU model, because some layers query their device's autocast state.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # some models keep a tensor as an attribute
     played, convert = copy.deepcopy(model), mode.fake_tensor_converter.from_meta_and_device

@@ -1,4 +1,4 @@
-"""Choose sites by role and block, or say which roles there are."""
+"""Choose sites by role and block, or list the available roles."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def sites_with_roles(
     blocks: Sequence[int] | None = None,
     needed_by: str,
 ) -> tuple[Site, ...]:
-    """The sites of the asked roles, each once, in the order of `sites`.
+    """The sites of the requested roles, each once, in the order of `sites`.
 
     Args:
         sites: what `find_sites` returned.
-        roles: roles that must all be there. A fused `qkv` answers for q, k and v, and separate
-            q, k and v answer for `qkv`.
+        roles: roles that must all exist. A fused `qkv` counts as q, k and v, and separate q, k and
+            v count as `qkv`.
         blocks: indices to keep, negative ones from the end; None keeps all. Sites outside blocks
-            are kept whatever `blocks` says.
-        needed_by: who asks, for the error text.
+            are kept whatever `blocks` is.
+        needed_by: the caller's name, for error messages.
 
     Raises:
         BackboneError: an unknown role, a role without a site, or a block index out of range.
@@ -53,7 +53,7 @@ def sites_with_roles(
 
 
 def _answers(role: str, found: set[str]) -> set[str]:
-    """The roles present that answer a request for `role`."""
+    """The existing roles that satisfy a request for `role`."""
     if role in found:
         return {role}
     if role in ("q", "k", "v") and "qkv" in found:

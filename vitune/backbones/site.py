@@ -1,4 +1,4 @@
-"""The record of one place in a network where a method may act."""
+"""The record of one module in a network where a method may act."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Site:
             distilled model has two of role `head`.
         block: index over depth, through all stages of a hierarchical model; None outside blocks.
         num_parts: equal parts in the order of out_features: 3 for a fused q, k, v; 2 for a fused
-            k, v, or a fused gate and up projection; 1 otherwise, also where a fused linear makes
-            q, k and v head by head or in unequal widths.
-        parts: of a `qkv`, what it makes: ("q", "k", "v"), ("k", "v") or ("q", "k"); else empty.
+        k, v, or a fused gate and up projection; 1 otherwise, also if a fused linear makes q, k and
+            v head by head or in unequal widths.
+        parts: for a `qkv`, what it computes: ("q", "k", "v"), ("k", "v") or ("q", "k"); else empty.
         windowed: the block attends in windows, as Swin does; False outside blocks.
         separate_bias: the attention keeps the biases of this layer as its own parameters
             (`q_bias`, `v_bias`); the layer itself has none.
-        direct_weight: the owner reads this layer's `weight` instead of calling the layer, so that
-            a replaced `forward` is passed over; `torch.nn.MultiheadAttention` is such an owner.
+        direct_weight: the owner reads this layer's `weight` instead of calling the layer, so that a
+            replaced `forward` is bypassed; `torch.nn.MultiheadAttention` is such an owner.
     """
 
     name: str

@@ -30,14 +30,14 @@ __all__ = [
 
 
 def find_sites(model: nn.Module) -> tuple[Site, ...]:
-    """Every site of `model` in forward order; a block stands before its own parts.
+    """Every site of `model` in forward order; a block comes before its parts.
 
     Convolutional networks give `conv` sites (stem, blocks and shortcuts) and the head. A network
     with transformer or ConvNeXt blocks gives their linears and, with role `conv`, a ConvNeXt's
-    depthwise convolutions and all convolutions outside the blocks but the patch embedding. Where
-    only one of several towers embeds patches (CLIP's vision tower, a masked autoencoder's
-    encoder), the blocks of the others are left out. Of a transformers model with a head the base
-    model alone has sites.
+    depthwise convolutions and all convolutions outside the blocks except the patch embedding. If
+    only one of several towers embeds patches (CLIP's vision tower, a masked autoencoder's encoder),
+    the blocks of the others are left out. In a transformers model with a head, only the base model
+    has sites.
 
     Raises:
         BackboneError: no transformer block, no ConvNeXt block and no convolutional network.
@@ -76,7 +76,7 @@ def _inner_sites(root: nn.Module, tower: str) -> Iterator[Site]:
 
 
 def _patch_tower(root: nn.Module, blocks: list[Site]) -> tuple[str, str | None]:
-    """The tower whose blocks follow a patch embedding, and the name of that embedding."""
+    """The tower whose blocks follow a patch embedding, and that embedding's name."""
     for block in blocks:
         for tower in _around(block):
             kinds = (nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -87,7 +87,7 @@ def _patch_tower(root: nn.Module, blocks: list[Site]) -> tuple[str, str | None]:
 
 
 def _named_tower(root: nn.Module) -> str:
-    """What transformers calls the network without its head; '' elsewhere."""
+    """The name transformers gives to the network without its head; '' for other libraries."""
     name = getattr(root, "base_model_prefix", None)
     return name if name in root._modules else ""
 

@@ -1,4 +1,4 @@
-"""One door to every backbone: timm, transformers, torchvision, bundled, or a local file."""
+"""Load any backbone: from timm, transformers, torchvision, bundled, or a local file."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def load_backbone(
         name: a timm name (`vit_base_patch16_224.augreg_in21k`), `hf:ORG/NAME`, `hf:/folder`,
             `torchvision:NAME[.WEIGHTS]`, `vitune/NAME` (bundled), or `ARCHITECTURE@FILE`.
         num_classes: outputs of a new classifier, whose weight and bias are zero; a local file's
-            head is kept where it has as many. None keeps the checkpoint's own head, or gives
-            features where it has none.
-        image_size: pixels, one number or (height, width); other than the native size, position
-            embeddings are interpolated. None means the native size.
+            head is kept if it has that many. None keeps the checkpoint's own head, or returns
+            features if it has none.
+        image_size: pixels, one number or (height, width); position embeddings are interpolated if
+            it is not the native size. None means the native size.
         checkpoint: a `.safetensors`, `.pth`, `.pt`, `.bin` or Google `.npz` file for the
             architecture `name`; the same as `name@FILE`.
         pretrained: False leaves random weights.
@@ -45,8 +45,9 @@ def load_backbone(
         dtype: of the parameters; None keeps float32.
 
     Raises:
-        BackboneError: the name is unknown (with the nearest ones), the weights cannot be fetched
-            or do not fit, or an option is out of range or not supported by the architecture.
+        BackboneError: the name is unknown (the nearest ones are listed), the weights cannot be
+            downloaded or do not fit, or an option is out of range or not supported by the
+            architecture.
     """
     name, file = file_of(name, checkpoint)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -58,7 +59,7 @@ def load_backbone(
 
 
 def absolute_backbone(name: str) -> str:
-    """`name` such that the file or folder it names is found from any working directory."""
+    """`name` rewritten so that its file or folder is found from any working directory."""
     if name.startswith(HF_PREFIX):
         folder = Path(name.removeprefix(HF_PREFIX)).expanduser()
         return f"{HF_PREFIX}{os.path.abspath(folder)}" if folder.is_dir() else name
@@ -91,14 +92,14 @@ def file_of(name: str, checkpoint: str | Path | None) -> tuple[str, Path | None]
     """The architecture, and the checked file that `name@FILE` or `checkpoint` gives.
 
     Raises:
-        BackboneError: both are given, or the file cannot be used.
+        BackboneError: both are given, or the file is unusable.
     """
     if "@" in name and not name.startswith(HF_PREFIX):
         name, _, written = name.partition("@")
         if checkpoint is not None:
             raise BackboneError(
-                f"checkpoint: got {str(checkpoint)!r} and {written!r}, expected one file. "
-                f"Give name@FILE or checkpoint, not both."
+                f"checkpoint: got {str(checkpoint)!r} and {written!r}, expected one file. Use "
+                "name@FILE or checkpoint, not both."
             )
         checkpoint = written
     if checkpoint is None:

@@ -1,4 +1,4 @@
-"""Walk a model by child names, seeing through the layers that PEFT put around the originals."""
+"""Walk a model by child names, looking through the layers that PEFT wraps around the originals."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ WRAPPED = ("base_layer", "original_module")
 
 
 STAND_INS = "parametrizations"
-"""The child of a module that holds what stands in for its parameters."""
+"""The child of a module that holds the replacements of its parameters."""
 
 IN_PROJECTION = "in_proj"
-"""The child of a `torch.nn.MultiheadAttention` that stands for its packed q, k, v."""
+"""The child of a `torch.nn.MultiheadAttention` that represents its packed q, k, v."""
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -41,12 +41,12 @@ def root_prefix(model: nn.Module) -> str:
 
 
 def network(model: nn.Module) -> nn.Module:
-    """The network that was given to PEFT, or `model` itself."""
+    """The network that was passed to PEFT, or `model` itself."""
     return model.get_submodule(root_prefix(model))
 
 
 def joined(*parts: str) -> str:
-    """A dotted name from the parts that are not empty."""
+    """A dotted name from the non-empty parts."""
     return ".".join(part for part in parts if part)
 
 
@@ -82,7 +82,7 @@ def find(root: nn.Module, paths: Iterable[str], kinds: type | tuple[type, ...]) 
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module normalises features: a layer with one weight a feature, or none at all."""
+    """Whether a module normalises features: a layer with one weight per feature, or none at all."""
     original = unwrapped(module)
     if original._modules.keys() - {STAND_INS}:
         return False
@@ -104,9 +104,9 @@ def find_norm(root: nn.Module, paths: Iterable[str]) -> str | None:
 def walk(
     root: nn.Module, stop: Callable[[nn.Module], bool], name: str = ""
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Every module below `root` in registration order, not descending where `stop` says so.
+    """Every module below `root` in registration order, without descending where `stop` is true.
 
-    What PEFT wraps is visited once, as the wrapper; the wrapper's own layers are not visited.
+    Wrapped modules are visited once, as the wrapper; the wrapper's own layers are not visited.
     """
     for child_name, child in root.named_children():
         full = joined(name, child_name)

@@ -25,7 +25,7 @@ def load_timm(name: str, request: Request, checkpoint: Path | None) -> Backbone:
     """A timm model by its name (`architecture` or `architecture.tag`).
 
     Raises:
-        BackboneError: an unknown name, weights that cannot be had, an unsupported option.
+        BackboneError: an unknown name, unavailable weights, or an unsupported option.
     """
     _check_name(name)
     notice = ""
@@ -70,7 +70,7 @@ def _check_name(name: str) -> None:
     tags = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tags:
         raise BackboneError(
-            f"backbone: got {name!r}, expected a tag that timm has for {architecture}. "
+            f"backbone: got {name!r}, expected one of timm's tags for {architecture}. "
             f"{nearest(name, tags)}"
         )
 
@@ -93,15 +93,15 @@ def _build(
             # A fully convolutional network takes any size and has no such argument.
             if "img_size" not in str(error) or options.pop("img_size", None) is None:
                 raise BackboneError(
-                    f"backbone {name}: got options {options!r}, expected those it takes. "
-                    f"timm answered: {one_line(error)}"
+                    f"backbone {name}: got options {options!r}, expected supported ones. timm "
+                    f"answered: {one_line(error)}"
                 ) from error
         except Exception as error:
             if pretrained:
                 raise cannot_fetch(name, error) from error
             raise BackboneError(
-                f"backbone {name}: got options {options!r}, expected those it takes. "
-                f"timm answered: {one_line(error)}"
+                f"backbone {name}: got options {options!r}, expected supported ones. timm "
+                f"answered: {one_line(error)}"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""How a vision transformer lays out its tokens: prefix tokens, patch grid and pooling."""
+"""The token layout of a vision transformer: prefix tokens, patch grid and pooling."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class TokenLayout:
 
     Args:
         num_prefix: class, distillation and register tokens before the patches.
-        grid: (height, width) in patches at the image size the model is built for; of a
-            hierarchical model before its first merging; None where any size is taken.
+        grid: (height, width) in patches at the image size the model is built for; for a
+            hierarchical model before its first merging; None if any size is accepted.
         pooling: what the head reads: "token" (the class token), "avg" (mean over patches), "map"
             (attention pooling), "token+avg" (both, concatenated), or timm's own word.
     """
@@ -35,7 +35,7 @@ def token_layout(model: nn.Module) -> TokenLayout:
     """The token layout of a ViT or Swin of timm, transformers or torchvision.
 
     Raises:
-        BackboneError: the model has no patch embedding that is recognised.
+        BackboneError: no patch embedding is recognised.
     """
     root = network(model)
     tower = next((part for part in root.modules() if _EMBEDDINGS & set(part._modules)), None)
@@ -49,10 +49,10 @@ def token_layout(model: nn.Module) -> TokenLayout:
 
 
 def num_prefix_tokens(model: nn.Module) -> int:
-    """How many tokens stand before the patches.
+    """The number of tokens before the patches.
 
     Raises:
-        BackboneError: the model has no patch embedding that is recognised.
+        BackboneError: no patch embedding is recognised.
     """
     return token_layout(model).num_prefix
 

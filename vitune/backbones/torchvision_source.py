@@ -64,7 +64,7 @@ def load_torchvision(name: str, request: Request, checkpoint: Path | None) -> Ba
 
 
 def _weights(name: str) -> Any:
-    """The member of torchvision's weights enumeration that `name` means."""
+    """The member of torchvision's weights enumeration for `name`."""
     architecture, _, tag = name.removeprefix(PREFIX).partition(".")
     known = zoo.list_models(module=zoo)
     if architecture not in known:
@@ -90,8 +90,8 @@ def _build(
     if architecture.startswith("vit_"):
         if size[0] != size[1]:
             raise BackboneError(
-                f"image_size: got {size} for {name}, expected a square: torchvision's ViT takes "
-                f"no other. The timm architectures do."
+                f"image_size: got {size} for {name}, expected a square: torchvision's ViT "
+                "supports no other. Use a timm architecture instead."
             )
         options["image_size"] = size[0]
     if request.drop_path:
@@ -101,8 +101,8 @@ def _build(
         return model
     except TypeError as error:
         raise BackboneError(
-            f"backbone {name}: got options {options!r}, expected those it takes. "
-            f"torchvision answered: {one_line(error)}"
+            f"backbone {name}: got options {options!r}, expected supported ones. torchvision "
+            f"answered: {one_line(error)}"
         ) from error
 
 

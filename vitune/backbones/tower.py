@@ -1,4 +1,4 @@
-"""Logits from whatever a backbone returns, and a classifier on top of a tower that has none."""
+"""Logits from any backbone's output, and a classifier for a tower without one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class TowerClassifier(nn.Module):
     """logits = head(pooled output of tower(images)), for vision towers without a classifier.
 
     The pooled output is the tower's own `pooler_output`; without one, the class token of the last
-    hidden state, or the mean over tokens where there is no class token.
+    hidden state, or the mean over tokens if there is no class token.
 
     Shapes: images (b, 3, height, width) -> (b, c).
 
@@ -25,7 +25,7 @@ class TowerClassifier(nn.Module):
     """
 
     base_model_prefix = ""
-    """PEFT asks any model with a transformers `config` for it; CLIP's towers need the answer."""
+    """PEFT calls this on any model with a transformers `config`; CLIP's towers need it."""
 
     def __init__(self, tower: nn.Module, head: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Read a local checkpoint without unpickling code, and put it into a network strictly."""
+"""Read a local checkpoint without unpickling code, and load it strictly into a network."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def check_file(path: Path) -> Path:
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.safetensors`, `.pth`, `.pt` or `.bin` file by plain names.
 
-    Keys that wrap the whole (`state_dict`, `model`, ...) and prefixes that all names share
-    (`module.`) are taken off. Pickled code is never run.
+    Wrapping keys (`state_dict`, `model`, ...) and prefixes that all names share (`module.`) are
+    removed. Pickled code is never run.
 
     Raises:
         BackboneError: the file is damaged, holds more than tensors, or holds none.
@@ -57,8 +57,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise BackboneError(
-            f"checkpoint: got {str(path)!r}, expected a whole file of tensors only. "
-            f"Reading it failed: {one_line(error)}"
+            f"checkpoint: got {str(path)!r}, expected an intact file with only tensors. Reading "
+            f"it failed: {one_line(error)}"
         ) from error
     return _plain(_unwrapped(content), path)
 
@@ -66,10 +66,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def load_state(
     model: nn.Module, state: Mapping[str, Tensor], path: Path, *, keep_head: bool
 ) -> None:
-    """Copy `state` into `model`; every tensor but the head's must be there in the right shape.
+    """Copy `state` into `model`; every tensor except the head's must exist in the right shape.
 
     Raises:
-        BackboneError: all missing, unexpected and wrongly shaped tensors, in one text.
+        BackboneError: all missing, unexpected and wrongly shaped tensors, in one message.
     """
     heads = tuple(f"{name}." for name in head_names(model))
     own = dict(model.state_dict())
@@ -97,19 +97,19 @@ def report_differences(
     """Refuse a checkpoint whose tensors are not the network's.
 
     Raises:
-        BackboneError: any of the three lists has an entry; all are in the text.
+        BackboneError: any of the three lists has an entry; all are in the message.
     """
     found = {"missing": missing, "unexpected": unexpected, "wrong shape": reshaped}
     parts = [f"{what}: {', '.join(names)}" for what, names in found.items() if names]
     if parts:
         raise BackboneError(
             f"checkpoint: got {str(path)!r}, expected the tensors of {into}. {'; '.join(parts)}. "
-            f"Name the architecture the file was made with, and its image size."
+            f"Use the architecture and image size that the file was made with."
         )
 
 
 def converted(model: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """`state` through the conversion that timm keeps beside the model, where it keeps one.
+    """`state` through the conversion that timm provides for the model, if any.
 
     It renames the tensors of original releases and resamples position embeddings and relative
     position tables to the image size the model is built for.
@@ -130,7 +130,7 @@ def converted(model: nn.Module, state: dict[str, Tensor], path: Path) -> dict[st
 
 
 def num_head_classes(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
-    """How many classes the head in `state` has, None when it has none."""
+    """The number of classes of the head in `state`, or None."""
     weights = [state.get(f"{name}.weight") for name in head_names(model)]
     return next((len(weight) for weight in weights if weight is not None), None)
 
@@ -145,7 +145,7 @@ def _unwrapped(content: Any) -> Any:
 
 
 def _plain(content: Any, path: Path) -> dict[str, Tensor]:
-    """Tensors only, without the prefixes that every name has."""
+    """Only the tensors, without the prefixes that all names share."""
     if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
         raise BackboneError(
             f"checkpoint: got {str(path)!r} holding {type(content).__name__}, "

@@ -1,4 +1,4 @@
-"""Studies with an honest protocol, their tables, and speed: what decides between methods."""
+"""Benchmarks: studies under an honest protocol, their tables, and speed."""
 
 __all__ = [
     "beside_honest",

@@ -1,4 +1,4 @@
-"""A published recipe under both protocols, so that its figure never stands alone."""
+"""A published recipe under both protocols, so that its figure is never shown alone."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def run_both(
     watcher: Watcher | None = None,
     fresh: bool = False,
 ) -> BothProtocols:
-    """Run both studies, each in a folder of `out` that bears its protocol's name.
+    """Run both studies, each in a subfolder of `out` named after its protocol.
 
     Args:
-        fresh: run again what other versions or another device ran.
+        fresh: repeat runs made by other versions or on another device.
 
     Raises:
-        VituneError: studies whose protocols are not these two, or what `run_study` refuses.
+        VituneError: studies with other protocols, or an error of `run_study`.
     """
     for study, expected in ((honest, "honest"), (published, "as-published")):
         if study.protocol != expected:
@@ -56,5 +56,5 @@ def run_both(
 
 
 def with_remarks(table: Table, remarks: Sequence[str]) -> Table:
-    """The table with further sentences below it, each once."""
+    """The table with further notes below it, each once."""
     return replace(table, notes=(*table.notes, *dict.fromkeys(remarks)))

@@ -24,7 +24,7 @@ from vitune.report import write_comparison
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison brought: the outcome, its table and the page written of it."""
+    """The result of a comparison: the outcome, its table and its page."""
 
     outcome: Outcome
     table: Table
@@ -50,15 +50,15 @@ def comparison_study(
 
     Args:
         methods: names; a label is a method's name.
-        lrs: learning rates to choose from on validation; none takes each method's default.
+        lrs: learning rates to choose from on validation; empty takes each method's default.
         seeds: how many (0, 1, ...), or which.
         method_args: arguments by method name.
         settings: further training settings for every method.
         keep, allow_overlap: as `Study` takes them.
 
     Raises:
-        VituneError: no method, a method twice, arguments for a method that is not compared, or
-            what a study refuses.
+        VituneError: no method, a method twice, arguments for a method that is not compared, or an
+            error of the study.
     """
     given = dict(method_args or {})
     stray = sorted(set(given) - set(methods))
@@ -101,10 +101,10 @@ def compare(
     """Run the study and write `compare.html` into its folder.
 
     Args:
-        fresh: run again what other versions or another device ran.
+        fresh: repeat runs made by other versions or on another device.
 
     Raises:
-        VituneError: what `run_study` refuses, or no method finished.
+        VituneError: an error of `run_study`, or no method finished.
     """
     outcome = run_study(study, out, executor=executor, watcher=watcher, fresh=fresh)
     if all(result.status != "done" for result in outcome.results):
@@ -144,7 +144,7 @@ def _entry(row: TableRow, study: Study, choices: Sequence[Choice]) -> dict[str, 
 
 
 def _learning_rate(row: TableRow, study: Study, choices: Sequence[Choice]) -> tuple[float, str]:
-    """The rate that a method was trained with, and where it comes from."""
+    """The learning rate of a method, and where it comes from."""
     choice = next((found for found in choices if found.label == row.label), None)
     if choice is not None and "lr" in choice.setting:
         tried = len({setting.get("lr") for setting, _ in choice.tried})
@@ -157,7 +157,7 @@ def _learning_rate(row: TableRow, study: Study, choices: Sequence[Choice]) -> tu
 
 
 def _tested(found: Difference) -> dict[str, Any]:
-    """A difference of the table as the page takes it."""
+    """A difference of the table in the page's format."""
     here = found.on_these
     return {
         "first": found.first,
@@ -170,7 +170,7 @@ def _tested(found: Difference) -> dict[str, Any]:
 
 
 def _note(study: Study, table: Table) -> str:
-    """Data, backbone and split in a sentence or two, and what the table warns of."""
+    """Data, backbone and split in one or two sentences, and the table's warnings."""
     task = study.tasks[0]
     what = f"{task.data} on {study.backbone}, {study.epochs} epochs."
     parts = [f"{what} Accuracy on {split_text(table)}. Speed: {table.speed}."]

@@ -1,4 +1,4 @@
-"""What a study will cost, from steps measured on this machine: `vitune bench run --dry-run`."""
+"""The cost of a study, from steps measured on this machine: `vitune bench run --dry-run`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ SCORED_IMAGES = 64
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one variant will cost on one task.
+    """The cost of one variant on one task.
 
     Args:
-        num_cells: of both stages.
-        step_ms: median of measured steps at the study's batch size; None where a method takes none.
-        hours: of all its cells on this machine, one after the other.
-        peak_mib: while stepping.
+        num_cells: runs of both stages.
+        step_ms: median of measured steps at the study's batch size; None for a method without
+            steps.
+        hours: of all its runs on this machine, one after the other.
+        peak_mib: during the steps.
         num_trainable: parameters.
     """
 
@@ -44,7 +45,7 @@ class Estimate:
 
 
 class _Stopwatch(Observer):
-    """When each step ended."""
+    """The end time of each step."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -54,7 +55,7 @@ class _Stopwatch(Observer):
 
     @property
     def step_ms(self) -> float | None:
-        """Median milliseconds between ends, the first steps left out; None without steps."""
+        """Median milliseconds between ends, without the first steps; None without steps."""
         if not self.ends:
             return None
         gaps = [b - a for a, b in zip(self.ends, self.ends[1:], strict=False)][WARMUP_STEPS - 1 :]
@@ -70,10 +71,10 @@ class _Measured:
 
 
 def estimate(study: Study, bench: Workbench | None = None) -> list[Estimate]:
-    """Cells, hours and memory by variant and task; no test split is opened.
+    """Runs, hours and memory by variant and task; no test split is opened.
 
-    A few steps of every variant are measured on the first task and taken for all, since images of
-    all tasks have one size.
+    A few steps of every variant are measured on the first task and used for all, because images of
+    all tasks have the same size.
 
     Raises:
         VituneError: data or backbone that cannot be used.
@@ -121,15 +122,15 @@ def _measure(planner: Planner, variant: Variant, task: Task) -> _Measured:
 
 
 def _as_scored(split: Split, size: tuple[int, int]) -> Split:
-    """A few images at the network's size: training images that windows are cut from are larger."""
+    """A few images at the network's size; training images for random windows are larger."""
     few = split.subset(range(min(SCORED_IMAGES, len(split))))
     return replace(few, images=few.images[:, : size[0], : size[1]])
 
 
 def _first_splits(planner: Planner, variant: Variant, task: Task) -> Splits:
-    """The images of stage 1, or of the final runs where there is nothing to choose.
+    """The images of stage 1, or of the final runs if there is nothing to choose.
 
-    With one image per class there is none to hold out, and no stage 1 either.
+    With one image per class there is none to hold out, and no stage 1.
     """
     study = planner.study
     chooses = needs_selection(study, variant) or planner.scored_on(task) == "val"
@@ -143,7 +144,7 @@ def _data(planner: Planner, variant: Variant, task: Task) -> TaskData:
 
 
 def _repeated(splits: Splits, num_images: int) -> Splits:
-    """As many training images as asked for, over and over where there are fewer; no validation."""
+    """The requested number of training images, repeated if there are fewer; no validation."""
     train = splits.train
     assert train is not None
     chosen: Split = train.subset([index % len(train) for index in range(num_images)])

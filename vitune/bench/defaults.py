@@ -1,4 +1,4 @@
-"""Settings that need no tuning: chosen once over several tasks, and what that costs on each."""
+"""Default settings: chosen once over several tasks, and what that costs on each."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Default:
 
     Args:
         val: that mean, in [0, 1].
-        best_val: mean over tasks of the best setting of each: what tuning would give.
-        tasks: over which it was chosen.
-        ranking: every setting with its mean, the best first.
+        best_val: mean over tasks of each task's best setting: what tuning would give.
+        tasks: the tasks it was chosen on.
+        ranking: every setting with its mean, best first.
     """
 
     label: str
@@ -61,7 +61,7 @@ class AgainstTuned:
 def choose_defaults(choices: Sequence[Choice]) -> list[Default]:
     """One setting per method, by mean validation accuracy over the tasks of stage 1.
 
-    A setting that did not finish on some task is out. Ties go to the setting tried first.
+    A setting that did not finish on some task is excluded. Ties go to the setting tried first.
 
     Raises:
         VituneError: no method has a setting that finished on every task.
@@ -95,7 +95,7 @@ def choose_defaults(choices: Sequence[Choice]) -> list[Default]:
 def default_against_tuned(
     default: Iterable[CellResult], tuned: Iterable[CellResult]
 ) -> list[AgainstTuned]:
-    """Final results at a method's default beside those at its per-task choice.
+    """Final results at a method's default compared with those at its per-task choice.
 
     Raises:
         VituneError: no method and task in common.
@@ -111,23 +111,23 @@ def default_against_tuned(
         means = [sum(pair[side] for pair in by_task.values()) / len(tasks) for side in (0, 1)]
         found.append(AgainstTuned(label, tasks, means[0], means[1], by_task))
     if not found:
-        raise VituneError("defaults: got two studies without a method and task in common.")
+        raise VituneError("defaults: got two studies without a common method and task.")
     return found
 
 
 def record(
     defaults: Sequence[Default], studies: Sequence[Study], path: str | Path, *, command: str
 ) -> None:
-    """Write the file that `vitune train` takes its settings from when the user gives none.
+    """Write the file that holds the default settings of `vitune train`.
 
-    What the file says of other backbones, and of methods that are not among `defaults`, stays.
+    Entries of other backbones, and of methods that are not in `defaults`, are kept.
 
     Args:
-        studies: where the defaults come from; their epochs and settings are noted.
-        command: that chose them.
+        studies: where the defaults come from; their epochs and settings are recorded.
+        command: the command that chose them.
 
     Raises:
-        VituneError: studies of several backbones, or a file that is something else.
+        VituneError: studies of several backbones, or a file with other content.
     """
     backbones = sorted({study.backbone for study in studies})
     if len(backbones) > 1:
@@ -147,10 +147,10 @@ def record(
 
 
 def defaults_of(folders: Sequence[str | Path]) -> tuple[list[Default], list[Study]]:
-    """The defaults that stage 1 of several studies' folders gives together, and the studies.
+    """The defaults from stage 1 of several studies' folders, and the studies.
 
-    Variants that are not a method by its own name (other arguments, another objective) are left
-    out: a default is a method's.
+    Variants that are not a plain method (other arguments, another objective) are left out: a
+    default belongs to a method.
 
     Raises:
         VituneError: a folder without a study, or nothing to choose from.
@@ -166,7 +166,7 @@ def defaults_of(folders: Sequence[str | Path]) -> tuple[list[Default], list[Stud
 
 
 def choices_table(defaults: Sequence[Default]) -> str:
-    """Defaults with their mean validation accuracy beside what tuning each task gives, percent."""
+    """Defaults with their mean validation accuracy and that of per-task tuning, in percent."""
     lines = [
         "| method | default | validation | tuned per task | difference |",
         "|---|---|---:|---:|---:|",
@@ -180,14 +180,14 @@ def choices_table(defaults: Sequence[Default]) -> str:
 
 
 def _plain_methods(study: Study) -> set[str]:
-    """Labels of variants that are a method and nothing else."""
+    """Labels of variants that are a plain method."""
     plain = {name: Variant(label=name, method=name) for name in METHODS}
     own = [v.model_copy(update={"grid": None}) for v in study.variants]
     return {variant.label for variant in own if variant == plain.get(variant.label)}
 
 
 def _kept(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """What a file of defaults says so far; nothing where there is none."""
+    """The present content of a defaults file; empty if there is none."""
     try:
         kept: Any = json.loads(file.read_text()) if file.is_file() else {}
     except ValueError:
@@ -208,7 +208,7 @@ def _without(names: Collection[str], record: Mapping[str, Any]) -> dict[str, Any
 
 
 def _resolved(default: Default, backbone: str) -> dict[str, Any]:
-    """The setting with a rate in the place of a multiple of the present default."""
+    """The setting with a rate instead of a multiple of the present default."""
     setting = dict(default.setting)
     factor = setting.pop("lr_factor", None)
     if factor is not None:
@@ -236,7 +236,7 @@ def markdown_of(rows: Sequence[AgainstTuned]) -> str:
 
 
 def _ranking(choices: Sequence[Choice]) -> list[tuple[dict[str, Any], float]]:
-    """Settings that every task finished, with their mean accuracy, the best first."""
+    """Settings that finished on every task, with their mean accuracy, best first."""
     ranking = []
     for setting, _ in choices[0].tried:
         values = [_value_of(setting, choice) for choice in choices]

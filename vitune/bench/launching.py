@@ -1,4 +1,4 @@
-"""From what a user types to a study: a suite with methods or presets, under either protocol."""
+"""From the user's options to a study: a suite with methods or presets, under either protocol."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vitune.errors import VituneError
 from vitune.methods import get_method
 
 LR_FACTORS = (0.3, 1.0, 3.0)
-"""What stage 1 tries where the user names no rates: multiples of each method's default."""
+"""The rates stage 1 tries by default: multiples of each method's default."""
 
 DEFAULT_EPOCHS = 100
 SUITE_SETTINGS: dict[str, dict[str, Any]] = {"demo": {"epochs": 3, "batch_size": 16}}
-"""By suite, what stands in place of the usual settings: seven methods on the demo suite within an
-hour on two cores. Small batches, since at three epochs the number of steps is what is short."""
+"""Settings by suite that replace the usual ones: seven methods on the demo suite within an hour on
+two cores. Small batches, because three epochs give few steps."""
 
 LISTS = "lists"
 FEWSHOT_DEFAULT = 16
@@ -54,23 +54,23 @@ def suite_study(
 
     Args:
         suite, root, only, allow_missing: as `suite_tasks` takes them.
-        shots: training images per class, several for a curve; none takes every training image,
-            and 16 of the few-shot suite, whose lists are its own.
+        shots: training images per class, several for a curve; empty takes every training image, and
+            16 in the few-shot suite, which has its own lists.
         out: the study's folder; split tables are written below it.
-        epochs: None is what SUITE_SETTINGS says of the suite, else DEFAULT_EPOCHS.
-        lrs: learning rates for stage 1; none takes LR_FACTORS times each method's default.
+        epochs: None takes SUITE_SETTINGS for the suite, else DEFAULT_EPOCHS.
+        lrs: learning rates for stage 1; empty takes LR_FACTORS times each method's default.
         search: "tpe" or "asha" (TPE with successive halving) lets Optuna propose the rates
             instead, between the lowest and highest of `lrs`, else a tenth and ten times each
             method's default.
-        trials: of a search, for each method and task.
+        trials: of a search, per method and task.
         tune: False runs every method at its default settings; nothing is chosen.
         seeds: how many (0, 1, ...), or which.
         method_args: arguments by method name.
-        settings: further training settings for every run; they win over SUITE_SETTINGS.
+        settings: further training settings for every run; they override SUITE_SETTINGS.
         values: further fields of Study (backbone, checkpoint, image_size, report_on, ...).
 
     Raises:
-        VituneError: what suites and studies refuse.
+        VituneError: an error of the suite or study.
     """
     if not methods:
         raise VituneError("--methods: got none, expected at least one name.")
@@ -79,7 +79,7 @@ def suite_study(
     usual = {"epochs": DEFAULT_EPOCHS} | SUITE_SETTINGS.get(suite, {})
     suite_epochs = usual.pop("epochs")
     if not tune and (search or lrs):
-        raise VituneError("--defaults: got --search or --lrs beside it, expected neither.")
+        raise VituneError("--defaults: got it with --search or --lrs, expected neither.")
     if search:
         values["search"] = _search(search, trials, lrs)
     elif lrs:
@@ -151,12 +151,12 @@ def preset_study(
     """A published recipe on its suite: `vitune bench run --preset P --protocol honest`.
 
     Args:
-        overrides: training settings that win over the recipe's.
-        tasks: use these instead of the suite's (a part of it, or one's own data).
+        overrides: training settings that override the recipe's.
+        tasks: use these instead of the suite's (a part of it, or the user's own data).
         values: further fields of Study (backbone, checkpoint, image_size, ...).
 
     Raises:
-        VituneError: unknown preset, and what suites and studies refuse.
+        VituneError: unknown preset, or an error of the suite or study.
     """
     recipe = load_preset(preset)
     missing: tuple[str, ...] = ()
@@ -179,14 +179,14 @@ def preset_study(
 
 
 def _usual_rates(method: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """LR_FACTORS times the method's default, in figures: a study stays when defaults change."""
+    """LR_FACTORS times the method's default, as numbers: later defaults change no study."""
     backbone = values.get("backbone", Study.model_fields["backbone"].default)
     default = get_method(method).default_lr(backbone)
     return grid_of(lr=[float(f"{factor * default:.3g}") for factor in LR_FACTORS])
 
 
 def _search(name: str, trials: int, lrs: Sequence[float]) -> dict[str, Any]:
-    """The search called "tpe" or "asha", over rates between the given ones if there are any."""
+    """The search "tpe" or "asha", over rates between the given ones if there are any."""
     pruners = {"tpe": "none", "asha": "asha"}
     if name not in pruners:
         raise VituneError(f"--search: got {name!r}, expected tpe or asha.")
@@ -197,7 +197,7 @@ def _search(name: str, trials: int, lrs: Sequence[float]) -> dict[str, Any]:
 
 
 def seed_list(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    """Seeds 0, 1, ... of a number, or those given.
+    """Seeds 0, 1, ... for a number, or the given ones.
 
     Raises:
         VituneError: a number below 1.

@@ -31,16 +31,16 @@ def pareto_study(
 ) -> Study:
     """The study behind the front: every method at every preset and length, at its own defaults.
 
-    Validation images are never trained on: they tell when a run is as good as the exact one. The
+    Validation images are never trained on: they show when a run is as good as the exact one. The
     test images are opened once per run, after its last epoch, and choose nothing.
 
     Args:
-        suites: suites or single data sets; their tasks stand side by side.
-        epochs: several lengths; none takes the first suite's.
-        values: as `suite_study` takes them.
+        suites: suites or single data sets; their tasks are combined.
+        epochs: several lengths; empty takes the first suite's.
+        values: as for `suite_study`.
 
     Raises:
-        VituneError: an unknown preset, or no "exact" among them; and what studies refuse.
+        VituneError: an unknown preset, no "exact" preset, or an error of the study.
     """
     for speed in speeds:
         if speed not in SPEEDS:
@@ -49,7 +49,7 @@ def pareto_study(
                 f"{nearest(speed, SPEEDS)}"
             )
     if EXACT not in speeds:
-        raise VituneError("--speeds: got no exact, expected it among them to compare with.")
+        raise VituneError("--speeds: got no exact, expected it as the reference.")
     if any(number < 1 for number in epochs):
         raise VituneError(f"--epochs: got {list(epochs)!r}, expected 1 or more each.")
     if not suites:
@@ -72,7 +72,7 @@ def pareto_study(
 
 
 def front_of(study: Study, results: Sequence[CellResult]) -> list[Point]:
-    """The points of a study that is done, those on either front marked.
+    """The points of a finished study, with those on either front marked.
 
     Raises:
         VituneError: a method has no finished run at the exact preset.
@@ -107,8 +107,8 @@ def _reference(
     found = by_label[longest.label]
     if not found:
         raise VituneError(
-            f"pareto: got no finished run of {longest.label!r}, expected one to compare with. "
-            "Run the command again to try the failed runs once more."
+            f"pareto: got no finished run of {longest.label!r}, expected one as the reference. "
+            "Run the command again to retry the failed runs."
         )
     return found
 
@@ -142,7 +142,7 @@ def _point(variant: Variant, own: Sequence[CellResult], exact: Sequence[CellResu
 
 
 def _seconds_until(result: CellResult, wanted: float) -> float | None:
-    """Seconds of training after which validation is never below `wanted` again."""
+    """Seconds of training after which validation never falls below `wanted` again."""
     found = None
     for seconds, _, accuracy in reversed(result.curve):
         if accuracy is None or accuracy < wanted:
@@ -152,7 +152,7 @@ def _seconds_until(result: CellResult, wanted: float) -> float | None:
 
 
 def _ends(results: Sequence[CellResult], task: str) -> list[float]:
-    """Validation accuracies at the ends of a task's runs; test accuracy where none was watched."""
+    """Final validation accuracies of a task's runs; test accuracy if there is no validation."""
     found = []
     for result in results:
         if result.task == task:
@@ -178,12 +178,12 @@ def _spread(results: Sequence[CellResult]) -> float | None:
 
 
 def _cost(results: Sequence[CellResult], column: Literal[0, 1]) -> float:
-    """Mean seconds of the training steps of a run: by the clock, or in processor time."""
+    """Mean seconds of a run's training steps: wall-clock or processor time."""
     return fmean(result.curve[-1][column] for result in results)
 
 
 def _front(points: Sequence[tuple[float, float]]) -> set[int]:
-    """Indices of the points (cost, accuracy) that no other one beats in one and matches in both."""
+    """Indices of the points (cost, accuracy) that no other one dominates."""
     return {
         i
         for i, (cost, accuracy) in enumerate(points)

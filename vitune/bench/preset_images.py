@@ -1,4 +1,4 @@
-"""How a published recipe prepares its images, stated in the preset, and the settings that do it."""
+"""How a published recipe prepares its images, as declared in the preset, and matching settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vitune.bench.study.plan import Frozen
 from vitune.errors import VituneError
 
 SIZE = 224
-"""Input size that the pixels in a preset are given for; other sizes scale them."""
+"""The input size for which a preset's pixel numbers are given; other sizes scale them."""
 
 Filter = Literal["bicubic", "bilinear"]
 Resize = Literal["squash", "shorter"]
@@ -28,12 +28,12 @@ AUGMENTATIONS = {
 
 
 class TestImages(Frozen):
-    """Resize, then the centre of the input size.
+    """Resize, then crop the centre at the input size.
 
     Args:
         resize: "squash" to `to` x `to` whatever the aspect, or the "shorter" side to `to`.
         to: pixels.
-        filter: of the resize, with antialiasing, as Pillow does it.
+        filter: of the resize, with antialiasing as in Pillow.
     """
 
     resize: Resize
@@ -49,7 +49,7 @@ class TrainImages(Frozen):
     """Resize and crop, then flip.
 
     Args:
-        resize, to, filter: as in TestImages; none of them with crop "resized", which draws its
+        resize, to, filter: as in TestImages; none of them for crop "resized", which draws its
             filter from bilinear and bicubic.
         crop: "none" takes the centre; "window" a random window of the input size; "resized" a
             random box of 8 to 100 % of the area and aspect 3/4 to 4/3, resized to the input size.
@@ -105,7 +105,7 @@ class Images(Frozen):
             same = (train.resize, train.to, train.filter) == (test.resize, test.to, test.filter)
         if not same:
             raise VituneError(
-                f"images: got training images {train.model_dump()!r} beside test images "
+                f"images: got training images {train.model_dump()!r} with test images "
                 f"{test.model_dump()!r}, expected the same resize, or none with crop 'resized'."
             )
         if train.crop == "window" and train.to != 256:
@@ -121,7 +121,7 @@ class Images(Frozen):
         return self.train.crop, self.train.resize, flipped
 
     def settings(self) -> dict[str, Any]:
-        """Training settings, on every task, that prepare images so."""
+        """Training settings, for every task, that prepare images this way."""
         flipped = self.train.flip is True
         found: dict[str, Any] = {
             "crop_mode": "squash" if self.test.resize == "squash" else "center",
@@ -136,7 +136,7 @@ class Images(Frozen):
         return found
 
     def task_settings(self) -> dict[str, dict[str, Any]]:
-        """Further ones by task: where only some tasks are flipped."""
+        """Further ones by task, if only some tasks are flipped."""
         named = self.train.flip if isinstance(self.train.flip, tuple) else ()
         return {task: {"augment": AUGMENTATIONS[self._key(True)]} for task in named}
 

@@ -1,4 +1,4 @@
-"""What each preset does under both protocols and otherwise than its source, as text."""
+"""What each preset does under both protocols, and how it differs from its source, as text."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def deviations_page() -> str:
 
 
 def preset_lines(preset: Preset) -> Iterator[str]:
-    """What the terminal shows of one preset."""
+    """The terminal output for one preset."""
     yield f"source: {preset.source}"
     yield "expected: " + ", ".join(f"{key} {value:g}" for key, value in preset.expected.items())
     columns = [dict(_rows(preset, protocol)) for protocol in PROTOCOLS]
@@ -77,7 +77,7 @@ def _table(preset: Preset) -> str:
 
 
 def _rows(preset: Preset, protocol: Protocol) -> Iterator[tuple[str, str]]:
-    """What is done, subject by subject, under one protocol."""
+    """The settings, subject by subject, under one protocol."""
     images, variant = preset.images.under(protocol), preset.variant(protocol)
     config = TrainConfig.make({"data": "-", "epochs": preset.epochs_under(protocol),
                                **variant.settings})  # fmt: skip

@@ -1,4 +1,4 @@
-"""Published recipes as files: source, expected score, and what is done otherwise here."""
+"""Published recipes as files: source, expected score, and deviations."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Protocol = Literal["honest", "as-published"]
 
 
 class Deviation(Frozen):
-    """One thing that is done otherwise than in the authors' code.
+    """One deviation from the authors' code.
 
     Args:
         here: what vitune does.
         there: what the source does, or that it does not say.
-        source: where that stands, file and lines.
-        under: the protocol it is true of; the other one follows the source.
+        source: where to find that, file and lines.
+        under: the protocol it applies to; the other one follows the source.
     """
 
     here: str
@@ -36,7 +36,7 @@ class Deviation(Frozen):
     under: Literal["both", "honest", "as-published"] = "both"
 
     def __str__(self) -> str:
-        return f"{self.here} There: {self.there} ({self.source})"
+        return f"{self.here} In the source: {self.there} ({self.source})"
 
 
 class BothImages(Frozen):
@@ -53,13 +53,13 @@ class BothImages(Frozen):
 
 
 class Published(Frozen):
-    """What the authors' scripts fix; it plays no part under the honest protocol.
+    """The settings of the authors' scripts, not used under the honest protocol.
 
     Args:
-        epochs: of the cosine, where the honest runs have fewer; None is the preset's.
+        epochs: of the cosine, if the honest runs have fewer; None takes the preset's.
         settings: training settings on every task.
-        task_settings: further ones by task; empty where the source prints none.
-        recipe: what those scripts do otherwise, see `OfficialRecipe`.
+        task_settings: further ones by task; empty if the source prints none.
+        recipe: what those scripts do differently, see `OfficialRecipe`.
         task_recipe: further deviations by task.
     """
 
@@ -74,16 +74,16 @@ class Preset(Frozen):
     """A published recipe.
 
     Args:
-        title: for people.
+        title: for display.
         source: where recipe and figures are printed.
         suite: the tasks it is for.
         backbone: of the published figures.
         expected: published means, in [0, 1]: mean_tasks, mean_groups.
         images: how they are prepared, under each protocol.
-        deviations: all that is known to differ from the authors' code.
+        deviations: all known differences from the authors' code.
         settings: training settings on every task, under both protocols.
-        grid: what the honest protocol's stage 1 chooses from.
-        published: what the as-published protocol uses in its place.
+        grid: the settings that stage 1 of the honest protocol chooses from.
+        published: what the as-published protocol uses instead.
     """
 
     title: str
@@ -105,7 +105,7 @@ class Preset(Frozen):
         protocol: Protocol = "honest",
         overrides: Mapping[str, Any] | None = None,
     ) -> Variant:
-        """The variant of a study that follows this recipe; `overrides` win over all of it."""
+        """The variant of a study that follows this recipe; `overrides` take precedence."""
         forced = dict(overrides or {})
         images, official = self.images.under(protocol), self.published
         settings = {**images.settings(), **self.settings}
@@ -138,17 +138,17 @@ class Preset(Frozen):
         )
 
     def epochs_under(self, protocol: Protocol) -> int:
-        """Epochs of a run, its cooldown left out."""
+        """Epochs of a run, without its cooldown."""
         own = self.published.epochs if protocol == "as-published" else None
         return self.epochs if own is None else own
 
     def remarks(self, protocol: Protocol) -> tuple[str, ...]:
-        """Sentences that must stand below a table of this recipe's results."""
+        """Notes that must appear below a table of this recipe's results."""
         if protocol == "honest" or self.published.task_settings:
             return ()
         return (
-            f"{self.title}: the source prints no settings for each task, so that the as-published "
-            "runs use the same ones on all tasks.",
+            f"{self.title}: the source prints no per-task settings, so the as-published runs use "
+            "the same ones on all tasks.",
         )
 
     def study(
@@ -163,7 +163,7 @@ class Preset(Frozen):
         """A study of this recipe on `tasks`.
 
         Args:
-            overrides: training settings that win over the recipe.
+            overrides: training settings that override the recipe.
             values: further fields of Study (epochs, seeds, backbone, ...).
         """
         return Study.make(
@@ -186,7 +186,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def common_deviations() -> tuple[Deviation, ...]:
-    """What is done otherwise than in the authors' code in every preset."""
+    """Deviations from the authors' code in every preset."""
     values = read_yaml(FOLDER / EVERY_PRESET)
     return tuple(Deviation.make(value) for value in values["deviations"])
 
@@ -213,7 +213,7 @@ def _merged(
     second: Mapping[str, Mapping[str, Any]],
     forced: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """Settings by task of both, without those that are forced."""
+    """The per-task settings of both, without overridden ones."""
     names = dict.fromkeys([*first, *second])
     both = {name: {**first.get(name, {}), **second.get(name, {})} for name in names}
     return {name: _without(setting, forced) for name, setting in both.items()}

@@ -1,7 +1,7 @@
-"""The command line: one file per verb. A user's mistake is one line on stderr and exit code 2.
+"""The command line: one file per command. A user's mistake is one line on stderr and exit code 2.
 
-Verbs import what they use inside their functions: PyTorch takes seconds to load, and --help, TAB
-and a mistyped option are answered without it.
+Commands import what they use inside their functions: PyTorch takes seconds to load, and --help, TAB
+and a mistyped option do not need it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 """typer's own: recent releases carry a copy of click and no longer raise click's."""
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C; typer gives it back instead of raising KeyboardInterrupt."""
+"""Exit code after Ctrl-C; typer returns it instead of raising KeyboardInterrupt."""
 NO_MEMORY = "out of memory. Lower --batch-size, or add --checkpointing."
 
 VERBS = (
@@ -116,7 +116,7 @@ def run(arguments: list[str]) -> int:
     arguments = arguments or ["--help"]
     try:
         code = app(arguments, prog_name="vitune", standalone_mode=False) or 0
-        sys.stdout.flush()  # a full disk behind it is told here, not when the interpreter ends
+        sys.stdout.flush()  # reports a full disk here, not when the interpreter ends
         return _interrupted("stopped.") if code == INTERRUPTED else int(code)
     except InterruptError as stop:
         return _interrupted(str(stop))
@@ -128,7 +128,7 @@ def run(arguments: list[str]) -> int:
         return _fail(str(error))
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        return _fail(f"{error.strerror or error}{where}. What was saved before is whole.")
+        return _fail(f"{error.strerror or error}{where}. What was saved before is intact.")
     except MemoryError:
         return _fail(NO_MEMORY)
     except RuntimeError as error:
@@ -150,7 +150,7 @@ def _fail(text: str) -> int:
 
 
 def _usage_text(error: Any) -> str:
-    """The parser's message on one line, with the nearest names where a word is unknown."""
+    """The parser's message on one line, with the nearest names if a word is unknown."""
     text = str(error.format_message())
     context = getattr(error, "ctx", None)
     unknown = getattr(error, "option_name", None)
@@ -165,6 +165,6 @@ def _usage_text(error: Any) -> str:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-    """Warnings of vitune as one line on stderr; those of libraries are for developers."""
+    """Print vitune's warnings as one line on stderr; those of libraries are for developers."""
     if category is UserWarning and "vitune" in str(rest[0] if rest else ""):
         print(f"vitune: warning: {' '.join(str(message).split())}", file=sys.stderr)

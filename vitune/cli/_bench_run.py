@@ -37,22 +37,26 @@ class Images:
     ] = None
     data_root: Annotated[
         str | None,
-        typer.Option("--data-root", help="where the suite's folders are", rich_help_panel=DATA),
+        typer.Option(
+            "--data-root", help="folder that holds the suite's tasks", rich_help_panel=DATA
+        ),
     ] = None
     tasks: Annotated[
         list[str] | None,
-        typer.Option("--tasks", metavar=NAMES, help="only these", rich_help_panel=DATA),
+        typer.Option("--tasks", metavar=NAMES, help="only these tasks", rich_help_panel=DATA),
     ] = None
     allow_missing: Annotated[
         bool,
-        typer.Option("--allow-missing", help="go on without some tasks", rich_help_panel=DATA),
+        typer.Option(
+            "--allow-missing", help="continue without missing tasks", rich_help_panel=DATA
+        ),
     ] = False
     shots: Annotated[
         list[str] | None,
         typer.Option(
             "--shots",
             metavar=NUMBERS,
-            help="training images per class, e.g. 1,2,4,8,16: a curve on the page",
+            help="training images per class, e.g. 1,2,4,8,16, for an accuracy curve",
             rich_help_panel=DATA,
         ),
     ] = None
@@ -67,7 +71,7 @@ class Subject:
         str | None,
         typer.Option(
             "--preset",
-            help="a published recipe: vitune bench presets",
+            help="a published recipe, see 'vitune bench presets'",
             autocompletion=_completion.presets,
             rich_help_panel=MODEL,
         ),
@@ -108,19 +112,21 @@ class Choosing:
     trials: Annotated[
         int,
         typer.Option(
-            "--trials", help="with --search: of each method and task", rich_help_panel=STUDY
+            "--trials", help="trials per method and task, with --search", rich_help_panel=STUDY
         ),
     ] = 16
     untuned: Annotated[
         bool,
-        typer.Option("--defaults", help="choose nothing, use the defaults", rich_help_panel=STUDY),
+        typer.Option(
+            "--defaults", help="use each method's defaults, choose nothing", rich_help_panel=STUDY
+        ),
     ] = False
     seeds: Annotated[int, _study_options.SEEDS] = 3
 
 
 @dataclass(frozen=True)
 class Asked:
-    """All that decides the study of one `vitune bench run`.
+    """Everything that determines the study of one `vitune bench run`.
 
     Raises:
         VituneError: both a suite and a preset, neither, or a suite's option beside a preset.
@@ -134,7 +140,7 @@ class Asked:
     def __post_init__(self) -> None:
         if (self.images.suite is None) == (self.subject.preset is None):
             raise VituneError(
-                "bench run: got --suite and --preset or neither, expected one of them."
+                "bench run: got both or neither of --suite and --preset, expected one of them."
             )
         of_suites = {
             "--methods": self.subject.methods,
@@ -147,7 +153,9 @@ class Asked:
         for option, given in of_suites.items():
             if self.subject.preset is not None and given:
                 raise VituneError(
-                    f"{option}: got it with --preset, a recipe has its own methods and settings."
+                    f"{option}: got it with --preset, expected one of the two: a recipe has its "
+                    "own "
+                    "methods and settings."
                 )
 
     def study(self, protocol: str) -> Study:
@@ -184,7 +192,7 @@ class Asked:
         return {} if size is None else {"batch_size": size}
 
     def _common(self) -> dict[str, Any]:
-        """What a suite and a preset both take; what was not given is left to their defaults."""
+        """What a suite and a preset both take; anything not given keeps its default."""
         given = {"backbone": self.subject.backbone, "checkpoint": self.subject.checkpoint}
         return {
             "root": self.images.data_root,
@@ -199,7 +207,7 @@ class Asked:
 
 
 def run_asked(asked: Asked, study: Study, running: Running) -> tuple[Table, Sequence[Outcome]]:
-    """Run the study; 'as-published' never stands alone, the honest one runs beside it."""
+    """Run the study; 'as-published' never runs alone, the honest protocol runs with it."""
     from vitune.bench.beside_honest import run_both
     from vitune.bench.study.protocol import run_study
     from vitune.bench.tables.study_table import make_table

@@ -16,7 +16,7 @@ def closing_lines(summary: RunSummary, out: str) -> Iterator[str]:
     if solved is not None:
         name, value = next(iter(solved.chosen.items()))
         copies = " and mirrored copies" if solved.copies == "flip" else ""
-        yield f"solved on the images{copies}; {name} {value:.3g}, chosen by {solved.how}"
+        yield f"probe solved on the images{copies}; {name} {value:.3g}, chosen by {solved.how}"
     yield from _stopped(summary)
     if summary.verdict is not None:
         yield _compared(summary.verdict, summary.chosen == "probe", out)
@@ -30,13 +30,13 @@ def closing_lines(summary: RunSummary, out: str) -> Iterator[str]:
 
 
 def _stopped(summary: RunSummary) -> Iterator[str]:
-    """A hint where validation loss turned before the end."""
+    """A hint if validation loss stopped improving before the end."""
     kept, done = summary.reported.epoch, summary.epochs
     if kept is None or done is None:
         return
     if summary.chosen is not None:
         return
-    stopped = f"validation loss turned: stopped after epoch {done}"
+    stopped = f"validation loss stopped improving: stopped after epoch {done}"
     if kept == 0 and summary.reported.which == "auto":
         how = f"{stopped}, and" if summary.status == "stopped" else f"{done} epochs:"
         yield f"{how} none was better on validation than the solved probe, which is kept"
@@ -44,7 +44,7 @@ def _stopped(summary: RunSummary) -> Iterator[str]:
         yield f"{stopped}, kept epoch {kept}. Try --epochs {max(1, kept)} or a lower --lr."
     elif summary.reported.which == "auto" and kept < done:
         yield (
-            f"validation loss was lower after epoch {kept} of {done}: that one is kept. "
+            f"validation loss was lowest after epoch {kept} of {done}: that epoch is kept. "
             "Try fewer --epochs or a lower --lr."
         )
 
@@ -63,8 +63,8 @@ def _compared(verdict: Verdict, chose_probe: bool, out: str) -> str:
             f"is in {out}/adapted"
         )
     if not verdict.paid:
-        return f"adapting did not pay: {figures}; the probe is in {out}/probe"
-    return f"adapting paid: {figures}; the probe is kept in {out}/probe"
+        return f"adapting did not help: {figures}; the probe is in {out}/probe"
+    return f"adapting helped: {figures}; the probe is kept in {out}/probe"
 
 
 def _percent(share: float) -> str:

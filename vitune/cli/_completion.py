@@ -1,7 +1,8 @@
-"""What the shell offers after an option, on the TAB key.
+"""What the shell offers after an option when TAB is pressed.
 
-Presets and bundled backbones are files, so they are listed without importing what reads them. The
-methods need PEFT's list, and with it PyTorch: the first TAB takes as long as that import.
+Presets and bundled backbones are files, so they are listed without importing the code that reads
+them. The methods need PEFT's list and therefore PyTorch: the first TAB takes as long as that
+import.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ def methods(incomplete: str) -> list[str]:
 
 
 def several_suites(incomplete: str) -> list[str]:
-    """The suite after the last comma, with what stands before it."""
+    """The suite after the last comma, with the text before it."""
     return _after_comma(incomplete, suites)
 
 
 def several_methods(incomplete: str) -> list[str]:
-    """The method after the last comma, with what stands before it."""
+    """The method after the last comma, with the text before it."""
     return _after_comma(incomplete, methods)
 
 

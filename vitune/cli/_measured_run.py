@@ -1,4 +1,4 @@
-"""One run measured for `vitune analyze`, alone or as one of a study's."""
+"""Measure one run for `vitune analyze`, on its own or as part of a study."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCH = 64
 def measured_run(
     run: str, name: str, images: str | None, num_images: int, rule: IntruderRule
 ) -> tuple[SpectrumReport, Retention | None]:
-    """Weights and, where there are images, features of one run."""
+    """The weights and, if there are images, the features of one run."""
     from peft import PeftModel
 
     from vitune.analysis import measure_retention, spectrum
@@ -48,7 +48,7 @@ def measured_run(
 
 
 def _require_finite(model: nn.Module, run: str) -> None:
-    """Refuse weights of a run that has diverged: no figure about them means anything."""
+    """Refuse weights of a run that has diverged: figures about them mean nothing."""
     from vitune.errors import AdapterError
 
     odd = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
@@ -91,7 +91,7 @@ def _images(
 
 
 def _base_head(card: AdapterCard) -> Any:
-    """The backbone's own pre-trained classifier, None where it has none."""
+    """The backbone's own pre-trained classifier, or None."""
     from vitune.backbones import head_name, load_backbone
 
     own = load_backbone(card.backbone, **card.backbone_args)

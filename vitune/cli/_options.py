@@ -29,16 +29,16 @@ GROUPS = (
     "Arguments", DATA, MODEL, TRAINING, REGULARISATION, PRIVACY, PREPROCESSING, STUDY, MEASURE,
     RUNNING, SERVER, LIMITS, OUTPUT,
 )  # fmt: skip
-"""The groups of a command's help, in the order they are shown; all other options come last."""
+"""The groups of a command's help, in display order; all other options come last."""
 
 NAMES = "NAME,..."
 NUMBERS = "NUMBER,..."
 PATHS = "PATH,..."
 PAIRS = "NAME=VALUE,..."
-"""What stands behind an option that takes several values; see `vitune.cli._words`."""
+"""The placeholder after an option that takes several values; see `vitune.cli._words`."""
 
 ONE_SENTENCE = 300
-"""Characters, more than any summary has."""
+"""Characters; longer than any summary."""
 
 
 class GroupedCommand(TyperCommand):
@@ -63,7 +63,7 @@ class GroupedCommand(TyperCommand):
 
 
 class WholeSummaries(TyperGroup):
-    """A set of commands whose help shows the first sentence of each in full; click cuts it."""
+    """A set of commands whose help shows the full first sentence of each; click would cut it."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]

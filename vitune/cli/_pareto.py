@@ -31,11 +31,13 @@ class Asked:
     ]
     data_root: Annotated[
         str | None,
-        typer.Option("--data-root", help="where the suites' folders are", rich_help_panel=DATA),
+        typer.Option(
+            "--data-root", help="folder that holds the suites' tasks", rich_help_panel=DATA
+        ),
     ] = None
     tasks: Annotated[
         list[str] | None,
-        typer.Option("--tasks", metavar=NAMES, help="only these", rich_help_panel=DATA),
+        typer.Option("--tasks", metavar=NAMES, help="only these tasks", rich_help_panel=DATA),
     ] = None
     methods: Annotated[
         list[str] | None,
@@ -57,7 +59,7 @@ class Asked:
         typer.Option(
             "--epochs",
             metavar=NUMBERS,
-            help="one length or several; default: the suite's",
+            help="one or several training lengths; default: the suite's",
             rich_help_panel=STUDY,
         ),
     ] = None

@@ -1,4 +1,4 @@
-"""The option --plugin, which every verb takes that trains or loads a method."""
+"""The option --plugin of every command that trains or loads a method."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PLUGIN = typer.Option(
     None,
     "--plugin",
     metavar="FILE.py,...",
-    help="Python files with methods of your own",
+    help="Python files with your own methods",
     rich_help_panel=MODEL,
 )
 

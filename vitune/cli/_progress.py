@@ -1,4 +1,4 @@
-"""What a person sees while something runs: bars on a terminal, plain lines in a log."""
+"""Progress output: bars on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def percent(share: float | None) -> str:
 
 
 def _head_rate(facts: RunSummary) -> str:
-    """The classifier's own rate, where it has one."""
+    """The classifier's own learning rate, if it has one."""
     rate = facts.head_lr
     return "" if rate is None else f" (classifier {rate:g}, from the solved probe)"
 
@@ -45,7 +45,7 @@ def _head_rate(facts: RunSummary) -> str:
 def print_named(
     text: str, names: Sequence[str], total: int | None = None, *, to_stderr: bool = False
 ) -> None:
-    """What is odd, and the first names it concerns; those are printed as they are."""
+    """Print a remark and the first names it concerns, without interpreting markup."""
     shown = ", ".join(names[:NAMES_SHOWN])
     left = (len(names) if total is None else total) - NAMES_SHOWN
     more = f" and {left:,} more" if left > 0 else ""
@@ -54,7 +54,7 @@ def print_named(
 
 
 class Counting:
-    """A bar for work with a known number of pieces: use as `on_progress(done, total)`."""
+    """A bar for work with a known number of steps: use as `on_progress(done, total)`."""
 
     def __init__(self, title: str) -> None:
         self.title, self.bar = title, None
@@ -81,7 +81,7 @@ class Counting:
             self.close()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

@@ -18,7 +18,7 @@ SHORTEST_TOKEN = 8
 
 
 def token_of(file: str | None) -> str | None:
-    """The bearer token in `file`, or in the environment; None where neither is given.
+    """The bearer token from `file` or the environment; None if neither is given.
 
     Raises:
         VituneError: no such file, or no token in it.
@@ -73,7 +73,7 @@ class Serving:
             make_server(create_app(service, self.guards), self.server).run(sockets=[listening])
         finally:
             listening.close()
-        console.print("stopped; everything accepted was answered")
+        console.print("stopped; all accepted requests were answered")
 
     def _local(self) -> tuple[Service, dict[str, Any]]:
         from vitune.cli._progress import Counting
@@ -114,7 +114,7 @@ class Serving:
         console.print(f"{url}  (API: {url}/docs)", soft_wrap=True, markup=False)
         if not self.server.is_local and self.guards.token is None:
             console.print(
-                f"anybody who reaches {self.server.host} may use it: set --token-file",
+                f"anyone who can reach {self.server.host} may use it: set --token-file",
                 style="yellow",
             )
 

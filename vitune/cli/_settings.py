@@ -1,4 +1,4 @@
-"""Command-line options made from the fields of a settings record, each named once, there."""
+"""Command-line options made from the fields of a settings record."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ FIELDS = {
     ),
     OUTPUT: ("checkpoint_every_epochs", "snapshot_every_epochs"),
 }  # fmt: skip
-"""The fields of a settings record by the group of help that shows them."""
+"""The fields of a settings record by help group."""
 GROUP_OF = {field: group for group, fields in FIELDS.items() for field in fields}
 COMPLETED = {"method": _completion.methods, "backbone": _completion.backbones}
 
@@ -59,7 +59,7 @@ def with_settings(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command one option per field of `model`, collected into its `settings` argument.
 
-    An option not given is left out of `settings`, so that a configuration file can say it.
+    An option not given is left out of `settings`, so that a configuration file can set it.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,7 +134,7 @@ def _plain_type(field: FieldInfo) -> Any:
 
 
 def _choices(field: FieldInfo) -> tuple[str, ...]:
-    """The words that a setting may have, where they are few and fixed."""
+    """The allowed words of a setting, if they are few and fixed."""
     kinds = (field.annotation, *typing.get_args(field.annotation))
     return next((typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is Literal), ())
 

@@ -12,11 +12,11 @@ from vitune.cli._tables import print_columns
 
 SHORT = {"optimiser": "optim.", "/ reference": "/ ref", "merged / plain": "merged",
          "un-merged / plain": "un-merged"}  # fmt: skip
-"""Heads that would not fit beside the others in 80 columns."""
+"""Short forms of headings that would not fit in 80 columns."""
 
 
 def print_speed(result: Mapping[str, Any]) -> None:
-    """A table of times and one of sizes for every batch and precision."""
+    """Print a table of times and one of sizes for every batch and precision."""
     for title, tables in groupby(sections(result), key=lambda section: section.title):
         console.print(f"[bold]{title}[/]")
         for section in tables:

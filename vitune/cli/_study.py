@@ -1,4 +1,4 @@
-"""How a study goes on, and its table, for compare and bench."""
+"""The progress of a study, and its table, for compare and bench."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vitune.errors import DataError
 
 WIDEST = 16
-"""Characters of a table's column; longer names are broken."""
+"""Characters per table column; longer names are wrapped."""
 
 
 class StudyProgress(Watcher):
@@ -65,19 +65,19 @@ class StudyProgress(Watcher):
             )
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.bar.close()
 
 
 def check_study_folder(out: str, *, force: bool) -> None:
-    """Refuse a folder with files of the user's; one that holds a study already may go on.
+    """Refuse a folder with the user's files; a folder that already holds a study may continue.
 
     Raises:
         OutputError: the folder holds something else.
     """
     from vitune.bench.study.journal import JOURNAL, OLD_MANIFEST
 
-    # A study.yaml alone is no mark: it may be the file that the user wrote for 'bench study'.
+    # A study.yaml alone is no proof: it may be the file that the user wrote for 'bench study'.
     check_folder(out, marks=(JOURNAL, OLD_MANIFEST, "cells", "lists"), force=force)
 
 
@@ -101,7 +101,7 @@ def end_with(outcomes: Sequence[Outcome]) -> None:
     failed = sum(len(outcome.failures) for outcome in outcomes)
     diverged = sum(len(outcome.diverged) for outcome in outcomes)
     if failed:
-        console.print(f"[yellow]{_runs(failed)} failed; the same command tries again[/]")
+        console.print(f"[yellow]{_runs(failed)} failed; run the same command to try again[/]")
     if diverged:
         console.print(f"[yellow]{_runs(diverged)} diverged and will not be tried again[/]")
     if failed or diverged:
@@ -113,7 +113,7 @@ def _runs(number: int) -> str:
 
 
 def print_table(table: Table) -> None:
-    """The table and what to know of it; on its side, tasks downwards, where it is too wide."""
+    """Print the table and its notes; transposed, one task per line, if it is too wide."""
     from vitune.bench.tables.sureness import verdict
     from vitune.bench.tables.table_formats import as_grid
 
@@ -131,7 +131,7 @@ def print_table(table: Table) -> None:
 
 
 def _blocks(grid: Grid, width: int) -> Iterator[list[tuple[str, ...]]]:
-    """As many lines as fit beside the headings when both run downwards, until all are through."""
+    """The lines of a transposed table, in blocks as wide as fit beside the headings."""
     block: list[tuple[str, ...]] = []
     for line in grid.lines:
         if block and sum(map(_width, [grid.headings, *block, line])) > width:

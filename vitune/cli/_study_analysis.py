@@ -22,10 +22,10 @@ SHOWN = (
 def analyze_study(
     study: str, out: str | None, images: str | None, num_images: int, rule: IntruderRule
 ) -> None:
-    """Measure every kept adapter; print a line per method and write files.
+    """Measure every kept adapter; print one line per method and write files.
 
-    spectrum.json and the plots show the first seed of every method and task; runs.csv has every
-    run, methods.csv and the tables are over all of them.
+    spectrum.json and the plots show the first seed of every method and task; runs.csv lists every
+    run; methods.csv and the tables summarise all runs.
     """
     from vitune.analysis import map_effects, write_spectrum
     from vitune.bench.study.kept_adapters import kept_adapters, methods_csv, over_seeds, runs_csv
@@ -65,7 +65,7 @@ def analyze_study(
 
 
 def _figures(kept: KeptAdapter, overall: RoleSummary, retention: Retention | None) -> Figures:
-    """The run's figures; CKA of the images given, else of those that the study measured it on."""
+    """The run's figures; CKA on the given images, else as the study measured it."""
     stored = (kept.result.retention or {}).get("cka_last")
     values = {name: value for name, value in vars(overall).items() if name != "role"}
     return {**values, "cka_last": stored if retention is None else retention.blocks[-1].cka}

@@ -1,4 +1,4 @@
-"""Options of the verbs that run studies, as records, and how method arguments are written."""
+"""Options of the commands that run studies, as records, and the syntax of method arguments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vitune.cli._options import (
 
 
 def methods_option(help_text: str = "see 'vitune methods'") -> Any:
-    """--methods of one verb."""
+    """The option --methods of one command."""
     return typer.Option(
         "--methods",
         metavar=NAMES,
@@ -49,7 +49,7 @@ CHECKPOINT = typer.Option(
 )
 BATCH_SIZE = typer.Option(
     "--batch-size",
-    help="images per step; default 32, or all where there are fewer",
+    help="images per step; default 32, or all if there are fewer",
     rich_help_panel=STUDY,
 )
 SEEDS = typer.Option("--seeds", help="runs of each method and task", rich_help_panel=STUDY)
@@ -61,23 +61,23 @@ LRS = typer.Option(
 )
 OVERLAP = typer.Option(
     "--allow-overlap",
-    help="accept splits that share images; score with and without",
+    help="accept splits that share images; score with and without them",
     rich_help_panel=DATA,
 )
 RERUN = typer.Option(
     "--rerun-changed",
-    help="repeat runs of other versions or devices",
+    help="repeat runs made by other versions or devices",
     rich_help_panel=RUNNING,
 )
 JOBS = typer.Option("--jobs", help="processes on this machine", rich_help_panel=RUNNING)
 KEEP = typer.Option(
     "--keep",
     metavar=NAMES,
-    help="adapters: keep those of the final runs, for vitune analyze",
+    help="what else to keep; adapters: those of the final runs, for vitune analyze",
     rich_help_panel=OUTPUT,
 )
 FORCE = typer.Option("--force", help="write into a folder that holds files", rich_help_panel=OUTPUT)
-OUT = typer.Option("--out", help="folder; a stopped study continues in it", rich_help_panel=OUTPUT)
+OUT = typer.Option("--out", help="study folder; give it again to continue", rich_help_panel=OUTPUT)
 FORMAT = typer.Option(
     "--format",
     help="also print markdown, csv or latex",
@@ -88,7 +88,7 @@ FORMAT = typer.Option(
 
 @dataclass(frozen=True)
 class Running:
-    """Where the runs of a study happen."""
+    """Where the runs of a study are executed."""
 
     jobs: Annotated[int, JOBS] = 1
     ray: Annotated[
@@ -110,7 +110,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Kept:
-    """Where a study writes, and what it prints beside its table."""
+    """Where a study writes, and what it prints besides its table."""
 
     out: Annotated[str, OUT]
     keep: Annotated[list[str] | None, KEEP] = None
@@ -119,10 +119,11 @@ class Kept:
 
 
 def method_arguments(words: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """{'lora': {'r': '16'}} from 'lora:r=16'; without 'lora:' it goes to all that take an r.
+    """{'lora': {'r': '16'}} from 'lora:r=16'; without 'lora:' it goes to every method that takes an
+    r.
 
     Raises:
-        VituneError: a method that is not compared, or an argument that none of them takes.
+        VituneError: a method that is not compared, or an argument that no method takes.
     """
     from vitune.cli._settings import pairs
     from vitune.errors import VituneError, nearest
@@ -144,7 +145,9 @@ def method_arguments(words: Sequence[str], methods: Sequence[str]) -> dict[str, 
             [method] if method else [m for m in methods if name in get_method(m).argument_names()]
         )
         if not takers:
-            raise VituneError(f"--method-arg: got {name!r}, expected an argument of {methods}.")
+            raise VituneError(
+                f"--method-arg: got {name!r}, expected an argument of one of {methods}."
+            )
         for taker in takers:
             found.setdefault(taker, {}).update(given)
     return found

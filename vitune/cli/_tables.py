@@ -19,11 +19,11 @@ def print_columns(
     widest: int | None = None,
     to: Console = console,
 ) -> None:
-    """A table without rules: names on the left, figures to the right; every text as it is.
+    """Print a table without rules: names left-aligned, figures right-aligned, no markup.
 
     Args:
-        num_names: columns from the left that hold names.
-        widest: characters of a column; longer texts are broken. None is as wide as it takes.
+        num_names: number of columns from the left that hold names.
+        widest: characters per column; longer texts are wrapped. None sets no limit.
         to: where it is printed.
     """
     from rich.markup import escape

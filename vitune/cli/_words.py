@@ -1,7 +1,7 @@
 """Several values in one option: separated by commas, or the option repeated, or both.
 
-`--methods lora,rlrr` and `--methods lora --methods rlrr` say the same, for every option that takes
-several values. Of paths, one that exists as it is written is never split at its commas.
+`--methods lora,rlrr` and `--methods lora --methods rlrr` mean the same, for every option that takes
+several values. A path that exists as written is never split at its commas.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def words(given: Sequence[str] | None) -> list[str]:
 
 
 def paths(given: Sequence[str] | None) -> list[str]:
-    """['a', 'b'] from ['a,b'], unless there is a file or folder of the name 'a,b'."""
+    """['a', 'b'] from ['a,b'], unless a file or folder is called 'a,b'."""
     return [
         path for text in given or () for path in ([text] if Path(text).exists() else words([text]))
     ]
 
 
 def pair_words(given: Sequence[str] | None) -> list[str]:
-    """['r=8', 'roles=q,v'] from ['r=8,roles=q,v']: a comma splits where a NAME= follows."""
+    """['r=8', 'roles=q,v'] from ['r=8,roles=q,v']: a comma splits if NAME= follows."""
     return [word.strip() for text in given or () for word in _NEXT_PAIR.split(text)]
 
 
@@ -40,7 +40,7 @@ def numbers(given: Sequence[str] | None, option: str) -> list[float]:
     """[0.001, 0.003] from ['1e-3,3e-3'].
 
     Raises:
-        VituneError: something else than numbers.
+        VituneError: anything but numbers.
     """
     try:
         return [float(word) for word in words(given)]
@@ -53,7 +53,7 @@ def whole_numbers(given: Sequence[str] | None, option: str) -> list[int]:
     """[1, 2, 4] from ['1,2,4'].
 
     Raises:
-        VituneError: something else than whole numbers.
+        VituneError: anything but whole numbers.
     """
     try:
         return [int(word) for word in words(given)]

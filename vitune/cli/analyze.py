@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the command."""
     app.command("analyze")(analyze)
 
 
@@ -40,13 +40,13 @@ def analyze(
     intruder_cosine: float = typer.Option(
         0.6,
         "--intruder-cosine",
-        help="cosine below which a vector is an intruder; authors: 0.5",
+        help="a vector below this cosine is an intruder; the authors use 0.5",
         rich_help_panel=MEASURE,
     ),
     intruder_side: str = typer.Option(
         "both",
         "--intruder-side",
-        help="left, right or both; authors: left",
+        help="singular vectors to check: left, right or both; the authors use left",
         rich_help_panel=MEASURE,
     ),
     force: bool = typer.Option(
@@ -55,14 +55,14 @@ def analyze(
 ) -> None:
     """Measure what training did to weights and features.
 
-    Singular values before and after, relative deviation, subspace angles, effective rank and
-    intruder dimensions of every adapted weight; CKA of every block's features; and by method what
-    its map does to left basis, spectrum and right basis, along training where a run kept
-    snapshots ('vitune train --snapshot-every-epochs'). Writes spectrum.json, CSV files and plots,
-    which join report.html.
+    Measures singular values before and after, relative deviation, subspace angles, effective rank
+    and intruder dimensions of every adapted weight; CKA of every block's features; and what each
+    method does to left basis, spectrum and right basis, also during training if a run kept
+    snapshots ('vitune train --snapshot-every-epochs').
 
-    A study that was run with --keep adapters is analysed as a whole: a line per method, mean and
-    standard deviation over seeds.
+    Writes spectrum.json, CSV files and plots, and adds them to report.html. A study that was run
+    with --keep adapters is analysed as a whole: one line per method, mean and standard deviation
+    over seeds.
     """
     from pathlib import Path
 
@@ -115,7 +115,7 @@ def analyze(
 def _along(
     run: str, name: str, most: int, rule: IntruderRule
 ) -> list[tuple[str, int | None, RoleSummary]]:
-    """The figures of a run's snapshots, at most so many of them, evenly from first to last."""
+    """The figures of a run's snapshots: at most `most` of them, evenly from first to last."""
     from pathlib import Path
 
     from vitune.analysis import spectrum
@@ -142,7 +142,7 @@ def _along(
 
 
 def _method_of(run: str) -> str:
-    """The method with its arguments: runs of the same name are taken together."""
+    """The method with its arguments; runs with the same name are grouped."""
     from vitune.adapters import adapter_folder
     from vitune.cards import AdapterCard
 
@@ -152,7 +152,7 @@ def _method_of(run: str) -> str:
 
 
 def _accuracy(folder: RunFolder) -> tuple[float | None, bool]:
-    """Accuracy, and whether it is on test images: where there is no such score, on validation."""
+    """Accuracy on test images, or on validation images if there is no such score; and which."""
     from vitune.report import is_test, read_run
 
     if not folder.config.is_file():
@@ -165,7 +165,7 @@ def _accuracy(folder: RunFolder) -> tuple[float | None, bool]:
 
 
 def _short_names(runs: list[str]) -> list[str]:
-    """The shortest ends of the paths that tell the runs apart."""
+    """The shortest path endings that distinguish the runs."""
     from pathlib import Path
 
     parts = [Path(run).resolve().parts for run in runs]
@@ -177,7 +177,7 @@ def _short_names(runs: list[str]) -> list[str]:
 
 
 def _print_summary(reports: dict[str, SpectrumReport], retentions: dict[str, Retention]) -> None:
-    """One table: a role a line for one run, a run a line for several."""
+    """Print one table: one line per role for one run, one line per run for several."""
     from rich.table import Table
 
     from vitune.cli._progress import console, percent

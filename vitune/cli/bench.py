@@ -33,7 +33,7 @@ bench = Verbs(help="Compare methods over tasks and seeds; measure speed.")
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb and its own verbs."""
+    """Register the command and its subcommands."""
     app.add_typer(bench, name="bench")
 
 
@@ -109,7 +109,7 @@ def study(
 @bench.command("table")
 def table(
     folders: list[str] = typer.Argument(..., help="study folders"),
-    split: bool = typer.Option(False, "--split", help="separate rows per backbone and protocol"),
+    split: bool = typer.Option(False, "--split", help="one row per backbone and protocol"),
     check: bool = typer.Option(
         True, "--check/--no-check", help="report files that changed since the runs"
     ),
@@ -117,8 +117,8 @@ def table(
 ) -> None:
     """Print the table of one or more studies, finished or not.
 
-    Runs that are still to come are named, and so is every task or backbone whose files are no
-    longer those that its runs saw.
+    Lists the runs still to come, and every task or backbone whose files have changed since its
+    runs.
     """
     from vitune.bench.beside_honest import with_remarks
     from vitune.bench.study.current import changed_since
@@ -152,15 +152,17 @@ def table(
 @bench.command("defaults")
 def defaults(
     folders: list[str] = typer.Argument(..., help="study folders with a grid"),
-    out: str = typer.Option(None, "--out", help="JSON file to update; other backbones stay"),
+    out: str = typer.Option(
+        None, "--out", help="JSON file to update; entries of other backbones stay"
+    ),
     against: list[str] = typer.Option(
-        None, "--against", metavar=PATHS, help="studies at the defaults ('bench run --defaults')"
+        None, "--against", metavar=PATHS, help="studies run with 'bench run --defaults'"
     ),
 ) -> None:
-    """Choose one setting per method over all tasks of studies, on validation alone.
+    """Choose one setting per method over all tasks of one or more studies, on validation alone.
 
-    With --against, test accuracies of a study that ran at the defaults stand beside those of the
-    per-task choices.
+    With --against, compares the test accuracies of a study that ran at the defaults with those of
+    the per-task choices.
     """
     import shlex
 
@@ -189,7 +191,7 @@ def defaults(
 @bench.command("presets")
 def presets(
     name: str = typer.Argument(
-        None, help="show this one in full", autocompletion=_completion.presets
+        None, help="show this preset in full", autocompletion=_completion.presets
     ),
     page: bool = typer.Option(False, "--page", help="print docs/deviations.md: all presets"),
 ) -> None:
@@ -220,7 +222,7 @@ def pareto(
 ) -> None:
     """Show accuracy against time and memory: methods x speed presets x epochs.
 
-    Every method runs at its default settings. Validation images are watched and never trained on;
+    Every method runs at its default settings. Validation images are scored and never trained on;
     the test images are opened once per run, after the last epoch. Exit code 1 means that some runs
     failed or diverged.
     """
@@ -260,7 +262,7 @@ class Timed:
     memory: Annotated[
         bool,
         typer.Option(
-            help="take peak memory, one fresh process per figure", rich_help_panel=MEASURE
+            help="measure peak memory, one fresh process per figure", rich_help_panel=MEASURE
         ),
     ] = True
     inference: Annotated[
@@ -276,7 +278,7 @@ def speed(
         "auto", "--device", help="auto, cpu or cuda", rich_help_panel=RUNNING
     ),
     out: str = typer.Option(
-        None, "--out", help="JSON file; a second call compares with it", rich_help_panel=OUTPUT
+        None, "--out", help="JSON file; a second call is compared with it", rich_help_panel=OUTPUT
     ),
 ) -> None:
     """Compare the step time and memory of several methods."""
@@ -307,7 +309,7 @@ def speed(
 
 
 def _finish(table: Table, kept: Kept, study: Study, outcomes: Sequence[Outcome]) -> None:
-    """The table on the terminal and as a page in the study's folder; exit 1 for lost runs."""
+    """Print the table and write it as a page in the study's folder; exit 1 for lost runs."""
     from pathlib import Path
 
     from vitune.bench.tables.study_page import note_on, write_study_page

@@ -10,7 +10,7 @@ from vitune.cli._words import numbers
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the command."""
     app.command("combine")(combine)
 
 
@@ -23,7 +23,7 @@ def combine(
     how: str = typer.Option("compose", "--how", help="compose keeps the rank; sum adds the ΔW"),
     out: str = typer.Option(..., "--out", help="new folder for the combined adapter"),
 ) -> None:
-    """Combine trained adapters of one method and backbone into one, where the method can."""
+    """Combine trained adapters of one method and backbone into one, if the method supports it."""
     from vitune.adapters import combine_adapters
     from vitune.cli._progress import console
 

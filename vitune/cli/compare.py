@@ -20,7 +20,7 @@ DEFAULT_METHODS = ("linear", "bitfit", "lora", "rlrr", "full")
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the command."""
     app.command("compare")(compare)
 
 
@@ -77,10 +77,10 @@ def compare(
 ) -> None:
     """Train several methods under one honest protocol and print one table.
 
-    Learning rates are chosen on the validation images; then each method is trained on training
-    and validation images for every seed, and the test images are opened once after the last
-    epoch. Where there is no test split, validation accuracy is shown and says so. Exit code 1
-    means that some runs failed or diverged.
+    Learning rates are chosen on the validation images; then each method is trained on training and
+    validation images for every seed, and the test images are opened once after the last epoch. If
+    there is no test split, validation accuracy is shown and labelled as such. Exit code 1 means
+    that some runs failed or diverged.
     """
     from vitune.bench.comparing import compare as run_comparison
     from vitune.cli._progress import console
@@ -129,5 +129,5 @@ def _study(compared: Compared, trained: Trained, keep: list[str]) -> Study:
 
 
 def _further_settings(batch_size: int | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the file, which win; a batch size that was not given is left to training."""
+    """The file's settings, which take precedence, with the batch size if it was given."""
     return settings if batch_size is None else {"batch_size": batch_size, **settings}

@@ -1,4 +1,4 @@
-"""vitune data: look at one's own images or a benchmark's folders, or write a tiny benchmark."""
+"""vitune data: check your own images or a benchmark's folders, or write a tiny benchmark."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES_SHOWN = 5
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb and its own verbs."""
+    """Register the command and its subcommands."""
     app.add_typer(data, name="data")
 
 
@@ -39,10 +39,11 @@ def check(
 ) -> None:
     """Check every image and label before training; change nothing.
 
-    Counts and names what training refuses or would learn wrong (faults): files that cannot be
-    read, one image in two classes, splits that share images, classes of a single image. Notes are
-    what it passes over: kinds of files it does not read, classes written in several ways, images
-    that are nearly black. With --suite, says per task what is there and how to get the rest.
+    Counts and names faults, which training refuses or would learn wrongly: files that cannot be
+        read, one image in two classes, splits that share images, classes with a single image. Notes
+        do not stop training: files of a kind that is not read, classes spelled in several ways,
+        images that are nearly black. With --suite, says for each task what is there and how to get
+        the rest.
 
     Exit code 0: no fault (a suite: every task complete). 2: faults, or nothing that can be read.
     """
@@ -55,7 +56,7 @@ def check(
 
 
 def _check_images(source: str, strict: bool, as_json: bool) -> bool:
-    """Print what is odd about one's own images; whether they are fit to train on."""
+    """Print what is odd about the user's images; return whether they are fit to train on."""
     import json
     from dataclasses import asdict
 
@@ -118,7 +119,7 @@ def _some(number: int, what: str) -> str:
 
 
 def _check_suite(root: str, suite: str, as_json: bool) -> bool:
-    """Print the state of a benchmark's tasks; whether all are complete."""
+    """Print the state of a benchmark's tasks; return whether all are complete."""
     import json
     from dataclasses import asdict
 
@@ -157,7 +158,7 @@ def fake(
         autocompletion=_completion.suites,
     ),
 ) -> None:
-    """Write a tiny complete copy of a benchmark, to try things out."""
+    """Write a tiny but complete copy of a benchmark, to try things out."""
     from vitune.bench.suites.tiny_copies import write_fake
     from vitune.cli._progress import console
 

@@ -1,4 +1,4 @@
-"""vitune demo: the main job on parts that come with the package, no download."""
+"""vitune demo: train and compare methods on data that comes with the package, no download."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ DATA = "demo:digits"
 EPOCHS = 30
 LEARNING_RATES = {"linear": None, "rlrr": 1e-2, "full": 1e-3}
 """Chosen on a hold-out of the 200 training images, never on the test images: see docs/demo.md.
-The linear probe is solved and has no rate."""
+The linear probe is solved and has no learning rate."""
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the command."""
     app.command("demo")(demo)
 
 

@@ -13,7 +13,7 @@ from vitune.cli._words import paths
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the command."""
     app.command("evaluate")(evaluate)
 
 
@@ -29,7 +29,7 @@ def evaluate(
     including_training: bool = typer.Option(
         False,
         "--including-training",
-        help="also score images that trained the run; marked",
+        help="also score the run's training images; the result is marked",
         rich_help_panel=DATA,
     ),
     skip_bad_images: bool = typer.Option(
@@ -44,15 +44,15 @@ def evaluate(
         [],
         "--beside",
         metavar=PATHS,
-        help="other runs to time beside the exits",
+        help="other runs to time and compare with the exits",
         rich_help_panel=RUNNING,
     ),
 ) -> None:
     """Score a trained run on labelled images, once, with calibration and per-class figures.
 
-    Images that trained or validated the run are told by their content and left out; where there
-    are no others, its validation images are scored. The result goes into RUN/evaluation/ and
-    into RUN/report.html.
+    Images used to train or validate the run are recognised by content and left out; if there are no
+    others, its validation images are scored. The result goes into RUN/evaluation/ and into
+    RUN/report.html.
     """
     from vitune.cli._progress import Counting, console, percent, print_named
     from vitune.inference import evaluate_run
@@ -98,32 +98,36 @@ def evaluate(
 
 
 def _marks(result: dict[str, Any]) -> list[str]:
-    """What the score may not be taken for."""
+    """Warnings about what the score does not mean."""
     from vitune.report import score_marks
 
     seen, left_out = result["seen"], result["left_out"]
     if seen is None:
-        return ["Not known whether these images trained the model: only a run folder knows."]
+        return [
+            "Unknown whether the model was trained on these images: only a run folder records that."
+        ]
     return score_marks(
         result["num_images"], seen["trained"], seen["watched"], sum(left_out.values())
     )
 
 
 def exit_lines(found: dict[str, Any] | None) -> list[str]:
-    """Where images left, and what that costs beside the rivals, a line each."""
+    """Where images left and what that costs compared with the alternatives, one line each."""
     from vitune.cli._progress import percent
 
     if found is None:
         return []
-    lines = [] if found["is_calibrated"] else ["the exits are not calibrated: nobody leaves early"]
+    lines = []
+    if not found["is_calibrated"]:
+        lines.append("the exits are not calibrated: no image leaves early")
     lines += [
-        f"exit {row['name']:>4}: {percent(row['share']):>7} of the images, of these right "
-        f"{percent(row['accuracy_of_leaving']):>7}, {row['gflops']:.3f} GFLOPs"
+        f"exit {row['name']:>4}: {percent(row['share']):>7} of the images, "
+        f"{percent(row['accuracy_of_leaving']):>7} of these right, {row['gflops']:.3f} GFLOPs"
         for row in found["exits"]
     ]
     lines.append(
         f"leaving early changed {percent(found['disagreement'])} of the answers, and made "
-        f"{percent(found['error_gap'])} wrong that the full network has right"
+        f"{percent(found['error_gap'])} wrong that the full network gets right"
     )
     if found["on_calibration_images"]:
         lines.append("these are the calibration images: score others to check the certificate")

@@ -1,4 +1,4 @@
-"""vitune exits: let easy images leave a network early, with a proven risk."""
+"""vitune exits: let easy images leave a network early, with a certified risk."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb with its two actions."""
+    """Register the command and its two subcommands."""
     group = Verbs(
         name="exits",
-        help="Early exits: add them to a finished run, calibrate when images leave.",
+        help="Add early exits to a finished run, and calibrate when images leave.",
         no_args_is_help=True,
     )
     group.command("add")(add)
@@ -27,7 +27,10 @@ def add_to(app: typer.Typer) -> None:
 def add(
     run: str = typer.Argument(..., help="finished run folder"),
     at: str = typer.Option(
-        ..., "--at", help="exits behind so many blocks, e.g. 4,7,10", rich_help_panel=MODEL
+        ...,
+        "--at",
+        help="place an exit after each of these blocks, e.g. 4,7,10",
+        rich_help_panel=MODEL,
     ),
     out: str = typer.Option(
         ..., "--out", help="new run folder: the run with its exits", rich_help_panel=OUTPUT
@@ -37,7 +40,7 @@ def add(
     ),
     epochs: int = typer.Option(100, help="passes over the features", rich_help_panel=TRAINING),
     rank: int = typer.Option(
-        32, help="of the adapters that the exits share", rich_help_panel=MODEL
+        32, help="rank of the adapters that the exits share", rich_help_panel=MODEL
     ),
     lr: float = typer.Option(1e-3, help="peak learning rate", rich_help_panel=TRAINING),
     distil: float = typer.Option(
@@ -46,7 +49,9 @@ def add(
     graph: float = typer.Option(
         0.0, help="weight of the graph term (vitune.objectives)", rich_help_panel=TRAINING
     ),
-    seed: int = typer.Option(0, help="of the exits' start and order", rich_help_panel=TRAINING),
+    seed: int = typer.Option(
+        0, help="seed of the initial exits and the image order", rich_help_panel=TRAINING
+    ),
     device: str = typer.Option("auto", help="auto, cpu or cuda", rich_help_panel=RUNNING),
 ) -> None:
     """Train exits on a finished run; its network does not change."""
@@ -74,7 +79,7 @@ def add(
         shown = ", ".join(f"{name} {percent(score)}" for name, score in scores)
         console.print(f"validation accuracy: {shown}")
     console.print(
-        f"Next, on images that trained nothing: vitune exits calibrate {out} --data held_out/ "
+        f"Next, on images not used for training: vitune exits calibrate {out} --data held_out/ "
         "--risk 0.02",
         soft_wrap=True,
     )
@@ -83,31 +88,37 @@ def add(
 def calibrate(
     run: str = typer.Argument(..., help="run folder with exits"),
     data: str = typer.Option(
-        ..., "--data", help="labelled images that trained nothing", rich_help_panel=DATA
+        ..., "--data", help="labelled images that were not used for training", rich_help_panel=DATA
     ),
     split: str = typer.Option(
         None, "--split", help="default: test, or all where there is none", rich_help_panel=DATA
     ),
     risk: float = typer.Option(
-        None, "--risk", help="share of images that may leave wrongly", rich_help_panel=MODEL
+        None,
+        "--risk",
+        help="share of images that may leave with a wrong answer",
+        rich_help_panel=MODEL,
     ),
     delta: float = typer.Option(
-        0.05, "--delta", help="probability that the proof is wrong", rich_help_panel=MODEL
+        0.05, "--delta", help="probability that the certificate is wrong", rich_help_panel=MODEL
     ),
     of: str = typer.Option(
         "disagreement", "--of", help="disagreement or error-gap", rich_help_panel=MODEL
     ),
     budget: float = typer.Option(
-        None, "--budget", help="mean cost instead, e.g. 0.6 of full", rich_help_panel=MODEL
+        None,
+        "--budget",
+        help="target mean cost instead of a risk, e.g. 0.6 of full",
+        rich_help_panel=MODEL,
     ),
     skip_seen: bool = typer.Option(
         False, "--skip-seen", help="leave out images seen before", rich_help_panel=DATA
     ),
     device: str = typer.Option("auto", help="auto, cpu or cuda", rich_help_panel=RUNNING),
 ) -> None:
-    """Choose when images leave, with a proof.
+    """Choose when images leave, with a certificate.
 
-    At most RISK leave wrongly, with probability 1 - DELTA.
+    With probability 1 - DELTA, at most a share RISK of images leaves with a wrong answer.
     """
     from vitune.cli._progress import Counting, console
     from vitune.exits import images_needed
@@ -133,7 +144,7 @@ def calibrate(
 
 
 def described(found: Thresholds) -> list[str]:
-    """Thresholds and certificate in sentences."""
+    """The thresholds and the certificate as sentences."""
     from vitune.cli._progress import percent
 
     lines = []
@@ -141,13 +152,13 @@ def described(found: Thresholds) -> list[str]:
         proof = found.certificate
         if all(value > 1 for value in found.values):
             lines.append(
-                f"certificate: none leaves early; not even the surest images pass the test for a "
-                f"risk of {proof.risk:g}. Add images, or allow more risk."
+                f"certificate: no image leaves early; not even the most confident pass the "
+                f"test for a risk of {proof.risk:g}. Add images, or allow more risk."
             )
         else:
             meaning = {
-                "disagreement": "leave early with another class than the last exit gives",
-                "error-gap": "leave early with a wrong class where the last exit is right",
+                "disagreement": "leave early with a class other than the last exit's",
+                "error-gap": "leave early with a wrong class although the last exit is right",
             }[proof.definition]
             lines.append(
                 f"certificate: at most {percent(proof.risk)} of images like these {meaning}, with "
@@ -155,11 +166,9 @@ def described(found: Thresholds) -> list[str]:
                 f"({proof.num_errors} of {proof.num_images:,} did)"
             )
     else:
-        lines.append(
-            f"thresholds for a mean cost of {found.budget:g}: nothing is proven of their risk"
-        )
+        lines.append(f"thresholds for a mean cost of {found.budget:g}: their risk is not certified")
     for after, value in zip(found.after, found.values, strict=True):
-        rule = "nobody leaves" if value > 1 else f"confidence {value:.4f} and above"
+        rule = "no image leaves" if value > 1 else f"confidence {value:.4f} and above"
         lines.append(f"exit after {after} blocks: {rule}")
     seen = found.expected
     names = [*(str(after) for after in found.after), "last"]

@@ -9,7 +9,7 @@ from vitune.cli._plugins import with_plugins
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the command."""
     app.command("export")(export)
 
 
@@ -33,9 +33,9 @@ def export(
 ) -> None:
     """Export a run to ONNX, PT2 or OpenVINO, and check the file in its own runtime.
 
-    The file takes uint8 images that are resized already. It is kept only if it agrees with PyTorch
-    on the run's validation images; export.json and README.md say how well. run.py beside it
-    classifies images without vitune.
+    The file takes uint8 images that are already resized. It is kept only if it agrees with PyTorch
+    on the run's validation images; export.json and README.md say how well. The run.py written with
+    it classifies images without vitune.
     """
     from vitune.cli._progress import Counting, console, percent
     from vitune.export import export_run

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the command."""
     app.command("info")(info)
 
 
@@ -88,7 +88,7 @@ def _facts(path: str) -> dict[str, Any]:
 
 
 def _exits(run: RunFolder) -> dict[str, Any]:
-    """Where the exits stand, and what is proven of the thresholds."""
+    """Where the exits are, and what is certified of the thresholds."""
     from vitune.exits import ExitsFolder, Thresholds
 
     folder = ExitsFolder(run.path)
@@ -99,9 +99,9 @@ def _exits(run: RunFolder) -> dict[str, Any]:
         return {}
     facts: dict[str, Any] = {"exits": f"after {', '.join(map(str, after))} blocks"}
     if thresholds is None:
-        return facts | {"certificate": "none: not calibrated, nobody leaves early"}
+        return facts | {"certificate": "none: not calibrated, no image leaves early"}
     proof = thresholds.certificate
-    facts["thresholds"] = ", ".join("nobody" if v > 1 else f"{v:.4f}" for v in thresholds.values)
+    facts["thresholds"] = ", ".join("never" if v > 1 else f"{v:.4f}" for v in thresholds.values)
     if proof is None:
         return facts | {"certificate": f"none: chosen for a mean cost of {thresholds.budget:g}"}
     return facts | {

@@ -8,7 +8,7 @@ from vitune.cli._plugins import with_plugins
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the command."""
     app.command("merge")(merge)
 
 

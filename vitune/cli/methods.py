@@ -1,4 +1,4 @@
-"""vitune methods: what can be trained, with exact counts for a backbone."""
+"""vitune methods: the available methods, with exact counts for a backbone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitune.training.train_config import TrainConfig
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the command."""
     app.command("methods")(methods)
 
 
@@ -29,7 +29,7 @@ def methods(
         False, "--all", help="include PEFT's own methods", rich_help_panel=OUTPUT
     ),
     flops: bool = typer.Option(
-        False, "--flops", help="count extra GFLOPs; takes longer", rich_help_panel=OUTPUT
+        False, "--flops", help="count extra GFLOPs, which takes longer", rich_help_panel=OUTPUT
     ),
 ) -> None:
     """List the methods and how many parameters they train on a backbone, without the head.
@@ -61,7 +61,7 @@ def methods(
     for row in rows:
         if row.refusal:
             blanks = ["-"] * (len(headings) - 3)
-            table.add_row(row.name, *blanks, "", f"not here: {row.refusal.split('.')[0]}")
+            table.add_row(row.name, *blanks, "", f"refused: {row.refusal.split('.')[0]}")
             continue
         table.add_row(
             row.name,

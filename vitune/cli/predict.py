@@ -9,7 +9,7 @@ from vitune.cli._plugins import with_plugins
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the command."""
     app.command("predict")(predict)
 
 
@@ -37,7 +37,7 @@ def predict(
 ) -> None:
     """Predict the classes of images as CSV: path, class_1, probability_1, class_2, ...
 
-    The CSV is UTF-8; bytes of a file name that are not stand as \\xNN.
+    The CSV is UTF-8; other bytes in a file name are written as \\xNN.
     """
     from vitune import inference
     from vitune.cli._progress import Counting, console, print_named

@@ -8,7 +8,7 @@ from vitune.cli._options import OUTPUT
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the command."""
     app.command("push")(push)
 
 
@@ -27,8 +27,8 @@ def push(
 ) -> None:
     """Push a run to the hub, with a page of its figures and protocol.
 
-    Images, their paths and config.yaml stay here. HF_TOKEN or 'hf auth login' gives the right to
-    write; HF_ENDPOINT names another hub.
+    Images, their paths and config.yaml are not uploaded. Log in with 'hf auth login' or HF_TOKEN;
+    HF_ENDPOINT names another hub.
     """
     from vitune.cli._progress import console
     from vitune.inference import Licences, push_run

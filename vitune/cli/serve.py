@@ -10,7 +10,7 @@ from vitune.cli._plugins import with_plugins
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the command."""
     app.command("serve")(serve)
 
 
@@ -22,7 +22,7 @@ def serve(
     backbone: str = typer.Option(
         None,
         "--backbone",
-        help="default: that of most adapters",
+        help="default: the one that most adapters use",
         autocompletion=_completion.backbones,
         rich_help_panel=MODEL,
     ),
@@ -37,10 +37,13 @@ def serve(
         5, "--max-wait-ms", help="how long an image waits for others", rich_help_panel=RUNNING
     ),
     watch_seconds: float = typer.Option(
-        2, "--watch-seconds", help="between looks at the folder; 0: never", rich_help_panel=RUNNING
+        2,
+        "--watch-seconds",
+        help="seconds between checks of the folder; 0: never",
+        rich_help_panel=RUNNING,
     ),
     host: str = typer.Option("127.0.0.1", help="address to listen on", rich_help_panel=SERVER),
-    port: int = typer.Option(8000, help="0: any that is free", rich_help_panel=SERVER),
+    port: int = typer.Option(8000, help="port; 0: any free one", rich_help_panel=SERVER),
     token_file: str = typer.Option(
         None,
         "--token-file",
@@ -54,31 +57,36 @@ def serve(
         help="replicas on Ray Serve; 'local' starts Ray here",
         rich_help_panel=SERVER,
     ),
-    replicas: int = typer.Option(2, "--replicas", help="with --ray", rich_help_panel=SERVER),
+    replicas: int = typer.Option(
+        2, "--replicas", help="number of replicas, with --ray", rich_help_panel=SERVER
+    ),
     max_upload_mib: float = typer.Option(
-        20, "--max-upload-mib", help="body of a request", rich_help_panel=LIMITS
+        20, "--max-upload-mib", help="largest request body", rich_help_panel=LIMITS
     ),
     max_images: int = typer.Option(
-        64, "--max-images", help="files in a request", rich_help_panel=LIMITS
+        64, "--max-images", help="most files per request", rich_help_panel=LIMITS
     ),
     max_megapixels: float = typer.Option(
         25, "--max-megapixels", help="refuse larger images", rich_help_panel=LIMITS
     ),
     max_queue: int = typer.Option(
-        256, "--max-queue", help="images that may wait", rich_help_panel=LIMITS
+        256, "--max-queue", help="most images in the queue", rich_help_panel=LIMITS
     ),
     max_connections: int = typer.Option(512, "--max-connections", rich_help_panel=LIMITS),
     rate_limit: float = typer.Option(
         200, "--rate-limit", help="requests/s per client; 0: no limit", rich_help_panel=LIMITS
     ),
     head_timeout: float = typer.Option(
-        10, "--head-timeout", help="seconds for a request's head", rich_help_panel=LIMITS
+        10, "--head-timeout", help="seconds to receive a request's head", rich_help_panel=LIMITS
     ),
     body_timeout: float = typer.Option(
-        20, "--body-timeout", help="seconds for a request's body", rich_help_panel=LIMITS
+        20, "--body-timeout", help="seconds to receive a request's body", rich_help_panel=LIMITS
     ),
     answer_timeout: float = typer.Option(
-        120, "--answer-timeout", help="seconds until 504", rich_help_panel=LIMITS
+        120,
+        "--answer-timeout",
+        help="seconds until an unanswered request gets 504",
+        rich_help_panel=LIMITS,
     ),
 ) -> None:
     """Serve all adapters of a folder over one backbone: HTTP API, web page, Prometheus metrics.

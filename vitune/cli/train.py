@@ -15,7 +15,7 @@ from vitune.training.train_config import TrainConfig
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the command."""
     app.command("train")(train)
 
 
@@ -33,15 +33,15 @@ def train(
     tune: str = typer.Option(
         None,
         "--tune",
-        help="find the best method, rate and epochs within a time, e.g. 20m",
+        help="find the best method, rate and epochs within a time limit, e.g. 20m",
         rich_help_panel=TRAINING,
     ),
 ) -> None:
     """Fine-tune a pre-trained Vision Transformer on your images.
 
-    Trains one method on the training images, watches the validation images (held out where you
-    give none) and writes a run folder with the adapter and report.html. The test images are not
-    looked at: 'vitune evaluate' does that.
+    Trains one method on the training images, scores the validation images after every epoch (held
+    out if you give none) and writes a run folder with the adapter and report.html. The test images
+    are never opened: 'vitune evaluate' does that.
     """
     from vitune.cli._closing import closing_lines
     from vitune.cli._progress import TrainingProgress, console, percent
@@ -74,8 +74,8 @@ def train(
         spent = summary.privacy
         console.print(
             f"differential privacy: epsilon {spent.epsilon:.3g} at delta {spent.delta:g}, "
-            f"{spent.steps:,} steps at sampling rate {spent.sample_rate:.4g}; runs that were only "
-            "tried spent their own",
+            f"{spent.steps:,} steps at sampling rate {spent.sample_rate:.4g}; trial runs "
+            "spent a budget of their own",
             soft_wrap=True,
         )
     for line in closing_lines(summary, out):
@@ -87,7 +87,7 @@ def _tuned(
     settings: dict[str, Any], config: str | None, out: str, budget: str, resume: bool,
     observer: Any,
 ) -> Any:  # fmt: skip
-    """The result of a search within a time budget; says what it tries as it goes."""
+    """The result of a search within a time budget; prints what it tries."""
     from vitune.cli._progress import console
     from vitune.training import Tuning
 
@@ -104,7 +104,7 @@ def _tuned(
 
 
 def _what_is_kept(out: str) -> str:
-    """What there is of a run that was stopped, and how to go on."""
+    """What is kept of a run that was stopped, and how to continue it."""
     from pathlib import Path
 
     from vitune.runs import RunFolder
@@ -119,4 +119,4 @@ def _what_is_kept(out: str) -> str:
         progress = None
     done = 0 if progress is None else progress.epoch
     kept = f"{done} epochs are kept" if done != 1 else "1 epoch is kept"
-    return f"{kept}. Go on with: vitune train --out {shlex.quote(out)} --resume"
+    return f"{kept}. Continue with: vitune train --out {shlex.quote(out)} --resume"

@@ -1,4 +1,4 @@
-"""Images from any source as checked, decoded splits, and the batches made of them."""
+"""Images from any source as checked, decoded splits, and batches made from them."""
 
 from vitune.data.augment import PRESETS, Augment, augmentation
 from vitune.data.cache import CacheSettings

@@ -1,4 +1,4 @@
-"""Random changes to whole batches on their device, decided by a torch.Generator alone."""
+"""Random augmentation of whole batches on their device, determined by a torch.Generator."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Augment:
     """Flip, random window or random resized crop, and colour jitter; all off by default.
 
     Each change draws from its own column of one block of random numbers, so that switching one on
-    leaves the others as they were. Windows and crops are cut from the decoded array, or with
-    `from_files` from the image files themselves (`FileViews`): slower, and the very pixels that
-    torchvision's transforms give.
+    does not affect the others. Windows and crops are cut from the decoded array, or with
+    `from_files` from the image files themselves (`FileViews`): slower, but with exactly the pixels
+    that torchvision's transforms give.
 
     Args:
         flip_rate: probability of a horizontal flip, in [0, 1].
@@ -30,8 +30,9 @@ class Augment:
             window of the image size is cut.
         scale_range: (least, most) fraction of the area that a random resized crop keeps, in
             (0, 1]; None is off. Its aspect is drawn from 3/4 to 4/3, clipped to the image.
-        jitter: s in [0, 1]: brightness, contrast and saturation times factors in [1 - s, 1 + s].
-        from_files: cut each window or crop from the whole image, decoded anew every time.
+        jitter: s in [0, 1]: brightness, contrast and saturation are multiplied by factors in [1 -
+            s, 1 + s].
+        from_files: cut each window or crop from the whole image, decoded again every time.
 
     Raises:
         DataError: a value outside its range, a border together with a resized crop, or nothing
@@ -60,10 +61,10 @@ class Augment:
         if self.scale_range and self.padding_pixels:
             raise DataError(
                 f"padding_pixels: got {self.padding_pixels} together with scale_range, expected "
-                "one of the two."
+                "only one of the two."
             )
         if self.from_files and (self.padding_pixels or not (self.scale_range or self.enlarge > 1)):
-            raise DataError("from_files: got it without a window or resized crop to cut.")
+            raise DataError("from_files: got it without a window or resized crop, expected one.")
 
     def train_size(self, image_size: tuple[int, int]) -> tuple[int, int] | None:
         """(height, width) to keep training images at; None is the image size itself."""
@@ -76,14 +77,14 @@ class Augment:
 
         Args:
             images: uint8, or floating point in [0, 1].
-            generator: decides everything; may live on another device than the images.
+            generator: determines everything; may be on another device than the images.
 
         Shapes:
             images: (b, 3, height, width), cut to size already with `from_files`; returns
                 (b, 3, height / enlarge, width / enlarge).
 
         Raises:
-            DataError: a border as wide as the image.
+            DataError: a border at least as wide as the image.
         """
         if self == Augment():
             return images
@@ -102,7 +103,7 @@ class Augment:
 
 
 PRESETS: dict[str, Callable[[tuple[int, int]], Augment]] = {
-    "auto": lambda size: Augment(),  # until training has looked at the images
+    "auto": lambda size: Augment(),  # until training has examined the images
     "none": lambda size: Augment(),
     "flip": lambda size: Augment(flip_rate=0.5),
     "crop_flip": lambda size: Augment(flip_rate=0.5, padding_pixels=min(size) // 8),
@@ -114,7 +115,7 @@ PRESETS: dict[str, Callable[[tuple[int, int]], Augment]] = {
 
 
 def augmentation(name: str, image_size: tuple[int, int]) -> Augment:
-    """The preset of that name for an image size, one of PRESETS.
+    """The preset `name` for an image size, one of PRESETS.
 
     Raises:
         DataError: unknown name.
@@ -127,7 +128,7 @@ def augmentation(name: str, image_size: tuple[int, int]) -> Augment:
 def _window(
     images: Tensor, size: tuple[int, int], padding: int, flip: Tensor, drawn: Tensor
 ) -> Tensor:
-    """A window of `size` at a random place of the reflected image, flipped or not: one gather."""
+    """A random window of `size` from the reflected image, flipped or not, in one gather."""
     height, width = images.shape[2:]
     if padding >= min(height, width):
         raise DataError(
@@ -157,7 +158,7 @@ def _resized_crop(
     flip: Tensor,
     drawn: Tensor,
 ) -> Tensor:
-    """A box of random area, aspect and place, sampled bilinearly at `size`; floats in [0, 1]."""
+    """A box of random area, aspect and position, sampled bilinearly at `size`; floats in [0, 1]."""
     least, most = scale_range
     area = least + (most - least) * drawn[3]
     aspect = (4 / 3) ** (2 * drawn[4] - 1)

@@ -1,4 +1,4 @@
-"""Every image decoded once into one uint8 array: in memory where it fits, else mapped from disk."""
+"""Every image decoded once into one uint8 array: in memory if it fits, else mapped from disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 NEARLY_BLACK = 24
 """An image whose largest pixel is below this shows nothing; 12 bits read as 16 reach 15, and a
-little more where resizing overshoots."""
+little more if resizing overshoots."""
 
 _FORMAT_VERSION = 2
 _MIB = 2**20
@@ -33,17 +33,17 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """Where decoded images live and how they get there.
+    """How and where decoded images are stored.
 
     Args:
         memory_budget_mib: larger arrays go to disk; None is a quarter of the available memory.
         cache_dir: folder of the arrays on disk; None is $VITUNE_CACHE or ~/.cache/vitune.
-        num_workers: decoding threads; None is the number of cores, 8 at most.
-        skip_bad_images: leave out and list what cannot be decoded instead of stopping.
-        on_progress: called with (images done, images in all) as decoding goes on.
+        num_workers: decoding threads; None is the number of cores, at most 8.
+        skip_bad_images: leave out and list images that cannot be decoded instead of stopping.
+        on_progress: called with (images done, total images) during decoding.
 
     Raises:
-        DataError: a negative budget or no worker.
+        DataError: a negative budget or no workers.
     """
 
     memory_budget_mib: float | None = None
@@ -62,7 +62,7 @@ class CacheSettings:
 
     @property
     def budget_mib(self) -> float:
-        """The budget, measured now where none was given."""
+        """The budget, measured now if none was given."""
         if self.memory_budget_mib is not None:
             return self.memory_budget_mib
         return available_memory_mib() / 4
@@ -102,15 +102,15 @@ class Pictures:
 def load_pictures(
     records: Sequence[Record], decoding: Decoding, settings: CacheSettings
 ) -> Pictures:
-    """Decode and resize every record once, or map the array an earlier run left on disk.
+    """Decode and resize every record once, or map an array that an earlier run left on disk.
 
     Args:
         records: what to decode; at least one.
         decoding: size, interpolation, crop and limit.
-        settings: budget, folder, threads and what to do with bad images.
+        settings: budget, folder, threads and treatment of bad images.
 
     Raises:
-        DataError: an image that cannot be decoded (unless skipped), none left, or a full disk.
+        DataError: an image that cannot be decoded (unless skipped), no image left, or a full disk.
     """
     shape = (len(records), *decoding.size, 3)
     key = _cache_key(records, decoding)
@@ -126,7 +126,7 @@ def load_pictures(
 
 
 class _Outcomes:
-    """Decoded images one after the other, with what was kept and skipped so far."""
+    """Decoded images one after the other, with those kept and skipped so far."""
 
     def __init__(self, records: Sequence[Record], settings: CacheSettings) -> None:
         self.records, self.settings = records, settings
@@ -153,7 +153,7 @@ class _Outcomes:
         if not self.kept:
             raise DataError(
                 f"images: got {len(self.skipped)} that cannot be decoded and none that can, the "
-                f"first {self.skipped[0]!r}, expected at least one whole image."
+                f"first {self.skipped[0]!r}, expected at least one intact image."
             )
 
 
@@ -200,7 +200,7 @@ def _onto_disk(
 
 
 def _stored(folder: Path, key: str, skip_bad_images: bool) -> Pictures | None:
-    """An earlier run's array; one with gaps serves only where bad images are skipped."""
+    """An earlier run's array; one with gaps is used only if bad images are skipped."""
     found = lookup(folder, key)
     if found is None:
         return None
@@ -219,7 +219,7 @@ def _stored(folder: Path, key: str, skip_bad_images: bool) -> Pictures | None:
 def decoded(
     records: Sequence[Record], decoding: Decoding, workers: int
 ) -> Iterator[tuple[int, tuple[Pixels, bytes] | DataError]]:
-    """Outcomes in the records' order; few are in flight, so that finished ones do not pile up."""
+    """Results in the records' order, with few in flight, so that finished ones do not pile up."""
     waiting: deque[Future[tuple[Pixels, bytes] | DataError]] = deque()
     images = iter([record.image for record in records])
     depth = 4 * workers
@@ -239,7 +239,7 @@ def _outcome(image: Path | Drawing, decoding: Decoding) -> tuple[Pixels, bytes] 
 
 
 def _cache_key(records: Sequence[Record], decoding: Decoding) -> str:
-    """Changes with any file's path or stamp, with what decides pixels, and with Pillow."""
+    """A key that changes with any file's path or stamp, the decoding settings, and Pillow."""
     preprocessing = asdict(decoding.preprocessing)
     del preprocessing["mean"], preprocessing["std"]
     settings = [_FORMAT_VERSION, PIL.__version__, preprocessing, decoding.resize_to]

@@ -1,4 +1,4 @@
-"""What must be true of the splits before anything is trained on them."""
+"""Checks of the splits before anything is trained on them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _TRAINING = ("train", "trainval", "all")
 
 @dataclass(frozen=True)
 class Findings:
-    """What the checks saw and let pass.
+    """What the checks found and accepted.
 
     Args:
-        content: one key a record and split; equal keys mean the same file bytes.
+        content: one key per record and split; equal keys mean the same file bytes.
         unseen_labels: classes of validation or test that training never shows.
-        num_overlapping: validation and test images that another split holds too.
+        num_overlapping: validation and test images that another split also holds.
     """
 
     content: Mapping[str, tuple[bytes, ...]]
@@ -36,22 +36,23 @@ class Findings:
 
 
 def check_splits(images: ImageList, *, allow_overlap: bool = False) -> Findings:
-    """Compare the splits by label and by content (bytes are hashed only where sizes are equal).
+    """Compare the splits by label and by content (bytes are hashed only if sizes are equal).
 
     Args:
         images: every split of a source; no pixel is decoded.
         allow_overlap: count images that two splits share instead of refusing them.
 
     Raises:
-        DataError: validation or test holds a label that training never had (unless the lists are
-            a fixed benchmark), or images of another split.
+        DataError: validation or test holds a label that training does not have (unless the lists
+            are a fixed benchmark), or images of another split.
     """
     unseen = _unseen_labels(images)
     if unseen and not images.fixed_lists:
         split, odd = next(iter(unseen.items()))
         raise DataError(
             f"labels of {split} in {images.spec}: got {', '.join(map(repr, odd[:5]))} that "
-            f"training never had, expected classes of the training split. Add training images or "
+            "training does not have, expected classes of the training split. Add training images "
+            "or "
             f"remove {'it' if len(odd) == 1 else f'the {len(odd)} classes'} from {split}."
         )
     content = _content_keys(images.splits)
@@ -80,7 +81,7 @@ def without_missing(images: ImageList, *, skip: bool) -> tuple[ImageList, tuple[
             raise DataError(
                 f"split {split!r} of {images.spec}: got {len(absent)} of {len(records)} files "
                 f"missing{' or not regular files' if there else ''}, the first {absent[0]!r}, "
-                "expected all of them. Mend the list, or pass --skip-bad-images."
+                "expected all of them. Correct the list, or pass --skip-bad-images."
             )
         missing[split] = absent
         kept[split] = tuple(record for record in records if record.exists)
@@ -89,7 +90,7 @@ def without_missing(images: ImageList, *, skip: bool) -> tuple[ImageList, tuple[
 
 
 def present(images: ImageList) -> ImageList:
-    """The list without the files that do not exist, for checks that go on without them."""
+    """The list without the files that do not exist, for checks that continue without them."""
     kept = {
         name: tuple(record for record in records if record.exists)
         for name, records in images.splits.items()
@@ -98,13 +99,13 @@ def present(images: ImageList) -> ImageList:
 
 
 def training_name(images: ImageList) -> str | None:
-    """The list that training draws on; train and validation together only if val is not apart."""
+    """The training list; training and validation together if there is no separate val."""
     names = ("train", "all") if "val" in images.splits else ("train", "all", "trainval")
     return next((name for name in names if name in images.splits), None)
 
 
 def require_two_classes(records: Sequence[Record], images: ImageList) -> None:
-    """There is something to tell apart.
+    """Check that there are at least two classes.
 
     Raises:
         DataError: all training images are of one class; the message names it.
@@ -114,12 +115,12 @@ def require_two_classes(records: Sequence[Record], images: ImageList) -> None:
         only = ", ".join(repr(images.classes[label]) for label in labels)
         raise DataError(
             f"classes of {images.spec}: got one, {only}, expected at least 2 among the training "
-            "images. Add images of what is not in it."
+            "images. Add images of other classes."
         )
 
 
 def require_two_each(labels: npt.NDArray[np.int64], classes: Sequence[str], spec: str) -> None:
-    """Every class in use has two images or more, so that one can be held out.
+    """Check that every class in use has at least two images, so that one can be held out.
 
     Raises:
         DataError: a class with a single image; the message names it.
@@ -136,7 +137,7 @@ def require_two_each(labels: npt.NDArray[np.int64], classes: Sequence[str], spec
 
 
 def duplicates(content: Sequence[bytes]) -> npt.NDArray[np.bool_]:
-    """True where an image's content occurs more than once in the same split."""
+    """True if an image's content occurs more than once in the same split."""
     counts = Counter(content)
     return np.array([counts[key] > 1 for key in content], dtype=bool)
 
@@ -155,7 +156,7 @@ def _unseen_labels(images: ImageList) -> dict[str, list[str]]:
 
 
 def _content_keys(splits: Mapping[str, Sequence[Record]]) -> dict[str, tuple[bytes, ...]]:
-    """sha256 of each image's bytes; a file whose size nobody shares is its own key, unread."""
+    """sha256 of each image's bytes; a file of unique size is its own key and is not read."""
     every = {record.name: record for records in splits.values() for record in records}
     sizes = {
         name: record.image.stat().st_size
@@ -165,13 +166,13 @@ def _content_keys(splits: Mapping[str, Sequence[Record]]) -> dict[str, tuple[byt
     crowded = {size for size, count in Counter(sizes.values()).items() if count > 1}
     read = [r for name, r in every.items() if name not in sizes or sizes[name] in crowded]
     hashed = dict(zip((record.name for record in read), record_hashes(read), strict=True))
-    # An unreadable file is its own key too: it is for the decoder to report, if it is to be read.
+    # An unreadable file is its own key too: the decoder reports it, if it is read.
     keys = {name: hashed.get(name) or os.fsencode(name) for name in every}
     return {name: tuple(keys[r.name] for r in records) for name, records in splits.items()}
 
 
 def _shared(first: Iterable[bytes], second: Iterable[bytes]) -> list[bytes]:
-    """Keys of `second` that `first` holds too, once an image of `second`."""
+    """Keys of `second` that are also in `first`, one per image of `second`."""
     known = set(first)
     return [key for key in second if key in known]
 
@@ -184,7 +185,7 @@ def _overlap_error(
 ) -> DataError:
     names = [images.splits[split][content[split].index(shared[0])].name for split in pair]
     return DataError(
-        f"splits of {images.spec}: got {len(shared)} images of {pair[1]} that {pair[0]} holds too "
-        f"(first: {names[1]!r} is {names[0]!r}), expected splits that share no image. Remove "
-        "them from one of the two."
+        f"splits of {images.spec}: got {len(shared)} images of {pair[1]} that are also in "
+        f"{pair[0]} (first: {names[1]!r} is {names[0]!r}), expected splits that share no images. "
+        "Remove them from one of the two."
     )

@@ -1,4 +1,4 @@
-"""What is in a file, as a hash: read once, then known by the file's identity on disk."""
+"""Content hashes of files: read once, then recognised by the file's identity on disk."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vitune.errors import DataError
 
 FILE = "content-v1.txt"
 MAX_BYTES = 128 * 2**20
-"""The cache begins anew above this size: about a million files."""
+"""The cache starts over above this size: about a million files."""
 
 SETTLED_SECONDS = 2.0
-"""A file that changed less than this ago may change again without its times showing it."""
+"""A file that changed more recently than this may change again without its times showing it."""
 
 CHUNK = 1024
-"""Files between two notes of their hashes: what an interrupted run has read is kept."""
+"""Files between two writes of their hashes, so that an interrupted run keeps what it has read."""
 
 Stamp = tuple[int, int, int, int, int]
 
@@ -33,8 +33,8 @@ def content_hash(path: str | Path) -> str:
     """64 hex digits: sha256 of the file's bytes.
 
     The hash is kept in the user's cache folder under device, inode, size, and the times of the
-    last change of content and of status. The last cannot be set back, so a file whose bytes
-    were replaced at equal size and date is read again.
+    last change of content and of status. The last cannot be reset, so a file whose bytes were
+    replaced at equal size and date is read again.
 
     Args:
         path: of a file; links are followed.
@@ -46,10 +46,10 @@ def content_hash(path: str | Path) -> str:
 
 
 def content_hashes(paths: Sequence[str | Path], *, num_workers: int | None = None) -> list[str]:
-    """`content_hash` of every file, in the order given; unknown ones are read in parallel.
+    """`content_hash` of every file, in order; unknown ones are read in parallel.
 
     Args:
-        num_workers: reading threads; None is the number of cores, 8 at most.
+        num_workers: reading threads; None is the number of cores, at most 8.
 
     Raises:
         DataError: as `content_hash`, for the first file that cannot be read.
@@ -70,14 +70,14 @@ def content_hashes(paths: Sequence[str | Path], *, num_workers: int | None = Non
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """What tells two states of files apart without reading them."""
+    """What distinguishes two states of a file without reading it."""
     return (
         status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
     )  # fmt: skip
 
 
 def default_cache_dir() -> Path:
-    """$VITUNE_CACHE, else ~/.cache/vitune."""
+    """$VITUNE_CACHE, or else ~/.cache/vitune."""
     named = os.environ.get("VITUNE_CACHE")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "vitune"
 
@@ -85,8 +85,8 @@ def default_cache_dir() -> Path:
 class _KnownHashes:
     """The cache file in memory: a line per file, only ever appended to.
 
-    Several processes append at once, each line in one write. A torn or damaged line fails its
-    check and is passed over; so is a cache folder that cannot be read or written.
+    Several processes append at once, each line in one write. A torn or damaged line fails its check
+    and is skipped; so is a cache folder that cannot be read or written.
     """
 
     def __init__(self, file: Path) -> None:
@@ -94,7 +94,7 @@ class _KnownHashes:
         self.hashes: dict[Stamp, str] = dict(self._read())
 
     def add(self, new: dict[Stamp, str]) -> None:
-        """Remember hashes, here and on disk."""
+        """Store hashes, in memory and on disk."""
         with self.lock:
             fresh = {stamp: digest for stamp, digest in new.items() if stamp not in self.hashes}
             self.hashes |= fresh
@@ -129,7 +129,7 @@ _OPENING = Lock()
 
 
 def _known_hashes() -> _KnownHashes:
-    """The cache of this process, read when it is first asked for."""
+    """The cache of this process, read on first use."""
     file = default_cache_dir() / FILE
     with _OPENING:
         if file not in _KNOWN:
@@ -138,7 +138,7 @@ def _known_hashes() -> _KnownHashes:
 
 
 def _stamp(path: str | Path) -> Stamp | None:
-    """The file's stamp; None where there is no such file, which reading it will report."""
+    """The file's stamp; None if there is no such file, which reading it will report."""
     try:
         return stamp_of(os.stat(path))
     except OSError:
@@ -146,7 +146,7 @@ def _stamp(path: str | Path) -> Stamp | None:
 
 
 def _stamped_hash(path: str | Path) -> tuple[Stamp | None, str]:
-    """The hash, and the stamp to remember it by; None where the file may still be changing."""
+    """The hash, and the stamp to store it under; None if the file may still be changing."""
     try:
         with Path(path).open("rb") as file:
             before = os.fstat(file.fileno())

@@ -38,13 +38,13 @@ RESAMPLING = {
 
 @dataclass(frozen=True)
 class Decoding:
-    """What decides the pixels kept of an image.
+    """The settings that determine an image's decoded pixels.
 
     Args:
         preprocessing: image size, interpolation and crop; mean and std play no part here.
         resize_to: (height, width) to keep instead of the image size, for augmentations that cut
             a random window later; the centre crop is then left out.
-        max_megapixels: larger images are refused by their header, in (0, 178].
+        max_megapixels: larger images are refused after reading their header; in (0, 178].
 
     Raises:
         DataError: a limit out of range, an image size above it, or `resize_to` below that size.
@@ -84,7 +84,7 @@ class Decoding:
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Keep Pillow's warnings (odd EXIF, palettes, large images) from the user's terminal.
+    """Keep Pillow's warnings (odd EXIF, palettes, large images) off the user's terminal.
 
     Warning filters belong to the process: enter it around a thread pool, not inside its workers.
     """
@@ -94,7 +94,8 @@ def quiet_pillow() -> Iterator[None]:
 
 
 def decode_image(image: Path | Drawing, decoding: Decoding) -> tuple[Pixels, bytes]:
-    """Pixels and content hash of a file or drawing; Pillow may warn unless `quiet_pillow` is on.
+    """Pixels and content hash of a file or drawing; Pillow may warn unless `quiet_pillow` is
+    active.
 
     Returns:
         pixels: (height, width, 3) uint8 of `decoding.size`.
@@ -112,13 +113,13 @@ def decode_image(image: Path | Drawing, decoding: Decoding) -> tuple[Pixels, byt
 
 
 def decode_bytes(content: bytes, decoding: Decoding, name: str) -> Pixels:
-    """Pixels of an image that is held in memory, such as an upload; errors call it `name`.
+    """Pixels of an image in memory, such as an upload; errors call it `name`.
 
     Returns:
         (height, width, 3) uint8 of `decoding.size`.
 
     Raises:
-        DataError: an image that is corrupt, truncated, too large or of a kind that is not read.
+        DataError: an image that is corrupt, truncated, too large or of an unknown kind.
     """
     with _told(name, decoding.max_megapixels):
         return _made(
@@ -132,7 +133,7 @@ def decode_bytes(content: bytes, decoding: Decoding, name: str) -> Pixels:
 def read_image(
     path: Path, max_megapixels: float, made: Callable[[Image.Image], T]
 ) -> tuple[T, bytes]:
-    """What `made` makes of the upright RGB image in a file, and the sha256 of the file's bytes.
+    """The result of `made` for the upright RGB image in a file, and the sha256 of the file's bytes.
 
     Raises:
         DataError: a missing, corrupt, truncated or too large file; the message names it.
@@ -155,7 +156,7 @@ def _made(
 
 @contextmanager
 def _told(name: Path | str, max_megapixels: float) -> Iterator[None]:
-    """Within: whatever Pillow raises is a DataError that names the image."""
+    """Within the context, any error of Pillow becomes a DataError that names the image."""
     try:
         yield
     except (DataError, MemoryError):
@@ -171,15 +172,15 @@ def _told(name: Path | str, max_megapixels: float) -> Iterator[None]:
 
 def _broken(name: Path | str, what: str, reason: str) -> DataError:
     return DataError(
-        f"image {str(name)!r}: got {what} ({reason}), expected a whole image file. Repair or "
+        f"image {str(name)!r}: got {what} ({reason}), expected an intact image file. Repair or "
         f"remove it{_or_skip(name)}."
     )
 
 
 def _upright_rgb(opened: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says, in RGB."""
+    """Rotated by its EXIF orientation, in RGB."""
     opened.load()
-    with suppress(Exception):  # a broken EXIF block says nothing about the pixels
+    with suppress(Exception):  # a broken EXIF block does not mean broken pixels
         ImageOps.exif_transpose(opened, in_place=True)
     if opened.mode == "F":
         raise ValueError("floating-point pixels have no fixed range")
@@ -189,15 +190,15 @@ def _upright_rgb(opened: Image.Image) -> Image.Image:
 
 
 def _from_deep_greys(image: Image.Image) -> Image.Image:
-    """The 8 upper bits of deeper greys; Pillow's own conversion clips them to white."""
+    """The upper 8 bits of deeper greys; Pillow's own conversion would clip them to white."""
     greys = np.asarray(image).astype(np.int64) * 256 >> _grey_bits(image)
     return Image.fromarray(np.clip(greys, 0, 255).astype(np.uint8)).convert("RGB")
 
 
 def _grey_bits(image: Image.Image) -> int:
-    """Bits that hold white: those a TIFF declares; Pillow scales other formats to 16.
+    """The bit depth of white: as declared by a TIFF; Pillow scales other formats to 16.
 
-    A largest value, where it is declared, says how many of a container's bits are in use.
+    A declared maximum says how many of a container's bits are in use.
     """
     tags = getattr(image, "tag_v2", None)
     if tags is None:
@@ -216,7 +217,7 @@ def _first(tags: Mapping[int, Any], tag: int) -> int:
 
 
 def _fitted(image: Image.Image, decoding: Decoding, name: Path | str) -> Pixels:
-    """Resized as the preprocessing says and cropped about the centre."""
+    """Resized as in the preprocessing and centre-cropped."""
     height, width = decoding.resized_size
     if decoding.preprocessing.crop_mode == "center":
         height, width = covering(image.height, image.width, height, width)
@@ -236,7 +237,7 @@ def covering(height: int, width: int, to_height: int, to_width: int) -> tuple[in
 
 
 def _require_regular(path: Path) -> None:
-    """Refuse a pipe or a device, whose opening or reading would never end."""
+    """Refuse a pipe or a device, which could be read forever."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise DataError(
             f"image {str(path)!r}: got a pipe, device or folder, expected a regular file. Remove "
@@ -259,5 +260,5 @@ def _too_large(megapixels: str, most: float, name: Path | str) -> DataError:
 
 
 def _or_skip(name: Path | str) -> str:
-    """The way out that a folder of images has and an upload has not."""
+    """The remedy that exists for a folder of images but not for an upload."""
     return ", or pass --skip-bad-images" if isinstance(name, Path) else ""

@@ -15,7 +15,7 @@ from vitune.data.split import Split
 
 @dataclass(frozen=True)
 class Reading:
-    """What came of decoding.
+    """The result of decoding.
 
     Args:
         splits: by name.
@@ -37,10 +37,10 @@ def read_splits(
     """Decode split by split within one memory budget and one count of progress.
 
     Args:
-        records: what each split holds; split names are the keys.
+        records: the records of each split, by split name.
         classes: class names that the records' labels index.
         decoding: size and limits, by split.
-        settings: budget over all splits, folder, threads, bad images.
+        settings: budget for all splits, folder, threads, bad images.
 
     Raises:
         DataError: an image that cannot be decoded, or a full disk.

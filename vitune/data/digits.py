@@ -1,4 +1,4 @@
-"""scikit-learn's real handwritten digits: 1,797 pictures of 8 x 8 greys that ship with it."""
+"""scikit-learn's real handwritten digits: 1,797 grey images of 8 x 8 pixels that ship with it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Digit:
 
     @property
     def content(self) -> bytes:
-        """The bytes that decide the pixels."""
+        """The bytes that determine the pixels."""
         return self.greys
 
     def pixels(self, height: int, width: int) -> Pixels:
@@ -44,7 +44,7 @@ def open_digits(spec: str, name: str, options: Mapping[str, int]) -> ImageList:
     """The digits as a training split of `options["train"]` images and the rest as test split.
 
     The split is stratified and a pure function of `options["seed"]` (200 and 0 unless the user
-    says otherwise); there is no validation split, so the hold-out rule applies.
+    says otherwise); there is no validation split, so one is held out.
 
     Raises:
         DataError: fewer training images than classes, or none left for test.
@@ -72,7 +72,7 @@ def open_digits(spec: str, name: str, options: Mapping[str, int]) -> ImageList:
 def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Greys (n, 64) in 0..16 and labels (n,), from the file that scikit-learn ships.
 
-    Importing scikit-learn, which brings pandas and SciPy, takes longer than a small run's epoch.
+    Importing scikit-learn, which imports pandas and SciPy, takes longer than a small run's epoch.
     """
     found = find_spec("sklearn")
     file = None if found is None else Path(found.origin or "").parent / FILE

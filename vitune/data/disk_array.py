@@ -33,13 +33,13 @@ class ArrayWriter:
 def new_array(folder: Path, key: str, shape: tuple[int, ...]) -> Iterator[ArrayWriter]:
     """Yield a writer of `<folder>/images/<key>.npy`, which appears once every image is written.
 
-    Plain writes, not a writable map: on a full disk a write fails with an error, where a store
-    into a map would kill the process.
+    It uses plain writes, not a writable map: on a full disk a write fails with an error, while
+    storing into a map would kill the process.
 
     Args:
-        folder: made where it is missing.
+        folder: created if missing.
         key: file name without suffix.
-        shape: of the array if every image is good; fewer may be written.
+        shape: of the array if every image is good; fewer images may be written.
 
     Raises:
         DataError: the folder cannot be written or the disk is full.
@@ -58,7 +58,7 @@ def new_array(folder: Path, key: str, shape: tuple[int, ...]) -> Iterator[ArrayW
 
 
 def store_index(folder: Path, key: str, values: dict[str, Any]) -> None:
-    """Write what belongs to an array; written last, it says that the array is whole.
+    """Write an array's values; written last, the file marks the array as complete.
 
     Raises:
         DataError: the folder cannot be written or the disk is full.
@@ -69,7 +69,7 @@ def store_index(folder: Path, key: str, values: dict[str, Any]) -> None:
 
 
 def lookup(folder: Path, key: str) -> tuple[Pixels, dict[str, Any]] | None:
-    """The mapped array and its values, or None where either is absent or broken."""
+    """The mapped array and its values, or None if either is missing or broken."""
     try:
         values = json.loads(_index_path(folder, key).read_text(encoding="utf-8"))
         images = np.lib.format.open_memmap(_array_path(folder, key), mode="r")
@@ -98,7 +98,7 @@ def _header(shape: tuple[int, ...]) -> bytes:
 
 @contextmanager
 def _named_failure(folder: Path, needed_mib: float) -> Iterator[None]:
-    """What the file system refuses, as the error of a user who can give another folder."""
+    """Turn errors of the file system into a user error that suggests another folder."""
     try:
         yield
     except OSError as error:

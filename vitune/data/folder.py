@@ -23,15 +23,15 @@ def open_folder(spec: str) -> ImageList:
     """List a folder of class folders, or of train / val / test folders that hold class folders.
 
     Class names are the folder names in sorted order (torchvision's order), over all splits at
-    once. Class folders may be nested. Hidden files are passed over; files of kinds that are not
-    read, and images beside the class folders, are listed apart.
+    once. Class folders may be nested. Hidden files are skipped; files of kinds that are not read,
+    and images outside the class folders, are listed separately.
 
     Args:
         spec: path of the folder; `valid` and `validation` also name the validation split.
 
     Raises:
-        DataError: no such folder, no images, an empty class, a mix of splits and classes, or a
-            link that leads from one class folder into another.
+        DataError: no such folder, no images, an empty class, a mix of splits and classes, or a link
+            from one class folder into another.
     """
     root = require_folder(spec)
     folders = _class_folders_by_split(root, spec)
@@ -52,7 +52,8 @@ def list_images(folder_or_file: str | Path) -> list[Path]:
         folder_or_file: a folder (searched to any depth) or an image file.
 
     Raises:
-        DataError: nothing there, no image in the folder, or a file with another suffix.
+        DataError: the path does not exist, the folder has no images, or the file has another
+            suffix.
     """
     path = Path(folder_or_file)
     if path.is_file():
@@ -83,7 +84,7 @@ def require_folder(spec: str) -> Path:
 
 
 def nearest_sibling(path: Path) -> str:
-    """The names beside `path` that come closest to it, as a sentence."""
+    """The sibling names closest to `path`, as a sentence."""
     if not path.parent.is_dir():
         return f"There is no {str(path.parent)!r} either."
     return nearest(path.name, (entry.name for entry in path.parent.iterdir()))
@@ -102,7 +103,7 @@ def _class_folders_by_split(root: Path, spec: str) -> Mapping[str, dict[str, Pat
     strays = [name for name, path in others.items() if any(_images_below(path))]
     if strays:
         raise DataError(
-            f"folders of {spec}: got {strays[0]!r} with images beside {next(iter(splits))!r}, "
+            f"folders of {spec}: got {strays[0]!r} with images next to {next(iter(splits))!r}, "
             "expected either class folders or train, val and test folders that hold them."
         )
     empty = {name: path for name, path in others.items() if name.lower() in SPLIT_ALIASES}
@@ -118,7 +119,7 @@ def _class_folders_by_split(root: Path, spec: str) -> Mapping[str, dict[str, Pat
 
 
 def _require_class_folders(root: Path, children: Mapping[str, Path], spec: str) -> None:
-    """Refuse a folder without class folders: empty, or with the images lying loose."""
+    """Refuse a folder without class folders: empty, or with images directly in it."""
     if not any(_images_below(root)):
         raise _no_images(spec)
     if not children:
@@ -140,7 +141,7 @@ def _require_no_tasks(children: Mapping[str, Path], spec: str) -> None:
 
 
 class _ClassFolders:
-    """The class folders of one split; refuses links that lead from one of them into another."""
+    """The class folders of one split; refuses links from one into another."""
 
     def __init__(self, folders: Mapping[str, Path], spec: str) -> None:
         self.folders, self.spec = folders, spec
@@ -153,7 +154,7 @@ class _ClassFolders:
         """Visible files of one class to any depth, in sorted order.
 
         Raises:
-            DataError: a link by which the images of another class would count as this one's too.
+            DataError: a link that would add another class's images to this one.
         """
         folder = self.folders[name]
         if folder.is_symlink():
@@ -175,7 +176,7 @@ class _ClassFolders:
             )
 
     def _owners(self, real: str) -> Iterator[str]:
-        """Classes whose folder is `real`, holds it or lies in it."""
+        """Classes whose folder is `real`, contains it or is inside it."""
         for place in (real, *map(str, Path(real).parents)):
             yield from self.owners.get(place, ())
         below = os.path.join(real, "")
@@ -208,7 +209,7 @@ def _labelled(
 
 
 def _loose_images(folders: Iterable[Path]) -> tuple[str, ...]:
-    """Images that lie in `folders` themselves, where only class folders are expected."""
+    """Images directly in `folders`, where only class folders are expected."""
     return tuple(
         str(folder / name)
         for folder in sorted(folders)
@@ -220,7 +221,7 @@ def _loose_images(folders: Iterable[Path]) -> tuple[str, ...]:
 def _holds_classes(name: str, folder: Path, may_hold_images: bool) -> bool:
     """Whether `folder` is a split: named like one, with folders inside and no loose images.
 
-    Beside other classes, a folder `train` with images of its own is the class of trains.
+    Among other classes, a folder `train` with its own images is the class of trains.
     """
     if name.lower() not in SPLIT_ALIASES:
         return False

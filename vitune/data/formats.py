@@ -1,4 +1,4 @@
-"""Which image files are read: suffixes, and the formats whose decoders may see their bytes."""
+"""Which image files are read: suffixes, and the formats whose decoders may be used."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ COMPANIONS = frozenset(
     (".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".tsv", ".txt", ".xml",
      ".yaml", ".yml")
 )  # fmt: skip
-"""Suffixes of files that lie beside images and that nobody takes for images."""
+"""Suffixes of files found next to images that are clearly not images."""
 
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Suffixes that are read here, in lower case: AVIF and HEIC where their libraries are there."""
+    """Suffixes that are read, in lower case; AVIF and HEIC if their libraries are installed."""
     avif = (".avif",) if _reads_avif() else ()
     return frozenset((*_SUFFIXES, *avif, *(_HEIC if _reads_heic() else ())))
 
 
 @cache
 def image_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are decoded; every other decoder stays closed."""
+    """Pillow's names of the formats that are decoded; no other decoder is used."""
     avif = ("AVIF",) if _reads_avif() else ()
     if not _reads_heic():
         return (*_FORMATS, *avif)

@@ -1,4 +1,4 @@
-"""A validation split cut from training: stratified, fixed by its seed, no class left bare."""
+"""A validation split from training: stratified, fixed by its seed, no class left empty."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def hold_out(
     Args:
         labels: (n,) class indices.
         amount: a fraction of n in (0, 1), or an int: the number of validation images.
-        seed: decides which images; the same labels and seed always give the same split.
-        keep_in_train: (n,) true where an image must not be held out (a duplicate, say).
+        seed: determines which images; the same labels and seed always give the same split.
+        keep_in_train: (n,) true if an image must not be held out (a duplicate, for example).
 
     Returns:
         (training, validation) indices, each in ascending order.
 
     Raises:
-        DataError: an amount out of range, or more images than the classes can give.
+        DataError: an amount out of range, or more images than the classes can spare.
     """
     label_array = np.asarray(labels, dtype=np.int64)
     free = np.ones(len(label_array), bool) if keep_in_train is None else ~keep_in_train
@@ -57,7 +57,8 @@ def _num_validation(amount: float | int, num_images: int, most: int) -> int:
         raise DataError(f"hold-out: got {amount!r}, expected a fraction or a number of images.")
     if most < 1:
         raise DataError(
-            f"hold-out: got {num_images} images of which none can be spared, expected a class with "
+            f"hold-out: got {num_images} images, none of which can be held out, expected a class "
+            "with "
             "2 different images. Add images or give a validation split."
         )
     if isinstance(amount, float):

@@ -1,4 +1,4 @@
-"""A check of your images before training: every file decoded, every oddity counted."""
+"""A check of your images before training: decodes every file and counts every oddity."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vitune.errors import DataError
 from vitune.preprocessing import Preprocessing
 
 _SMALL = Preprocessing((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-"""Files are decoded whole; the pixels kept need show no more than whether there is light."""
+"""Files are decoded in full; the kept pixels only need to show whether the image is dark."""
 
 
 @dataclass(frozen=True)
 class SplitCount:
-    """How many images of how many classes a split lists.
+    """The number of images and classes that a split lists.
 
     Args:
         fewest, most: (class, images) of the smallest and the largest class in use.
@@ -37,7 +37,7 @@ class SplitCount:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a source lists and what is odd about it.
+    """The listing of a source, with remarks.
 
     Args:
         splits: in the source's order.
@@ -50,22 +50,22 @@ class Inspection:
 
     @property
     def num_faults(self) -> int:
-        """Kinds of faults: training refuses the images, or would learn something wrong."""
+        """Kinds of faults: training would refuse the images, or learn something wrong."""
         return sum(found.is_fault for found in self.remarks)
 
 
 def inspect_images(
     spec: str | Path, *, num_workers: int | None = None, on_progress: Progress | None = None
 ) -> Inspection:
-    """Decode every image of a source and count what is odd, whatever that is.
+    """Decode every image of a source and count all oddities.
 
     Args:
         spec: what `open_source` takes.
-        num_workers: decoding threads; None is the number of cores, 8 at most.
-        on_progress: called with (images done, images in all).
+        num_workers: decoding threads; None is the number of cores, at most 8.
+        on_progress: called with (images done, total images).
 
     Raises:
-        DataError: a source that cannot be listed at all.
+        DataError: a source that cannot be listed.
     """
     listed = open_source(spec)
     missing = [r.name for records in listed.splits.values() for r in records if not r.exists]
@@ -99,7 +99,7 @@ def _undecodable(images: ImageList, settings: CacheSettings) -> Iterator[Remark 
 
 
 def _between_files(images: ImageList) -> Iterator[Remark | None]:
-    """Pictures that occur more than once: in two splits, in two classes, in one class."""
+    """Images that occur more than once: in two splits, in two classes, in one class."""
     lenient = replace(images, fixed_lists=True)
     content = check_splits(lenient, allow_overlap=True).content
     shared = [pair for two in DISJOINT for pair in _shared(images, content, *two)]
@@ -127,7 +127,7 @@ def _shared(
 
 
 def _odd_classes(images: ImageList) -> Iterator[Remark | None]:
-    """Classes that training cannot do anything with."""
+    """Classes that training cannot use."""
     training = training_name(images)
     if training is None:
         return

@@ -40,11 +40,11 @@ def load_labelled(
         spec: what `open_source` takes, or its result.
         preprocessing: as stored with the model.
         classes: the model's class names, in its order.
-        split: which one; None is "test", or everything where the source has no splits.
-        settings: limits on memory and disk, and what to do with bad images.
+        split: which one; None is "test", or everything if the source has no splits.
+        settings: limits on memory and disk, and treatment of bad images.
         max_megapixels: larger images are refused after reading their header.
-        choose: function that gets the content hash of every image (None for an unreadable file)
-            and returns which to keep; it may refuse. Skipped bad images are left out.
+        choose: function that gets the content hash of every image (None for an unreadable file) and
+            returns which to keep; it may raise. Skipped bad images are left out.
 
     Returns:
         The split and the files that were skipped.
@@ -57,7 +57,7 @@ def load_labelled(
     name = split or ("test" if "test" in listed.splits else "all")
     if name not in listed.splits:
         raise DataError(
-            f"split of {listed.spec}: got {name!r}, expected one that is there. "
+            f"split of {listed.spec}: got {name!r}, expected an existing split. "
             f"{nearest(name, listed.splits)}"
         )
     alone = replace(listed, splits={name: listed.splits[name]})
@@ -69,7 +69,7 @@ def load_labelled(
     decoding = {name: Decoding(preprocessing, None, max_megapixels)}
     read = read_splits({name: records}, classes, decoding, settings)
     found = read.splits[name]
-    if choose is not None:  # among the images that decode: a bad file must not pass for a new one
+    if choose is not None:  # among the images that decode: a bad file must not count as a new one
         kept = np.fromiter(choose([row.tobytes() for row in found.content_digests]), bool)
         found = found if kept.all() else found.subset(np.flatnonzero(kept))
     return found, (*missing, *read.skipped)
@@ -88,13 +88,13 @@ def load_unlabelled(
         folder_or_file: searched to any depth, in sorted order.
         preprocessing: as stored with the model.
         settings: memory, disk and bad images.
-        max_megapixels: larger images are refused by their header.
+        max_megapixels: larger images are refused after reading their header.
 
     Returns:
         The split and the files that were skipped.
 
     Raises:
-        DataError: no images, or a bad one that is not to be skipped.
+        DataError: no images, or a bad one that must not be skipped.
     """
     records = tuple(Record(path, UNLABELLED) for path in list_images(folder_or_file))
     decoding = {"predict": Decoding(preprocessing, None, max_megapixels)}

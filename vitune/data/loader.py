@@ -1,4 +1,4 @@
-"""Batches from a decoded split: one fancy index each, shuffled as (seed, epoch) say."""
+"""Batches from a decoded split: one fancy index each, shuffled by (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CachedImages(Dataset[Batch]):
         return {name: values[0] for name, values in batch.items()}
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The pictures at `indices` by one fancy index; a DataLoader calls it once a batch."""
+        """The images at `indices` by one fancy index; a DataLoader calls it once per batch."""
         chosen = np.asarray(indices, dtype=np.int64)
         images = torch.from_numpy(np.asarray(self.split.images[chosen]))  # (b, h, w, 3)
         return {
@@ -49,7 +49,7 @@ class CachedImages(Dataset[Batch]):
 
 
 class EpochSampler(Sampler[int]):
-    """Every index once an epoch, in an order that is a pure function of (seed, epoch).
+    """Every index once per epoch, in an order that is a pure function of (seed, epoch).
 
     Args:
         num_images: size of the split.
@@ -60,7 +60,7 @@ class EpochSampler(Sampler[int]):
         self.num_images, self.seed, self.epoch = num_images, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next; accelerate calls it through its loaders."""
+        """Set the epoch that determines the order; accelerate calls it through its loaders."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -89,13 +89,13 @@ def batches(
 
     Args:
         split: decoded images.
-        batch_size: images in a batch, 1 or more.
+        batch_size: images per batch, at least 1.
         sampler: order of training; None is the split's own order.
         drop_last: leave out a last batch that is not full.
         pin_memory: page-locked batches, for a GPU.
 
     Raises:
-        DataError: a batch below 1, or a training batch larger than the split.
+        DataError: a batch size below 1, or a training batch larger than the split.
     """
     if batch_size < 1:
         raise DataError(f"batch size: got {batch_size}, expected at least 1.")
@@ -115,7 +115,7 @@ def batches(
 
 
 def as_is(batch: Any) -> Any:
-    """The batch that `CachedImages` has already put together."""
+    """The batch that `CachedImages` has already assembled."""
     return batch
 
 
@@ -130,7 +130,7 @@ def normalise(
     Args:
         images: uint8.
         preprocessing: mean and std, of pixels scaled to [0, 1].
-        device: where the result is wanted; None is where the images are.
+        device: of the result; None keeps the images' device.
         dtype: of the result; the arithmetic is float32.
 
     Shapes:
@@ -150,6 +150,6 @@ def normalise(
 def _scaling(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """1 / (255 std) and mean / std (1, 3, 1, 1), once per device: a copy to a GPU waits for it."""
+    """1 / (255 std) and mean / std (1, 3, 1, 1), once per device, because a copy to a GPU waits."""
     means, stds = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
     return 1 / (255 * stds), means / stds

@@ -18,12 +18,12 @@ Line = tuple[str, str, str]
 def open_table(spec: str) -> ImageList:
     """List the images of a table: one line per image, paths relative to the table's folder.
 
-    Class names are the label texts over all splits at once: in numeric order where every label
-    is a whole number (1-based or sparse ids leave no unused class), else in sorted order.
+    Class names are the label texts over all splits at once: in numeric order if every label is a
+    whole number (1-based or sparse ids leave no unused class), else in sorted order.
 
     Args:
         spec: path of a `.csv` (UTF-8, comma) or `.parquet` file with the columns path, label and,
-            where the table has splits, split (train, val, valid, validation or test).
+            if the table has splits, split (train, val, valid, validation or test).
 
     Raises:
         DataError: no such file, a missing or unknown column, an empty cell, more cells than
@@ -47,7 +47,7 @@ def open_table(spec: str) -> ImageList:
 
 
 def _csv_lines(path: Path, spec: str) -> Iterator[Line]:
-    """(path, label, split) of every filled line; the reader copes with quotes and a BOM."""
+    """(path, label, split) of every non-empty line; the reader handles quotes and a BOM."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -66,11 +66,11 @@ def _csv_lines(path: Path, spec: str) -> Iterator[Line]:
 
 
 def _require_no_more(cells: list[str], header: list[str], where: str) -> None:
-    """A line longer than the heading has a comma that was not meant to divide it."""
+    """Refuse a line longer than the heading, which has an unintended comma."""
     if any(cell.strip() for cell in cells[len(header) :]):
         raise DataError(
             f"data table {where}: got {len(cells)} cells, expected the {len(header)} of the "
-            'heading. Put a text that holds a comma in double quotes: "Siamese, seal point".'
+            'heading. Put text that contains a comma in double quotes: "Siamese, seal point".'
         )
 
 
@@ -90,7 +90,7 @@ def _parquet(path: Path, spec: str) -> Iterator[Line]:
 
 
 def _columns(header: list[str], spec: str) -> dict[str, int]:
-    """Places of path, label and split; both first are needed, others are not ours to read."""
+    """Positions of path, label and split; the first two are required, other columns are ignored."""
     known = [name for name in ("path", "label", "split") if name in header]
     places: dict[str, int] = {name: header.index(name) for name in known}
     for needed in ("path", "label"):
@@ -103,7 +103,7 @@ def _columns(header: list[str], spec: str) -> dict[str, int]:
 
 
 def _line(values: dict[str, str], where: str) -> Line:
-    """One checked line; a table without a split column is all one split."""
+    """One checked line; a table without a split column is a single split."""
     for name, value in values.items():
         if not value:
             raise DataError(f"column {name!r} in {where}: got an empty cell, expected a value.")
@@ -119,7 +119,7 @@ def _line(values: dict[str, str], where: str) -> Line:
 
 
 def _cell(value: object) -> str:
-    """A cell as text; 3.0, as pandas writes whole numbers beside gaps, is 3."""
+    """A cell as text; 3.0, as pandas writes whole numbers in columns with gaps, becomes 3."""
     if value is None:
         return ""
     if isinstance(value, float) and value.is_integer():

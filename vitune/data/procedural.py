@@ -69,7 +69,7 @@ def draw_orientation(canvas: Canvas, label: int) -> None:
 
 
 def draw_azimuth(canvas: Canvas, label: int) -> None:
-    """One of five lit toys of balls; the label is the bin of the direction it is seen from."""
+    """One of five lit toys made of balls; the label is the bin of the viewing direction."""
     rng = canvas.rng
     turn = 2 * np.pi * (label + rng.uniform(-0.4, 0.4)) / 9
     lift = np.radians(rng.uniform(20, 55))
@@ -134,7 +134,7 @@ TASKS: dict[str, Task] = {
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture of a task (a Drawing): a pure function of these fields and the size asked for."""
+    """One picture of a task (a Drawing): a pure function of these fields and the requested size."""
 
     task: str
     split: str
@@ -149,7 +149,7 @@ class Scene:
 
     @property
     def content(self) -> bytes:
-        """The fields that decide the pixels."""
+        """The fields that determine the pixels."""
         return f"{self.task}/{self.split}/{self.index}/{self.label}/{self.seed}".encode()
 
     def pixels(self, height: int, width: int) -> Pixels:
@@ -161,7 +161,7 @@ class Scene:
 
 
 def open_procedural(spec: str, name: str, options: Mapping[str, int]) -> ImageList:
-    """A drawn task with `train`, `val` and `test` images (800, 200, 2000 unless said otherwise).
+    """A drawn task with `train`, `val` and `test` images (by default 800, 200, 2000).
 
     Classes are balanced to within one image; pictures are a pure function of the task, the split,
     their number and `options["seed"]`. A split of 0 images is left out.

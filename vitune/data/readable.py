@@ -1,4 +1,4 @@
-"""Whether every image of a list can be decoded, found out before anything depends on it."""
+"""Whether every image of a list can be decoded, checked before anything depends on it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from vitune.files import write_atomic
 
 FOLDER = "readable"
 CHUNK = 256
-"""Pictures handed to the threads at a time: a bad one is told before all of them are read."""
+"""Images handed to the threads at a time: a bad one is reported before all of them are read."""
 
 
 def require_readable(
     records: Sequence[Record], decoding: Decoding, *, num_workers: int = 8
 ) -> None:
-    """Decode every file of a test split once and throw the pixels away; drawings are whole.
+    """Decode every file of a test split once and discard the pixels; drawings are always good.
 
-    A list that passed is remembered in the cache folder by its content, so that the next call
-    only compares hashes.
+    A list that passed is stored in the cache folder by its content, so that the next call only
+    compares hashes.
 
     Raises:
         DataError: the first file that is missing or cannot be decoded; the message names it.
@@ -40,8 +40,8 @@ def require_readable(
     except DataError as error:
         found = str(error).partition(", expected")[0]
         raise DataError(
-            f"{found}, expected a whole image file: every image of a test split is scored, so "
-            "--skip-bad-images does not skip it. Repair it, or take it out of the split."
+            f"{found}, expected an intact image file: every image of a test split is scored, so "
+            "--skip-bad-images does not skip it. Repair it, or remove it from the split."
         ) from None
 
 
@@ -57,7 +57,7 @@ def _decode_all(records: Sequence[Record], decoding: Decoding, num_workers: int)
             part = files[start : start + CHUNK]
             for _ in pool.map(lambda record: decode_image(record.image, decoding)[1], part):
                 pass
-    with suppress(OSError):  # a cache that cannot be written is done without
+    with suppress(OSError):  # an unwritable cache is not needed
         write_atomic(passed, "")
 
 

@@ -12,7 +12,7 @@ from vitune.errors import DataError
 
 
 def record_digests(records: Sequence[Record]) -> list[str]:
-    """sha256 of every picture as hex digits: of the file's bytes, or of a drawing's content.
+    """sha256 of every image as hex digits: of the file's bytes, or of a drawing's content.
 
     Raises:
         DataError: a file that cannot be read.
@@ -31,7 +31,7 @@ def record_hashes(records: Sequence[Record]) -> list[bytes | None]:
     """`record_digests` as bytes; None for a file that cannot be read."""
     try:
         return [bytes.fromhex(digest) for digest in record_digests(records)]
-    except DataError:  # one file or more: find out which
+    except DataError:  # at least one file: find out which
         return [_hash_or_none(record) for record in records]
 
 

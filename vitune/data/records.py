@@ -1,4 +1,4 @@
-"""What a source found before a single pixel is decoded: records, splits, one class map."""
+"""The listing of a source before any pixel is decoded: records, splits, one class map."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ SPLIT_ALIASES = {
 
 
 class Drawing(Protocol):
-    """A picture made by code or held in memory instead of read from a file."""
+    """An image made by code or held in memory instead of read from a file."""
 
     @property
     def name(self) -> str:
-        """Unique within the source; stands where a file has its path."""
+        """Unique within the source; used in place of a file's path."""
 
     @property
     def content(self) -> bytes:
-        """Whatever decides the pixels; equal content means the same picture."""
+        """Everything that determines the pixels; equal content means the same image."""
 
     def pixels(self, height: int, width: int) -> Pixels:
-        """The picture filling (height, width, 3)."""
+        """The image with shape (height, width, 3)."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One labelled picture: a file, or a drawing that renders itself.
+    """One labelled image: a file, or a drawing that renders itself.
 
     Args:
         image: the file's path or the drawing.
@@ -60,7 +60,7 @@ class Record:
 
     @property
     def exists(self) -> bool:
-        """Whether there is such a file; a drawing always exists."""
+        """Whether the file exists; a drawing always does."""
         return not isinstance(self.image, Path) or os.path.isfile(self.image)
 
 
@@ -70,13 +70,13 @@ class ImageList:
 
     Args:
         spec: what the user wrote to name the source.
-        splits: records by split name, each one of SPLIT_NAMES; "all" where the source has no
-            splits of its own, "trainval" where it lists training and validation together.
+        splits: records by split name, each one of SPLIT_NAMES; "all" if the source has no splits of
+            its own, "trainval" if it lists training and validation together.
         classes: class names; `Record.label` indexes them.
-        fixed_lists: the lists are a published benchmark, where a label may miss from training by
-            the draw: such labels are counted, not refused.
-        unread: files among the images whose kind is not read.
-        loose: images that lie outside the class folders.
+            fixed_lists: the lists are a published benchmark, where training may happen to lack a
+                label: such labels are counted, not refused.
+            unread: files of kinds that are not read.
+            loose: images outside the class folders.
     """
 
     spec: str
@@ -87,7 +87,7 @@ class ImageList:
     loose: tuple[str, ...] = ()
 
     def relabelled(self, classes: tuple[str, ...]) -> ImageList:
-        """The same pictures with labels that index `classes` instead, matched by class name.
+        """The same images with labels that index `classes` instead, matched by class name.
 
         Args:
             classes: class names of a trained head, in its order.
@@ -131,6 +131,6 @@ def require_records(records: Iterable[Record], spec: str, split: str) -> tuple[R
 
 
 def _listed(names: list[str], most: int = 5) -> str:
-    """The first names in quotes, and how many more there are."""
+    """The first names in quotes, and the number of further ones."""
     shown = ", ".join(repr(name) for name in names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""What is odd about a set of images: how much of it, which images, and whether it does harm."""
+"""Remarks on a set of images: what is odd, how often, which images, and whether it does harm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitune.data.formats import counted_suffixes, suffix_hint
 from vitune.data.records import ImageList, Record
 
 TOLD = 20
-"""Names that a run's files keep of each remark."""
+"""Number of names that a run's files keep per remark."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Remark:
     Args:
         kind: for programs.
         text: what it is, with the number, for people.
-        names: what it concerns: files, pairs of files, or classes.
+        names: the files, pairs of files, or classes concerned.
         is_fault: training refuses it, or learns something wrong from it.
     """
 
@@ -34,7 +34,7 @@ class Remark:
     is_fault: bool = False
 
     def as_dict(self, most: int | None = TOLD) -> dict[str, Any]:
-        """The remark for JSON, with `most` names at most."""
+        """The remark for JSON, with at most `most` names."""
         return {
             "kind": self.kind,
             "text": self.text,
@@ -47,7 +47,7 @@ class Remark:
 def remarks_on(
     images: ImageList, splits: Iterable[str], content: Mapping[str, Sequence[bytes]]
 ) -> tuple[Remark, ...]:
-    """What the listing of `splits` shows, before any pixel is decoded.
+    """Remarks on the listing of `splits`, before any pixel is decoded.
 
     Args:
         content: one key per record and split; equal keys mean the same file bytes.
@@ -67,7 +67,7 @@ def remarks_on(
 def remark(
     kind: str, what: str, why: str, names: Sequence[str], *, is_fault: bool = False
 ) -> Remark | None:
-    """The remark "N <what> <why>" on `names`; None where there are none."""
+    """The remark "N <what> <why>" on `names`; None if there are none."""
     if not names:
         return None
     plural = what if len(names) == 1 else what + ("es" if what.endswith("s") else "s")
@@ -88,7 +88,7 @@ def nearly_black(names: Sequence[str]) -> Remark | None:
 def _contradictions(
     records: Sequence[Record], keys: Sequence[bytes], classes: Sequence[str]
 ) -> Iterator[Remark | None]:
-    """Pictures that stand under two labels: one path listed twice, or equal files."""
+    """Images with two labels: one path listed twice, or equal files."""
     together: dict[bytes, list[Record]] = defaultdict(list)
     for record, key in zip(records, keys, strict=True):
         together[key].append(record)
@@ -114,7 +114,7 @@ def _is_same_file(one: Record, other: Record) -> bool:
 
 
 def _alike_classes(records: Iterable[Record], classes: Sequence[str]) -> Remark | None:
-    """Classes whose names differ only in case, blanks or Unicode form."""
+    """Classes whose names differ only in case, spaces or Unicode form."""
     counts = Counter(record.label for record in records)
     alike: dict[str, list[int]] = defaultdict(list)
     for label in sorted(counts):

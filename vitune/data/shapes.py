@@ -27,7 +27,7 @@ class Area:
         self.x, self.y, self.image, self.sharpness = x, y, image, sharpness
 
     def paint(self, distance: Plane, tone: Tone) -> None:
-        """Fill where the signed distance (canvas units, negative inside) says so."""
+        """Fill where the signed distance (canvas units) is negative."""
         cover = np.clip(0.5 - distance * self.sharpness, 0, 1)[..., None]
         self.image += cover * (np.asarray(tone, np.float32)[..., None] - self.image)
 
@@ -35,13 +35,14 @@ class Area:
 class Canvas(Area):
     """A picture in [0, 1] whose corners are (0, 0) top left and (1, 1) bottom right.
 
-    Light shapes on dark ground, as in dSprites and small NORB. With shapes and ground of any colour
-    800 images are too few: a network learns them by heart and is near chance on others.
+    Light shapes on dark ground, as in dSprites and small NORB. With shapes and background of any
+        colour
+    800 images are too few: a network memorises them and is near chance on others.
 
     Args:
         height: pixels.
         width: pixels.
-        rng: decides the background, the tones asked for and the noise at the end.
+        rng: determines the background, the requested tones and the final noise.
     """
 
     def __init__(self, height: int, width: int, rng: np.random.Generator) -> None:
@@ -54,7 +55,7 @@ class Canvas(Area):
         super().__init__(x, y, image, float(min(height, width)))
 
     def around(self, x: float, y: float, reach: float) -> Area:
-        """The part within `reach` of (x, y), and a pixel more: what a small shape can touch."""
+        """The part within `reach` of (x, y), plus one pixel: what a small shape can touch."""
         height, width = self.x.shape
         top, bottom = _pixels(y - reach, y + reach, height)
         left, right = _pixels(x - reach, x + reach, width)
@@ -71,7 +72,7 @@ class Canvas(Area):
         return float(self.rng.uniform(0.6, 1))
 
     def finished(self) -> Pixels:
-        """The picture with sensor noise and an exposure of its own, as uint8."""
+        """The picture with sensor noise and a random exposure, as uint8."""
         noise_level, exposure = self.rng.uniform((0.01, 0.85), (0.05, 1.1)).tolist()
         noise = self.rng.standard_normal(self.image.shape, dtype=np.float32)
         exposed = (self.image + noise_level * noise) * exposure
@@ -136,6 +137,6 @@ def shaded_sphere(
 
 
 def _pixels(low: float, high: float, length: int) -> tuple[int, int]:
-    """First and one past the last pixel between two places, with one to spare at each end."""
+    """First and one past the last pixel between two positions, with one to spare at each end."""
     first = max(0, math.floor(low * length) - 1)
     return first, max(first, min(length, math.ceil(high * length) + 1))

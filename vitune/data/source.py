@@ -1,4 +1,4 @@
-"""From what the user wrote to a list of records: the registry of sources."""
+"""From the user's spec to a list of records: the registry of sources."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vitune.errors import DataError, nearest
 
 @dataclass(frozen=True)
 class Source:
-    """How one kind of source is written, recognised and opened.
+    """The syntax, recognition and opening of one kind of source.
 
     Args:
-        prefix: what stands before the path; None for a source that has no path.
+        prefix: the text before the path; None for a source without a path.
     """
 
     form: str
@@ -39,14 +39,14 @@ SOURCES: dict[str, Source] = {
 
 
 def open_source(spec: str | Path) -> ImageList:
-    """List the images a spec names, without decoding any.
+    """List the images that a spec names, without decoding any.
 
     Args:
         spec: a folder of class folders (or of train, val, test folders above them), a `.csv` or
             `.parquet` file, `vtab:ROOT/TASK`, or `demo:NAME`.
 
     Raises:
-        DataError: nothing answers to the spec, or what answers is unusable.
+        DataError: no source matches the spec, or it is unusable.
     """
     text = str(spec)
     for source in SOURCES.values():
@@ -57,7 +57,7 @@ def open_source(spec: str | Path) -> ImageList:
 
 
 def absolute_source(spec: str) -> str:
-    """`spec` such that it names the same images in any working directory."""
+    """`spec` rewritten so that it names the same images in any working directory."""
     source = next((source for source in SOURCES.values() if source.claims(spec)), None)
     if source is None or source.prefix is None:
         return spec
@@ -71,7 +71,7 @@ def is_source(spec: str) -> bool:
 
 
 def spec_name(spec: str) -> str:
-    """The last part of a spec without its options: what tables call the data."""
+    """The last part of a spec without its options, used as the data's name in tables."""
     return spec.partition("?")[0].rstrip("/").replace(":", "/").rpartition("/")[2] or spec
 
 
@@ -81,7 +81,7 @@ def _is_table(spec: str) -> bool:
 
 
 def _nearest_spec(spec: str) -> str:
-    """The closest scheme or demo, else the closest name beside the path."""
+    """The closest scheme or demo, else the closest sibling of the path."""
     scheme = re.match(r"^(\w{2,}):", spec)
     if scheme:
         return nearest(scheme[1] + ":", ("vtab:", "demo:"))

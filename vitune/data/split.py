@@ -24,9 +24,9 @@ class Split:
 
     Args:
         name: train, val, test, trainval, all, or predict for unlabelled images.
-        paths: one a picture; a drawing's name where there is no file.
+        paths: one per image; a drawing's name if there is no file.
         classes: class names; `labels` indexes them.
-        sources: the files or drawings themselves, for views that are cut anew every epoch.
+        sources: the files or drawings themselves, for views that are cut again every epoch.
 
     Shapes:
         images: (b, height, width, 3) uint8, in memory or a read-only memory map.
@@ -75,7 +75,7 @@ class Split:
 
     @cached_property
     def content_digests(self) -> Pixels:
-        """`digests`; of images without files the sha256 of their pixels. Shapes: (b, 32) uint8."""
+        """`digests`; for images without files the sha256 of their pixels. Shapes: (b, 32) uint8."""
         if self.digests is not None:
             return self.digests
         found = [hashlib.sha256(np.ascontiguousarray(image).data) for image in self.images]
@@ -84,10 +84,10 @@ class Split:
 
     @cached_property
     def content_hash(self) -> str:
-        """64 hex digits that say which pictures with which class names the split holds.
+        """64 hex digits that identify the images and class names of the split.
 
         sha256 over the sorted (file digest, class name) pairs: the same for any order, folder,
-        image size and class order; another as soon as a picture or a label differs.
+        image size and class order; different as soon as an image or a label differs.
         """
         hexes = [digest.tobytes().hex() for digest in self.content_digests]
         lines = sorted(
@@ -98,7 +98,7 @@ class Split:
 
     @property
     def class_counts(self) -> Mapping[str, int]:
-        """Images by class name, in class order, zeros included."""
+        """Images per class name, in class order, including zeros."""
         counts = np.bincount(self.labels[self.labels >= 0], minlength=len(self.classes))
         return dict(zip(self.classes, counts.tolist(), strict=True))
 

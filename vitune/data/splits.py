@@ -33,11 +33,11 @@ INCLUDABLE = ("train", "val", "test", "trainval")
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How a validation split was cut from training.
+    """How a validation split was held out from training.
 
     Args:
-        amount: the fraction or number that was asked for.
-        seed: what decided which images.
+        amount: the requested fraction or number.
+        seed: determines which images.
         num_images: how many there are.
     """
 
@@ -48,18 +48,18 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The splits that were asked for; one that is absent or was not asked for is None.
+    """The requested splits; one that does not exist or was not requested is None.
 
     Args:
         trainval: training and validation together, for the refit after selection.
         classes: class names over all splits.
         skipped: files left out because they are missing or cannot be decoded.
-        held_out: how validation was cut from training; None where the source brings its own.
+        held_out: how validation was held out; None if the source has its own.
         duplicates_in_train: training images whose content occurred before in training.
         unseen_labels: classes of validation or test that the training lists never show (only a
             fixed benchmark may have some).
-        num_overlapping: images two splits share; above 0 only with `allow_overlap`.
-        remarks: what is odd about the images that were read.
+        num_overlapping: images shared by two splits; above 0 only with `allow_overlap`.
+        remarks: remarks on the images that were read.
     """
 
     train: Split | None
@@ -92,31 +92,31 @@ def load_splits(
     max_megapixels: float = MAX_MEGAPIXELS,
     on_progress: Progress | None = None,
 ) -> Splits:
-    """Check a source, hold out validation where it has none, and decode what is asked for.
+    """Check a source, hold out validation if it has none, and decode the requested splits.
 
-    No pixel of a split outside `include` is decoded: of the test split only names, labels and
-    file hashes are looked at unless "test" is among them.
+    No pixel of a split outside `include` is decoded: unless "test" is included, only names, labels
+    and file hashes of the test split are read.
 
     Args:
         spec: what `open_source` takes, or its result.
         preprocessing: how pixels become the backbone's input.
-        seed: decides the hold-out.
+        seed: determines the hold-out.
         val_fraction: fraction of training to hold out, or an int number of images; 0 holds out
-            none. Plays no part where the source has a validation split.
+            none. Unused if the source has a validation split.
         include: some of train, val, test, trainval.
-        train_size: (height, width) of the training images where augmentation cuts windows.
+        train_size: (height, width) of the training images if augmentation cuts windows.
         skip_bad_images: leave out and list missing or broken files instead of stopping.
         allow_overlap: count images that two splits share instead of refusing them.
-        lone_classes: let a class with a single image stay in training whole instead of refusing it.
-        memory_budget_mib: of all splits together; what does not fit is mapped from disk. None is
-            a quarter of the available memory.
-        cache_dir: folder for the disk; None is $VITUNE_CACHE or ~/.cache/vitune.
-        num_workers: decoding threads; None is the number of cores, 8 at most.
-        max_megapixels: larger images are refused by their header.
-        on_progress: called with (images done, images in all).
+        lone_classes: keep a class with a single image in training instead of refusing it.
+        memory_budget_mib: for all splits together; what does not fit is mapped from disk. None is a
+            quarter of the available memory.
+        cache_dir: folder on disk; None is $VITUNE_CACHE or ~/.cache/vitune.
+        num_workers: decoding threads; None is the number of cores, at most 8.
+        max_megapixels: larger images are refused after reading their header.
+        on_progress: called with (images done, total images).
 
     Raises:
-        DataError: a source, split, label or image that cannot be used as it is.
+        DataError: a source, split, label or image that cannot be used.
     """
     wanted = _wanted(include)
     listed = spec if isinstance(spec, ImageList) else open_source(spec)
@@ -170,7 +170,7 @@ def _divided(
     seed: int,
     lone_classes: bool,
 ) -> tuple[dict[str, Sequence[Record]], HeldOut | None]:
-    """Records of train, val, test and trainval, validation held out where it is needed."""
+    """Records of train, val, test and trainval, with validation held out if needed."""
     records: dict[str, Sequence[Record]] = dict(images.splits)
     training = training_name(images)
     if training is None:
@@ -199,14 +199,14 @@ def _divided(
 def _require_classes_left(
     loaded: Mapping[str, Split], records: Mapping[str, Sequence[Record]]
 ) -> None:
-    """A class whose training images were all skipped must not vanish unseen."""
+    """Refuse a class whose training images were all skipped."""
     for name in {"train", "trainval"} & set(loaded):
         split = loaded[name]
         gone = sorted({record.label for record in records[name]} - set(split.labels.tolist()))
         if gone:
             raise DataError(
                 f"class {split.classes[gone[0]]!r} of split {name!r}: got only images that cannot "
-                "be decoded, expected at least one whole image."
+                "be decoded, expected at least one intact image."
             )
 
 

@@ -1,4 +1,4 @@
-"""Which images trained a run and which it was watched on: one small file, and what it answers."""
+"""A run's training and validation images: one small file, and queries on it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ImageTable:
         return len(self.paths)
 
     def holds_the_same(self, other: ImageTable) -> bool:
-        """Whether both hold the same pictures with the same labels in the same order."""
+        """Whether both hold the same images with the same labels in the same order."""
         return np.array_equal(self.labels, other.labels) and np.array_equal(
             self.digests, other.digests
         )
@@ -47,7 +47,7 @@ class ImageTable:
 
 @dataclass(frozen=True, eq=False)
 class UsedImages:
-    """The images of a run by role: "train" moved the weights, "val" was watched meanwhile.
+    """The images of a run by role: "train" for training, "val" for validation.
 
     Args:
         classes: class names that the labels index.
@@ -58,7 +58,7 @@ class UsedImages:
 
     @classmethod
     def of(cls, train: Split, val: Split | None) -> UsedImages:
-        """The record for a run that trains on `train` and watches `val`."""
+        """The record for a run that trains on `train` and validates on `val`."""
         splits = {"train": train, **({} if val is None else {"val": val})}
         tables = {
             role: ImageTable(split.paths, split.labels, split.content_digests)
@@ -68,7 +68,7 @@ class UsedImages:
 
     @classmethod
     def read(cls, file: str | Path) -> UsedImages:
-        """The record in a file that `write` wrote.
+        """Read a record that `write` wrote.
 
         Raises:
             DataError: the file is damaged.
@@ -81,12 +81,12 @@ class UsedImages:
         except Exception as error:  # zip and numpy raise almost anything on broken bytes
             raise DataError(
                 f"{file}: got a damaged list of images ({error}), expected the one that training "
-                "wrote. Put a whole copy in its place."
+                "wrote. Replace it with an intact copy."
             ) from None
         return cls(tables, classes)
 
     def write(self, file: str | Path) -> None:
-        """Write the record (a compressed .npz without pickles), whole or not at all."""
+        """Write the record (a compressed .npz without pickles) atomically."""
         arrays: dict[str, npt.NDArray[Any]] = {"classes": _bytes(self.classes)}
         for role, table in self.tables.items():
             columns: tuple[npt.NDArray[Any], ...] = (
@@ -99,12 +99,12 @@ class UsedImages:
             np.savez_compressed(stream, allow_pickle=False, **arrays)
 
     def took_part(self, digests: Sequence[bytes | None]) -> dict[str, Mask]:
-        """Which of some images played which role, told by their content.
+        """The role of each image, determined by content.
 
         Args:
             digests: `content_hash` of each; None is an image that cannot be read.
 
-        Shapes: (b,) by role. An image that trained is not counted as watched too.
+        Shapes: (b,) by role. A training image does not also count as validation.
         """
         known = {role: self._digests_of(role) for role in ROLES}
         trained = np.array([digest in known["train"] for digest in digests], bool)
@@ -112,11 +112,11 @@ class UsedImages:
         return {"train": trained, "val": watched & ~trained}
 
     def digests(self) -> frozenset[bytes]:
-        """The content hashes of all images that trained the run or were watched."""
+        """The content hashes of all training and validation images of the run."""
         return frozenset().union(*map(self._digests_of, ROLES))
 
     def difference(self, now: UsedImages) -> str | None:
-        """What changed from this record to `now`, in words; None where nothing did."""
+        """The changes from this record to `now`, in words; None if there are none."""
         if self.classes != now.classes:
             return f"classes {_some(now.classes)} instead of {_some(self.classes)}"
         mine, theirs = (set(record.tables) for record in (self, now))
@@ -140,7 +140,7 @@ class UsedImages:
         if found:
             return ", ".join(found)
         sizes = (f"{len(table)} {_WORDS[role]}" for role, table in now.tables.items())
-        return f"the same files in another order or division ({' and '.join(sizes)} images)"
+        return f"the same files in a different order or split ({' and '.join(sizes)} images)"
 
     def _digests_of(self, role: str) -> frozenset[bytes]:
         table = self.tables.get(role)
@@ -163,7 +163,7 @@ def _table(arrays: Mapping[str, npt.NDArray[np.uint8]], role: str) -> ImageTable
 
 
 def _bytes(words: Iterable[str]) -> npt.NDArray[np.uint8]:
-    """Texts as bytes, each ended by a NUL, which no path holds."""
+    """Texts as bytes, each ended by a NUL, which no path contains."""
     return np.frombuffer(b"".join(os.fsencode(word) + b"\0" for word in words), np.uint8)
 
 
@@ -172,6 +172,6 @@ def _words(data: npt.NDArray[np.uint8]) -> tuple[str, ...]:
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:
-    """The first names in quotes, and how many more there are."""
+    """The first names in quotes, and the number of further ones."""
     shown = ", ".join(repr(name) for name in names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")

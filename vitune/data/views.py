@@ -1,7 +1,7 @@
-"""Training views cut from the image files themselves, decoded anew for every batch.
+"""Training views cut from the image files themselves, decoded again for every batch.
 
-The decoded array of a split has one size for all images. A random window along the longer side,
-or a random resized crop at full resolution, needs the whole image: such views come from here.
+The decoded array of a split has one size for all images. A random window along the longer side, or
+a random resized crop at full resolution, needs the whole image: this module makes such views.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from vitune.preprocessing import Preprocessing
 ATTEMPTS = 10
 ASPECT = 4 / 3
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
-"""A resized crop draws its filter from these, each with probability 1/2."""
+"""A resized crop draws its filter from these with probability 1/2 each."""
 
 Draws = list[float]
 """Uniform in [0, 1): place down, place right, filter, then (area, aspect) for each attempt."""
 
 
 class FileViews:
-    """Windows or resized crops of a split's images, as `augment.from_files` asks for.
+    """Windows or resized crops of a split's images, for `augment.from_files`.
 
     Args:
         split: of training; its `sources` are read.
@@ -47,17 +47,17 @@ class FileViews:
         self.num_workers = min(8, os.cpu_count() or 1)
 
     def __call__(self, indices: Sequence[int], generator: torch.Generator) -> Tensor:
-        """The images at `indices`, each cut where the generator says.
+        """The images at `indices`, each cut at a position drawn from the generator.
 
         Shapes: returns (b, 3, height, width) uint8, of the input size.
 
         Raises:
-            DataError: the split knows no files, or one changed since it was checked.
+            DataError: the split has no files, or one changed since it was checked.
         """
         if self.split.sources is None:
             raise DataError(
-                f"augmentation: got split {self.split.name!r} without its files, expected them. "
-                "Choose an augmentation that cuts from decoded images."
+                f"augmentation: got split {self.split.name!r} without its files, expected a "
+                "split of files. Choose an augmentation that cuts from decoded images."
             )
         drawn = torch.rand(
             len(indices), 3 + 2 * ATTEMPTS, generator=generator, device=generator.device
@@ -81,7 +81,7 @@ class FileViews:
         return view
 
     def _drawn(self, drawing: Drawing) -> Image.Image:
-        """A picture that code draws has no size of its own: twice the input size is its whole."""
+        """A drawn picture has no size of its own: it is rendered at twice the input size."""
         height, width = self.preprocessing.image_size
         return Image.fromarray(drawing.pixels(2 * height, 2 * width))
 
@@ -91,7 +91,7 @@ class FileViews:
         return self._window(image, draws)
 
     def _window(self, image: Image.Image, draws: Draws) -> Pixels:
-        """A window of the input size anywhere in the resized image."""
+        """A window of the input size at a random position in the resized image."""
         height, width = self.preprocessing.image_size
         enlarge = self.augment.enlarge
         full = round(height * enlarge), round(width * enlarge)
@@ -136,5 +136,5 @@ def crop_box(
 
 
 def _place(most: int, drawn: float) -> int:
-    """A whole number from 0 to `most`, each as likely."""
+    """A whole number from 0 to `most`, uniformly."""
     return min(int(drawn * (most + 1)), most)

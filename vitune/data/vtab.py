@@ -1,4 +1,4 @@
-"""The VTAB-1k on-disk format: four lists and their images in one folder a task."""
+"""The VTAB-1k on-disk format: four lists and their images, one folder per task."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ LISTS = {"train800": "train", "val200": "val", "train800val200": "trainval", "te
 def open_vtab(spec: str) -> ImageList:
     """List a VTAB-1k task: `train800`, `val200`, `train800val200` and `test`, as far as present.
 
-    A line is `images/train800/000000.jpg 307`: a path relative to the task's folder (blanks are
-    fine), a blank, a 0-based label used as it is. The class count is the largest label of all
-    lists plus one, or the lines of `classes.txt` where that file gives more; the lists
-    may leave gaps.
+    A line is `images/train800/000000.jpg 307`: a path relative to the task's folder (spaces are
+    allowed), a space, and a 0-based label used unchanged. The class count is the largest label of
+    all lists plus one, or the number of lines of `classes.txt` if that is larger; the lists may
+    leave gaps.
 
     Args:
         spec: `vtab:ROOT/TASK`.
@@ -54,7 +54,7 @@ def _read_list(path: Path, task: Path) -> list[Record]:
         parts = line.strip().rsplit(maxsplit=1)
         if len(parts) != 2 or not parts[1].isdecimal() or "\0" in line:
             raise DataError(
-                f"{path}, line {number}: got {line.strip()!r}, expected a path, a blank and a "
+                f"{path}, line {number}: got {line.strip()!r}, expected a path, a space and a "
                 "label of 0 or more."
             )
         records.append(Record(task / parts[0], int(parts[1])))
@@ -62,7 +62,7 @@ def _read_list(path: Path, task: Path) -> list[Record]:
 
 
 def _class_names(task: Path, num_classes: int) -> tuple[str, ...]:
-    """Names from classes.txt, one per line; without it the labels themselves."""
+    """Names from classes.txt, one per line, or else the labels themselves."""
     path = task / "classes.txt"
     if not path.is_file():
         return tuple(str(label) for label in range(num_classes))

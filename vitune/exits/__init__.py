@@ -1,4 +1,4 @@
-"""Early exits: images that are easy leave a network early, with a certified risk."""
+"""Early exits: easy images leave the network early, with a certified risk."""
 
 from vitune.exits.bounds import images_needed, upper_bound
 from vitune.exits.exit_cost import (

@@ -1,4 +1,4 @@
-"""Exact statements about an unknown risk from counted errors: bounds, tests, numbers of images."""
+"""Exact statements about an unknown risk from error counts: bounds, tests, numbers of images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def upper_bound(num_errors: int, num_images: int, delta: float) -> float:
 
     Args:
         num_errors: k, among `num_images` = n independent images.
-        delta: δ, the probability that the bound may be wrong.
+        delta: δ, the largest probability that the bound is wrong.
 
     Raises:
         VituneError: δ outside (0, 1), or k outside 0..n.
@@ -46,7 +46,7 @@ def images_needed(risk: float, delta: float, num_errors: int = 0) -> int:
     check_share("--delta", delta)
     high = max(1, math.ceil(math.log(delta) / math.log1p(-risk)))
     if num_errors == 0:
-        # log and ceil may round across the boundary; the exact condition settles it.
+        # log and ceil may round across the boundary; the exact condition decides.
         return high if (1 - risk) ** high <= delta else high + 1
     low = num_errors
     while upper_bound(num_errors, high, delta) > risk:
@@ -63,19 +63,18 @@ def images_needed(risk: float, delta: float, num_errors: int = 0) -> int:
 def last_certified(
     num_errors: Sequence[int], num_images: int, *, risk: float, delta: float
 ) -> int | None:
-    """Fixed-sequence testing: the last step of the path whose risk is shown to be small enough.
+    """Fixed-sequence testing: the last step of the path whose risk is certified to be small enough.
 
     The steps are tested in their order, each at level δ, and testing ends at the first one that
     fails: the probability of passing any step whose true risk is above `risk` is then at most δ.
-    A step behind a failed one is never chosen, however few errors it has, and the failed one
-    itself is not either.
+    Neither the failed step nor any step after it is chosen, however few errors they have.
 
     Args:
-        num_errors: errors of every step, from the most careful to the boldest. The path must not
-            depend on the images that are counted here.
+        num_errors: errors of every step, from the most cautious to the boldest. The path must not
+            depend on the images counted here.
 
     Returns:
-        The index of the step; None where the first fails.
+        The index of the step; None if the first one fails.
 
     Source: Learn then Test (Angelopoulos et al., 2021), fixed-sequence testing, with the exact
         binomial test.
@@ -89,7 +88,7 @@ def last_certified(
 
 
 def check_share(name: str, value: float) -> None:
-    """Refuse what is not strictly between 0 and 1.
+    """Refuse a number that is not strictly between 0 and 1.
 
     Raises:
         VituneError: out of range.

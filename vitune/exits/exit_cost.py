@@ -1,4 +1,4 @@
-"""What leaving at each exit costs: operations counted, wall-clock time measured."""
+"""The cost of leaving at each exit: counted operations, measured wall-clock time."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from vitune.exits.leaving import EarlyExit, observed
 ROUNDS = 5
 
 Subject = tuple[Callable[[Tensor], object], Sequence[Tensor]]
-"""What is timed, and the batches that it is given."""
+"""The subject of the timing, and its batches."""
 
 
 @torch.inference_mode()
 def exit_gflops(runner: EarlyExit, image: Tensor) -> list[float]:
-    """Billions of multiply-adds of one image that leaves at each exit, the last one at the end.
+    """Billions of multiply-adds of one image that leaves at each exit, ending with the last exit.
 
-    Matrix products and attention are counted, as papers do; an image that passes an exit pays for
-    that exit's head too.
+    Matrix products and attention are counted, as papers do; an image that passes an exit also pays
+    for that exit's head.
 
     Shapes: image (1, 3, h, w).
     """
@@ -64,8 +64,8 @@ def seconds_per_image(
     a new order each time, so that none always follows the same one; each is warmed up once.
 
     Args:
-        clock: wall-clock; `time.process_time` counts this process's work alone, for a machine
-            that others use too.
+        clock: wall-clock by default; `time.process_time` counts only this process's work, for a
+            shared machine.
     """
     times: list[list[float]] = [[] for _ in subjects]
     for run, inputs in subjects:
@@ -84,11 +84,11 @@ def seconds_per_image(
 
 
 def block_share(depth: int, after: Sequence[int], shares: Sequence[float]) -> float:
-    """The part of all blocks that is run when `shares` of the images leave at each exit.
+    """The fraction of all blocks that is run if `shares` of the images leave at each exit.
 
     Args:
-        after: blocks in front of each early exit.
-        shares: of the images that leave there; the rest goes to the end.
+        after: blocks before each early exit.
+        shares: of the images that leave there; the rest run to the end.
     """
     ends = [0, *after, depth]
     staying = [1.0]
@@ -99,7 +99,7 @@ def block_share(depth: int, after: Sequence[int], shares: Sequence[float]) -> fl
 
 
 def cut_off(runner: EarlyExit, index: int) -> EarlyExit:
-    """The network cut off behind exit `index`: everybody leaves there, no other exit is asked."""
+    """The network truncated at exit `index`: all images leave there, no other exit is evaluated."""
     return EarlyExit(runner.model, [runner.exits[index]], [0.0])
 
 

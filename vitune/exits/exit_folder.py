@@ -1,4 +1,4 @@
-"""The files of a run's exits/, and a network's exits from them or from its own method."""
+"""The files in a run's exits/, and a network's exits from them or from its own method."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ FORMAT = 1
 class ExitsFolder:
     """Paths inside RUN/exits/.
 
-    exits.json          where the exits stand and how they were trained; absent where the method
-                        trains its own
+    exits.json          where the exits are and how they were trained; absent if the method trains
+                        its own
     heads.safetensors   the heads and shared adapters
     seen.txt            sha256 of every image that took part in training or selection
     thresholds.json     when images leave, with the certificate
@@ -71,7 +71,7 @@ class ExitsFolder:
         return sorted((self.run / "adapter").glob("*.safetensors"))
 
     def read_record(self) -> dict[str, Any]:
-        """What exits.json holds; empty where there is none.
+        """The content of exits.json; empty if there is none.
 
         Raises:
             VituneError: the file is damaged.
@@ -103,10 +103,10 @@ class ExitsFolder:
         return set(self.seen.read_text().split()) if self.seen.is_file() else set()
 
     def read_thresholds(self, exits: tuple[Exit, ...]) -> Thresholds | None:
-        """The thresholds, None before calibration.
+        """The thresholds; None before calibration.
 
         Raises:
-            VituneError: they belong to another run or to other exits.
+            VituneError: they belong to another run or other exits.
         """
         if not self.thresholds.is_file():
             return None
@@ -125,10 +125,10 @@ def _hash_of(files: list[Path]) -> str:
 
 
 def find_exits(model: nn.Module, folder: ExitsFolder, num_classes: int) -> tuple[Exit, ...]:
-    """The early exits of a loaded run, in rising order; empty where it has none.
+    """The early exits of a loaded run, in ascending order; empty if it has none.
 
     Raises:
-        VituneError: files of other exits than the network can have.
+        VituneError: exits that the network cannot have.
     """
     record = folder.read_record()
     if not record:
@@ -150,7 +150,7 @@ def find_exits(model: nn.Module, folder: ExitsFolder, num_classes: int) -> tuple
 
 
 def early_exit(model: nn.Module, folder: ExitsFolder, num_classes: int) -> EarlyExit | None:
-    """The network with its exits and thresholds; None where it has no exits.
+    """The network with its exits and thresholds; None if it has no exits.
 
     Raises:
         VituneError: as `find_exits`, or thresholds of another run.
@@ -163,7 +163,7 @@ def early_exit(model: nn.Module, folder: ExitsFolder, num_classes: int) -> Early
 
 
 def _trained_with_the_method(model: nn.Module) -> tuple[Exit, ...]:
-    """Exits that layers of the run's method bring themselves."""
+    """Exits that come with the layers of the run's method."""
     found = []
     for name, layer in model.named_modules():
         if isinstance(layer, MethodLayer) and layer.site.block is not None:

@@ -1,4 +1,4 @@
-"""The heads of exits that are added to a finished run."""
+"""The heads of exits added to a finished run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vitune.exits.points import Trunk
 from vitune.ops import exit_adapter
 
 Head = Callable[[Tensor], Tensor]
-"""Tokens behind a block (b, n, d) -> logits (b, c)."""
+"""Tokens after a block (b, n, d) -> logits (b, c)."""
 
 
 class ExitHeads(nn.Module):
@@ -41,11 +41,11 @@ class ExitHeads(nn.Module):
 
     @property
     def num_exits(self) -> int:
-        """How many exits there are, the network's own head not counted."""
+        """The number of exits, without the network's own head."""
         return len(self.scale)
 
     def features(self, pooled: Tensor, index: int, norm: nn.Module) -> Tensor:
-        """What the head of exit `index` reads, (b, d) -> (b, d)."""
+        """The input of the head of exit `index`, (b, d) -> (b, d)."""
         adapted = exit_adapter(pooled, self.down, self.up, self.scale[index], self.shift[index])
         normed: Tensor = norm(adapted)
         return normed
@@ -55,7 +55,7 @@ class ExitHeads(nn.Module):
         return features @ self.weight[index].T + self.bias[index]
 
     def head(self, index: int, trunk: Trunk, norm: nn.Module) -> Head:
-        """Exit `index` as a function of the tokens behind its block."""
+        """Exit `index` as a function of the tokens after its block."""
 
         def logits(tokens: Tensor) -> Tensor:
             pooled = trunk.pooled(tokens).to(self.down.dtype)

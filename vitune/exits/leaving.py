@@ -1,4 +1,4 @@
-"""Run a network with exits: who is sure enough leaves, the others go on in a smaller batch."""
+"""Run a network with exits: confident images leave, the others continue in a smaller batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Exit:
     """One early exit.
 
     Args:
-        after: blocks in front of it.
+        after: blocks before it.
         block: module name of the last of them.
         head: tokens (b, n, d) -> logits (b, c).
     """
@@ -32,7 +32,7 @@ class Exit:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What left where.
+    """The result: which image left where.
 
     Shapes:
         logits: (b, c) float32, of the exit at which the image left.
@@ -44,18 +44,18 @@ class Outcome:
 
 
 class _EverybodyLeft(Exception):  # noqa: N818 - it ends a pass, it is no error
-    """The rest of the network has nothing to do."""
+    """Raised when no image is left for the rest of the network."""
 
 
 class EarlyExit:
-    """A network whose images leave at the first exit that is sure enough of them.
+    """A network whose images leave at the first exit that is confident enough.
 
-    Behind each exit's block the images that leave are taken out of the batch; the blocks that
-    follow see only the others. When all have left, nothing that follows is run. The network itself
-    is not changed: hooks live for one call.
+    After each exit's block the images that leave are removed from the batch; the following blocks
+    see only the others. When all have left, nothing more is run. The network itself is not changed:
+    hooks exist for one call.
 
     Args:
-        values: one threshold of the largest probability per exit; NEVER where nobody leaves.
+        values: one threshold of the largest probability per exit; NEVER if no image leaves there.
     """
 
     def __init__(
@@ -76,9 +76,10 @@ class EarlyExit:
         return self._run(inputs, batch, chosen, actions)
 
     def forced(self, inputs: Tensor, shares: Sequence[float]) -> Outcome:
-        """The run where the first `shares[0]` of the images leave at exit 0, the next at exit 1 ...
+        """A run in which the first `shares[0]` of the images leave at exit 0, the next at exit 1
+        ...
 
-        For timing: the heads are computed, their confidence plays no part.
+        For timing: the heads are computed, but their confidence is ignored.
         """
         batch, size = _Batch(len(inputs), len(self.exits), inputs.device), len(inputs)
         ends = [round(size * sum(shares[: index + 1])) for index in range(len(self.exits))]
@@ -96,7 +97,8 @@ class EarlyExit:
         return self._run(inputs, batch, self.exits, actions)
 
     def all_logits(self, inputs: Tensor) -> Tensor:
-        """Every exit's logits of every image, the last exit's bit for bit the plain network's.
+        """Every exit's logits of every image, the last exit's being bit for bit the plain
+        network's.
 
         Shapes: (e + 1, b, c) float32.
         """
@@ -140,7 +142,7 @@ class EarlyExit:
 
 
 class _Batch:
-    """Which images are still on their way, and the answers of those that are not."""
+    """Which images are still in the network, and the answers of those that have left."""
 
     def __init__(self, size: int, num_exits: int, device: torch.device) -> None:
         self.size = size
@@ -149,7 +151,7 @@ class _Batch:
         self.logits: Tensor | None = None
 
     def take(self, tokens: Tensor, logits: Tensor, going: Tensor, index: int) -> Tensor:
-        """Let the images `going` out with their logits; returns the tokens of the others."""
+        """Let the images `going` leave with their logits; return the tokens of the others."""
         leaving = int(going.sum())
         if not leaving:
             return tokens
@@ -162,7 +164,7 @@ class _Batch:
         return tokens[staying]
 
     def finish(self, logits: Tensor) -> None:
-        """The last exit's logits of all that stayed."""
+        """Record the last exit's logits for all remaining images."""
         self._answer(self.alive, logits)
 
     def _answer(self, images: Tensor, logits: Tensor) -> None:
@@ -176,7 +178,7 @@ class _Batch:
 def _behind(
     model: nn.Module, exits: Sequence[Exit], actions: Sequence[Callable[[Tensor], Tensor]]
 ) -> Iterator[None]:
-    """Within: each action sees, and may shorten, the tokens behind its exit's block."""
+    """Within the context, each action sees, and may shorten, the tokens after its exit's block."""
 
     def hook(action: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
         def after(_: nn.Module, __: Any, output: Any) -> Any:
@@ -200,7 +202,7 @@ def _behind(
 def observed(
     model: nn.Module, blocks: Sequence[str], see: Callable[[int, Tensor], None]
 ) -> Any:
-    """Within: `see(index, tokens)` is called behind each of `blocks`."""
+    """Within the context, `see(index, tokens)` is called after each of `blocks`."""
 
     def action(index: int) -> Callable[[Tensor], Tensor]:
         def keep(tokens: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where a network may be left: the blocks behind which an exit can stand, and what it reads."""
+"""Where images may leave a network: the blocks after which an exit is possible, and its input."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Trunk:
 
     Args:
         blocks: module names in forward order.
-        norm: the final norm's module name, None where there is none.
-        width: features of a token.
-        num_prefix: tokens in front of the patches.
+        norm: the final norm's module name, or None.
+        width: features per token.
+        num_prefix: tokens before the patches.
         reads_first: whether exits read the first token, as the head does; else they read the mean
             over the patches.
     """
@@ -33,14 +33,14 @@ class Trunk:
     reads_first: bool
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """What an exit reads of tokens (b, n, d): (b, d)."""
+        """The input of an exit from tokens (b, n, d): (b, d)."""
         return tokens[:, 0] if self.reads_first else tokens[:, self.num_prefix :].mean(1)
 
     def check(self, at: Sequence[int]) -> tuple[int, ...]:
-        """The exits `at` in rising order.
+        """The exits `at` in ascending order.
 
         Raises:
-            VituneError: none, one twice, or one that is not between two blocks.
+            VituneError: there are none, one is given twice, or one is not between two blocks.
         """
         depth = len(self.blocks)
         wrong = [after for after in at if not 1 <= after < depth]
@@ -48,7 +48,7 @@ class Trunk:
             text = ",".join(map(str, at))
             raise VituneError(
                 f"--at: got {text!r}, expected different numbers of blocks from 1 to {depth - 1}: "
-                f"the network has {depth}, and behind the last stands its own head."
+                f"the network has {depth}, and its own head follows the last."
             )
         return tuple(sorted(at))
 
@@ -57,13 +57,14 @@ def find_trunk(model: nn.Module) -> Trunk:
     """The blocks of a plain transformer.
 
     Raises:
-        BackboneError: no transformer, one with windows or stages, or an adapter that lets tokens
-            (and so images of a batch) meet inside a linear layer.
+        BackboneError: not a transformer, one with windows or stages, or an adapter that mixes
+            tokens (and so images of a batch) inside a linear layer.
     """
     if not keeps_tokens_apart(model):
         raise BackboneError(
-            "exits: got a method that mixes tokens in a linear layer, expected one that keeps them "
-            "apart: its answers would change with the images that left. Train another method."
+            "exits: got a method that mixes tokens in a linear layer, expected one that does "
+            "not: its predictions would change with the images that left. Train with another "
+            "method."
         )
     sites = find_sites(model)
     blocks = [site for site in sites if site.role == "block"]

@@ -1,4 +1,4 @@
-"""When an image may leave: the confidence each exit asks for, chosen with or without a proof."""
+"""When an image may leave: the confidence each exit requires, with or without a certificate."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Definition = Literal["disagreement", "error-gap"]
 DEFINITIONS: tuple[str, ...] = get_args(Definition)
 FORMAT = 1
 NEVER = 2.0
-"""A threshold that no confidence reaches."""
+"""A threshold above any confidence."""
 
 DOUBTS = tuple(float(x) for x in np.round(np.geomspace(1e-4, 0.9, 120), 8))
-"""The fixed path: how much doubt (1 - confidence) an exit accepts, from hardly any to nearly all.
+"""The fixed path: how much doubt (1 - confidence) an exit accepts, from almost none to almost any.
 
 It is the same for every run and every data set, so it cannot depend on the calibration images.
 """
@@ -31,14 +31,14 @@ It is the same for every run and every data set, so it cannot depend on the cali
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is proven of the thresholds, and from what.
+    """What is certified of the thresholds, and from which data.
 
     Args:
-        definition: "disagreement": an image leaves early with another class than the last exit
-            gives. "error-gap": it leaves early with a wrong class where the last exit is right,
-            which bounds the rise of the error from above.
+        definition: "disagreement": an image leaves early with a class other than the last exit's.
+            "error-gap": it leaves early with a wrong class although the last exit is right, which
+            is an upper bound on the increase of the error.
         risk: at most this share of images, with probability 1 - delta.
-        num_images, num_errors: of the calibration set, and among them.
+        num_images, num_errors: calibration images, and errors among them.
         needed: the fewest images that could have certified this risk.
     """
 
@@ -55,11 +55,11 @@ class Thresholds:
     """The rule: an image leaves at the first exit whose confidence reaches its threshold.
 
     Args:
-        after: the exits, as the number of blocks in front of each; the last exit is not listed.
-        values: one threshold per exit, NEVER where nobody leaves.
+        after: the exits, as the number of blocks before each; the last exit is not listed.
+        values: one threshold per exit, NEVER if no image leaves there.
         fingerprint: of the run they belong to.
-        certificate: None for thresholds chosen by cost, of which nothing is proven.
-        budget: the mean cost that was asked for, as a part of the full cost.
+        certificate: None for thresholds chosen by cost, which have none.
+        budget: the requested mean cost, as a fraction of the full cost.
         content_hash: of the calibration images.
     """
 
@@ -129,7 +129,7 @@ class Recorded:
 
 
 def leaving_exit(confidence: Tensor, values: Sequence[float]) -> Tensor:
-    """At which exit each image leaves.
+    """The exit at which each image leaves.
 
     Shapes: confidence (e + 1, b) -> (b,) int64; e is the last exit.
     """
@@ -138,22 +138,22 @@ def leaving_exit(confidence: Tensor, values: Sequence[float]) -> Tensor:
 
 
 def errors(recorded: Recorded, values: Sequence[float], definition: str) -> Tensor:
-    """Which images the early exits get wrong in the sense of `definition`, (b,) bool."""
+    """Which images are errors of the early exits by `definition`, (b,) bool."""
     return _errors(recorded.predicted, recorded.confidence, recorded.labels, values, definition)
 
 
 def certify(
     recorded: Recorded, *, risk: float, delta: float, definition: str
 ) -> tuple[tuple[float, ...], Certificate]:
-    """The boldest thresholds of the fixed path whose risk is proven to be at most `risk`.
+    """The boldest thresholds of the fixed path whose risk is certified to be at most `risk`.
 
-    All exits ask for the same confidence 1 - d; d grows along DOUBTS and every step is tested in
-    turn (`last_certified`). Where not even the first step passes, nobody leaves early, which has
-    no risk.
+    All exits require the same confidence 1 - d; d grows along DOUBTS and every step is tested in
+    turn (`last_certified`). If not even the first step passes, no image leaves early, which has no
+    risk.
 
     Raises:
-        VituneError: too few images for the risk (the text says how many), one class only, or a
-            number or word out of range.
+        VituneError: too few images for the risk (the text says how many are needed), only one
+            class, or a value out of range.
     """
     if definition not in DEFINITIONS:
         raise VituneError(
@@ -169,8 +169,8 @@ def certify(
         )
     if len(recorded.labels.unique()) < 2:
         raise VituneError(
-            "--data: got images of one class, expected the classes as they will come in use. "
-            "A certificate speaks of images drawn like these."
+            "--data: got images of one class, expected the mix of classes that you will meet in "
+            "use. A certificate holds for images drawn like these."
         )
     num_exits = len(recorded.logits) - 1
     counts = path_errors(recorded, definition).sum(1).tolist()
@@ -194,11 +194,12 @@ def path_errors(recorded: Recorded, definition: str) -> Tensor:
 
 
 def for_budget(recorded: Recorded, costs: Sequence[float], budget: float) -> tuple[float, ...]:
-    """The most careful thresholds whose mean cost on these images is at most `budget`.
+    """The most cautious thresholds whose mean cost on these images is at most `budget`.
 
     Args:
-        costs: of leaving at each exit, as parts of the full cost; one more than there are exits.
-        budget: as a part of the full cost.
+        costs: of leaving at each exit, as fractions of the full cost; one more than there are
+            exits.
+        budget: as a fraction of the full cost.
 
     Raises:
         VituneError: the budget is not in (0, 1), or below the cost of the first exit.
@@ -212,7 +213,7 @@ def for_budget(recorded: Recorded, costs: Sequence[float], budget: float) -> tup
     confidence, price = recorded.confidence, torch.tensor(list(costs))
     num_exits = len(recorded.logits) - 1
     levels = confidence[:-1].flatten().unique()  # rising
-    low, high = 0, len(levels) - 1  # levels[0] lets everybody leave at the first exit
+    low, high = 0, len(levels) - 1  # levels[0] lets all images leave at the first exit
     while low < high:
         middle = (low + high + 1) // 2
         values = (float(levels[middle]),) * num_exits

@@ -30,14 +30,14 @@ class ExitRecipe:
 
     Args:
         rank: of the shared adapters.
-        epochs: over the kept features.
+        epochs: passes over the stored features.
         lr: AdamW's peak rate; it falls to 0 along a cosine.
         weight_decay: of the matrices.
-        batch_size: images a step.
-        distil: share of the self-distillation in each exit's loss, the labels have the rest.
+        batch_size: images per step.
+        distil: share of self-distillation in each exit's loss; the labels get the rest.
         temperature: T of the distillation.
         graph: λ of the graph term; 0 leaves it out.
-        seed: of the start and the order.
+        seed: of the initial values and the order.
 
     Raises:
         VituneError: a value out of range.
@@ -69,10 +69,10 @@ class ExitRecipe:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What a frozen network makes of images, computed once.
+    """A frozen network's features of images, computed once.
 
     Shapes:
-        pooled: (e, b, d), what each exit reads.
+        pooled: (e, b, d), the input of each exit.
         logits: (b, c), of the last exit.
         labels: (b,).
     """
@@ -95,7 +95,7 @@ def features_of(
     *,
     on_progress: Progress | None = None,
 ) -> Features:
-    """One pass over `split`: the pooled tokens behind each exit's block, and the logits."""
+    """One pass over `split`: the pooled tokens after each exit's block, and the logits."""
     device = next(model.parameters()).device
     pooled: list[list[Tensor]] = [[] for _ in at]
     logits: list[Tensor] = []
@@ -123,7 +123,7 @@ def train_exits(
     *,
     on_progress: Progress | None = None,
 ) -> ExitHeads:
-    """Heads for the exits that `train` holds, their confidence scaled on `val` where there is one.
+    """Heads for the exits in `train`, their confidence calibrated on `val` if there is one.
 
     Loss: Σ_e (1 − a) CE(logits_e, y) + a T² KL(last ‖ logits_e) at temperature T + λ G_e. The
     network itself gets no gradient.
@@ -132,7 +132,7 @@ def train_exits(
     num_exits, num_classes = len(train.pooled), train.logits.shape[-1]
     heads = ExitHeads(num_exits, trunk.width, num_classes, recipe.rank)
     norm = _frozen_copy(norm_of(model, trunk))
-    # Features come from inference mode, which gradients may not pass.
+    # Features come from inference mode and cannot carry gradients.
     pooled, teacher = train.pooled.clone(), train.logits.clone()
     matrices = [p for p in heads.parameters() if p.dim() > 2 or p.shape[0] != num_exits]
     vectors = [p for p in heads.parameters() if not any(p is m for m in matrices)]
@@ -201,7 +201,7 @@ def _loss(
 def _scale_confidence(heads: ExitHeads, norm: nn.Module, val: Features) -> None:
     """Temperature scaling of each exit on images it was not trained on, folded into its head.
 
-    It changes no exit's class, only how sure it is, so that one threshold can serve all exits.
+    It changes no exit's class, only its confidence, so that one threshold can serve all exits.
     """
     logits = exit_logits(heads, norm, val)[:-1]
     grid = torch.logspace(-1, 1.5, 101)
@@ -213,5 +213,5 @@ def _scale_confidence(heads: ExitHeads, norm: nn.Module, val: Features) -> None:
 
 
 def _frozen_copy(norm: nn.Module) -> nn.Module:
-    """The norm on the CPU, where the kept features lie."""
+    """The norm on the CPU, where the stored features are."""
     return copy.deepcopy(norm).cpu().float().requires_grad_(False)

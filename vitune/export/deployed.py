@@ -1,4 +1,4 @@
-"""What is exported: the network with its preprocessing in front, whole or cut at its exits."""
+"""The exported network: with its preprocessing in front, whole or cut at its exits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitune.preprocessing import Preprocessing
 
 MAX_BATCH = 1024
 EXAMPLE_BATCH = 2
-"""Not 1: torch.export would take a batch of one for a constant."""
+"""Not 1: torch.export would treat a batch of one as a constant."""
 
 
 class Deployed(nn.Module):
@@ -42,7 +42,7 @@ class Deployed(nn.Module):
         return torch.zeros(EXAMPLE_BATCH, *self.size, 3, dtype=torch.uint8)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """The network's input, by the arithmetic of `vitune.data.normalise`.
+        """The network's input, with the arithmetic of `vitune.data.normalise`.
 
         Shapes: (b, h, w, 3) uint8 -> (b, 3, h, w) float32.
         """
@@ -55,15 +55,15 @@ class Deployed(nn.Module):
 class Segment(nn.Module):
     """The part of a network from one exit to the next.
 
-    The whole network is traced, with tokens put in behind `start` and taken out behind `end`. What
-    lies before and after is then without a use, and the exporter drops it: no architecture's
-    forward pass is written again here.
+    The whole network is traced, with tokens inserted after `start` and taken out after `end`. The
+    parts before and after are then unused, and the exporter drops them: no architecture's forward
+    pass is rewritten here.
 
     Args:
         start: the exit this segment follows; None for the first segment, which takes images.
         end: the exit this segment ends with; None for the last segment.
 
-    Shapes: images or tokens (b, n, d) -> logits (b, c) and, but for the last, tokens (b, n, d).
+    Shapes: images or tokens (b, n, d) -> logits (b, c) and, except for the last, tokens (b, n, d).
     """
 
     def __init__(self, whole: Deployed, start: Exit | None, end: Exit | None) -> None:
@@ -87,7 +87,7 @@ class Segment(nn.Module):
 def _cut(
     network: nn.Module, start: Exit | None, end: Exit | None, tokens: Tensor
 ) -> Iterator[list[Tensor]]:
-    """Within: `tokens` come out of the block of `start`; yields those out of the block of `end`."""
+    """Within: the block of `start` returns `tokens`; yields those from the block of `end`."""
     reached: list[Tensor] = []
 
     def begin(_: nn.Module, __: Any, output: Any) -> Any:
@@ -109,7 +109,7 @@ def _cut(
 
 
 def segments(whole: Deployed, exits: Sequence[Exit]) -> list[tuple[Segment, Tensor]]:
-    """The network cut behind every exit, each part with an example of its input."""
+    """The network cut after every exit, each part with an example input."""
     given, found = whole.example(), []
     for start, end in zip((None, *exits), (*exits, None), strict=True):
         part = Segment(whole, start, end).eval()
@@ -134,7 +134,7 @@ def traced(module: nn.Module, example: Tensor) -> ExportedProgram:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.export.export(module.eval(), (example,), dynamic_shapes=batch)
-    except Exception as error:  # what torch.export raises has no common class
+    except Exception as error:  # torch.export's errors have no common class
         raise AdapterError(
             f"export: got a network that torch.export cannot trace ({one_line(error)[:300]}), "
             "expected one graph for any batch. A method that merges gives the plain backbone."

@@ -1,4 +1,4 @@
-"""The card beside an exported file: export.json for programs, README.md for readers."""
+"""The card of an exported file: export.json for programs, README.md for readers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GRAPH_FACTS = (
     "format", "input", "classes", "preprocessing", "exits", "method", "merged", "backbone",
     "fingerprint", "weights_sha256",
 )  # fmt: skip
-"""What stands in the metadata of the file itself too, as JSON by name, in front "vitune."."""
+"""What the file's own metadata also holds, as JSON by name, prefixed with "vitune."."""
 
 LIBRARIES = {"onnx": "onnxruntime", "openvino": "openvino", "pt2": "torch"}
 
@@ -63,7 +63,7 @@ def _of_exits(exits: Mapping[str, Any] | None) -> list[str]:
     )
     proof = exits["certificate"]
     proven = (
-        "Nothing is proven of the risk."
+        "The risk is not certified."
         if proof is None
         else f"Certificate: {proof['definition']} of at most {proof['risk']:g} of images, with "
         f"probability {1 - proof['delta']:g}."
@@ -86,7 +86,7 @@ def _checked(card: Mapping[str, Any]) -> list[str]:
         )
     return [
         f"The file ran in its own runtime on {card['images']['num_checked']} validation images of "
-        f"`{card['images']['data']}`, and the run in PyTorch on the same.",
+        f"`{card['images']['data']}`, and the run in PyTorch on the same images.",
         "\n".join(lines),
         f"Accuracy: {100 * found['pytorch_accuracy']:.2f} % in PyTorch, "
         f"{100 * found['accuracy']:.2f} % here.",

@@ -1,4 +1,4 @@
-"""The images an export is checked on, and those that 8-bit activations are calibrated on."""
+"""The images for checking an export, and those for calibrating 8-bit activations."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class ExportImages:
-    """Images as the network takes them, with labels.
+    """Images in the network's input format, with labels.
 
     Args:
         data: where they come from.
-        checked: validation images, NUM_CHECKED at most, spread evenly over the split.
-        calibration: training images, NUM_CALIBRATION at most.
+        checked: validation images, at most NUM_CHECKED, spread evenly over the split.
+        calibration: training images, at most NUM_CALIBRATION.
     """
 
     data: str
@@ -41,8 +41,8 @@ def export_images(
     """The run's own validation and training images, or those of `data` divided in the same way.
 
     Raises:
-        VituneError: nothing says which images; only a run folder knows its own.
-        DataError: the images cannot be read, or are of other classes.
+        VituneError: no images are given; only a run folder records its own.
+        DataError: the images cannot be read, or have other classes.
     """
     folder = RunFolder(run.path)
     config: dict[str, Any] = folder.read_config() if folder.config.is_file() else {}
@@ -50,7 +50,7 @@ def export_images(
     if not source:
         raise VituneError(
             f"--data: got nothing for {str(run.path)!r}, expected images to check the file on: "
-            "only a run folder knows its own."
+            "only a run folder records its own."
         )
     splits = load_splits(
         open_source(source).relabelled(run.classes),
@@ -71,6 +71,6 @@ def export_images(
 
 
 def _spread(split: Split, most: int) -> Split:
-    """At most so many images, evenly over the split's order, which goes class by class."""
+    """At most this many images, evenly over the split's order, which goes class by class."""
     chosen = np.linspace(0, len(split) - 1, min(most, len(split))).round().astype(int)
     return split.subset(chosen)

@@ -1,4 +1,4 @@
-"""Write a trained run for another runtime: traced, verified there on real images, described."""
+"""Write a trained run for another runtime: trace it, verify it there, describe it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class _Trial:
-    """One way to write the network: its folder, what was found, how long it takes."""
+    """One way to write the network: its folder, its verdict, its timing."""
 
     precision: str
     folder: Path
@@ -74,28 +74,28 @@ def export_run(
 ) -> dict[str, Any]:
     """Write the network of `run` for the runtime `to` into the new folder `out`.
 
-    The graph takes uint8 images (b, h, w, 3), resized and cropped already, for any b; normalisation
+    The graph takes uint8 images (b, h, w, 3), already resized and cropped, for any b; normalisation
     is part of it. The file is run by its own runtime on the run's validation images, and kept only
-    if it agrees with PyTorch. Beside it lie export.json, README.md and run.py, which needs no
-    vitune.
+    if it agrees with PyTorch. The folder also gets export.json, README.md and run.py, which needs
+    no vitune.
 
     Args:
         to: one of TARGETS.
-        int8: 8-bit weights and activations; of the kinds the target has, the one that is right
-            more often on the validation images.
+        int8: 8-bit weights and activations; of the kinds the target supports, the one with the
+            higher validation accuracy.
         data: images to check on; None means those of the run.
-        force: load although the backbone's weights are not those it was trained on.
-        exits: "auto" writes one graph per segment where images leave early; "full" the whole
-            network in one.
+        force: load even if the backbone's weights are not those it was trained on.
+        exits: "auto" writes one graph per segment if images leave early; "full" writes the whole
+            network as one.
         on_read: called with (images done, images in all).
-        on_step: called with what is done next, in words.
+        on_step: called with a description of the next step.
 
     Returns:
-        What export.json holds.
+        The content of export.json.
 
     Raises:
-        VituneError: an unknown target, a runtime that is not installed, 8 bits where the target
-            has none or where exits are certified.
+        VituneError: an unknown target, a runtime that is not installed, 8 bits if the target does
+            not support them or if exits are certified.
         OutputError: `out` exists.
         AdapterError: the network cannot be traced, or the file failed the check; nothing is left.
     """
@@ -135,7 +135,7 @@ def find_target(name: str) -> Target:
     """The target called `name`.
 
     Raises:
-        VituneError: there is none; the text has the names.
+        VituneError: there is none; the text lists the names.
     """
     if name not in TARGETS:
         raise VituneError(
@@ -145,7 +145,7 @@ def find_target(name: str) -> Target:
 
 
 def _leaving_only(run: LoadedRun, target: Target) -> LoadedRun:
-    """The run with those exits alone at which somebody leaves, and none for a target without."""
+    """The run with only those exits at which images leave; without any if the target has none."""
     if run.exits is None:
         return run
     pairs = [
@@ -180,7 +180,7 @@ def described(run: LoadedRun, target: Target, names: tuple[str, ...]) -> dict[st
             "layout": "NHWC",
             "shape": ["batch", height, width, 3],
             "inside": "normalisation",
-            "outside": "decoding, turning upright, resizing, cropping: see prepare() in run.py",
+            "outside": "decoding, EXIF rotation, resizing, cropping: see prepare() in run.py",
         },
         "classes": list(run.classes),
         "preprocessing": run.card.preprocessing.to_dict(),
@@ -198,7 +198,7 @@ def described(run: LoadedRun, target: Target, names: tuple[str, ...]) -> dict[st
 
 
 def _exits(run: LoadedRun) -> dict[str, Any] | None:
-    """Where images leave and what is proven of that; None where nobody does."""
+    """Where images leave and what is certified; None if no image leaves."""
     if run.exits is None:
         return None
     chosen = Thresholds.read(ExitsFolder(run.path).thresholds)
@@ -213,7 +213,7 @@ def _exits(run: LoadedRun) -> dict[str, Any] | None:
 
 
 def _rightness(trial: _Trial) -> tuple[float, float, float]:
-    """Accuracy first; a few images often cannot tell, so the logits decide in the end."""
+    """Accuracy first; with few images it is often equal, and then the logits decide."""
     whole = trial.verdict.whole
     return trial.verdict.accuracy, whole.top1, -whole.relative
 
@@ -238,7 +238,7 @@ class _Tries:
         return pytorch_answers(self.run, self.images.checked.images)
 
     def checked(self, precision: str) -> _Trial:
-        """The file of this precision, which agrees with PyTorch.
+        """The file in this precision, if it agrees with PyTorch.
 
         Raises:
             AdapterError: it does not.
@@ -251,10 +251,10 @@ class _Tries:
         return trial
 
     def best(self) -> _Trial:
-        """The 8-bit file with the highest validation accuracy; float32 is checked before.
+        """The 8-bit file with the highest validation accuracy; float32 is checked first.
 
         Raises:
-            AdapterError: none keeps enough of the accuracy.
+            AdapterError: none keeps enough accuracy.
         """
         self.checked(FLOAT)
         trials = [self.tried(kind) for kind in self.target.kinds]
@@ -288,7 +288,7 @@ class _Tries:
         return trial
 
     def card(self, chosen: _Trial, others: float | None) -> dict[str, Any]:
-        """What was found, for the card."""
+        """The verdict, for the card."""
         return {
             "precision": FLOAT if chosen.precision == FLOAT else f"int8 {chosen.precision}",
             "bytes": chosen.num_bytes,

@@ -14,11 +14,11 @@ from vitune.export.target import Job, Pixels, quiet
 
 OPSET = 20
 PROTOBUF_BYTES = 1_900_000_000
-"""One protobuf message holds 2 GiB; larger weights lie in a file of their own."""
+"""One protobuf message holds 2 GiB; larger weights are stored in a separate file."""
 
 
 class OnnxTarget:
-    """ONNX by PyTorch's exporter, run by ONNX Runtime."""
+    """ONNX from PyTorch's exporter, run by ONNX Runtime."""
 
     name = "onnx"
     suffix = ".onnx"
@@ -41,7 +41,7 @@ def write_onnx(job: Job, name: str) -> Path:
     """Write NAME.onnx with the job's facts in its metadata; a graph is converted once.
 
     Raises:
-        AdapterError: it holds an operation that ONNX lacks.
+        AdapterError: the graph has an operation that ONNX lacks.
     """
     import onnx
 
@@ -69,19 +69,19 @@ def _converted(program: ExportedProgram, name: str) -> Any:
                 input_names=["images" if first else "tokens"],
                 output_names=["logits"] if last else ["logits", "left_tokens"],
             )
-    except Exception as error:  # what the exporter raises has no common class
+    except Exception as error:  # the exporter's errors have no common class
         raise AdapterError(
             f"--to onnx: got a network that PyTorch's exporter refuses ({one_line(error)[:300]}), "
             "expected operations that ONNX has. Try --to pt2."
         ) from error
     assert made is not None
-    graph = made.model_proto  # made anew at every reading
+    graph = made.model_proto  # created anew on every access
     _name_the_batch(graph)
     return graph
 
 
 def _name_the_batch(graph: Any) -> None:
-    """Call the free dimension "batch"; the exporter numbers it."""
+    """Name the free dimension "batch"; the exporter only numbers it."""
     for value in (*graph.graph.input, *graph.graph.output):
         first = value.type.tensor_type.shape.dim[0]
         assert first.dim_param, f"{value.name}: its batch has become a constant"

@@ -27,12 +27,12 @@ class OpenVinoTarget:
         _converted(job, OnnxTarget().write)
 
     def write_int8(self, job: Job, kind: str, images: Pixels) -> None:
-        """Convert what is 8 bits wide in ONNX; OpenVINO runs it so."""
+        """Convert the 8-bit ONNX network; OpenVINO runs it in 8 bits."""
         _converted(job, lambda inner: OnnxTarget().write_int8(inner, kind, images))
 
 
 def _converted(job: Job, write: Callable[[Job], None]) -> None:
-    """What `write` makes of the job in ONNX, as OpenVINO's files."""
+    """The ONNX files made by `write`, as OpenVINO's files."""
     import openvino
 
     with TemporaryDirectory(dir=job.folder) as aside:
@@ -44,7 +44,7 @@ def _converted(job: Job, write: Callable[[Job], None]) -> None:
                     network = openvino.convert_model(Path(aside) / f"{name}.onnx")
                     for key, value in job.facts.items():
                         network.set_rt_info(value, ["vitune", key])
-            except Exception as error:  # its front ends raise classes of their own
+            except Exception as error:  # its front ends raise their own classes
                 raise AdapterError(
                     f"--to openvino: got a network that it refuses ({one_line(error)[:300]}), "
                     "expected operations that OpenVINO has. Try --to onnx."

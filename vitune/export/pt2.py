@@ -24,9 +24,9 @@ class Pt2Target:
         """Write NAME.pt2 for every graph."""
         for name, program in job.programs.items():
             facts = {f"vitune.{key}": value for key, value in job.facts.items()}
-            # By way of memory: PyTorch's own writer ends the process where the disk is full.
+            # Via memory: PyTorch's own writer ends the process if the disk is full.
             archive = io.BytesIO()
-            program.example_inputs = None  # all that the archive would hold in pickled form
+            program.example_inputs = None  # everything that the archive would hold in pickled form
             torch.export.save(program, archive, extra_files=facts)
             (job.folder / f"{name}.pt2").write_bytes(archive.getbuffer())
 

@@ -1,4 +1,4 @@
-"""8-bit ONNX networks: weights per output channel, activations calibrated or as they come."""
+"""8-bit ONNX networks: weights per output channel, activations calibrated or dynamic."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from vitune.export.target import Pixels, quiet
 
 KINDS = ("static", "dynamic")
-"""static: ranges of activations from calibration images. dynamic: from each batch as it comes."""
+"""static: ranges of activations from calibration images. dynamic: from each batch."""
 
 PRODUCTS = ("MatMul", "Gemm")
 CALIBRATION_BATCH = 8
 
 
 def quantised(file: Path, kind: str, images: Pixels) -> None:
-    """Put the 8-bit network in the place of the float one in `file`.
+    """Replace the float network in `file` with an 8-bit one.
 
     Only products with a weight are quantised: those between activations (attention) lose more
     than they save. So do the first block's queries, keys and values, whose error all that follows
@@ -33,7 +33,7 @@ def quantised(file: Path, kind: str, images: Pixels) -> None:
 
     graph = onnx.load(file)
     kept = {entry.key: entry.value for entry in graph.metadata_props}
-    # Shapes noted by the exporter contradict those of the quantised operations.
+    # Shapes recorded by the exporter contradict those of the quantised operations.
     del graph.graph.value_info[:]
     kept_float = [*_products_of_activations(graph), *_outer_products(graph)]
     # ONNX Runtime splits a Gemm into a MatMul of this name and an Add before it looks for names.
@@ -63,7 +63,7 @@ def quantised(file: Path, kind: str, images: Pixels) -> None:
 
 
 def _products_of_activations(graph: Any) -> list[str]:
-    """Names of the matrix products neither of whose sides is a weight."""
+    """Names of the matrix products without a weight on either side."""
     weights = {tensor.name for tensor in graph.graph.initializer}
     return [
         node.name
@@ -86,7 +86,7 @@ def _outer_products(graph: Any) -> list[str]:
 
 
 def _last_products(graph: Any) -> list[str]:
-    """Names of the matrix products behind which there is no other up to an output."""
+    """Names of the matrix products with no other between them and an output."""
     makers = {output: node for node in graph.graph.node for output in node.output}
     waiting, seen, found = [output.name for output in graph.graph.output], set(), []
     while waiting:

@@ -43,25 +43,25 @@ def opened(file: Path, threads: int | None = None) -> Graph:
 
 
 class Model:
-    """An exported folder. `left` tells at which exit each image of the last call left."""
+    """An exported folder. `left` holds the exit at which each image of the last call left."""
 
     def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         self.card = json.loads((Path(folder) / "export.json").read_text())
         self.classes = self.card["classes"]
         self.parts = [opened(Path(folder) / name, threads) for name in self.card["graphs"]]
         exits = self.card["exits"] or {"thresholds": []}
-        self.thresholds = [*exits["thresholds"], -1.0]  # the last exit takes everybody
+        self.thresholds = [*exits["thresholds"], -1.0]  # the last exit takes all images
         self.left = np.zeros(0, int)
 
     def prepare(self, image: Image.Image) -> Array:
-        """An image of any size as the network takes it: (h, w, 3) uint8."""
+        """An image of any size in the network's input format: (h, w, 3) uint8."""
         rule = self.card["preprocessing"]
         image = ImageOps.exif_transpose(image)
         if image.mode[0] in "IF":
-            raise SystemExit(f"run.py: got pixels of mode {image.mode}, expected 8 bits a channel")
+            raise SystemExit(f"run.py: got pixels of mode {image.mode}, expected 8-bit channels")
         high, wide = rule["image_size"]
         height, width = int(high / rule["crop_pct"]), int(wide / rule["crop_pct"])
-        if rule["crop_mode"] == "center":  # the shorter side decides, the longer is cropped
+        if rule["crop_mode"] == "center":  # the shorter side sets the scale, the longer is cropped
             if image.height * width <= image.width * height:
                 width = max(width, int(height * image.width / image.height))
             else:
@@ -72,7 +72,7 @@ class Model:
         return resized[top : top + high, left : left + wide]
 
     def logits(self, images: Array) -> Array:
-        """Logits (b, c) of images (b, h, w, 3); who is sure enough leaves, the others go on."""
+        """Logits (b, c) of images (b, h, w, 3); confident images leave, the others continue."""
         given, going_on = images, np.arange(len(images))
         self.left = np.zeros(len(images), int)
         found = np.zeros((len(images), len(self.classes)), np.float32)

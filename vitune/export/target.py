@@ -1,4 +1,4 @@
-"""What a target is, and the line a user reads where its libraries are not installed."""
+"""Export targets, and the error if their libraries are not installed."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Job:
     Args:
         folder: where the files go.
         programs: graphs by name: "model", or "segment-0", "segment-1", ...
-        facts: what stands in the metadata of every file, as text by name.
-        converted: graphs by name as a target has converted them already; filled by the target.
+        facts: the metadata of every file, as text by name.
+        converted: graphs by name that a target has already converted; filled by the target.
     """
 
     folder: Path
@@ -48,9 +48,9 @@ class Target(Protocol):
     Args:
         name: what `--to` takes.
         suffix: of its files.
-        extra: what installs the libraries; empty for PyTorch itself.
-        libraries: modules that must be there.
-        kinds: of int8 it knows.
+        extra: the pip extra that installs the libraries; empty for PyTorch itself.
+        libraries: modules that must be installed.
+        kinds: of int8 it supports.
         cuts: whether a network with exits becomes one graph per segment.
     """
 
@@ -71,11 +71,11 @@ class Target(Protocol):
         """Write NAME.suffix for every graph."""
 
     def write_int8(self, job: Job, kind: str, images: Pixels) -> None:
-        """As `write`, with 8-bit weights and activations.
+        """Like `write`, with 8-bit weights and activations.
 
         Args:
             kind: one of `kinds`.
-            images: that activations are calibrated on, (b, h, w, 3).
+            images: for calibrating activations, (b, h, w, 3).
         """
 
 
@@ -83,18 +83,18 @@ def require(target: Target) -> None:
     """Check that a target's libraries are installed.
 
     Raises:
-        VituneError: one is not; the text names the extra that brings it.
+        VituneError: one is missing; the text names the extra that installs it.
     """
     require_extra(f"--to {target.name}", target.extra, *target.libraries)
 
 
 def versions_of(target: Target) -> dict[str, str]:
-    """Releases of a target's libraries."""
+    """Versions of a target's libraries."""
     return {library: version(library) for library in target.libraries}
 
 
 def require_space(folder: Path, error: Exception) -> None:
-    """Tell a full disk from other failures of a writer that hides the reason.
+    """Report a full disk as such if a writer hides the reason.
 
     Raises:
         OSError: less than a MiB is left in `folder`.
@@ -106,7 +106,7 @@ def require_space(folder: Path, error: Exception) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporters' prints, log lines and deprecations from the user's terminal."""
+    """Keep the exporters' output, log lines and deprecation warnings off the user's terminal."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -23,30 +23,30 @@ from vitune.inference import LoadedRun
 
 BATCHES = (1, 2, 3, 8)
 PER_BATCH_SIZE = 24
-"""Images that every batch size sees; the largest goes on through all of them."""
+"""Images for every batch size; the largest batch size continues through all images."""
 TIMED_BATCHES = (1, 8)
 TIMED_SECONDS = 2.0
 TOLERANCE = 1e-4
-"""Float32: largest difference of two logits, as a part of the largest logit."""
+"""Float32: largest difference between two logits, relative to the largest logit."""
 MAX_LOSS = 0.02
-"""8 bits: points of accuracy that may be lost."""
+"""8 bits: accuracy that may be lost."""
 
 Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two answers to the same images.
+    """The agreement of two systems on the same images.
 
     Args:
         num_images: how many.
-        difference: largest difference of two logits.
-        relative: the same as a part of the largest logit.
-        top1: share of images of the same class.
-        ties: images of another class whose two best logits PyTorch itself has closer together
-            than `TOLERANCE`.
-        same_exit: share of images that leave at the same exit; None without exits. Only those
-            enter the differences.
+        difference: largest difference between two logits.
+        relative: the same, relative to the largest logit.
+        top1: share of images with the same class.
+        ties: images with another class whose two best logits in PyTorch are closer than
+            `TOLERANCE`.
+        same_exit: share of images that leave at the same exit; None without exits. Only those enter
+            the differences.
     """
 
     num_images: int
@@ -59,7 +59,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Latency:
-    """Median wall-clock time of a batch in ms, both runtimes taking turns."""
+    """Median wall-clock time per batch in ms, both runtimes taking turns."""
 
     batch: int
     pytorch_ms: float
@@ -68,12 +68,12 @@ class Latency:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What verification found; `failure` says in words what was wrong, empty where nothing was.
+    """The result of verification; `failure` says what was wrong, or is empty.
 
     Args:
         by_batch: agreement at each of BATCHES, by its number.
         whole: over all images, at the largest batch.
-        pytorch_accuracy, accuracy: top-1 on those images, of the run and of the file.
+        pytorch_accuracy, accuracy: top-1 accuracy on those images, of the run and of the file.
     """
 
     by_batch: dict[int, Agreement]
@@ -91,7 +91,7 @@ class Verdict:
 class Expected:
     """The run's own answers in PyTorch.
 
-    Shapes: logits (b, c); left (b,), None where the network has no exits.
+    Shapes: logits (b, c); left (b,), None if the network has no exits.
     """
 
     logits: Logits
@@ -176,10 +176,10 @@ def _answers(model: Model, images: Pixels, size: int) -> tuple[Logits, npt.NDArr
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
-    """Within: whatever the runtime raises is one line."""
+    """Within the context, any error of the runtime becomes one line."""
     try:
         yield
-    except Exception as error:  # each runtime has classes of its own
+    except Exception as error:  # each runtime has its own error classes
         raise AdapterError(
             f"export: got {what} that the runtime refuses ({one_line(error)[:300]}), expected one "
             "that it runs. Nothing was written to --out."
@@ -211,7 +211,7 @@ def _too_lossy(before: float, after: float, num_images: int) -> str:
 
 
 def latencies(run: LoadedRun, folder: Path, images: Pixels) -> list[Latency]:
-    """How long a batch takes in PyTorch and in the file's runtime, with as many threads."""
+    """Time per batch in PyTorch and in the file's runtime, with equal numbers of threads."""
     model, found = Model(folder, torch.get_num_threads()), []
     for size in TIMED_BATCHES:
         batch = np.ascontiguousarray(np.resize(images, (size, *images.shape[1:])))

@@ -1,4 +1,4 @@
-"""Fewer tokens for any method: patches dropped while training, or merged on the way."""
+"""Fewer tokens for any method: patches dropped in training, or merged along the way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Put a token plan into a network, or say in a line why that network cannot have it."""
+"""Apply a token plan to a network, or say why that network does not support it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ CLASS_TOKEN = "token"
 
 
 def reduce_tokens(model: nn.Module, plan: TokenPlan) -> TokenReducer | None:
-    """Let `model` drop or merge tokens from now on; None for a plan that keeps them all.
+    """Make `model` drop or merge tokens from now on; None for a plan that keeps them all.
 
     Args:
         model: a ViT, with or without adapters.
 
     Raises:
-        VituneError: blocks that the network does not have, or more merging than there are patches.
+        VituneError: blocks that the network does not have, or more merging than patches.
         BackboneError: windows, no blocks, positions inside attention, dense outputs, or a method
-            that needs every patch in its place.
+            that needs every patch at its position.
     """
     if plan.kind == "keep":
         return None
@@ -54,25 +54,25 @@ def reduce_tokens(model: nn.Module, plan: TokenPlan) -> TokenReducer | None:
     if seen is not None:
         try:
             _rehearse(model, reducer, seen)
-        except Exception:  # whatever the network raised, it is left without hooks
+        except Exception:  # on any error the network is left without hooks
             reducer.remove()
             raise
     return reducer
 
 
 def _refuse_methods(model: nn.Module, plan: TokenPlan) -> None:
-    """Refuse methods that read a patch's place in the grid from its place in the sequence."""
+    """Refuse methods that infer a patch's grid position from its position in the sequence."""
     configs: dict[str, PeftConfig] = getattr(model, "peft_config", {})
     for config in configs.values():
         if getattr(config, "needs_every_patch", False):
             title = getattr(config, "title", config.peft_type)
-            raise _refusal(plan, f"method {title}, which needs every patch in its place")
+            raise _refusal(plan, f"method {title}, which needs every patch at its position")
 
 
 def _refuse_shapes(
     seen: Observation, sites: Sequence[Site], plan: TokenPlan, num_prefix: int
 ) -> None:
-    """Refuse blocks that do not hand one row of tokens on; a method's prompts may join it."""
+    """Refuse blocks that do not pass on one sequence of tokens; a method's prompts may join it."""
     calls = [seen.calls[site.name] for site in sites]
     for site, of_block in zip(sites, calls, strict=True):
         if len(of_block) != 1:
@@ -83,7 +83,7 @@ def _refuse_shapes(
     for site, (call,) in zip(sites, calls, strict=True):
         found = call.returned
         if len(first) != 3 or len(found) != 3 or found[1] < first[1] or found[2] != first[2]:
-            raise _refusal(plan, f"block {site.name!r}, which has tokens of its own kind")
+            raise _refusal(plan, f"block {site.name!r}, which has its own kind of tokens")
     plan.removals(len(sites), first[1] - num_prefix)
 
 

@@ -1,9 +1,8 @@
-"""Fewer tokens in any vision transformer: hooks around its blocks, nothing in it is changed.
+"""Fewer tokens in any vision transformer: hooks around its blocks, without changing the network.
 
-Patches are the last tokens of a sequence; whatever stands before them (class and register tokens,
-a method's prompts) is never dropped or merged. Keys are seen, and token sizes told to attention,
-where attention calls `F.scaled_dot_product_attention`: PyTorch's function mode stands around each
-block that needs it.
+Patches are the last tokens of a sequence; tokens before them (class and register tokens, a method's
+prompts) are never dropped or merged. Keys are read, and token sizes passed to attention, in calls
+of `F.scaled_dot_product_attention`: PyTorch's function mode wraps each block that needs it.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from vitune.ops import match_tokens, merged_tokens, sized_attention, spread_toke
 class Patches:
     """The patches that enter a block.
 
-    Shapes: sizes (b, m), how many original patches each is; positions (b, n), where each original
-        one is now. Both None before the first merging.
+    Shapes: sizes (b, m), how many original patches each represents; positions (b, n), where each
+        original one is now. Both None before the first merging.
     """
 
     number: int
@@ -45,8 +44,8 @@ class TokenReducer:
     Args:
         blocks: of the network, in forward order.
         num_prefix: tokens before the patches.
-        spreads: whether to give every original patch its merged token behind the last block, for
-            a head that reads more than the class token.
+        spreads: whether to give every original patch its merged token after the last block, for a
+            head that reads more than the class token.
     """
 
     def __init__(
@@ -68,13 +67,13 @@ class TokenReducer:
             ]
 
     def remove(self) -> None:
-        """Give the network all of its tokens again."""
+        """Restore the network to use all tokens."""
         for handle in self._handles:
             handle.remove()
 
     @contextmanager
     def always(self) -> Iterator[None]:
-        """Within: the plan is carried out in evaluation mode too, whatever it says."""
+        """Within the context, the plan also applies in evaluation mode, whatever it says."""
         self.forced = True
         try:
             yield
@@ -88,8 +87,8 @@ class TokenReducer:
     def _enter(self, index: int, block: nn.Module, args: Any, kwargs: Any) -> Any:
         if not self._acts_on(block):
             return None
-        # Checkpointed blocks are entered again in the backward pass, the last one first: what a
-        # block finds is kept by its index, and modes nest.
+        # Checkpointed blocks are entered again in the backward pass, last one first: state is kept
+        # by block index, and modes nest.
         self._modes.append(None)
         x, rest = _first_given(args, kwargs)
         if index == 0:
@@ -153,7 +152,7 @@ class TokenReducer:
 
 
 class SizedAttention(TorchFunctionMode):
-    """Notes the patches' keys, and counts each patch in attention as often as its size says."""
+    """Records the patches' keys, and counts each patch in attention as often as its size."""
 
     def __init__(self, patches: Patches) -> None:
         super().__init__()
@@ -192,21 +191,21 @@ class SizedAttention(TorchFunctionMode):
 
 
 NO_KEYS = (
-    "--tokens: got attention whose keys cannot be seen (it has a mask, windows, or no call of "
+    "--tokens: got attention whose keys cannot be read (it has a mask, windows, or no call of "
     "F.scaled_dot_product_attention), expected plain attention over all tokens. Use drop:0.5 or "
     "keep."
 )
 
 
 def _cut(x: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """What stands before the last `number` tokens, and those."""
+    """The tokens before the last `number` ones, and those."""
     return x[:, : x.shape[1] - number], x[:, x.shape[1] - number :]
 
 
 def _first_given(
     args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[Tensor, Callable[[Tensor], tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """The tokens that a block is given, by place or by name, and the call with others."""
+    """The tokens passed to a block, by position or name, and the call with others."""
     if args:
         return args[0], lambda x: ((x, *args[1:]), dict(kwargs))
     name = next(iter(kwargs))

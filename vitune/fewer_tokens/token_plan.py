@@ -1,4 +1,4 @@
-"""What `--tokens` asks for: every token, fewer while training, or merged ones; needs no PyTorch."""
+"""The plan in `--tokens`: all tokens, fewer in training, or merged ones; needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from vitune.errors import VituneError
 
 SYNTAX = "keep, drop:SHARE or merge:SHARE[@BLOCKS][:train]"
 TOKENS_HELP = (
-    "fewer tokens: keep; drop:0.5 leaves out half of the patches while training; merge:0.5 merges "
-    "half of them in the middle block, merge:0.5@all a few behind every block, merge:0.5@3,7 "
-    "behind blocks 3 and 7, all in training and inference; merge:0.5:train in training only"
+    "fewer tokens: keep; drop:0.5 leaves out half of the patches in training; merge:0.5 merges "
+    "half of them in the middle block, merge:0.5@all a few after every block, merge:0.5@3,7 "
+    "after blocks 3 and 7, all in training and inference; merge:0.5:train in training only"
 )
 HALF, ROUNDING = 0.5, 1e-9
-"""A merging pairs patches, so that it removes half of them at most."""
+"""A merging step pairs patches, so it removes at most half of them."""
 
 _FORM = re.compile(
     r"(?P<kind>drop|merge):(?P<share>\d*\.?\d+)(?:@(?P<blocks>all|\d+(?:,\d+)*))?(?P<train>:train)?"
@@ -27,11 +27,11 @@ class TokenPlan:
     """How many patches go, where, and when; class and register tokens always stay.
 
     Args:
-        kind: "drop" leaves random patches out of a training step, another choice per image;
-            "merge" averages similar ones.
-        share: of the patches, that is gone in the end.
-        blocks: behind which a merging stands, counted from 0; "middle" is once, behind the first
-            half of the blocks, "all" behind every one but the last.
+        kind: "drop" leaves random patches out of a training step, chosen per image; "merge"
+            averages similar ones.
+        share: of the patches that is gone in the end.
+        blocks: merge after these, counted from 0; "middle" merges once, after the first half of the
+            blocks, "all" after every block but the last.
         training_only: whether inference sees every token.
     """
 
@@ -42,10 +42,10 @@ class TokenPlan:
 
     @classmethod
     def parse(cls, text: str) -> TokenPlan:
-        """The plan in the words of `--tokens`.
+        """Parse the plan from the syntax of `--tokens`.
 
         Raises:
-            VituneError: other words, a share outside [0, 1), or blocks that do not rise.
+            VituneError: another syntax, a share outside [0, 1), or blocks that do not increase.
         """
         given = str(text).strip().lower()
         if given == "keep":
@@ -66,7 +66,7 @@ class TokenPlan:
             return cls("merge", share, "all" if named else "middle", training_only)
         blocks = tuple(map(int, named.split(",")))
         if list(blocks) != sorted(set(blocks)):
-            raise VituneError(f"--tokens: got {text!r}, expected rising block numbers.")
+            raise VituneError(f"--tokens: got {text!r}, expected increasing block numbers.")
         return cls("merge", share, blocks, training_only)
 
     def __str__(self) -> str:
@@ -87,10 +87,10 @@ class TokenPlan:
         return self.kind == "merge" and not self.training_only
 
     def places(self, depth: int) -> tuple[int, ...]:
-        """The blocks, of `depth`, behind which a merging stands.
+        """The blocks, of `depth`, after which tokens are merged.
 
         Raises:
-            VituneError: the network has no such block, or nothing comes after it.
+            VituneError: the network has no such block, or no block after it.
         """
         if self.kind != "merge":
             return ()
@@ -103,15 +103,15 @@ class TokenPlan:
         if not found or found[0] < 0 or found[-1] > depth - 2:
             raise VituneError(
                 f"--tokens: got '{self}' on {depth} blocks, expected some of the blocks 0 to "
-                f"{depth - 2}: behind the last one there is nothing to save."
+                f"{depth - 2}: after the last one there is nothing to save."
             )
         return found
 
     def removals(self, depth: int, num_patches: int) -> dict[int, int]:
-        """By block, how many patches the merging behind it removes: the same part each time.
+        """By block, how many patches the merging after it removes: the same fraction each time.
 
         Raises:
-            VituneError: that part would be more than half.
+            VituneError: that fraction would be more than half.
         """
         places = self.places(depth)
         if not places:
@@ -120,9 +120,9 @@ class TokenPlan:
         if stays < HALF - ROUNDING:
             most = 1 - HALF ** len(places)
             raise VituneError(
-                f"--tokens: got '{self}', expected a share of at most {most:g}: one merging takes "
-                f"half of the patches at most, and there are {len(places)}. Merge behind more "
-                "blocks (@all), or take a smaller share."
+                f"--tokens: got '{self}', expected a share of at most {most:g}: each merging "
+                f"removes at most half of the patches, and there are {len(places)}. Merge after "
+                "more blocks (@all), or use a smaller share."
             )
         removed, left = {}, num_patches
         for number, place in enumerate(places, start=1):

@@ -1,4 +1,4 @@
-"""Give a finished run exits, and calibrate them on images that it has never seen."""
+"""Add exits to a finished run, and calibrate them on images that it has never seen."""
 
 from __future__ import annotations
 
@@ -64,21 +64,21 @@ def add_exits(
 ) -> dict[str, Any]:
     """Train exits on the frozen network of `run` and write both as the new run `out`.
 
-    The adapter is copied byte for byte, so that the last exit's logits are those of `run`. What
-    the network makes of the images is computed once; only the exits are trained.
+    The adapter is copied byte for byte, so the last exit's logits are those of `run`. The network's
+    features are computed once; only the exits are trained.
 
     Args:
-        at: numbers of blocks behind which an exit stands.
-        data: images to train the exits on; None means those of the run. Validation images are
-            held out as the run's were; they scale the exits' confidence.
+        at: the blocks after which exits are placed, as numbers of blocks.
+        data: images to train the exits on; None means those of the run. Validation images are held
+            out as in the run; they calibrate the exits' confidence.
 
     Returns:
         What exits.json holds, with the accuracy of every exit on the validation images.
 
     Raises:
-        VituneError: exits outside the depth, or a run that has exits.
-        AdapterError: `out` exists, or `run` is no run folder.
-        BackboneError: a network that cannot be left early.
+        VituneError: exits outside the depth, or a run that already has exits.
+        AdapterError: `out` exists, or `run` is not a run folder.
+        BackboneError: a network that does not support early exits.
         DataError: images that cannot be used.
     """
     check_new_folder(out)
@@ -86,7 +86,7 @@ def add_exits(
     if not source.config.is_file():
         raise AdapterError(f"run: got {str(run)!r} without config.yaml, expected a run folder.")
     config = source.read_config()
-    # What the method does inside a layer is seen un-merged only.
+    # What the method does inside a layer is visible only un-merged.
     find_trunk(load_run(run, device=device, exits="full", merge=False).model).check(at)
     loaded = load_run(run, device=device, exits="full")
     if find_exits(loaded.model, ExitsFolder(source.path), len(loaded.classes)):
@@ -96,8 +96,8 @@ def add_exits(
         )
     if TokenPlan.parse(loaded.card.tokens).in_inference:
         raise VituneError(
-            f"run: got {str(run)!r} with --tokens {loaded.card.tokens}, expected one that sees "
-            "every token: an exit reads them where it stands. Train with --tokens keep."
+            f"run: got {str(run)!r} with --tokens {loaded.card.tokens}, expected one that keeps "
+            "every token: an exit reads them all. Train with --tokens keep."
         )
     trunk = find_trunk(loaded.model)
     places = trunk.check(at)
@@ -147,13 +147,13 @@ def calibrate_exits(
     device: str = "auto",
     on_read: Progress | None = None,
 ) -> Thresholds:
-    """Choose when images leave, from images the run has never seen, and keep it in the run.
+    """Choose when images leave, on images the run has never seen, and store that in the run.
 
     Args:
         risk, delta, definition: certify that at most this share of images leaves wrongly, with
             probability 1 - delta (`vitune.exits.certify`).
-        budget: instead, a mean cost as a part of the full cost; nothing is then proven.
-        skip_seen: leave images out that took part in training or selection, instead of refusing.
+        budget: instead, a mean cost as a fraction of the full cost, without a certificate.
+        skip_seen: leave out images that took part in training or selection, instead of refusing.
 
     Raises:
         VituneError: neither or both of risk and budget, a run without exits, or what `certify`
@@ -163,15 +163,16 @@ def calibrate_exits(
     if (risk is None) == (budget is None):
         given = "neither" if risk is None else "both"
         raise VituneError(
-            f"calibrate: got {given} of --risk and --budget, expected one of them: a proven risk "
-            "or a mean cost."
+            f"calibrate: got {given} of --risk and --budget, expected one of them: a certified "
+            "risk or a mean cost."
         )
     loaded = load_run(run, device=device, exits="full")
     folder = ExitsFolder(Path(run))
     exits = find_exits(loaded.model, folder, len(loaded.classes))
     if not exits:
         raise VituneError(
-            f"run: got {str(run)!r} without exits, expected some. Add them: vitune exits add {run} "
+            f"run: got {str(run)!r} without exits, expected a run with exits. Add them: vitune "
+            f"exits add {run} "
             "--at 4,7,10 --out RUN2, or train with --method met."
         )
     images, _ = load_labelled(
@@ -216,7 +217,7 @@ def record_exits(run: LoadedRun, runner: EarlyExit, split: Split) -> Recorded:
 
 
 def digests_trained_on(data: str) -> list[str]:
-    """Content hashes of all images of a source that training or selection may see.
+    """Content hashes of all images of a source that training or selection may use.
 
     Raises:
         DataError: the source cannot be opened.
@@ -233,8 +234,8 @@ def digests_trained_on(data: str) -> list[str]:
 def digests_of_run(run: Path) -> set[str]:
     """Content hashes of the images that trained or selected a run and its exits.
 
-    They are what training wrote down. A run without such a list (of an older version) is known
-    by what lies in its data folder now.
+    Training recorded them. For a run without such a list (from an older version) the current
+    content of its data folder is used.
 
     Raises:
         DataError: nothing was recorded and the run's images are no longer there.
@@ -251,16 +252,16 @@ def digests_of_run(run: Path) -> set[str]:
         if known:
             return known
         raise DataError(
-            f"images of the run: got {data!r}, which cannot be read ({error}), expected them, to "
-            "tell which images took part in training. Put them back where they were."
+            f"images of the run: got {data!r}, which cannot be read ({error}), expected readable "
+            "images, to tell which ones took part in training. Put them back where they were."
         ) from None
 
 
 def unseen(split: Split, seen: set[str], data: str, *, skip: bool) -> Split:
-    """The images of `split` that are not among `seen`.
+    """The images of `split` that are not in `seen`.
 
     Raises:
-        DataError: some are and `skip` is off, or all are.
+        DataError: some are in `seen` and `skip` is off, or all are.
     """
     assert split.digests is not None
     known = [digest.tobytes().hex() in seen for digest in split.digests]
@@ -271,8 +272,8 @@ def unseen(split: Split, seen: set[str], data: str, *, skip: bool) -> Split:
         hint = "" if all(known) else " Leave those out with --skip-seen."
         raise DataError(
             f"--data: got {sum(known)} of {len(split)} images of {data!r} that took part in "
-            f"training or selection ({first!r} for one), expected others: the network is surer of "
-            f"them than it should be.{hint}"
+            f"training or selection ({first!r} for one), expected others: the network is "
+            f"overconfident on them.{hint}"
         )
     return split.subset([index for index, was in enumerate(known) if not was])
 
@@ -295,7 +296,7 @@ def _training_images(
 def _expected(
     recorded: Recorded, values: Sequence[float], gflops: Sequence[float]
 ) -> dict[str, Any]:
-    """What the calibration images did: shares per exit, mean cost, errors of both kinds."""
+    """The result on the calibration images: shares per exit, mean cost, errors of both kinds."""
     left = leaving_exit(recorded.confidence, values)
     shares = torch.bincount(left, minlength=len(gflops)).double() / len(left)
     mean = float((shares * torch.tensor(list(gflops), dtype=torch.float64)).sum())

@@ -1,4 +1,4 @@
-"""Score a trained run on labelled images, once, and say all that the report shows of it."""
+"""Score a trained run on labelled images, once, with everything that the report shows."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _per_class(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict
 
 
 def _confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> dict[str, list[int]]:
-    """The pairs of true and predicted class that occur, as columns: most pairs never do."""
+    """The pairs of true and predicted class that occur, as columns; most pairs never do."""
     pairs, images = torch.unique(labels * num_classes + predicted, return_counts=True)
     return {
         "true": (pairs // num_classes).tolist(),
@@ -137,7 +137,7 @@ def _calibration(logits: Tensor, labels: Tensor) -> list[dict[str, float]]:
 
 
 def _mistakes(logits: Tensor, labels: Tensor, split: Split) -> list[dict[str, Any]]:
-    """The wrong answers given with most confidence, each with a small picture."""
+    """The most confident wrong answers, each with a thumbnail."""
     confidence, predicted = logits.softmax(-1).max(-1)
     wrong = (predicted != labels).nonzero().flatten()
     worst = wrong[confidence[wrong].argsort(descending=True)][:NUM_MISTAKES].tolist()

@@ -1,4 +1,4 @@
-"""How a run with exits does: accuracy, where images leave, what that costs beside its rivals."""
+"""Scores of a run with exits: accuracy, where images leave, cost compared with alternatives."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NUM_EXAMPLES = 6
 
 @dataclass(frozen=True, eq=False)
 class Rival:
-    """Another run on the same images, a smaller backbone's say.
+    """Another run on the same images, for example with a smaller backbone.
 
     Args:
         split: the images at that run's own input size.
@@ -48,14 +48,14 @@ class Rival:
 
 
 def score_exits(run: LoadedRun, split: Split, rivals: Sequence[Rival] = ()) -> dict[str, Any]:
-    """Accuracy, share and cost of every exit, and of the rivals on the same images.
+    """Accuracy, share and cost of every exit, and of the alternatives on the same images.
 
-    The rivals are the network cut off behind each exit (its head answers for every image), the
-    full network, and other runs. All are timed in turn, in batches of TIMED_BATCH, on images
+    The alternatives are the network truncated after each exit (its head answers for every image),
+    the full network, and other runs. All are timed in turn, in batches of TIMED_BATCH, on images
     spread over the split.
 
     Args:
-        run: with exits.
+        run: a run with exits.
     """
     assert run.exits is not None
     runner = run.exits
@@ -104,7 +104,7 @@ def _systems(
     shares: Tensor,
     rivals: Sequence[Rival],
 ) -> list[dict[str, Any]]:
-    """What a user could run instead: accuracy, GFLOPs and measured time of each."""
+    """The alternatives a user could run: accuracy, GFLOPs and measured time of each."""
     runner = run.exits
     assert runner is not None
     accuracies = (recorded.predicted == recorded.labels).double().mean(1).tolist()
@@ -148,7 +148,7 @@ def _systems(
 
 
 def _timed_inputs(run: LoadedRun, split: Split, num_systems: int) -> list[Tensor]:
-    """So many images that all rounds take about TIMED_SECONDS."""
+    """The number of images with which all rounds take about TIMED_SECONDS."""
     first = _inputs(run, split, _spread(split, TIMED_BATCH))
     (seconds,) = seconds_per_image([(run.model, first)], rounds=1)
     number = int(TIMED_SECONDS / (seconds * ROUNDS * num_systems))
@@ -156,12 +156,12 @@ def _timed_inputs(run: LoadedRun, split: Split, num_systems: int) -> list[Tensor
 
 
 def _spread(split: Split, number: int) -> list[int]:
-    """At most `number` places, evenly spread over the split."""
+    """At most `number` positions, evenly spread over the split."""
     return np.unique(np.linspace(0, len(split) - 1, min(number, len(split))).astype(int)).tolist()
 
 
 def _inputs(run: LoadedRun, split: Split, places: Sequence[int]) -> list[Tensor]:
-    """Batches as the network gets them."""
+    """Batches of network inputs."""
     images = torch.from_numpy(np.asarray(split.images[np.asarray(places)])).permute(0, 3, 1, 2)
     return [
         normalise(part, run.card.preprocessing, device=run.device)
@@ -175,7 +175,7 @@ def _accuracy(rival: Rival) -> float:
 
 
 def _mean(values: Tensor) -> float:
-    """The mean; 0 of nothing, which has no share either."""
+    """The mean; 0 if empty."""
     return values.double().mean().item() if len(values) else 0.0
 
 
@@ -198,7 +198,7 @@ def _by_confidence(confidence: Tensor, left: Tensor, num_exits: int) -> list[dic
 
 
 def _examples(recorded: Recorded, left: Tensor, split: Split) -> dict[str, list[dict[str, Any]]]:
-    """The surest images of the first exit that any image takes, the least sure of the last."""
+    """The most confident images of the first exit in use, the least confident of the last."""
     found = {}
     ends = {"first": int(left.min()), "last": int(left.max())}
     for name, index in ends.items():

@@ -1,4 +1,4 @@
-"""Open a run, an adapter or a merged model and have it ready for images."""
+"""Open a run, an adapter or a merged model, ready to predict."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class LoadedRun:
     Args:
         path: the folder it came from.
         card: backbone, preprocessing, class names.
-        model: the network, merged where its method merges and that was asked for.
-        counts: trained parameters; None for a merged folder, which no longer knows.
-        exits: the network with its early exits; None where it has none, or is to run in full.
+        model: the network, merged if requested and supported by its method.
+        counts: trained parameters; None for a merged folder, where they are unknown.
+        exits: the network with its early exits; None if it has none, or is to run in full.
     """
 
     path: Path
@@ -55,14 +55,14 @@ class LoadedRun:
 
     @property
     def device(self) -> torch.device:
-        """Where the network lies."""
+        """The device of the network."""
         return next(self.model.parameters()).device
 
     def logits(self, split: Split, batch_size: int = BATCH) -> Iterator[Tensor]:
         """Logits of all images in order, a batch at a time, divided by the card's temperature.
 
         With exits each image's logits are those of the exit it takes, at the same temperature;
-        when it leaves is decided on logits as they are.
+        thresholds apply to the unscaled logits.
 
         Shapes: yields (b, c) float32 on the CPU.
         """
@@ -90,15 +90,15 @@ def load_run(
     Args:
         path: a run folder, its `adapter/`, what `vitune merge` wrote, or `hf:user/name` on the hub.
         merge: fold the adapter into the weights where its method can; faster, same function.
-        force: load although the backbone's weights are not those it was trained on.
+        force: load even if the backbone's weights are not those it was trained on.
         device: "auto", "cpu" or "cuda".
         exits: "auto" lets images leave early where the run has exits with thresholds; "full" runs
             the whole network for every image.
 
     Raises:
-        VituneError: another word for `exits`, or exits that do not fit the run.
-        AdapterError: no such folder, or one that is damaged or of another backbone.
-        BackboneError: the backbone it names cannot be loaded.
+        VituneError: an unknown value of `exits`, or exits that do not fit the run.
+        AdapterError: no such folder, a damaged one, or one for another backbone.
+        BackboneError: its backbone cannot be loaded.
     """
     if exits not in EXITS:
         raise VituneError(f"--exits: got {exits!r}, expected one of {EXITS}.")
@@ -138,13 +138,13 @@ def load_peft(path: str | Path, *, force: bool = False) -> tuple[PeftModel, Adap
     if not isinstance(loaded.model, PeftModel):
         raise AdapterError(
             f"{str(path)!r}: got a merged model, expected a run or an adapter. "
-            "Give the run it was merged from."
+            "Pass the run it was merged from."
         )
     return loaded.model, loaded.card
 
 
 def _folded(adapted: PeftModel) -> nn.Module:
-    """Merged; as it is where PEFT has no merge for the method, which it says only when asked to."""
+    """The merged model, or the un-merged one if PEFT turns out not to merge the method."""
     try:
         return merged_model(adapted)
     except AdapterError as error:

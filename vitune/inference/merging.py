@@ -1,4 +1,4 @@
-"""Fold a run's adapter into the backbone's weights, checked before anything is written."""
+"""Fold a run's adapter into the backbone's weights; check it before anything is written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def merge_run(run: str | Path, out: str | Path, *, force: bool = False) -> float
     """Write the merged network of `run` to the new folder `out`.
 
     Returns:
-        The largest difference of merged and un-merged logits on random images, as a part of the
+        The largest difference between merged and un-merged logits on random images, relative to the
         largest logit.
 
     Raises:
@@ -48,7 +48,7 @@ def merge_run(run: str | Path, out: str | Path, *, force: bool = False) -> float
 
 
 def probe_images(preprocessing: Preprocessing, seed: int = 0) -> Tensor:
-    """Random inputs as the backbone gets them.
+    """Random inputs for the backbone.
 
     Shapes: (NUM_PROBES, 3, h, w), standard normal.
     """

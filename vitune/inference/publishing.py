@@ -1,4 +1,4 @@
-"""Put a run on the hub: PEFT's files, vitune's card, and a page that says what it is."""
+"""Put a run on the hub: PEFT's files, vitune's card, and a README that describes it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ PROTOCOL = (
     "method_args", "epochs", "batch_size", "lr", "weight_decay", "optimiser", "augment", "seed",
     "val_fraction",
 )  # fmt: skip
-"""Settings that the page shows; config.yaml itself stays at home, it holds paths."""
+"""Settings that the page shows; config.yaml itself is not uploaded because it holds paths."""
 
 
 @dataclass(frozen=True)
 class Licences:
-    """What only the user knows.
+    """The licences, which only the user knows.
 
     Args:
         backbone: licence of the pre-trained weights, which the adapter inherits.
@@ -53,7 +53,7 @@ class Licences:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What was put on the hub: the commit's address, and what its readers will miss."""
+    """What was uploaded: the commit's address, and what its readers will not have."""
 
     url: str
     notes: tuple[str, ...]
@@ -62,12 +62,12 @@ class Pushed:
 def push_run(run: str | Path, name: str, *, licences: Licences, private: bool = False) -> Pushed:
     """Upload the adapter or merged model of `run` to the hub as `name` = user/name.
 
-    The repository holds the adapter's own files at its top, so that `PeftModel.from_pretrained`
-    finds them, and README.md with the run's figures. Images, their paths and config.yaml are not
+    The repository holds the adapter's own files at its top, where `PeftModel.from_pretrained` finds
+    them, and README.md with the run's figures. Images, their paths and config.yaml are not
     uploaded.
 
     Raises:
-        AdapterError: no such run, no token, no right to write, or a hub that cannot be reached.
+        AdapterError: no such run, no token, no write permission, or a hub that cannot be reached.
         VituneError: result files that are damaged.
     """
     folder = adapter_folder(run)
@@ -86,7 +86,7 @@ def push_run(run: str | Path, name: str, *, licences: Licences, private: bool = 
 
 
 def model_page(card: AdapterCard, results: RunResults | None, name: str, licences: Licences) -> str:
-    """README.md of a repository: what it is, how to use it, how good it is, how it was trained."""
+    """The README.md of a repository: what it is, how to use it, its scores, how it was trained."""
     kind = "merged model" if card.merged else "adapter"
     parts = [
         _front_matter(card, licences),
@@ -126,7 +126,7 @@ def _with_peft(card: AdapterCard, name: str) -> list[str]:
         return []
     height, width = card.preprocessing.image_size
     return [
-        "With plain PEFT, on the same backbone with a head of as many classes:",
+        "With plain PEFT, on the same backbone with a head of the same number of classes:",
         "    import vitune  # makes its methods known to PEFT\n"
         "    from peft import PeftModel\n\n"
         f"    backbone = vitune.load_backbone({card.backbone!r}, "
@@ -139,7 +139,7 @@ def _with_peft(card: AdapterCard, name: str) -> list[str]:
 
 def _figures(results: RunResults | None) -> list[str]:
     if results is None:
-        return ["Pushed without its run folder: no figures are known."]
+        return ["Pushed without its run folder, so no figures are known."]
     rows = []
     summary = results.summary
     if summary is not None and summary.reported.val_accuracy is not None:
@@ -186,14 +186,14 @@ def _protocol(card: AdapterCard, results: RunResults | None) -> list[str]:
 
 
 def _missing(card: AdapterCard, run: Path) -> Sequence[str]:
-    """What those who load it from the hub will not have."""
+    """Notes on what users who load it from the hub will not have."""
     notes = []
     places = [card.backbone, str(card.backbone_args.get("checkpoint") or "")]
     for place in places:
         if "/" in place and Path(place.rpartition(":")[2]).expanduser().exists():
-            notes.append(f"its backbone is a file of this machine ({place}): others need it too")
+            notes.append(f"its backbone is a file on this machine ({place}): others need it too")
     if card.plugin:
-        notes.append("its method comes from a plugin: others need --plugin with the same file")
+        notes.append("its method comes from a plugin: other users need --plugin with the same file")
     if ExitsFolder(run).path.is_dir():
-        notes.append("its exits stay here: the hub gets the whole network")
+        notes.append("its exits are not uploaded: the hub gets the whole network")
     return notes

@@ -1,4 +1,4 @@
-"""Open a labelled split for a trained run, score it and keep the result in the run folder."""
+"""Open a labelled split for a trained run, score it and store the result in the run folder."""
 
 from __future__ import annotations
 
@@ -39,40 +39,41 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Score the run at `path` on one split and write evaluation/NAME.json and report.html.
 
-    Images that trained or validated the run, told by their content, are left out and counted;
-    where no others are there, the validation images are scored and the result says so.
+    Images used to train or validate the run are recognised by content, left out and counted; if
+    there are no others, the validation images are scored and the result says so.
 
     Args:
-        path: a run folder; an adapter or merged model is scored too, but keeps no result.
+        path: a run folder; an adapter or merged model is scored too, but stores no result.
         data: labelled images; None means the data of the run.
-        split: None means test, or everything where the data has no splits.
-        including_training: score images that trained the run too; the result says so.
-        exits: "auto" lets images leave early where the run can, "full" never does.
-        beside: other runs, a smaller backbone's say, to score and time on the same images; only
+        split: None means test, or everything if the data has no splits.
+        including_training: also score the run's training images; the result says so.
+        exits: "auto" lets images leave early if the run supports it, "full" never does.
+        beside: other runs, for example with a smaller backbone, to score and time on the same
+            images; only
             for a run with exits.
-        on_read, on_score: called with (images done, images in all).
+        on_read, on_score: called with (images done, total images).
 
     Returns:
-        What `evaluate` gives, with "skipped_images" and the first of their names in "skipped",
-        and "seen" and "left_out": how many of the images that were scored, and were not, had
-        trained or been watched; None where the model does not know (a merged one, say). Of a run
-        with exits, "exits" as `score_exits` gives it.
+        The result of `evaluate`, with "skipped_images" and the first of their names in "skipped",
+        and "seen" and "left_out": how many training and validation images were scored and left out;
+        None if unknown (for a merged model). For a run with exits also "exits", the result of
+        `score_exits`.
 
     Raises:
         AdapterError, BackboneError: the run cannot be loaded.
-        DataError: images or labels that cannot be used, or only images that trained the run.
+        DataError: images or labels that cannot be used, or only training images of the run.
     """
     run = load_run(path, force=force, device=device, exits=exits)
     if beside and run.exits is None:
         raise VituneError(
             f"--beside: got {str(beside[0])!r} for a run without exits, expected one with exits. "
-            "To compare runs use vitune compare."
+            "To compare methods, use vitune compare."
         )
     folder = RunFolder(Path(path))
     is_run = folder.config.is_file()
     if data is None:
         if not is_run:
-            raise VituneError("--data: got nothing, expected images: only a run knows its own.")
+            raise VituneError("--data: got nothing, expected images: only a run records its data.")
         data = folder.read_data()
     choose = Chooser(used_images(path), including_training, data)
     settings = CacheSettings(skip_bad_images=skip_bad_images, on_progress=on_read)
@@ -101,7 +102,7 @@ def evaluate_run(
 
 @dataclass(frozen=True)
 class Asked:
-    """Which images were asked for, so that another run can be given the same."""
+    """Which images were requested, so that another run can be given the same."""
 
     data: str
     split: str | None
@@ -136,7 +137,7 @@ def evaluation_name(data: str, split: str) -> str:
 
 
 def _free_file(folder: Path, name: str, data: str) -> Path:
-    """Where an evaluation is kept: never over that of other data whose folder has the same name."""
+    """Where to store an evaluation: never over that of other data with the same name."""
     for number in count(1):
         file = folder / (f"{name}.json" if number == 1 else f"{name}-{number}.json")
         if not file.is_file() or _data_of(file) == data:
@@ -145,7 +146,7 @@ def _free_file(folder: Path, name: str, data: str) -> Path:
 
 
 def _data_of(file: Path) -> object:
-    """What an evaluation says it scored; None where it is damaged."""
+    """The images that a stored evaluation scored; None if it is damaged."""
     try:
         values = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError):

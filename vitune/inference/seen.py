@@ -1,4 +1,4 @@
-"""Which of some labelled images may be scored: those that a run has not been trained on."""
+"""Which labelled images may be scored: those that a run was not trained on."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass
 class Chooser:
-    """Chooses among the images of a split by what they did in a run.
+    """Chooses among the images of a split by their role in a run.
 
-    Images that neither trained nor validated the run are scored, and if there are none, those
-    that validated it. Images that trained it are scored only where that is asked for.
+    Images used neither for training nor for validation are scored; if there are none, validation
+    images. Training images are scored only on request.
 
     Args:
-        used: which images did what; None where that is not known (a merged model, say).
+        used: the role of each image; None if unknown (for a merged model).
         including_training: score everything.
-        data: what the images are called in a refusal.
+        data: the name of the images in error messages.
     """
 
     used: UsedImages | None
@@ -40,7 +40,7 @@ class Chooser:
         """Which of the images to score.
 
         Raises:
-            DataError: every one of them trained the run.
+            DataError: all of them were used for training.
         """
         everything = np.ones(len(digests), bool)
         if self.used is None:
@@ -52,8 +52,9 @@ class Chooser:
             kept = kept if kept.any() else did["val"]
         if not kept.any():
             raise DataError(
-                f"images of {self.data}: got {len(digests)} that all trained this run, expected "
-                "others. Give --data with images that were kept apart, or score these with "
+                f"images of {self.data}: got {len(digests)} that were all used to train this "
+                "run, expected others. Give --data with images that were held out, or score "
+                "these with "
                 "--including-training, which marks the result."
             )
         self.seen = _counts(did, kept)
@@ -62,7 +63,7 @@ class Chooser:
 
     @property
     def marks(self) -> dict[str, Any]:
-        """What the result says of the choice; counts are None where nothing is known."""
+        """What the result says about the choice; counts are None if unknown."""
         return {
             "including_training": self.including_training,
             "seen": self.seen,
@@ -70,7 +71,7 @@ class Chooser:
         }
 
     def name(self, split: str) -> str:
-        """What the scored part of `split` is called."""
+        """The name of the scored part of `split`."""
         if self.seen is None or self.left_out is None:
             return split
         if self.seen["trained"]:
@@ -81,7 +82,7 @@ class Chooser:
 
 
 def used_images(path: str | Path) -> UsedImages | None:
-    """The images of the run in `path`, or whose `adapter/` it is; None where nothing tells.
+    """The images of the run at `path`, or of the run whose `adapter/` it is; None if unknown.
 
     Raises:
         DataError: the list is damaged.

@@ -13,7 +13,7 @@ SIDE = 96
 
 
 def thumbnail(split: Split, index: int) -> str:
-    """A PNG data URL of one image as the network saw it, at most SIDE pixels a side."""
+    """A PNG data URL of one image as the network saw it, at most SIDE pixels wide and high."""
     image = Image.fromarray(split.images[index])
     image.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""One file per method, one line here; importing this registers them all with PEFT."""
+"""All methods: one file per method, one line here. Importing this registers them with PEFT."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def get_method(name: str) -> Method:
     """The method called `name`.
 
     Raises:
-        VituneError: there is none; the nearest names are given.
+        VituneError: there is no such method; the nearest names are given.
     """
     catch_up()
     if name in UNSUPPORTED:

@@ -34,12 +34,12 @@ class AdapterPlusConfig(BlockConfig):
     Shapes: W_d (r, d); b_d (r,); W_u (d, r); b_u, γ (d,).
     Args:
         rank: r.
-        drop_path: probability, by image, that a block's adapter is left out while training.
+        drop_path: probability, per image, that a block's adapter is skipped in training.
 
     Raises:
-        VituneError: a value out of range, or roles, which the method has no use for.
+        VituneError: a value out of range, or roles, which the method does not use.
         BackboneError: at injection, where the backbone has no transformer blocks, or one whose
-            tokens do not have their features last.
+            features are not the last axis of the tokens.
     Source: Adapter+ (CVPR 2024) and its code: both matrices truncated normal with σ = .01, so
         training starts near, not at, the pre-trained function; γ = 1.
     """

@@ -28,7 +28,7 @@ from vitune.methods.authoring import (
 )
 
 ENTRANCE = ("norm2", "fc1")
-"""Roles of the module with which a block's MLP begins, the norm where there is one."""
+"""Roles of the module with which a block's MLP begins: the norm, if there is one."""
 
 
 @dataclass
@@ -42,11 +42,11 @@ class AdaptFormerConfig(BlockConfig):
         dropout: rate on the bottleneck while training.
 
     Raises:
-        VituneError: a value out of range, or roles, which the method has no use for.
+        VituneError: a value out of range, or roles, which the method does not use.
         BackboneError: at injection, where the backbone has no transformer blocks, or one whose MLP
-            sees other tokens than leave the block.
+            sees other tokens than the block returns.
     Source: AdaptFormer (NeurIPS 2022) and its code. The branch joins the residual stream
-        directly: it passes neither the layer scale nor the drop path of the MLP.
+        directly: neither the layer scale nor the drop path of the MLP applies to it.
     """
 
     rank: int = field(default=8)
@@ -77,7 +77,7 @@ class AdaptFormerConfig(BlockConfig):
         return uniform((self.rank, width), 1 / math.sqrt(width)), torch.zeros(width, self.rank)
 
     def decayed_by_authors(self, place: str, name: str, parameter: Tensor) -> bool:
-        """All of it: one group of every trained parameter there."""
+        """Everything: the authors' code has one group of all trained parameters."""
         return True
 
     def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:

@@ -31,10 +31,10 @@ class APLAConfig(MethodConfig):
     Shapes: rows (r, i); row_bias (r,); indices (r,), stored with the adapter.
     Args:
         rank: r, the number of outputs; at most the width.
-        seed: of the draw, together with the block's index.
+        seed: of the random choice, together with the block's index.
 
     Raises:
-        VituneError: more outputs than there are.
+        VituneError: rank is larger than the number of outputs.
         BackboneError: at injection, where the attention output is not a linear layer.
     Source: APLA (2025) and its code. The paper's columns of W_O in x W are rows of PyTorch's
         weight.
@@ -80,8 +80,8 @@ class PartialLinear(LinearLayer):
     no_decay = frozenset({"row_bias"})
 
     def new_buffers(self, config: Any) -> Mapping[str, Tensor]:
-        # A large factor, so that seed 1 of one block is not seed 0 of the next. On the CPU, since
-        # a GPU draws other rows for the same seed.
+        # A large factor, so that seed 1 of one block is not seed 0 of the next. On the CPU, because
+        # a GPU would draw other rows for the same seed.
         generator = torch.Generator().manual_seed(1_000_003 * config.seed + (self.site.block or 0))
         with torch.device("cpu"):
             order = torch.randperm(self.num_out, generator=generator)
@@ -106,7 +106,7 @@ class PartialLinear(LinearLayer):
         return {"weight": weight, "bias": bias}
 
     def _replaced(self, tensors: Tensors, name: str, rows: Tensor, adapter: str) -> Tensor:
-        """W with rows replaced; of W that another adapter has changed, with their change added."""
+        """W with rows replaced; the change of another adapter to these rows is added."""
         current, indices = tensors[name], self.indices[adapter]
         original = self.original_tensors()[name]
         assert current is not None and original is not None

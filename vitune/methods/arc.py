@@ -33,7 +33,7 @@ from vitune.methods.authoring import (
 )
 
 PLACES = {"qkv": "attn", "q": "attn", "k": "attn", "v": "attn", "fc1": "mlp"}
-"""Which of a block's two adapters feeds a linear layer."""
+"""Which of a block's two adapters acts on a linear layer."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class ARCConfig(MethodConfig):
 
     Folded: W' = W (I + U diag(c) Uᵀ), b' = b + W β.
 
-    Shapes: U (d, r), one for attention and one for the MLP; per block and place c (r,), β (d,).
+    Shapes: U (d, r), one for attention and one for the MLP; per block and position c (r,), β (d,).
     Args:
         rank: r.
         dropout: rate on the bottleneck (x U ⊙ c) while training.
@@ -52,8 +52,9 @@ class ARCConfig(MethodConfig):
     Raises:
         VituneError: a value out of range, or roles that name a part of a fused qkv.
         BackboneError: at injection, where a site is not a linear layer.
-    Source: ARC (NeurIPS 2023) and its code. On a Swin U is shared by the blocks of one width, as
-        there; the MLP's adapter stands after the norm, not on the residual, so that it merges.
+    Source: ARC (NeurIPS 2023) and its code. On a Swin, U is shared by the blocks of one width, as
+        in that code; the MLP's adapter comes after the norm, not on the residual, so that it
+        merges.
     """
 
     rank: int = field(default=50)
@@ -82,14 +83,14 @@ class ARCConfig(MethodConfig):
 
     @classmethod
     def reason_against(cls, option: str) -> str:
-        """Why the method does not take an option."""
-        return f"{cls.title} stands before q, k, v and the MLP only"
+        """Why the method does not support an option."""
+        return f"{cls.title} acts before q, k, v and the MLP only"
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         if site.role not in PLACES:
             raise VituneError(
                 f"roles: got {self.roles!r}, expected some of {tuple(PLACES)}: {self.title} has "
-                "no adapter elsewhere."
+                "adapters nowhere else."
             )
         require_linear(site, module, self.title, roles=self.roles)
         return RecomposedLinear
@@ -98,7 +99,7 @@ class ARCConfig(MethodConfig):
         return Recomposition(self, [(site, linear_shape(model, site)[1]) for site in sites])
 
     def decayed_by_authors(self, place: str, name: str, parameter: Tensor) -> bool:
-        """All of it: one group of every trained parameter there."""
+        """Everything: the authors' code has one group of all trained parameters."""
         return True
 
     def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
@@ -124,9 +125,9 @@ class ARCAttentionConfig(ARCConfig):
 
 
 class Recomposition(nn.Module):
-    """All parameters of one ARC adapter: U by place and width, c and β by place and block.
+    """All parameters of one ARC adapter: U by position and width, c and β by position and block.
 
-    They live here and not in the layers because separate q, k and v linears share one adapter.
+    They are kept here and not in the layers because separate q, k and v linears share one adapter.
     """
 
     def __init__(self, config: ARCConfig, inputs: Sequence[tuple[Site, int]]) -> None:
@@ -169,7 +170,7 @@ class RecomposedLinear(LinearLayer):
         return self.base_layer(x + hidden @ basis.T + shift)
 
     def _own(self, adapter: str) -> tuple[Tensor, Tensor, Tensor]:
-        """U, c and β of this layer's place."""
+        """U, c and β of this layer's position."""
         shared, place = self.shared[adapter], PLACES[self.site.role]
         assert shared is not None
         names = (f"basis_{self.num_in}", f"scale_{self.site.block}", f"shift_{self.site.block}")

@@ -1,4 +1,4 @@
-"""Everything that an author of a method imports: one door to the rooms behind it."""
+"""Everything that an author of a method imports, in one module."""
 
 from __future__ import annotations
 

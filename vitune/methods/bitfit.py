@@ -14,7 +14,7 @@ from vitune.methods.authoring import InPlaceConfig, own_parameters
 class BitFitConfig(InPlaceConfig):
     """b' = b + Δb for the bias of every layer (patch embedding, linears, norms).
 
-    A bias is a parameter named exactly `bias`: Swin's relative position tables are none.
+    A bias is a parameter named exactly `bias`: Swin's relative position tables do not count.
 
     Source: BitFit (ACL 2022); counts as in the RLRR paper's tables.
     """

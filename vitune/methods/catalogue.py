@@ -1,4 +1,4 @@
-"""One row per method for a given backbone: what it touches, what it costs, what it promises."""
+"""One row per method for a given backbone: what it adapts, what it costs, what it guarantees."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ HEAD_PART = "modules_to_save"
 
 @dataclass(frozen=True)
 class MethodRow:
-    """What a method with its default settings is on one backbone.
+    """A method with its default settings on one backbone.
 
     Args:
         name: what `--method` takes.
         title: what tables show.
         paper: where it comes from.
-        roles: roles of the sites it touches, in forward order; empty where it trains parameters
-            of the backbone in place.
+        roles: roles of the sites it adapts, in forward order; empty if it trains parameters of the
+            backbone in place.
         formula: of the parameter count; empty for PEFT's own methods.
-        num_parameters: trainable, without the head; None where it cannot be told here.
+        num_parameters: trainable, without the head; None if it cannot be determined here.
         megabytes: of the adapter on disk without the head, in units of 10⁶ bytes.
         mergeable: whether the result is a network of the same shape; None: ask PEFT.
         identity_at_init: whether training starts at the pre-trained function; None: ask PEFT.
-        extra_gflops: per image at inference while not merged, in matrix products; None where it
-            was not asked for or cannot be counted.
-        notice: what a user should know of the method on this backbone; empty for nothing.
-        refusal: why the method cannot be used on this backbone; empty where it can.
+        extra_gflops: per image at inference while not merged, in matrix products; None if it was
+            not requested or cannot be counted.
+        notice: what a user should know about the method on this backbone, or empty.
+        refusal: why the method cannot be used on this backbone; empty if it can.
     """
 
     name: str
@@ -73,9 +73,10 @@ def method_rows(
     """A row for each of `methods` on `model`, which is neither changed nor run.
 
     Args:
-        image_size: (height, width) in pixels that the extra work is counted for.
-        methods: None means all that `--method` takes.
-        flops: count the extra work; it takes most of the time, `extra_gflops` is None without it.
+        image_size: (height, width) in pixels for counting the extra work.
+        methods: None means everything that `--method` takes.
+        flops: count the extra work, which takes most of the time; without it `extra_gflops` is
+            None.
     """
     blueprint = copy.deepcopy(model).to("meta").eval()
     base_flops = _flops(blueprint, image_size) if flops else None
@@ -97,14 +98,14 @@ def _row(
     except VituneError as error:
         return MethodRow(**known, refusal=str(error))
     except Exception as error:
-        # PEFT's own methods raise what they like where a layer is too narrow or has no values.
+        # PEFT's own methods raise all kinds of errors if a layer is too narrow or has no values.
         reason = " ".join(str(error).split()) or type(error).__name__
         return MethodRow(**known, refusal=f"PEFT: {reason}")
     state = get_peft_model_state_dict(adapted)
     saved = [value for key, value in state.items() if not _in_head(key, adapted)]
     extra = None
     if base_flops is not None:
-        with suppress(Exception):  # a PEFT layer that looks at values, of which there are none here
+        with suppress(Exception):  # a PEFT layer that reads values, which do not exist here
             extra = (_flops(adapted, image_size) - base_flops) / 1e9
     return MethodRow(
         **known,

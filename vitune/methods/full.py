@@ -14,7 +14,7 @@ from vitune.methods.authoring import InPlaceConfig, own_parameters
 class FullConfig(InPlaceConfig):
     """All parameters train, embeddings and norms included; the originals are kept beside them.
 
-    The kept originals cost one copy of the network in memory, and buy the same life cycle as
+    The kept originals cost one copy of the network in memory, and give the same life cycle as
     every other method: disable, several adapters, refusal on the wrong backbone.
 
     Source: common practice; the "Full" rows of VTAB-1k and FGVC tables.

@@ -1,4 +1,4 @@
-"""The classic adapters: a bottleneck with a skip behind attention and MLP, or the MLP alone."""
+"""The classic adapters: a bottleneck with a skip after attention and MLP, or after the MLP only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ INIT_STD = 0.01
 class HoulsbyConfig(MethodConfig):
     """h ← h + GELU(h W_dᵀ + b_d) W_uᵀ + b_u, h the output of attention and of the MLP.
 
-    Shapes: per place W_d (r, d); b_d (r,); W_u (d, r); b_u (d,).
+    Shapes: per position W_d (r, d); b_d (r,); W_u (d, r); b_u (d,).
     Args:
         rank: r.
         init: of W_u: "paper" is truncated normal with σ = .01, near the identity; "identity" 0.

@@ -1,4 +1,4 @@
-"""Nearest neighbours: the training images themselves are the classifier."""
+"""Nearest neighbours: the training images serve as the classifier."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def vote(features: Tensor, keys: Tensor, votes: Tensor, num_neighbours: int) -> 
 
 @dataclass(frozen=True)
 class Neighbours(SolvedHead):
-    """A memory of features in the place of a linear head.
+    """A memory of features that replaces a linear head.
 
     Shapes: keys (n, d); votes (n, c), a row of zeros with a one.
     """
@@ -51,7 +51,7 @@ class Neighbours(SolvedHead):
         return torch.cat(parts)
 
     def arguments(self) -> dict[str, Any]:
-        """What the method must be told to make room for this memory."""
+        """The arguments the method needs for this memory."""
         return {"num_images": len(self.keys), "num_neighbours": int(self.chosen["num_neighbours"])}
 
     def place(self, model: nn.Module) -> None:
@@ -63,7 +63,7 @@ class Neighbours(SolvedHead):
 
 
 class NeighbourLayer(MethodLayer):
-    """The classifier replaced by a vote of stored features; see `vote`.
+    """The classifier, replaced by a vote of stored features; see `vote`.
 
     Shapes: keys (n, d); votes (n, c).
     """
@@ -86,7 +86,7 @@ class NeighbourLayer(MethodLayer):
         return vote(x.to(keys.dtype), keys, votes, count).to(x.dtype)
 
     def functional(self, x: Tensor, tensors: Any) -> Tensor:
-        """Several memories are one: the nearest among all their images vote."""
+        """Several memories act as one: the nearest among all their images vote."""
         here = self.adapters_here()
         keys = torch.cat([self.keys[adapter] for adapter in here])
         votes = torch.cat([self.votes[adapter] for adapter in here])
@@ -94,7 +94,7 @@ class NeighbourLayer(MethodLayer):
         return vote(x.to(keys.dtype), keys, votes, count).to(x.dtype)
 
     def effective_tensors(self) -> Any:
-        """The classifier's own: a memory is no weight."""
+        """The classifier's own tensors: a memory is not a weight."""
         return self.base_tensors()
 
 
@@ -110,7 +110,7 @@ class NearestNeighboursConfig(SolvedConfig):
 
     Raises:
         VituneError: a number below 1.
-        BackboneError: at injection, where no linear classifier is known.
+        BackboneError: at injection, if there is no known linear classifier.
     Source: Wu et al., Unsupervised feature learning via non-parametric instance discrimination
         (CVPR 2018), section 3.4.
     """
@@ -149,8 +149,8 @@ class NearestNeighboursConfig(SolvedConfig):
         found = [site for site in sites if site.role == "head"][:1]
         if not found:
             raise BackboneError(
-                f"{self.title}: got a backbone without a linear classifier that is known, expected "
-                "one to put the memory in the place of. Choose another method ('vitune methods')."
+                f"{self.title}: got a backbone without a known linear classifier, expected one "
+                "that the memory can replace. Choose another method ('vitune methods')."
             )
         return found
 
@@ -163,13 +163,13 @@ class NearestNeighboursConfig(SolvedConfig):
         return self.num_images * (head.in_features + head.out_features)
 
     def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
-        """Any linear classifier will do."""
+        """Accepts any linear classifier."""
 
     def prepare(self, model: nn.Module, adapter: str, sites: Sequence[Site]) -> None:
         """Nothing is changed in place."""
 
     def solve(self, problem: HeadProblem) -> SolvedHead:
-        """All training features, and the number of neighbours that is best."""
+        """The memory of all training features, with the best number of neighbours."""
         pairs = [(problem.train, problem.val)] if problem.val is not None else [
             (problem.train.at(fit), problem.train.at(judge)) for fit, judge in folds(problem)
         ]  # fmt: skip

@@ -30,7 +30,7 @@ class LayerNormConfig(InPlaceConfig):
 
     @classmethod
     def reason_against(cls, option: str) -> str:
-        """Why the method does not take an option."""
+        """Why the method does not support an option."""
         return f"{cls.title} trains norms, which have no such role"
 
     def trained(self, model: nn.Module) -> Iterable[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Linear probe: the classifier head alone, solved on the frozen network's features."""
+"""Linear probe: only the classifier head, solved on the frozen network's features."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from vitune.methods.probe_authoring import (
 from vitune.ops import Solution, Standardiser, calibrated_losses, paired, solve_logistic
 
 STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4, 1e-5)
-"""Penalties of the path, strongest first, so that each solution starts the next."""
+"""The path of penalties, strongest first, so that each solution is the start of the next."""
 
 PRIOR = 0.1
-"""The penalty where no image can be spared to choose one on."""
+"""The penalty if no image can be held out to choose one."""
 
 PATIENCE = 2
-"""The path ends after so many penalties in a row that are worse than the best."""
+"""The path ends after this many penalties in a row that are worse than the best."""
 
 
 @dataclass
 class LinearProbeConfig(SolvedConfig):
     """argmin mean CE(W z + b, y) + λ/2 ‖W‖² with z the standardised features: the baseline to beat.
 
-    λ is the one of a path whose validation cross-entropy is lowest once each solution has its best
-    temperature: a strong penalty makes answers unsure, which says nothing against them. Without
-    validation images 5-fold cross-validation takes their place.
+    λ is the one of a path with the lowest validation cross-entropy, each solution at its best
+    temperature: a strong penalty makes answers unconfident, which does not make them worse. Without
+        validation images 5-fold cross-validation is used instead.
 
     Args:
         penalty: λ; None chooses it.
 
     Raises:
         VituneError: a penalty that is not above 0.
-    Source: common practice; Kornblith et al. (CVPR 2019) solve it so.
+    Source: common practice; Kornblith et al. (CVPR 2019) solve it this way.
     """
 
     penalty: float | None = field(default=None)
@@ -75,7 +75,7 @@ class LinearProbeConfig(SolvedConfig):
 
 
 def _judgement(problem: HeadProblem) -> tuple[list[tuple[Labelled, Labelled]], str]:
-    """(fit, judge) pairs that the penalty is chosen on, and what they are called."""
+    """(fit, judge) pairs for choosing the penalty, and their name."""
     if problem.val is not None and len(problem.val):
         return [(problem.train, problem.val)], "validation"
     pairs = [(problem.train.at(fit), problem.train.at(judge)) for fit, judge in folds(problem)]
@@ -85,7 +85,7 @@ def _judgement(problem: HeadProblem) -> tuple[list[tuple[Labelled, Labelled]], s
 def _path(
     problem: HeadProblem, judged: list[tuple[Labelled, Labelled]]
 ) -> tuple[list[dict[str, float]], list[Tensor]]:
-    """Calibrated cross-entropy and accuracy at each penalty, until it has got worse for a while.
+    """Calibrated cross-entropy and accuracy at each penalty, until it has been worse for a while.
 
     Returns:
         One entry per penalty, and the losses of the judged images at each.
@@ -113,7 +113,7 @@ def _path(
 
 
 def _within_one_error(losses: list[Tensor], best: int) -> int:
-    """The first place whose loss is within one standard error, image by image, of the best."""
+    """The first penalty whose loss is within one standard error, image by image, of the best."""
     for place in range(best):
         mean, error = paired(losses[place], losses[best])
         if mean <= error:
@@ -141,7 +141,7 @@ def _fitted(
     problem: HeadProblem, path: tuple[float, ...], penalty: float, how: str,
     tried: tuple[dict[str, Any], ...],
 ) -> SolvedHead:  # fmt: skip
-    """The head at `penalty` on all training features, reached along `path`."""
+    """The head at `penalty` on all training features, solved along `path`."""
     standardiser = Standardiser.of(problem.train.features)
     solution = None
     for step in path:

@@ -62,7 +62,7 @@ class LoRAMulVPTAddConfig(MethodConfig):
         return PromptedLinear
 
     def decayed_by_authors(self, place: str, name: str, parameter: Tensor) -> bool:
-        """All of it: one group of every trained parameter there."""
+        """Everything: the authors' code has one group of all trained parameters."""
         return True
 
     def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:

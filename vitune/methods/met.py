@@ -1,4 +1,4 @@
-"""MET: adapters along the blocks and exits behind some of them, trained together."""
+"""MET: adapters along the blocks and exits after some of them, trained together."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class METConfig(BlockConfig):
         exit W_e (c, d), b_e (c,). The last exit's head is the network's own.
     Args:
         rank: r.
-        exits: numbers of blocks behind which an early exit stands; None is a third, seven
+            exits: numbers of blocks after which there is an early exit; None is a third, seven
             twelfths and five sixths of the depth: 4, 7 and 10 of 12.
         exit_weight: w, of the early exits' cross-entropies; the last exit's is 1.
         graph: λ of the graph term G_e (`vitune.objectives.graph_penalty`) of every early exit; 0
@@ -47,9 +47,9 @@ class METConfig(BlockConfig):
 
     Raises:
         VituneError: a value out of range, roles or blocks, or an exit outside the depth.
-        BackboneError: at injection, where the backbone is no plain transformer.
-    Source: MET (arXiv 2409.13999). Only the abstract could be had: exit positions, what is
-        exit-specific, the graph and all weights are a RECONSTRUCTION. Mean pooling where the
+        BackboneError: at injection, if the backbone is not a plain transformer.
+    Source: MET (arXiv 2409.13999). Only the abstract was available: exit positions, what is
+        exit-specific, the graph and all weights are a RECONSTRUCTION. Mean pooling if the
         backbone's head reads no class token is ours too.
     """
 
@@ -82,7 +82,7 @@ class METConfig(BlockConfig):
 
     @classmethod
     def reason_against(cls, option: str) -> str:
-        """Why the method does not take an option."""
+        """Why the method does not support an option."""
         return "MET leads every block to an exit"
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
@@ -91,7 +91,7 @@ class METConfig(BlockConfig):
         return found
 
     def ends(self, depth: int) -> tuple[int, ...]:
-        """How many blocks stand in front of each exit, the last one included.
+        """How many blocks come before each exit, including the last one.
 
         Raises:
             VituneError: an exit outside the depth, or one twice.
@@ -101,7 +101,7 @@ class METConfig(BlockConfig):
         if any(not 1 <= after < depth for after in early) or len(set(early)) < len(early):
             raise VituneError(
                 f"exits: got {early!r}, expected different numbers of blocks from 1 to "
-                f"{depth - 1}: the network has {depth}, and behind the last stands its own head."
+                f"{depth - 1}: the network has {depth}, and its own head follows the last."
             )
         return (*early, depth)
 
@@ -156,7 +156,7 @@ class ExitAdapters(nn.Module):
 
 
 class ExitingBlock(WrapperLayer):
-    """A block with the E-adapter of its segment behind it, and perhaps an exit behind that."""
+    """A block followed by the E-adapter of its segment, and perhaps by an exit."""
 
     exposes_delta = False
 
@@ -170,7 +170,7 @@ class ExitingBlock(WrapperLayer):
         return lambda tokens: shared.classify(shared.features(tokens, end), end)
 
     def penalty(self, adapter: str, progress: float, labels: Tensor | None = None) -> Tensor | None:
-        """w CE_e + λ G_e of the last forward pass, for the block with an early exit behind it."""
+        """w CE_e + λ G_e of the last forward pass, for a block followed by an early exit."""
         features = self.__dict__.pop("_features", None)
         if features is None or labels is None:
             return None
@@ -187,7 +187,7 @@ class ExitingBlock(WrapperLayer):
         shared, end = self._place(adapter)
         y = shared.adapted(y, end)
         if end == self._blocks_done:
-            if end == shared.ends[-1]:  # the side branch of the last exit is the trunk itself
+            if end == shared.ends[-1]:  # the side branch of the last exit is the network itself
                 return shared.adapted(y, end)
             if self.training and torch.is_grad_enabled():
                 self.__dict__["_features"] = shared.features(y, end)

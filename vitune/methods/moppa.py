@@ -1,4 +1,4 @@
-"""MoPPA: tokens pass a mixture of heat, wave and Poisson filters before attention, beside RLRR."""
+"""MoPPA: a mixture of heat, wave and Poisson filters on the tokens before attention, plus RLRR."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class MoPPAConfig(RLRRConfig):
 
     Raises:
         VituneError: groups that do not divide the width, or a value RLRR refuses.
-        BackboneError: at injection, where a block's patches do not form the one known grid.
+        BackboneError: at injection, if a block's patches do not form the single known grid.
     Source: MoPPA (arXiv 2412.02759) has only its abstract public; this is a reconstruction after
         the code of its apparent successor MoPDO, with any grid in place of 14 × 14.
     """
@@ -73,8 +73,8 @@ class MoPPAConfig(RLRRConfig):
 
     @classmethod
     def reason_against(cls, option: str) -> str:
-        """Why the method does not take an option."""
-        return f"{cls.title} filters what enters attention, beside its linears"
+        """Why the method does not support an option."""
+        return f"{cls.title} filters the input of attention as well as adapting linears"
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
         chosen = {site.name for site in super().choose(sites)}
@@ -114,7 +114,7 @@ class MoPPAConfig(RLRRConfig):
 
 
 class PriorRates(nn.Module):
-    """k_p[n, m, g], shared by all blocks, and where each block's patch tokens lie."""
+    """k_p[n, m, g], shared by all blocks, and the positions of each block's patch tokens."""
 
     def __init__(
         self, model: nn.Module, num_groups: int, places: Sequence[tuple[Site, str]], by: str

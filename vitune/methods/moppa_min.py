@@ -35,16 +35,16 @@ class MoPPAMinConfig(BlockConfig):
     Shapes: Down (r, d); Up (d, r); per block τ (3, r), a (3, g); k (3, H, W), shared by all.
     Args:
         rank: r.
-        num_groups: g, groups of channels with a route of their own; divides r.
+        num_groups: g, groups of channels, each with its own route; divides r.
         scale: s.
         entropy_scale: λ of the route's entropy, added to the objective until half of training.
 
     Raises:
-        VituneError: a value out of range, or roles, which the method has no use for.
+        VituneError: a value out of range, or roles, which the method does not use.
         BackboneError: at injection, where attention is in windows or the grid is not known.
     Source: a reconstruction: MoPPA's abstract (arXiv 2412.02759) as a self-contained module,
-        Down kaiming, Up = 0, T = 5. Prefix tokens take no part; so where the
-        head reads the class token, the last block's branch has no effect and stays as it starts.
+        Down kaiming, Up = 0, T = 5. Prefix tokens take no part, so if the head reads the class
+        token, the last block's branch has no effect and keeps its initial values.
     """
 
     rank: int = field(default=8)
@@ -141,5 +141,5 @@ class SpectralBranch(WrapperLayer):
 
 
 def attention_end(site: Site) -> str:
-    """The name of what returns the attention's result: its output linear, or the attention."""
+    """The module that returns the attention's result: its output linear, or the attention."""
     return site.name.rpartition(".")[0] if site.direct_weight else site.name

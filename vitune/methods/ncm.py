@@ -20,7 +20,7 @@ class NearestClassMeanConfig(SolvedConfig):
     """logit_c = -s ‖z - μ_c‖² / 2 with z the standardised features, μ_c a class's mean.
 
     ‖z‖² is the same for all classes, so the head is linear: weight s μ_c, bias -s ‖μ_c‖² / 2. The
-    sharpness s decides how sure the answers are, not which they are; it is the one with the lowest
+    sharpness s affects only the confidence of the predictions; it is the one with the lowest
     cross-entropy on validation, or in 5-fold cross-validation.
 
     Source: Mensink et al., Distance-based image classification (TPAMI 2013), without its metric.
@@ -32,7 +32,7 @@ class NearestClassMeanConfig(SolvedConfig):
     counts_on_vit_b16 = (({}, 0),)
 
     def solve(self, problem: HeadProblem) -> SolvedHead:
-        """The class means, and the sharpness chosen."""
+        """The class means with the chosen sharpness."""
         weight, bias = _means(problem.train, problem.num_classes)
         pairs = [(problem.train, problem.val)] if problem.val is not None else [
             (problem.train.at(fit), problem.train.at(judge)) for fit, judge in folds(problem)

@@ -25,7 +25,7 @@ class PartialConfig(InPlaceConfig):
         num_blocks: k.
 
     Raises:
-        VituneError: k is below 1 or more than the backbone has.
+        VituneError: k is below 1 or above the number of blocks.
         BackboneError: at injection, where the backbone has no transformer blocks.
     Source: "Partial-k" of the VPT paper (ECCV 2022), whose code trains the final norm too.
     """
@@ -41,9 +41,9 @@ class PartialConfig(InPlaceConfig):
 
     @classmethod
     def reason_against(cls, option: str) -> str:
-        """Why the method does not take an option."""
+        """Why the method does not support an option."""
         if option == "blocks":
-            return "num_blocks says how many of the last ones train"
+            return "num_blocks sets how many of the last blocks train"
         return super().reason_against(option)
 
     def __post_init__(self) -> None:
@@ -60,8 +60,8 @@ class PartialConfig(InPlaceConfig):
             )
         if self.num_blocks > len(blocks):
             raise VituneError(
-                f"num_blocks: got {self.num_blocks!r}, expected at most {len(blocks)}: the "
-                "backbone has no more."
+                f"num_blocks: got {self.num_blocks!r}, expected at most {len(blocks)}, the "
+                "number of blocks of this backbone."
             )
         norms = [site.name for site in sites if site.role == "final_norm"]
         kept = tuple(f"{name}." for name in (*blocks[-self.num_blocks :], *norms))

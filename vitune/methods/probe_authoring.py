@@ -1,4 +1,4 @@
-"""What an author of a probe imports beside `vitune.methods.authoring`."""
+"""What an author of a probe imports in addition to `vitune.methods.authoring`."""
 
 from __future__ import annotations
 

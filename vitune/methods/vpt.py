@@ -27,12 +27,12 @@ from vitune.methods.authoring import (
 )
 
 POSITION_MODULES = ("rope", "rel_pos", "relative_position", "pos_bias")
-"""Parts of module names that tell of positions inside attention, which prompts do not have."""
+"""Parts of module names that indicate positions inside attention, which prompts do not have."""
 
 
 @dataclass
 class VPTDeepConfig(BlockConfig):
-    """[prefix; P_i; patches] enters block i, and P_i's outputs are dropped behind it.
+    """[prefix; P_i; patches] enters block i, and P_i's outputs are dropped after it.
 
     Shapes: P_i (p, d), one for each block.
     Args:
@@ -40,7 +40,7 @@ class VPTDeepConfig(BlockConfig):
         dropout: rate on the prompts while training.
 
     Raises:
-        VituneError: a value out of range, or roles, which the method has no use for.
+        VituneError: a value out of range, or roles, which the method does not use.
         BackboneError: at injection, where attention is in windows or has positions of its own, or
             a block does not take more tokens than the network gives it.
     Source: VPT (ECCV 2022) and its code: U(±√(6/(3·patch² + d))), prompts between the class token
@@ -78,7 +78,7 @@ class VPTDeepConfig(BlockConfig):
         return PromptPlan(model, num_prefix_tokens(model), sites)
 
     def decayed_by_authors(self, place: str, name: str, parameter: Tensor) -> bool:
-        """All but the head's bias."""
+        """Everything except the head's bias."""
         return (place, name) != ("head", "bias")
 
     def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:
@@ -87,7 +87,7 @@ class VPTDeepConfig(BlockConfig):
 
 @dataclass
 class VPTShallowConfig(VPTDeepConfig):
-    """[prefix; P; patches] enters the first block; P's outputs are dropped behind the last.
+    """[prefix; P; patches] enters the first block; P's outputs are dropped after the last.
 
     Shapes: P (p, d).
     Source: VPT (ECCV 2022), "VPT-shallow". With `blocks`, from the first to the last of those.
@@ -128,7 +128,7 @@ class PromptPlan(nn.Module):
 
 
 class PromptedBlock(WrapperLayer):
-    """A block that sees p more tokens, which do not leave it; prompts (p, d)."""
+    """A block that gets p more tokens and drops them again; prompts (p, d)."""
 
     adapter_layer_names = ("prompts",)
     exposes_delta = False
@@ -160,7 +160,7 @@ class PromptedBlock(WrapperLayer):
 
 
 class PromptCarryingBlock(PromptedBlock):
-    """The first block, where prompts enter, or the last, behind which they are dropped."""
+    """The first block, where prompts enter, or the last, after which they are dropped."""
 
     def new_parameters(self, config: Any, shared: nn.Module | None) -> Mapping[str, Tensor]:
         assert isinstance(shared, PromptPlan)
@@ -180,7 +180,7 @@ class PromptCarryingBlock(PromptedBlock):
 
 
 def _refuse_positions(model: nn.Module, by: str) -> None:
-    """Attention with rotary or relative positions has none for prompts."""
+    """Refuse attention with rotary or relative positions, which has none for prompts."""
     for name, _ in (*model.named_modules(), *model.named_parameters()):
         if any(part in name.rpartition(".")[2] for part in POSITION_MODULES):
             raise BackboneError(
@@ -190,9 +190,9 @@ def _refuse_positions(model: nn.Module, by: str) -> None:
 
 
 def _refuse_tensors(args: Sequence[Any], kwargs: Mapping[str, Any], by: str) -> None:
-    """A mask or rotary table that comes with the tokens does not fit more of them.
+    """Refuse a mask or rotary table that comes with the tokens, which does not fit more of them.
 
-    A single number (transformers' Trainer sends how many images there are) has no size to fit.
+    A single number (transformers' Trainer sends the number of images) needs no fitting.
     """
     given = (*args, *kwargs.values())
     if any(isinstance(value, Tensor) and value.dim() > 0 for value in given):

@@ -1,4 +1,4 @@
-"""Training objectives: callables that give a dictionary of named losses, whose sum is trained."""
+"""Training objectives: callables that return a dictionary of named losses to be summed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graph regularisation: features of one class are drawn together on the unit sphere."""
+"""Graph regularisation: pulls features of one class together on the unit sphere."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def graph_penalty(features: Tensor, labels: Tensor) -> Tensor:
     """G = Σ_ij A_ij ‖z̄_i − z̄_j‖² / b, A_ij = 1[y_i = y_j] / (images of that class in the batch).
 
     This is the Laplacian form 2 tr(Z̄ᵀ (D − A) Z̄) / b. The rows of A sum to 1 and z̄ has length 1,
-    so that G = 2 (1 − Σ_c ‖Σ_i T_ic z̄_i‖² / n_c / b), which needs no b x b matrix. A class with
-    one image in the batch adds nothing: batches of at least 64, or few classes, are needed.
+    so G = 2 (1 − Σ_c ‖Σ_i T_ic z̄_i‖² / n_c / b), which needs no b x b matrix. A class with one
+    image in the batch adds nothing: batches of at least 64, or few classes, are needed.
 
     Args:
         labels: class indices, or target shares T after mixup.

@@ -1,4 +1,4 @@
-"""PACE: two passes under different noise on the adapter's changes shall agree."""
+"""PACE: two passes under different noise on the adapter's changes should agree."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ class Pace:
 
     Z is fresh for each image, channel and pass, and the same for all tokens of an image; both
     passes see the same dropout and drop-path masks. σ_block falls linearly with depth, and the
-    head, whose output is all change, is noised last. There is no noise outside training.
+    head, whose output counts as change, gets the last noise level. There is no noise outside
+    training.
 
     Args:
         pace_lambda: λ; the paper's grid is .02 to 1, larger for less data.
         pace_sigma: σ; the paper's grid is .1 to 2.
-        variant: "full", two passes a step. "fast", one pass: f₂ are the image's logits of the
-            epoch before, so the first epoch, of a resumed run too, has no consistency.
+        variant: "full", two passes a step. "fast", one pass: f₂ are the image's logits from the
+            previous epoch, so the first epoch, also of a resumed run, has no consistency term.
             "lazy_half": plain noisy passes, but every `interval`-th step two passes over half of
             the batch.
         interval: of "lazy_half", at least 2: at 1 the other half would never be trained on.
@@ -63,11 +64,11 @@ class Pace:
 
     @property
     def needs_indices(self) -> bool:
-        """The fast variant remembers logits by image."""
+        """Whether to remember logits by image, for the fast variant."""
         return self.variant == "fast"
 
     def prepare(self, plan: NoisePlan | None) -> None:
-        """Take the layers that are noised.
+        """Set the layers that get noise.
 
         Raises:
             TrainingError: there is no plan.
@@ -134,7 +135,7 @@ class Pace:
         return self.pace_lambda * by_image.mean()
 
     def _against_memory(self, logits: Tensor, step: Step) -> Tensor:
-        """The disagreement with what each image gave before; 0 for images not seen before."""
+        """The disagreement with each image's previous logits; 0 for images not seen before."""
         if step.indices is None:
             raise TrainingError(
                 "pace variant 'fast': got a batch without image indices, expected them. "
@@ -152,7 +153,7 @@ class Pace:
 
 
 def _factors(delta: Tensor, num_images: int, sigma: float, generator: torch.Generator) -> Tensor:
-    """Z for changes (b·k, ..., c): one vector of channels an image, for all windows and tokens."""
+    """Z for changes (b·k, ..., c): one vector of channels per image, for all windows and tokens."""
     shape = (num_images, *[1] * (delta.dim() - 2), delta.shape[-1])
     noise = torch.randn(shape, generator=generator, device=delta.device, dtype=torch.float32)
     factors = (1 + sigma * noise).to(delta.dtype)

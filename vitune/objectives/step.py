@@ -1,4 +1,4 @@
-"""What an objective is told beside images and labels, and what it must be."""
+"""The inputs of an objective besides images and labels, and its interface."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class NoisePlan:
 
     Args:
         num_blocks: depth of the backbone.
-        starts_at_first: whether the first block is noised; in a hierarchical backbone it is.
+        starts_at_first: whether the first block gets noise; in a hierarchical backbone it does.
         applied: `applied(noise)` is a context within which every adapted layer of a block uses
-            `noise(block, delta)` in the place of the change that it makes.
+            `noise(block, delta)` instead of its change.
     """
 
     num_blocks: int
@@ -37,11 +37,10 @@ class Step:
 
     Args:
         number: steps before this one.
-        progress: share of training that is done, in [0, 1].
-        indices: position of each image in the training set (b,); None where it is not known.
-        logits: turns what the model returns into logits (b, c).
-        penalty: the method's own term at this progress and for these labels, None where it has
-            none.
+        progress: completed share of training, in [0, 1].
+        indices: position of each image in the training set (b,); None if unknown.
+        logits: turns the model's output into logits (b, c).
+        penalty: the method's own term at this progress and for these labels, or None.
     """
 
     number: int = 0
@@ -53,7 +52,7 @@ class Step:
     def with_penalty(
         self, losses: dict[str, Tensor], labels: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """`losses` with the method's own term for images with `labels`, where it has one now."""
+        """`losses` with the method's own term for images with `labels`, if it has one now."""
         term = None if self.penalty is None else self.penalty(self.progress, labels)
         return losses if term is None else {**losses, "penalty": term}
 
@@ -67,10 +66,10 @@ class Objective(Protocol):
 
     @property
     def needs_indices(self) -> bool:
-        """Whether each step must tell which images it holds."""
+        """Whether each step must provide its image indices."""
 
     def prepare(self, plan: NoisePlan | None) -> None:
-        """Called once before training; raises where the objective cannot be used."""
+        """Called once before training; raises if the objective cannot be used."""
 
     def __call__(
         self, model: nn.Module, images: Tensor, labels: Tensor, step: Step
@@ -91,10 +90,10 @@ def check_range(name: str, value: Any, low: float, *, below: float | None = None
 
 
 def check_word(name: str, value: Any, valid: Sequence[str]) -> None:
-    """Refuse a word that is none of `valid`.
+    """Refuse a word that is not in `valid`.
 
     Raises:
-        VituneError: another word.
+        VituneError: any other word.
     """
     if value not in valid:
         raise VituneError(f"{name}: got {value!r}, expected one of {tuple(valid)}.")

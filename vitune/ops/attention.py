@@ -12,7 +12,7 @@ from vitune.ops.hardware import cpu_multiplies_bf16, without_autocast
 from vitune.ops.plain import gradients_of, needs_plain_ops
 
 MAX_TOKENS = 1024
-"""Beyond it the n·n scores of an image leave the cache and PyTorch's own kernel is faster."""
+"""Above this the n·n scores of an image exceed the cache and PyTorch's own kernel is faster."""
 
 SCORES_PER_THREAD = 1 << 19
 """Scores of one thread at a time: 2 MiB in float32, about one core's second-level cache."""
@@ -25,11 +25,11 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = N
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √d + bias) v by plain products, the scores computed again for the gradient.
+    """softmax(q kᵀ / √d + bias) v by plain products, the scores recomputed for the gradient.
 
-    A few images at a time, so that their scores stay in the cache. Where a gradient is to be
-    differentiated in turn (`create_graph`), the reference's is given; under torch.func and
-    torch.export the reference runs.
+    A few images at a time, so that their scores stay in the cache. If the gradient is
+    differentiated again (`create_graph`), the reference is used; also under torch.func and
+    torch.export.
 
     Shapes: q (b, h, n, d); k (b, h, m, d); v (b, h, m, e); bias (b, 1, 1, m), which gets no
         gradient; returns (b, h, n, e).
@@ -41,10 +41,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Te
 
 
 def prefers_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether `attention` is the faster one: bfloat16 on a CPU with instructions for it.
+    """Whether `attention` is faster: bfloat16 on a CPU with instructions for it.
 
     PyTorch's own CPU kernel takes 1.9 times as long there, forward and backward together; in
-    float32, for long sequences and on other devices it is the faster one.
+    float32, for long sequences and on other devices it is faster.
     """
     return (
         all(tensor.dtype == torch.bfloat16 and tensor.dim() == 4 for tensor in (q, k, v))
@@ -92,5 +92,5 @@ def _images(q: Tensor, k: Tensor) -> list[slice]:
     """Slices of the batch whose scores fit the cache of the threads that work on them."""
     scores = q.shape[1] * q.shape[2] * k.shape[2]
     most = max(1, torch.get_num_threads() * SCORES_PER_THREAD // max(1, scores))
-    size = -(-len(q) // -(-len(q) // most))  # even slices, rounded up: a rest of one is slow
+    size = -(-len(q) // -(-len(q) // most))  # even slices, rounded up: a remainder of one is slow
     return [slice(start, start + size) for start in range(0, len(q), size)]

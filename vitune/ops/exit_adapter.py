@@ -1,4 +1,4 @@
-"""The E-adapter: a bottleneck whose two projections all exits share."""
+"""The E-adapter: a bottleneck whose two projections are shared by all exits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the device multiplies in hardware and which number format is asked for."""
+"""What the device multiplies in hardware, and which number format is requested."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cpu_multiplies_bf16() -> bool:
 
 
 def in_autocast_dtype(x: Tensor) -> Tensor:
-    """`x` in the number format of autocast where that is on for its device."""
+    """`x` in autocast's number format, if autocast is on for its device."""
     device_type = x.device.type
     if device_type not in _AUTOCASTING or not torch.is_autocast_enabled(device_type):
         return x

@@ -1,8 +1,8 @@
-"""A training step that keeps less: cheap activations are computed again, attention is the fastest.
+"""A training step that keeps less: cheap activations are recomputed, the fastest attention is used.
 
-Everything here works on the functions that a network calls, whatever the network: PyTorch's
-function mode sees the calls, its saved-tensor hooks see what is kept for the backward pass. No
-module is replaced or changed, and outside the context nothing is different.
+Everything here works on the functions that any network calls: PyTorch's function mode sees the
+calls, its saved-tensor hooks see what is kept for the backward pass. No module is replaced or
+changed, and outside the context nothing differs.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from torch.overrides import TorchFunctionMode
 from vitune.ops.attention import attention, prefers_attention
 
 RECOMPUTED = frozenset({F.gelu, F.silu, F.layer_norm})
-"""Functions of one pass over memory that keep their input, not their result, for the gradient."""
+"""Cheap functions that keep their input, not their result, for the gradient."""
 
 CASTS = frozenset({Tensor.to, Tensor.bfloat16, Tensor.half, Tensor.float})
-"""Followed where they act on the result of such a function."""
+"""Also traced when applied to the result of such a function."""
 
 
 @contextmanager
 def lean_step() -> Iterator[None]:
-    """Within: forward passes keep the inputs of activations and norms, not their outputs.
+    """Within the context, forward passes keep the inputs of activations and norms, not outputs.
 
     The output of a GELU, SiLU or LayerNorm that a later layer wants to keep is recomputed from
     what is kept anyway, by the same function of the same numbers: gradients are bit for bit the
-    same. Attention without a mask runs as `vitune.ops.attention` where `prefers_attention`. The
-    backward pass may run after the context is left. Not for blocks that are checkpointed: what
-    they do again in the backward pass, out of this context's sight, would not be what they did.
+    same. Attention without a mask runs as `vitune.ops.attention` if `prefers_attention`. The
+    backward pass may run after the context is left. Not for checkpointed blocks: their
+    recomputation in the backward pass happens outside this context and would differ.
     """
     origins = Origins()
     with LeanFunctions(origins), saved_tensors_hooks(origins.pack, _unpack):
@@ -45,11 +45,11 @@ def lean_step() -> Iterator[None]:
 
 @contextmanager
 def first_token_only(*modules: nn.Module) -> Iterator[None]:
-    """Within: each module is given the first token alone, (b, 1, d) of (b, n, d).
+    """Within the context, each module gets only the first token, (b, 1, d) of (b, n, d).
 
-    Meant for what follows attention in a network's last block where only the first token is read:
-    a residual sum spreads the one token over all, and the first is exact. The others are not.
-    Checkpointed blocks need the backward pass inside the context too.
+    Meant for the layers after attention in a network's last block if only the first token is read:
+    a residual sum broadcasts the one token to all; only the first is exact. Checkpointed blocks
+    also need the backward pass inside the context.
     """
     handles = [module.register_forward_pre_hook(_first_token) for module in modules]
     try:
@@ -86,13 +86,13 @@ class Origin:
 
 
 class Origins:
-    """Remembers how recent tensors were made, and stands in for them where they are kept."""
+    """Remembers how recent tensors were made, and replaces them when they are saved."""
 
     def __init__(self) -> None:
         self._of_storage: dict[int, Origin] = {}
 
     def add(self, made: Tensor, function: Callable[..., Tensor], args: Any, kwargs: Any) -> None:
-        """Remember `made` for as long as it lives."""
+        """Remember `made` during its lifetime."""
         key = made.untyped_storage().data_ptr()
         known = tuple(self.pack(value) for value in args)
         named = {name: self.pack(value) for name, value in kwargs.items()}
@@ -102,7 +102,7 @@ class Origins:
         )
 
     def pack(self, kept: Any) -> Any:
-        """The origin of `kept` where there is one and it is the same tensor, else `kept`."""
+        """The origin of `kept` if there is one for the same tensor, else `kept`."""
         if not isinstance(kept, Tensor):
             return kept
         if kept.layout is not torch.strided:  # a sparse tensor has no storage of its own
@@ -114,13 +114,13 @@ class Origins:
         return origin
 
     def _drop(self, key: int, ended: weakref.ref[Tensor]) -> None:
-        """Hold nothing longer than the layers that keep it."""
+        """Hold nothing longer than the layers that save it."""
         if key in self._of_storage and self._of_storage[key].made is ended:
             del self._of_storage[key]
 
 
 class LeanFunctions(TorchFunctionMode):
-    """Notes the origins of cheap results and chooses the attention."""
+    """Records the origins of cheap results and chooses the attention."""
 
     def __init__(self, origins: Origins) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression with an L2 penalty, solved by L-BFGS rather than stepped."""
+"""Multinomial logistic regression with an L2 penalty, solved by L-BFGS."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 CHUNK_VALUES = 2**25
-"""Values of a chunk of features or logits that are in memory at a time (128 MiB in float32)."""
+"""Values per chunk of features or logits in memory at a time (128 MiB in float32)."""
 
 MAX_EXACT = 2**31
-"""Multiplications a pass up to which a CPU solves in float64; above, float32 is near enough."""
+"""Multiplications per pass up to which a CPU solves in float64; above, float32 will do."""
 
 
 @dataclass(frozen=True)
 class Standardiser:
     """x ← (x - mean) / scale, feature by feature.
 
-    Shapes: mean, scale (d,) float64; scale is 1 where a feature never varies.
+    Shapes: mean, scale (d,) float64; scale is 1 if a feature never varies.
     """
 
     mean: Tensor
@@ -29,7 +29,7 @@ class Standardiser:
 
     @classmethod
     def of(cls, features: Any, chunk: int | None = None) -> Standardiser:
-        """From the rows of `features`, read in chunks; two passes, so that nothing cancels.
+        """From the rows of `features`, read in chunks; two passes, to avoid cancellation.
 
         Shapes: features (n, d), a NumPy array, a memory map or a tensor.
         """
@@ -64,7 +64,7 @@ class Solution:
     Args:
         loss: the objective at the solution, penalty included.
         num_passes: over the features.
-        converged: False where the iterations ran out first.
+        converged: False if the iterations ran out first.
 
     Shapes: weight (c, d); bias (c,).
     """
@@ -92,15 +92,15 @@ def solve_logistic(
     """argmin over W, b of mean_i CE(W x_i + b, y_i) + penalty / 2 · ‖W‖².
 
     The same problem as scikit-learn's `LogisticRegression(C=1 / (penalty · n))`; b is not
-    penalised. The sum over images is taken chunk by chunk, so that features may be a memory map
-    larger than memory. The arithmetic is float64 on a CPU while a pass is short, else float32.
+    penalised. The sum over images is taken chunk by chunk, so features may be a memory map larger
+    than memory. The arithmetic is float64 on a CPU while a pass is short, else float32.
 
     Args:
         penalty: above 0.
-        standardiser: applied to every chunk; None takes the features as they are.
-        start: a solution for another penalty to set out from.
-        tolerance: largest entry of the gradient at which the solution is taken.
-        chunk: images a chunk; None chooses.
+        standardiser: applied to every chunk; None leaves the features unchanged.
+        start: a solution for another penalty to start from.
+        tolerance: largest gradient entry at which the solution is accepted.
+        chunk: images per chunk; None chooses.
 
     Shapes: features (n, d); labels (n,) integers in 0..num_classes - 1.
     Source: Liu and Nocedal, On the limited memory BFGS method (1989); strong Wolfe line search.
@@ -152,7 +152,7 @@ def _prepared(
     features: Any, labels: Any, standardiser: Standardiser | None, width: int,
     chunk: int | None, device: torch.device, dtype: torch.dtype,
 ) -> Prepared:  # fmt: skip
-    """Chunks of standardised features and labels; kept on the device where they are one chunk."""
+    """Chunks of standardised features and labels; kept on the device if there is only one chunk."""
     classes = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
 
     def read() -> Iterator[tuple[Tensor, Tensor]]:

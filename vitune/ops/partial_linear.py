@@ -1,6 +1,6 @@
 """y = x Wᵀ + b with some rows of W and b trained, the others frozen.
 
-The fast version keeps x once and makes gradients for the trained rows only; the reference builds
+The fast version keeps x once and computes gradients only for the trained rows; the reference builds
 the whole weight and leaves the rest to autograd.
 """
 
@@ -47,9 +47,9 @@ def partial_linear(
 ) -> Tensor:
     """y = x W'ᵀ + b', W' and b' being W and b with rows replaced, saving only x for the backward.
 
-    W and b are frozen and get no gradient, so that no buffer of W's size exists besides W. Where
-    a gradient is to be differentiated in turn (`create_graph`), the reference's is given; under
-    torch.func and torch.export the reference runs.
+    W and b are frozen and get no gradient, so no buffer of W's size exists besides W. If the
+    gradient is differentiated again (`create_graph`), the reference is used; also under torch.func
+    and torch.export.
 
     Shapes: x (..., i); weight (o, i); bias (o,) or None; rows (r, i); row_bias (r,) or None where
         bias is None; indices (r,), all different; returns (..., o).

@@ -1,4 +1,4 @@
-"""When the fast ops step aside for their references, and gradients that have gradients."""
+"""When the fast ops give way to their references, and differentiable gradients."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-"""torch 2.6 cannot tell an export from a compilation."""
+"""torch 2.6 cannot distinguish an export from a compilation."""
 
 
 def needs_plain_ops() -> bool:
-    """Whether something looks at the operations themselves: torch.func or torch.export.
+    """Whether torch.func or torch.export inspects the operations.
 
     Their transforms have no rule for a custom autograd function, and an exported program cannot
     hold one.
@@ -26,10 +26,10 @@ def gradients_of(
     needed: Sequence[bool],
     grad: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of `function(*tensors)`, differentiable in turn; None where not `needed`.
+    """The gradients of `function(*tensors)`, differentiable again; None if not `needed`.
 
-    For a backward pass under `create_graph`. A fast one would be taken for a constant there, and
-    second-order gradients be wrong without a word.
+    For a backward pass under `create_graph`. A fast one would be treated as a constant there, and
+    second-order gradients would be silently wrong.
     """
     with torch.enable_grad():
         result = function(*tensors)

@@ -1,7 +1,7 @@
 """y = x W'ᵀ + b' with W' = W ⊙ (1 + S_out S_in): RLRR's linear map and its memory-lean gradient.
 
-The fast version keeps only x for the backward pass. It builds W' again there instead of storing a
-second copy of the network, and reduces the weight gradient dyᵀx against W tile by tile, so that no
+The fast version keeps only x for the backward pass. There it rebuilds W' instead of storing a
+second copy of the network, and reduces the weight gradient dyᵀx against W tile by tile, so no
 weight-sized gradient ever exists. The reference is the formula as written, left to autograd.
 """
 
@@ -35,7 +35,7 @@ def rescaled_weight(
     """W' = W ⊙ (1 + S_out S_in), or W ⊙ (S_out S_in) without the residual; differentiable.
 
     Shapes: weight (o, i); scale_out (o, r); scale_in (p, r, i), where the o outputs are p equal
-        parts with input scales of their own (p = 3 for a fused qkv, else 1); returns (o, i).
+        parts with their own input scales (p = 3 for a fused qkv, else 1); returns (o, i).
     Source: RLRR (CVPR 2024) eq. 5; the paper writes x W, so its s_left is scale_in here.
     """
     factor = scale_out.unflatten(0, (scale_in.shape[0], -1)) @ scale_in  # (p, o/p, i)
@@ -72,21 +72,21 @@ def rescaled_linear(
 ) -> Tensor:
     """y = x W'ᵀ + b + f with W' = W ⊙ (1 + S_out S_in), saving only x for the backward pass.
 
-    Of a small W (`rescaling.KEPT_WEIGHT`) W' is kept too. W and b are frozen here and get no
-    gradient; where `weight` requires one, the reference runs instead. Under autocast the product is
-    taken in the autocast dtype, W' being rounded once from a float32 product. Where a gradient is
-    to be differentiated in turn (`create_graph`), the reference's is given; under torch.func and
-    torch.export the reference runs, under torch.compile one custom operator.
+    For a small W (`rescaling.KEPT_WEIGHT`) W' is kept too. W and b are frozen here and get no
+    gradient; if `weight` requires one, the reference runs instead. Under autocast the product is
+    computed in the autocast dtype, W' being rounded once from a float32 product. If the gradient is
+    differentiated again (`create_graph`), the reference is used, also under torch.func and
+    torch.export; under torch.compile it is one custom operator.
 
-    The product dyᵀx behind the scales' gradients is taken in bfloat16 where x is float32 on a CPU
-    that multiplies bfloat16 in hardware and n·o·i is at least BF16_REDUCTION_FROM. y and dx are
-    never touched by it, so that no error travels to other layers.
+    The product dyᵀx for the scales' gradients is computed in bfloat16 if x is float32 on a CPU that
+    multiplies bfloat16 in hardware and n·o·i is at least BF16_REDUCTION_FROM. It never affects y
+    and dx, so no error spreads to other layers.
 
     Shapes: x (..., i); weight (o, i); bias, shift (o,) or None; scale_out (o, r);
         scale_in (p, r, i); returns (..., o).
     Args:
-        exact: take every product in x's own dtype, whatever the machine could do faster.
-        token_share: below 1, dyᵀx is estimated from so many of the tokens (`sample_tokens`): the
+        exact: compute every product in x's own dtype, even if the machine could be faster.
+        token_share: below 1, dyᵀx is estimated from this share of the tokens (`sample_tokens`): the
             scales' gradients are unbiased and noisier; y, dx and the shift's gradient are exact.
     Source: RLRR (CVPR 2024) eq. 5 and 6; the recomputation is vitune's.
     """
@@ -210,8 +210,8 @@ _GRADIENT_SCHEMA = (
 )
 
 
-# The same as one operator of torch.compile, which cannot look into an autograd.Function that
-# works in tiles. Outside a compiled graph that function has less overhead.
+# The same as one operator for torch.compile, which cannot trace an autograd.Function that works in
+# tiles. Outside a compiled graph that function has less overhead.
 @torch.library.custom_op("vitune::rescaled_linear", mutates_args=(), schema=_SCHEMA)
 def _whole(
     x: Tensor,
@@ -246,7 +246,7 @@ def _whole_gradient(
     token_share: float,
     needed: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    """An operator returns tensors alone: an empty one stands for a gradient that is not needed."""
+    """An operator returns only tensors: an empty one represents a gradient that is not needed."""
     found = product_gradients(
         grad, x, weight, scale_out, scale_in, residual, exact, token_share, needed
     )

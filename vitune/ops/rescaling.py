@@ -18,17 +18,17 @@ BUILD_TILE = 1 << 19
 """
 
 KEPT_WEIGHT = 1 << 17
-"""Elements of W up to which W' is kept for the backward pass: building it again costs more time
-than its memory is worth in a network so small (a width of up to 181)."""
+"""Elements of W up to which W' is kept for the backward pass: rebuilding it costs more time than
+its memory is worth in such a small network (a width of up to 181)."""
 
 REDUCTION_TILE = 1 << 21
 """Elements of dyᵀx that exist at a time; smaller tiles make the product itself slower.
 
-8 MiB in float32: four times BUILD_TILE, since every tile reads the whole of x once more.
+8 MiB in float32: four times BUILD_TILE, because every tile reads all of x again.
 """
 
 BF16_REDUCTION_FROM = 1 << 28
-"""Multiplications n·o·i from which a float32 reduction product is taken in bfloat16."""
+"""Multiplications n·o·i from which on a float32 reduction product is computed in bfloat16."""
 
 
 def rescaled_product(
@@ -40,7 +40,7 @@ def rescaled_product(
     shift: Tensor | None,
     residual: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """y, and W' where it is small enough to be kept for the gradient."""
+    """y, and W' if it is small enough to be kept for the gradient."""
     with without_autocast(x.device.type):
         changed = tiled_weight(weight, scale_out, scale_in, residual, x.dtype)
         result = F.linear(x, changed, sum_bias(bias, shift, x.dtype))
@@ -62,7 +62,7 @@ def product_gradients(
     """The gradients of x, scale_out, scale_in and shift, those that are `needed`.
 
     Args:
-        changed: W' where it was kept.
+        changed: W' if it was kept.
     """
     needs_x, needs_out, needs_in, needs_shift = needed
     grad = grad.reshape(-1, grad.shape[-1]).to(x.dtype)  # (n, o)
@@ -77,8 +77,8 @@ def product_gradients(
             grad_shift = grad.T @ grad.new_ones(len(grad))  # (o,)
         if needs_out or needs_in:
             x = x.reshape(-1, x.shape[-1])  # (n, i)
-            # Only the scales' gradient is estimated, and last: dx and the shift's are exact, so
-            # that no layer below inherits the noise.
+            # Only the scales' gradient is estimated, and last: dx and the shift's are exact, so no
+            # layer below inherits the noise.
             if token_share < 1:
                 grad, x = sample_tokens(grad, x, token_share)
             if not exact and _reduces_in_bf16(x, weight):
@@ -162,7 +162,7 @@ def tiled_weight(
 def _tile(
     weight: Tensor, scale_out: Tensor, scale_in: Tensor, residual: bool, into: Tensor | None = None
 ) -> Tensor:
-    """Some outputs of W' in the wider dtype, in `into` where that is given."""
+    """Some outputs of W' in the wider dtype, written to `into` if given."""
     num_parts = len(scale_in)
     old, by_out = (_by_part(t, num_parts) for t in (weight, scale_out))  # (k, t, i), (k, t, r)
     new = None if into is None else _by_part(into, num_parts)
@@ -178,13 +178,13 @@ def _tile(
 
 
 def _tiles(weight: Tensor, num_parts: int, most: int) -> list[tuple[slice, slice]]:
-    """(outputs, parts) pairs: all at once where W has at most `most` elements, else even tiles."""
+    """(outputs, parts) pairs: all at once if W has at most `most` elements, else even tiles."""
     num_out, num_in = weight.shape
     if num_out * num_in <= most:
         return [(slice(0, num_out), slice(0, num_parts))]
     part_size = num_out // num_parts
-    # Even tiles (-(-a // b) rounds up) rather than full ones and a rest: a thin product is slow.
-    # A tile never crosses a part of a fused weight, whose parts have scales of their own.
+    # Even tiles (-(-a // b) rounds up) rather than full ones and a remainder: a thin product is
+    # slow. A tile never crosses parts of a fused weight, which have their own scales.
     num_tiles = min(part_size, -(-part_size * num_in // most))
     size = -(-part_size // num_tiles)
     return [

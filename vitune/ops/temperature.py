@@ -1,4 +1,4 @@
-"""One number that makes a classifier's confidence honest: logits / T."""
+"""Temperature scaling: one number that calibrates a classifier's confidence, logits / T."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 RANGE = (0.05, 20.0)
-"""Temperatures that are looked at."""
+"""The range of temperatures."""
 
 STEPS = 40
 
@@ -18,8 +18,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """argmin over T of the mean cross-entropy of logits / T, within RANGE.
 
     The targets give the true class 1 - 1 / (n + 2) and share the rest among the others: n images
-    without a mistake do not show that there is none to come. The cross-entropy is convex in 1 / T;
-    its derivative in log T is bisected, which keeps the order of the classes and needs no rate.
+    without a mistake do not mean that none will come. The cross-entropy is convex in 1 / T; its
+    derivative in log T is bisected, which needs no learning rate. The order of the classes is kept.
 
     Shapes: logits (n, c); labels (n,) int64.
     Source: Guo et al., On calibration of modern neural networks (ICML 2017), eq. 9; the targets
@@ -40,7 +40,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def calibrated_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each image at the temperature that is best for all.
+    """Cross-entropy of each image at the temperature that is best over all images.
 
     Shapes: logits (n, c); labels (n,) int64; returns (n,) float64.
     """

@@ -1,4 +1,4 @@
-"""Merge the most similar tokens: bipartite matching, and attention that knows how many each is."""
+"""Merge the most similar tokens: bipartite matching, and attention weighted by token size."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vitune.ops.attention import attention, prefers_attention
 
 @dataclass(frozen=True)
 class Matching:
-    """Which tokens go into which.
+    """Which tokens are merged into which.
 
     New positions: first the tokens of even position that stay, then all of odd position.
 
     Shapes: kept (b, e - r) and gone (b, r), indices among the e tokens of even position; into
-        (b, r), for each that goes its partner's index among the o tokens of odd position.
+        (b, r), for each removed one its partner's index among the o tokens of odd position.
     """
 
     kept: Tensor
@@ -38,10 +38,10 @@ class Matching:
 
 @torch.no_grad()
 def match_tokens(keys: Tensor, number: int) -> Matching:
-    """Choose the `number` tokens of even position that are most like one of odd position.
+    """Choose the `number` tokens of even position that are most similar to one of odd position.
 
-    Likeness is the cosine of two keys; each even token is compared with every odd one and can go
-    into its nearest alone.
+    Similarity is the cosine of two keys; each even token is compared with every odd one and can
+    merge only into its nearest.
 
     Shapes: keys (b, n, d); number ≤ n / 2 rounded down.
     Source: ToMe (ICLR 2023), bipartite soft matching. Deviation: tokens that stay keep their order.
@@ -68,10 +68,10 @@ def merged_tokens_reference(
 
 
 def merged_tokens(x: Tensor, sizes: Tensor, matching: Matching) -> tuple[Tensor, Tensor]:
-    """x'_j = Σ s_i x_i / Σ s_i over the tokens i that go into j, and the sizes Σ s_i.
+    """x'_j = Σ s_i x_i / Σ s_i over the tokens i merged into j, and the sizes Σ s_i.
 
     One product with a matrix that is mostly zeros: scattering by index is no faster on a CPU, and
-    its sums come in another order each time on a GPU.
+        on a GPU the order of its sums varies.
 
     Shapes: x (b, n, d); sizes (b, n) float32; returns (b, n - r, d) and (b, n - r).
     """
@@ -86,7 +86,7 @@ def merged_tokens(x: Tensor, sizes: Tensor, matching: Matching) -> tuple[Tensor,
 
 
 def spread_tokens(x: Tensor, positions: Tensor) -> Tensor:
-    """Every original token's merged one: a mean over them is the mean over tokens by size.
+    """The merged token of every original one: their mean is the size-weighted mean over tokens.
 
     Shapes: x (b, m, d); positions (b, n) in [0, m); returns (b, n, d).
     """

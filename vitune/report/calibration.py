@@ -1,4 +1,4 @@
-"""The reliability diagram: how often the model is right when it says how sure it is."""
+"""The reliability diagram: how often the model is right at each stated confidence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BAR_WIDTH = 9.0
 
 @dataclass(frozen=True)
 class Bubble:
-    """One bin: its place, its 95 % interval, the diagonal it should lie on, its share's bar."""
+    """One bin: its position, its 95 % interval, the diagonal it should lie on, its share's bar."""
 
     x: float
     y: float
@@ -34,7 +34,7 @@ class Bubble:
 
 @dataclass(frozen=True)
 class Reliability:
-    """The diagram, and in words on which side of the diagonal the model errs."""
+    """The diagram, and in words whether the model is over- or underconfident."""
 
     bubbles: tuple[Bubble, ...]
     ticks: tuple[tuple[Tick, Tick], ...]
@@ -85,7 +85,7 @@ def reliability(evaluation: Evaluation) -> Reliability | None:
 
 
 def _verdict(confidence: float, accuracy: float, interval: tuple[float, float]) -> str:
-    """Over- or under-confident only where the mean confidence leaves the accuracy's interval."""
+    """Over- or under-confident only if the mean confidence is outside the accuracy's interval."""
     if interval[0] <= confidence <= interval[1]:
-        return "neither over- nor under-confident on the whole"
+        return "neither over- nor under-confident overall"
     return "over-confident" if confidence > accuracy else "under-confident"

@@ -16,7 +16,7 @@ from vitune.report.scatter import Measured, ScatterChart, scatter_chart
 from vitune.result_files import Record, as_record
 
 LEVEL = 0.05
-"""Below it a p value tells two methods apart."""
+"""A p value below this tells two methods apart."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Compared:
         mean: None where no run has an accuracy.
         spread: standard deviation over seeds, None for a single one.
         num_lost: runs without an accuracy.
-        lr: the learning rate it was trained with, None where it is not told.
+        lr: the learning rate it was trained with, None if unknown.
         lr_from: where that comes from, in a word or two.
-        seconds: of training as the clock saw them, with whatever else the machine did.
+        seconds: wall-clock time of training, including the machine's other load.
         cpu_seconds: processor time of training, which other programs do not lengthen.
-        best: above every other method by more than chance.
+        best: better than every other method by more than chance.
     """
 
     method: str
@@ -83,8 +83,8 @@ def write_comparison(
         heading: what was compared, in a few words.
         note: a sentence below the heading: data, backbone, which split.
         differences: a mapping per pair with the keys first, second (methods), mean and, where
-            known, low, high (95 % interval) and p_value; all in accuracy, 0.01 a point. A method
-            is highlighted only where they tell it apart from every other.
+            known, low, high (95 % interval) and p_value; all in accuracy, where 0.01 is a point. A
+            method is highlighted only where they tell it apart from every other.
         explanation: how the differences were tested, a sentence each.
 
     Raises:
@@ -142,7 +142,7 @@ def _compared(records: Sequence[Record], tested: Sequence[Difference]) -> list[C
 
 
 def _difference(record: Record) -> Difference:
-    """A pair; told apart by its p value, or where there is none by an interval without 0."""
+    """A pair; told apart by its p value, or by an interval without 0 if there is no p value."""
     record.needed("mean")
     low, high, p_value = record.number("low"), record.number("high"), record.share("p_value")
     if p_value is not None:
@@ -161,7 +161,7 @@ def _difference(record: Record) -> Difference:
 
 
 def _leads(name: str, names: Sequence[str], tested: Sequence[Difference]) -> bool:
-    """Whether `name` is above every other method by more than chance."""
+    """Whether `name` is better than every other method by more than chance."""
     below = {d.second for d in tested if d.first == name and d.apart and d.mean > 0}
     below |= {d.first for d in tested if d.second == name and d.apart and d.mean < 0}
     return len(names) > 1 and below >= set(names) - {name}
@@ -188,9 +188,9 @@ def _strip(compared: Sequence[Compared]) -> Scale:
 
 
 def _scatters(compared: Sequence[Compared]) -> list[ScatterChart]:
-    """Accuracy against parameters and against processor time, for the methods that tell them.
+    """Accuracy against parameters and against processor time, for the methods that have them.
 
-    Time by the clock is not drawn: it would show what else the machine did.
+    Wall-clock time is not drawn: it would show the machine's other load.
     """
     kinds: list[tuple[str, str, Callable[[Compared], float | None], Callable[[float], str]]] = [
         (

@@ -1,4 +1,4 @@
-"""Which classes are taken for which, from a confusion matrix."""
+"""Which classes are mistaken for which, from a confusion matrix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vitune.report.evaluations import Evaluation
 
 @dataclass(frozen=True)
 class Confusion:
-    """Images of one class that were taken for another; `share` is that of the class's images."""
+    """Images of one class that were predicted as another; `share` is their share of the class."""
 
     label: str
     predicted: str
@@ -32,7 +32,7 @@ def most_confused(evaluation: Evaluation, most: int | None = 12) -> list[Confusi
 
 
 def taken_for(evaluation: Evaluation) -> dict[str, Confusion]:
-    """For each class the other class that its images were most often taken for."""
+    """For each class, the other class that its images were most often mistaken for."""
     found: dict[str, Confusion] = {}
     for pair in most_confused(evaluation, most=None):
         found.setdefault(pair.label, pair)

@@ -15,7 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 42
 
 @dataclass(frozen=True)
 class Point:
-    """A marked place with the text that it stands for."""
+    """A marked point with its text."""
 
     x: float
     y: float

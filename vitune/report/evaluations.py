@@ -18,7 +18,7 @@ PICTURE = re.compile(r"data:image/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How one class fared; shares in [0, 1]."""
+    """The scores of one class; shares in [0, 1]."""
 
     name: str
     num_images: int
@@ -45,7 +45,7 @@ class CalibrationBin:
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image that was taken for another class; `thumbnail` is a data URI or None."""
+    """A misclassified image; `thumbnail` is a data URI or None."""
 
     path: str
     label: str
@@ -84,9 +84,9 @@ class Evaluation:
     """One file of evaluation/: scores in [0, 1].
 
     Args:
-        num_trained: of the scored images, those that trained the model.
-        num_watched: those of its validation split.
-        num_left_out: images that were not scored because they had trained or validated it.
+        num_trained: scored images that were used for training.
+        num_watched: scored images of the validation split.
+        num_left_out: images that were not scored because they were used for training or validation.
     """
 
     name: str
@@ -113,41 +113,43 @@ class Evaluation:
 
     @property
     def marks(self) -> list[str]:
-        """What the score may not be taken for, in sentences."""
+        """Warnings about what the score does not mean, as sentences."""
         return score_marks(self.num_images, self.num_trained, self.num_watched, self.num_left_out)
 
 
 def score_marks(num_images: int, trained: int, watched: int, left_out: int) -> list[str]:
-    """What a score may not be taken for, in sentences.
+    """Warnings about what a score does not mean, as sentences.
 
     Args:
-        num_images: that were scored.
-        trained, watched: how many of them trained the run, and how many are its validation images.
-        left_out: images that were not scored because they had trained or validated it.
+        num_images: number of scored images.
+        trained, watched: how many of them are training images, and how many validation images.
+        left_out: images that were not scored because they were used for training or validation.
     """
     marks = []
     if trained:
         marks.append(
-            f"{_part(trained, num_images)} trained the model: the score says nothing about new "
-            "images."
+            f"{_part(trained, num_images)} were used for training: the score says nothing "
+            "about new images."
         )
     if watched:
         marks.append(f"{_part(watched, num_images)} are the run's validation images.")
     if left_out:
-        marks.append(f"{count(left_out)} images that trained or validated the run are left out.")
+        marks.append(
+            f"{count(left_out)} images that were used for training or validation are left out."
+        )
     return marks
 
 
 def _part(number: int, num_images: int) -> str:
-    """So many of the scored images, in words."""
+    """This number of the scored images, in words."""
     return "These images" if number == num_images else f"{number:,} of these {num_images:,} images"
 
 
 def read_evaluations(folder: Path) -> tuple[Evaluation, ...]:
-    """The evaluations of a folder, test sets before validation; none where the folder is absent.
+    """The evaluations in a folder, test sets before validation; none if there is no folder.
 
     Raises:
-        VituneError: a file that is not what it should be.
+        VituneError: a file that is damaged.
     """
     found = [_evaluation(path) for path in visible_files(folder, ".json")]
     return tuple(sorted(found, key=_standing))
@@ -160,7 +162,7 @@ def _standing(evaluation: Evaluation) -> tuple[int, int, str]:
 
 
 def _openness(evaluation: Evaluation) -> int:
-    """0 for a test set (the score to tell), 3 for images that training saw."""
+    """0 for a test set (the score to report) up to 3 for images used in training."""
     if evaluation.num_trained:
         return 3
     if evaluation.num_watched:
@@ -180,7 +182,7 @@ def is_validation(evaluation: Evaluation) -> bool:
 
 
 def is_test(evaluation: Evaluation) -> bool:
-    """Whether the images are a test split, by the evaluation's name, of which none trained."""
+    """Whether the images are a test split by name, with none of them used for training."""
     return _openness(evaluation) == 0
 
 
@@ -214,7 +216,7 @@ def _evaluation(path: Path) -> Evaluation:
 
 
 def _number(record: Record, key: str, name: str) -> int:
-    """`name` of the mapping `key`, 0 where either is absent."""
+    """`name` of the mapping `key`, 0 if either is absent."""
     return as_record(record.mapping(key), f"{record.where}: {key}").whole(name) or 0
 
 

@@ -1,4 +1,4 @@
-"""Early exits in a report: accuracy against measured time, and who left where."""
+"""Early exits in a report: accuracy against measured time, and where images left."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ExitRow:
 
 @dataclass(frozen=True)
 class System:
-    """What a user could run: the exits, the full network, one cut off, or another run."""
+    """A system a user could run: the network with exits, in full or cut off, or another run."""
 
     name: str
     kind: str
@@ -56,7 +56,7 @@ class ExitScores:
 
 @dataclass(frozen=True)
 class Segment:
-    """Part of a bar: images of one confidence that left at one exit."""
+    """Part of a bar: images of similar confidence that left at one exit."""
 
     y: float
     height: float
@@ -66,7 +66,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class ShareBars:
-    """Over the first exit's confidence: at which exit images left; below, how many they are."""
+    """The exit at which images left, by the first exit's confidence; below, how many images."""
 
     bars: tuple[tuple[float, float, float, tuple[Segment, ...]], ...]
     x_ticks: tuple[Tick, ...]
@@ -77,7 +77,7 @@ class ShareBars:
 
 @dataclass(frozen=True)
 class ExitsView:
-    """An evaluation's exits with their pictures."""
+    """An evaluation's exits with their charts."""
 
     scores: ExitScores
     scatter: ScatterChart | None
@@ -114,7 +114,7 @@ def read_exits(record: Record, example: Callable[[Record], Any]) -> ExitScores |
 
 
 def exits_view(scores: ExitScores | None, num_images: int) -> ExitsView | None:
-    """The pictures of an evaluation's exits on so many images; None where there are none."""
+    """The charts of an evaluation's exits; None if it has none."""
     if scores is None:
         return None
     measured = [
@@ -159,7 +159,7 @@ def _bars(scores: ExitScores) -> ShareBars | None:
             Tick(BOTTOM - at / 4 * (BOTTOM - TOP), f"{25 * at} %") for at in range(5)
         ),
         names=tuple(_exit_name(name) for name in names),
-        description=f"Where images left over the first exit's confidence: {shares}.",
+        description=f"Where images left, by the first exit's confidence: {shares}.",
     )
 
 
@@ -198,20 +198,21 @@ def _bin(record: Record) -> tuple[float, float, tuple[float, ...]]:
 
 
 def _certificate(record: Record) -> str:
-    """What is proven, in a sentence."""
+    """What is certified, in a sentence."""
     values = record.mapping("certificate")
     if not values:
         budget = record.number("budget")
         if budget is not None:
-            return f"Thresholds chosen for a mean cost of {budget:g}: nothing is proven of them."
-        return "The exits are not calibrated: nobody leaves early."
+            return f"Thresholds chosen for a mean cost of {budget:g}: their risk is not certified."
+        return "The exits are not calibrated: no image leaves early."
     proof = as_record(values, f"{record.where}: certificate")
     meaning = {
-        "disagreement": "leave early with another class than the last exit gives",
-        "error-gap": "leave early with a wrong class where the last exit is right",
-    }.get(str(proof.needed("definition")), "leave early wrongly")
+        "disagreement": "leave early with a class other than the last exit's",
+        "error-gap": "leave early with a wrong class although the last exit is right",
+    }.get(str(proof.needed("definition")), "leave early with a wrong answer")
     return (
-        f"Certified: at most {percent(proof.share('risk') or 0.0)} of images like those it was "
-        f"calibrated on {meaning}, with probability {percent(1 - (proof.share('delta') or 0.0))} "
+        f"Certified: at most {percent(proof.share('risk') or 0.0)} of images like the "
+        f"calibration images {meaning}, with probability "
+        f"{percent(1 - (proof.share('delta') or 0.0))} "
         f"({proof.whole('num_images') or 0:,} images)."
     )

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: shares never round to 0 or 100 %, sizes and times carry units."""
+"""Numbers for readers: shares never round to 0 or 100 %, sizes and times carry units."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def memory(mib: float | None) -> str:
 
 
 def moment(iso_time: str | None) -> str:
-    """An ISO time as 'date time zone', or the text as it is where it is no ISO time."""
+    """An ISO time as 'date time zone'; any other text unchanged."""
     if iso_time is None:
         return MISSING
     try:

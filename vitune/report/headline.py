@@ -1,4 +1,4 @@
-"""The one score that a report opens with, on which images, and what it may not be taken for."""
+"""The one score that a report opens with: on which images, and with which warning."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OPTIMISTIC = "These images also chose the epoch, so the score is optimistic."
 
 @dataclass(frozen=True)
 class Headline:
-    """An accuracy with its 95 % interval (None where the number of images is unknown)."""
+    """An accuracy with its 95 % interval (None if the number of images is unknown)."""
 
     value: float
     interval: tuple[float, float] | None
@@ -26,7 +26,7 @@ class Headline:
 def headline(results: RunResults) -> Headline | None:
     """The first evaluation (test sets come first), else the validation score of training, if any.
 
-    A validation score of the best epoch is told to be optimistic: those images chose the epoch.
+    A validation score of the best epoch is marked as optimistic: those images chose the epoch.
     """
     summary = results.summary
     chosen = summary is not None and summary.reported.which == "best"

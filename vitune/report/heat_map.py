@@ -173,5 +173,5 @@ def _cells(
 
 
 def _title(true: str, predicted: str, found: int, total: int) -> str:
-    what = "recognised" if true == predicted else f"taken for {predicted}"
+    what = "recognised" if true == predicted else f"predicted as {predicted}"
     return f"{true}: {count(found)} of {count(total)} {what} ({percent(found / total)})"

@@ -1,4 +1,4 @@
-"""How sure a measured share is: the Wilson interval, and the spread over seeds."""
+"""The uncertainty of a measured share: the Wilson interval, and the spread over seeds."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ MOST_MISTAKES = 48
 
 @dataclass(frozen=True)
 class EvaluationView:
-    """An evaluation with the pictures drawn from it; `key` makes its anchors unique."""
+    """An evaluation with its charts; `key` makes its anchors unique."""
 
     key: str
     evaluation: Evaluation
@@ -41,11 +41,11 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     """Write one self-contained HTML file about a run and return its path.
 
     Args:
-        run_dir: a run folder; whatever result files it holds are shown, the others left out.
+        run_dir: a run folder; the result files it holds are shown, missing ones left out.
         out: the file to write; `report.html` in the run folder by default.
 
     Raises:
-        VituneError: no such run, a result file that is not what it should be, or `out` is a folder.
+        VituneError: no such run, a damaged result file, or `out` is a folder.
     """
     results = read_run(run_dir)
     target = results.folder / "report.html" if out is None else Path(out)
@@ -71,7 +71,7 @@ def _context(results: RunResults) -> dict[str, Any]:
 
 
 def _view(key: str, evaluation: Evaluation) -> EvaluationView:
-    """One evaluation with its pictures: classes from the weakest, mistakes from the surest."""
+    """One evaluation with its charts: weakest classes first, most confident mistakes first."""
     weakest = sorted(
         evaluation.per_class,
         key=lambda score: (score.f1 is None, score.f1 or 0.0, -score.num_images),
@@ -91,10 +91,10 @@ def _view(key: str, evaluation: Evaluation) -> EvaluationView:
 
 
 def _commands(results: RunResults) -> list[tuple[str, str]]:
-    """What to type next, each with what it does."""
+    """The next commands, each with what it does."""
     run = shlex.quote(str(results.folder))
     commands = [
-        ("Name new images", f"vitune predict {run} new_images/ --top-k 3 --out predictions.csv"),
+        ("Label new images", f"vitune predict {run} new_images/ --top-k 3 --out predictions.csv"),
         ("Score on labelled images", f"vitune evaluate {run} --data photos_test/"),
     ]
     if results.summary is None or results.summary.mergeable is not False:

@@ -1,4 +1,4 @@
-"""The picture of how much of a model was trained: a thousand squares, each 0.1 % of it."""
+"""A chart of how much of a model was trained: a thousand squares, each 0.1 % of it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROLE_WORDS = {
 
 
 def role_words(role: str) -> str:
-    """What a role of the network is called in words; a role without any by its name."""
+    """A role of the network in words, or its name if it has none."""
     return ROLE_WORDS.get(role, role.replace("_", " "))
 
 
@@ -68,7 +68,7 @@ class ParameterPicture:
 
 
 def parameter_picture(summary: RunSummary) -> ParameterPicture | None:
-    """The squares of a run; None where the run does not tell its counts."""
+    """The squares of a run; None if its counts are unknown."""
     total, inside = summary.num_total, summary.num_trainable_without_head
     if not total or inside is None:
         return None
@@ -107,7 +107,7 @@ def trained_parts(summary: RunSummary) -> list[Part]:
 
 
 def _squares(start: float, stop: float) -> str:
-    """The squares from `start` to `stop`, line by line; a part of a square is a narrower one."""
+    """The squares from `start` to `stop`, line by line; a partial square is narrower."""
     path = []
     for index in range(math.floor(start), math.ceil(stop)):
         low, high = max(start, index) - index, min(stop, index + 1) - index

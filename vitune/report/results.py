@@ -1,4 +1,4 @@
-"""What a run folder says about itself, as frozen records; absent files and values read as None."""
+"""The contents of a run folder as frozen records; absent files and values read as None."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Plot:
 
     Args:
         kind: its media type, image/svg+xml or image/png.
-        width: as drawn, CSS pixels; None where the file does not say.
+        width: as drawn, CSS pixels; None if the file does not say.
     """
 
     name: str
@@ -66,8 +66,8 @@ def read_run(run_dir: str | Path) -> RunResults:
     """The results in a run folder; every file but one of config, metrics and summary may be absent.
 
     Raises:
-        VituneError: no such folder, nothing of a run in it, or a file that is not what it should
-            be (the text names the file, the line or the key).
+        VituneError: no such folder, no run in it, or a damaged file (the text names the file, the
+            line or the key).
     """
     folder = Path(run_dir)
     files = {name: folder / name for name in ("config.yaml", "metrics.jsonl", "summary.json")}
@@ -90,10 +90,10 @@ def read_run(run_dir: str | Path) -> RunResults:
 
 
 def check_readable(run_dir: str | Path) -> None:
-    """See, before a run goes on, that its report can show what is there; no summary is needed.
+    """Check, before a run continues, that its report can show what is there; no summary is needed.
 
     Raises:
-        VituneError: a file that is not what it should be.
+        VituneError: a damaged file.
     """
     folder = Path(run_dir)
     metrics, spectrum = folder / "metrics.jsonl", folder / "analysis" / "spectrum.json"
@@ -109,7 +109,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _epochs(path: Path) -> tuple[Epoch, ...]:
-    """The epochs in order; of an epoch that a resumed run did again, the later line counts."""
+    """The epochs in order; if a resumed run repeated an epoch, the later line counts."""
     by_epoch: dict[int, Epoch] = {}
     for line in read_json_lines(path, str(path)):
         line.needed("epoch")

@@ -11,7 +11,7 @@ from vitune.report.formatting import TIE, number, short_count
 
 @dataclass(frozen=True)
 class Tick:
-    """A labelled place on an axis, in picture units."""
+    """A labelled position on an axis, in picture units."""
 
     at: float
     label: str

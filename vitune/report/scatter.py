@@ -36,7 +36,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Label:
-    """A name and where it stands; `anchor` as in SVG's text-anchor."""
+    """A name and its position; `anchor` as in SVG's text-anchor."""
 
     text: str
     x: float
@@ -47,7 +47,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Dot:
-    """One method in a scatter plot: its place, the ends of its spread, and its name."""
+    """One method in a scatter plot: its position, the ends of its spread, and its name."""
 
     x: float
     y: float
@@ -60,7 +60,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class ScatterChart:
-    """Accuracy against a cost on a logarithmic axis; a cost of 0 stands apart at the left."""
+    """Accuracy against a cost on a logarithmic axis; a cost of 0 is set apart at the left."""
 
     title: str
     x_title: str
@@ -120,10 +120,10 @@ def scatter_chart(title: str, x_title: str, measured: Sequence[Measured]) -> Sca
 
 
 def place_labels(names: Sequence[str], places: Sequence[tuple[float, float]]) -> list[Label]:
-    """A name beside each dot, where it covers no dot and no name that stands already.
+    """Place a name beside each dot so that it covers no dot and no earlier name.
 
-    The positions of OFFSETS are tried in order; where all are taken, the one that covers least is
-    kept.
+    The positions of OFFSETS are tried in order; if all are taken, the one that covers least is
+    used.
     """
     dots = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in places]
     frame = Box(LEFT, 0, WIDTH, HEIGHT - BOTTOM + 8)

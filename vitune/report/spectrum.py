@@ -1,4 +1,4 @@
-"""The figures of analysis/spectrum.json as one table, whatever the analysis chose to sum up."""
+"""The figures of analysis/spectrum.json as one table, whatever the analysis summarised."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "subspace_drift_degrees": ("drift", lambda angle: f"{number(angle, 2)}°"),
     "decisions_kept": ("decisions kept", percent),
     "relative_deviation": ("change ‖ΔW‖ / ‖W‖", percent),
-    "spectrum_distortion": ("spectrum moves by", percent),
+    "spectrum_distortion": ("change of spectrum", percent),
     "effective_rank": ("effective rank of ΔW", lambda rank: number(rank, 3)),
     "stable_rank": ("stable rank of ΔW", lambda rank: number(rank, 3)),
-    "subspace_degrees": ("turn of the top 8", lambda angle: f"{number(angle, 2)}°"),
+    "subspace_degrees": ("rotation of the top 8", lambda angle: f"{number(angle, 2)}°"),
     "left_share": ("ΔW in the left top 8", percent),
     "right_share": ("ΔW in the right top 8", percent),
     "left_loss": ("left basis lost", lambda loss: number(loss, 2)),
     "right_loss": ("right basis lost", lambda loss: number(loss, 2)),
     "num_intruders": ("intruders", count),
 }
-"""What the figures of the analysis are called, and how they are written."""
+"""The headings of the analysis' figures, and how they are formatted."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class FigureTable:
 def figure_table(spectrum: dict[str, Any]) -> FigureTable | None:
     """The table of spectrum.json's `summary`: name -> figures, a list of figures, or figures.
 
-    Figures inside figures are told as `outer inner`. None where there is no summary.
+    Nested figures are headed `outer inner`. None if there is no summary.
     """
     summary = spectrum.get("summary")
     if isinstance(summary, dict) and summary:
@@ -65,7 +65,7 @@ def figure_table(spectrum: dict[str, Any]) -> FigureTable | None:
 def map_table(spectrum: dict[str, Any]) -> FigureTable | None:
     """What each method did to left basis, spectrum and right basis: spectrum.json's `maps`.
 
-    None where there are none.
+    None if there are none.
     """
     maps = spectrum.get("maps")
     if not isinstance(maps, list) or not all(isinstance(row, dict) for row in maps) or not maps:
@@ -74,7 +74,7 @@ def map_table(spectrum: dict[str, Any]) -> FigureTable | None:
     keys = [key for key in maps[0] if key not in left_out and not key.endswith("_std")]
     lines = []
     for row in maps:
-        epoch = "the weights kept" if row.get("epoch") is None else f"epoch {row['epoch']}"
+        epoch = "kept weights" if row.get("epoch") is None else f"epoch {row['epoch']}"
         cells = (_cell(row.get(key)) for key in keys)
         lines.append((str(row.get("method", "")), epoch, *cells))
     return FigureTable(("method", "when", *map(_words, keys)), tuple(lines))
@@ -90,7 +90,7 @@ def _flat(value: Any, before: str = "") -> dict[str, Any]:
 
 
 def _figure(key: str, value: Any) -> str:
-    """A figure as FIGURES says, where it is one and there is a value."""
+    """A value formatted as FIGURES says."""
     if key not in FIGURES or value is None or isinstance(value, bool | list | dict):
         return _cell(value)
     show = FIGURES[key][1]

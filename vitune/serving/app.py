@@ -1,4 +1,4 @@
-"""The HTTP side: FastAPI over a `Service`, nothing about networks."""
+"""The HTTP layer: FastAPI over a `Service`; it knows nothing about networks."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ PAGE_HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
-DESCRIPTION = "Image classification by many adapters over one vision backbone."
+DESCRIPTION = "Image classification with many adapters over one vision backbone."
 STATUS = ((UnknownAdapterError, 404), (BusyError, 503), (StoppedError, 503), (DataError, 422))
-"""What an error means in HTTP, most telling first; any other of vitune's is 400."""
+"""HTTP status of each error, most specific first; any other vitune error is 400."""
 
 
 class ClassProbability(BaseModel):
-    """A class and how probable it is, in [0, 1]."""
+    """A class and its probability, in [0, 1]."""
 
     name: str
     probability: float
 
 
 class ImageResult(BaseModel):
-    """What ran for one image."""
+    """How one image was processed."""
 
     file: str
-    batch_size: int = Field(description="images that ran together")
-    merged: bool = Field(description="the adapter's weights were merged")
-    waited_ms: float = Field(description="in the queue")
+    batch_size: int = Field(description="number of images that ran together")
+    merged: bool = Field(description="whether the adapter's weights were merged")
+    waited_ms: float = Field(description="time in the queue")
     ran_ms: float = Field(description="time of the batch")
 
 
@@ -61,27 +61,27 @@ class Predicted(ImageResult):
 
 
 class Embedded(ImageResult):
-    """What the classifier sees of one image."""
+    """The classifier's input features for one image."""
 
     embedding: list[float]
 
 
 class Response(BaseModel):
-    """Whose answer it is and how long it took."""
+    """Which adapter answered and how long it took."""
 
     adapter: str
-    fingerprint: str = Field(description="of the adapter's files when it ran")
-    time_ms: float = Field(description="from the whole body to the answer")
+    fingerprint: str = Field(description="hash of the adapter's files when it ran")
+    time_ms: float = Field(description="from receiving the whole body to the answer")
 
 
 class Predictions(Response):
-    """One prediction per image, in their order."""
+    """One prediction per image, in order."""
 
     predictions: list[Predicted]
 
 
 class Embeddings(Response):
-    """One embedding per image, in their order."""
+    """One embedding per image, in order."""
 
     embeddings: list[Embedded]
 
@@ -91,7 +91,7 @@ Images = Annotated[list[UploadFile], File(description="one image file or several
 
 
 def create_app(service: Service, settings: GuardSettings | None = None) -> Any:
-    """The application over `service`, which it closes when it ends; guards outermost.
+    """The application over `service`, which it closes on shutdown; guards outermost.
 
     Needs `vitune[serve]`.
     """
@@ -117,7 +117,7 @@ def create_app(service: Service, settings: GuardSettings | None = None) -> Any:
     async def answers(name: str, images: Sequence[UploadFile]) -> tuple[float, list[Answer]]:
         started = time.perf_counter()
         if len(images) > limits.max_images:
-            text = f"images: got {len(images)}, expected at most {limits.max_images} at once."
+            text = f"images: got {len(images)}, expected at most {limits.max_images} per request."
             raise HTTPException(413, text)
         uploads = [Upload(_name(one, n), await one.read()) for n, one in enumerate(images)]
         try:
@@ -146,7 +146,7 @@ def create_app(service: Service, settings: GuardSettings | None = None) -> Any:
 
     @app.post("/v1/embed")
     async def embed(adapter: AdapterName, images: Images) -> Embeddings:
-        """The features that an adapter's classifier sees of images."""
+        """Compute the features that enter an adapter's classifier."""
         time_ms, found = await answers(adapter, images)
         return Embeddings(
             **_whose(found, time_ms),
@@ -158,17 +158,17 @@ def create_app(service: Service, settings: GuardSettings | None = None) -> Any:
 
     @app.get("/v1/adapters")
     async def adapters() -> dict[str, Any]:
-        """What is served, and what was refused with the reason."""
+        """List the adapters that are served, and those that were refused with the reason."""
         return await service.listing()
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """Whether the server answers."""
+        """Check whether the server answers."""
         return {"status": "ok", "version": vitune.__version__}
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> PlainTextResponse:
-        """Figures in Prometheus' text format."""
+        """Metrics in Prometheus' text format."""
         return PlainTextResponse(await metrics.text(), media_type=metrics.media_type)
 
     @app.get("/", include_in_schema=False)
@@ -183,7 +183,7 @@ def _page() -> str:
 
 
 async def _told(_: Request, error: Exception) -> JSONResponse:
-    """A mistake of the client's as one sentence."""
+    """A client error as one sentence."""
     default = 500 if isinstance(error, AdapterError) else 400
     status = next((code for kind, code in STATUS if isinstance(error, kind)), default)
     headers = {"retry-after": "1"} if status == 503 else {}

@@ -1,4 +1,4 @@
-"""Dynamic batches: images of one adapter wait for each other, no longer than a deadline."""
+"""Dynamic batching: images of one adapter wait for each other, up to a deadline."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Batcher(Generic[Item, Result]):
     """A queue per key, and one thread that runs the items of one key together.
 
     A group runs when it is full or its oldest item has waited `max_wait_s`; of several, the one
-    with the oldest item. While a group runs, the others fill. What was accepted is always answered,
-    also when the batcher is closed meanwhile.
+    with the oldest item runs first. While a group runs, the others fill up. Accepted items are
+    always answered, even if the batcher is closed meanwhile.
 
     Args:
-        run: items of one key -> their results, in order; what it raises, all its items get.
+        run: items of one key -> their results, in order; if it raises, all its items get the error.
         max_batch: items that run together, at least 1.
-        max_wait_s: how long an item waits for company.
+        max_wait_s: how long an item waits for others.
         max_queue: items that may wait; more are refused.
     """
 
@@ -67,7 +67,7 @@ class Batcher(Generic[Item, Result]):
         """Accept all items, or none.
 
         Raises:
-            BusyError: more would wait than may.
+            BusyError: the queue would become too long.
             StoppedError: the batcher is closed.
         """
         waiting = [Waiting(item) for item in items]
@@ -76,8 +76,8 @@ class Batcher(Generic[Item, Result]):
                 raise StoppedError("server: got a request while shutting down. Try again later.")
             if self.num_waiting + len(items) > self.max_queue:
                 raise BusyError(
-                    f"queue: got {len(items)} images with {self.num_waiting} waiting, expected at "
-                    f"most {self.max_queue} in all. Try again later."
+                    f"queue: got {len(items)} images with {self.num_waiting} waiting, expected "
+                    f"at most {self.max_queue} in total. Try again later."
                 )
             self._groups.setdefault(key, deque()).extend(waiting)
             self.num_waiting += len(items)
@@ -107,7 +107,7 @@ class Batcher(Generic[Item, Result]):
                 waiting.future.set_result(result)
 
     def _next(self) -> tuple[str, list[Waiting[Item]]] | None:
-        """Wait for a group that is ready and take it; None at the end."""
+        """Wait for a group that is ready and return it; None at the end."""
         with self._changed:
             while True:
                 key, wait_s = self._choose()
@@ -118,7 +118,7 @@ class Batcher(Generic[Item, Result]):
                 self._changed.wait(None if key is None else wait_s)
 
     def _choose(self) -> tuple[str | None, float]:
-        """The group to run and how long to wait for it still."""
+        """The group to run next, and how much longer to wait for it."""
         if not self._groups:
             return None, 0.0
         now = time.perf_counter()

@@ -1,6 +1,6 @@
-"""The adapters of a folder: read, watched, and refused with a reason where they cannot be served.
+"""The adapters of a folder: read, watched, and refused with a reason if they cannot be served.
 
-Whatever is wrong with one of them, the others are served.
+A fault in one of them never affects the others.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from vitune.serving.trees import Tree, Values, tree_key
 FILES = (CARD, CONFIG, TENSORS)
 MOST_CHARACTERS = 200
 GONE_AFTER = 2
-"""Looks in which a folder must be missing: a writer that replaces it renames the old one first."""
+"""Checks in which a folder must be missing: a writer that replaces it renames the old one first."""
 
 Signature = tuple[tuple[str, int, int, int], ...]
-"""Name, time, size and inode of each file: changes when any of them is written anew."""
+"""Name, time, size and inode of each file: changes when any of them is rewritten."""
 
 
 class UnknownAdapterError(VituneError):
-    """A name that no served adapter has."""
+    """The name of no served adapter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Served:
 
 @dataclass
 class Changes:
-    """What a look at the folder found: names of adapters."""
+    """What a check of the folder found: names of adapters."""
 
     added: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
@@ -72,10 +72,10 @@ class Changes:
 
 
 class Collection:
-    """The adapters in the sub-folders of one folder, over one backbone.
+    """The adapters in the subfolders of one folder, over one backbone.
 
     Args:
-        folder: every sub-folder is a run or an adapter; hidden ones are passed over.
+        folder: every subfolder is a run or an adapter; hidden ones are skipped.
         network: the backbone.
         preprocessing: of the backbone; adapters of another image size are refused.
         max_megapixels: larger images are refused by their header.
@@ -113,15 +113,15 @@ class Collection:
         )
 
     def refresh(self, on_read: Callable[[int, int], object] = lambda _, __: None) -> Changes:
-        """Look at the folder and take in what is new, changed or gone.
+        """Check the folder and apply what is new, changed or gone.
 
         Args:
-            on_read: told how many sub-folders were looked at, of how many.
+            on_read: called with the number of subfolders checked and their total.
         """
         changes, present = Changes(), set()
         try:
             found = list(sub_folders(self.folder))
-        except OSError:  # a disk that is away for a moment takes no adapter out of service
+        except OSError:  # a disk that is briefly unavailable takes no adapter out of service
             return changes
         for number, (name, place) in enumerate(found, start=1):
             present.add(name)
@@ -139,12 +139,12 @@ class Collection:
     def _take_in(self, name: str, place: Path, signature: Signature, changes: Changes) -> None:
         try:
             found = self._read(name, place)
-        except Exception as error:  # whatever it is, it is this adapter's and no other's
+        except Exception as error:  # whatever fails concerns only this adapter
             kind = "" if isinstance(error, VituneError) else f"{type(error).__name__}: "
             said = one_line(error).replace(f"{self.folder}/", "")  # clients need no paths
             found, reason = None, kind + said
         if _signature(place) != signature:
-            return  # written to meanwhile: the next look reads it again
+            return  # written to meanwhile: the next check reads it again
         self._signatures[name] = signature
         if found is None:
             self.refused[name] = reason
@@ -171,16 +171,16 @@ class Collection:
     def _read(self, name: str, place: Path) -> Served:
         if len(name) > MOST_CHARACTERS or not name.isprintable():
             raise AdapterError(
-                f"adapter: got a folder called {name[:MOST_CHARACTERS]!r}, expected a name of "
-                f"printable characters, {MOST_CHARACTERS} at most. Rename it."
+                f"adapter: got a folder called {name[:MOST_CHARACTERS]!r}, expected a name of at "
+                f"most {MOST_CHARACTERS} printable characters. Rename it."
             )
         card = AdapterCard.read(place)
         if card.merged:
             raise AdapterError(
                 f"adapter: got a merged model of {card.backbone!r}, expected a run or an adapter. "
-                "Give the run it was merged from."
+                "Use the run it was merged from."
             )
-        "".join(card.classes).encode()  # what is no Unicode could not be sent
+        "".join(card.classes).encode()  # text that is not Unicode could not be sent
         self._check_size(card.preprocessing)
         config = read_config(place, card)
         fingerprint = content_fingerprint(place)
@@ -189,7 +189,7 @@ class Collection:
         return Served(name, fingerprint, card, decoding, values, tree)
 
     def _values(self, place: Path, card: AdapterCard, config: PeftConfig) -> tuple[Tree, Values]:
-        """An adapter's values, and the tree that runs them: one of its own class count if need be.
+        """An adapter's values, and the tree that runs them: one for its own class count if needed.
 
         A method may hold tensors that are as wide as the head, an exit on the way for example.
         """
@@ -212,8 +212,8 @@ class Collection:
         if asked.image_size != self.preprocessing.image_size:
             raise AdapterError(
                 f"image size: got {asked.image_size}, expected "
-                f"{self.preprocessing.image_size}, that of the backbone that is served. "
-                "Serve it in a process of its own."
+                f"{self.preprocessing.image_size}, that of the served backbone. Serve it in a "
+                "separate process."
             )
 
 
@@ -226,7 +226,7 @@ def content_fingerprint(place: Path) -> str:
 
 
 def sub_folders(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Names of the sub-folders, and where the card of each lies or should lie."""
+    """Names of the subfolders, and the path of each one's card."""
     for path in sorted(path for path in folder.iterdir() if path.is_dir()):
         if not path.name.startswith("."):
             run = path / "adapter"

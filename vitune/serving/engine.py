@@ -1,4 +1,4 @@
-"""Many adapters over one backbone: which images run together, and through which weights.
+"""Many adapters over one backbone: decides which images run together, and with which weights.
 
 No web framework here: `vitune.serving.app` is one way to reach an engine, `submit` is another.
 """
@@ -43,7 +43,7 @@ class Upload:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What the network says of one image.
+    """The network's output for one image.
 
     Args:
         adapter: name of the adapter.
@@ -77,13 +77,13 @@ class Engine:
     """One backbone and the adapters of a folder, watched and ready to answer.
 
     Args:
-        folder: every sub-folder is a run or an adapter.
-        on_read: told how many sub-folders were read, of how many.
-        on_change: told of every change of the folder, from a thread of its own.
+        folder: every subfolder is a run or an adapter.
+        on_read: called with the number of subfolders read and their total.
+        on_change: called on every change of the folder, from a separate thread.
 
     Raises:
-        VituneError: no such folder, no adapter that can be served, or a backbone that cannot be
-            loaded.
+        VituneError: there is no such folder, no adapter that can be served, or the backbone cannot
+            be loaded.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Engine:
         return self._batcher.num_waiting
 
     def get(self, name: str) -> Served:
-        """The adapter called `name`, as it is now; a request keeps it to its end.
+        """The adapter called `name` in its current version; a request keeps it to its end.
 
         Raises:
             UnknownAdapterError: there is none, or it was refused.
@@ -137,15 +137,15 @@ class Engine:
         return self.collection.get(name)
 
     def decode(self, served: Served, uploads: Sequence[Upload]) -> list[Pixels]:
-        """The pixels of images as the adapter was trained on them.
+        """The pixels of images, prepared as in the adapter's training.
 
         Raises:
-            DataError: an image is broken, too large or of a kind that is not read.
+            DataError: an image is broken, too large or of an unknown kind.
         """
         return [decode_bytes(one.content, served.decoding, one.name) for one in uploads]
 
     def submit(self, served: Served, pixels: Sequence[Pixels]) -> list[Future[Answer]]:
-        """Have images answered; all are accepted, or none.
+        """Submit images; either all are accepted or none.
 
         Raises:
             BusyError: the queue is full.
@@ -154,7 +154,7 @@ class Engine:
         return self._batcher.submit(served.fingerprint, [_Job(served, one) for one in pixels])
 
     def predict(self, name: str, uploads: Sequence[Upload]) -> list[Answer]:
-        """Answers to images, waited for.
+        """Submit images and wait for the answers.
 
         Raises:
             VituneError: as `get`, `decode` and `submit`.
@@ -190,7 +190,7 @@ class Engine:
         return {"backbone": backbone, "adapters": adapters}
 
     def refresh(self) -> Changes:
-        """Look at the folder now; what is gone or replaced leaves the cache."""
+        """Check the folder now; what is gone or replaced leaves the cache."""
         with self._looking:
             changes = self.collection.refresh()
             kept = {one.fingerprint for one in self.collection.served.values()}
@@ -211,7 +211,7 @@ class Engine:
                 self._on_change(changes)
 
     def _run(self, key: str, batch: Sequence[Waiting[_Job]]) -> list[Answer]:
-        """One batch of one adapter; the batcher's thread alone comes here."""
+        """Run one batch of one adapter; only the batcher's thread calls this."""
         started = time.perf_counter()
         while self._dropped:
             self.cache.drop(self._dropped.pop())
@@ -225,7 +225,7 @@ class Engine:
         if not torch.isfinite(logits).all():
             raise AdapterError(
                 f"adapter {served.name!r}: got logits with NaN or infinity, expected numbers. "
-                "Train it again with a lower learning rate."
+                "Train again with a lower learning rate."
             )
         logits = logits / served.card.temperature
         ran_ms = 1000 * (time.perf_counter() - started)
@@ -247,7 +247,7 @@ class Engine:
         ]
 
     def _runner(self, served: Served) -> tuple[Runner, bool]:
-        """What runs an adapter, and whether it is merged."""
+        """The network that runs an adapter, and whether it is merged."""
         tree, values = served.tree, served.values
 
         def build() -> tuple[Runner, int] | None:
@@ -268,16 +268,16 @@ class Engine:
         if refused and not self.collection.served:
             name, reason = next(iter(refused.items()))
             raise AdapterError(
-                f"adapters: got {len(refused)} in {str(self.folder)!r} and none that can be "
+                f"adapters: got {len(refused)} in {str(self.folder)!r}, none of which can be "
                 f"served; the first is {name!r}: {reason}"
             )
 
 
 def _backbone_of(folder: Path, asked: str | None) -> Backbone:
-    """The backbone asked for, or that of most adapters."""
+    """The requested backbone, or the one of most adapters."""
     if not folder.is_dir():
         raise AdapterError(
-            f"adapters: got {str(folder)!r}, expected a folder with one sub-folder per run or "
+            f"adapters: got {str(folder)!r}, expected a folder with one subfolder per run or "
             "adapter."
         )
     wanted: Counter[tuple[str, str]] = Counter()
@@ -290,8 +290,8 @@ def _backbone_of(folder: Path, asked: str | None) -> Backbone:
             wanted[card.backbone, json.dumps(card.backbone_args, sort_keys=True)] += 1
     if asked is None and not wanted:
         raise AdapterError(
-            f"adapters: got {str(folder)!r} without a run or adapter in its sub-folders, expected "
-            "at least one. Name --backbone to start with none."
+            f"adapters: got {str(folder)!r} without a run or adapter in its subfolders, expected "
+            "at least one. Pass --backbone to start with none."
         )
     same = {k: n for k, n in wanted.items() if asked and _is_same(k[0], asked)}
     choices = Counter(same) or (wanted if asked is None else Counter())

@@ -1,4 +1,4 @@
-"""What stands before the application: who may ask, how often, how much and how slowly."""
+"""Guards in front of the application: who may ask, how often, how much and how slowly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = ("/", "/healthz", "/docs", "/openapi.json")
-"""Paths that need no token; so do those below OPEN_FOLDER."""
+"""Paths that need no token; neither do those below OPEN_FOLDER."""
 
 OPEN_FOLDER = "/docs-files/"
 MOST_CLIENTS = 10_000
@@ -27,14 +27,14 @@ CLOSE = {"connection": "close"}
 
 
 class Buckets:
-    """A token bucket per client: `rate` requests a second, twice as many at once."""
+    """A token bucket per client: `rate` requests per second, with a burst of twice as many."""
 
     def __init__(self, rate: float) -> None:
         self.rate, self.size = rate, max(1.0, 2 * rate)
         self._filled: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait_s(self, client: str, now: float) -> float:
-        """0 where the client may ask now, else after how many seconds it may."""
+        """0 if the client may send a request now, else the seconds to wait."""
         level, since = self._filled.pop(client, (self.size, now))
         level = min(self.size, level + (now - since) * self.rate)
         allowed = level >= 1
@@ -45,10 +45,10 @@ class Buckets:
 
 
 class Guard:
-    """ASGI middleware: token, rate, and a body that is whole, small and in time.
+    """ASGI middleware: checks token, rate, and that the body is complete, small and in time.
 
-    The body is read here, to its end or its limit, before the application sees the request: no
-    half-sent upload holds anything but its own bytes.
+    The body is read here, to its end or its limit, before the application sees the request, so a
+    half-sent upload occupies only its own bytes.
     """
 
     def __init__(self, app: App, settings: GuardSettings) -> None:
@@ -71,7 +71,7 @@ class Guard:
             self.held -= body.size
 
     def _check(self, scope: Scope) -> None:
-        """Refuse what is not even read."""
+        """Refuse a request before reading its body."""
         path, token = scope["path"], self.settings.token
         if token is not None and path not in OPEN_PATHS and not path.startswith(OPEN_FOLDER):
             given = dict(scope["headers"]).get(b"authorization", b"")
@@ -84,7 +84,7 @@ class Guard:
             client = (scope.get("client") or ("",))[0]
             wait_s = self.buckets.wait_s(client, time.monotonic())
             if wait_s > 0:
-                text = f"rate: got more than {self.settings.rate:g} requests a second. Slow down."
+                text = f"rate: got more than {self.settings.rate:g} requests per second. Slow down."
                 raise RefusedError(429, text, {"retry-after": str(int(wait_s) + 1)})
 
     async def _read(self, body: _Body, headers: dict[bytes, bytes], receive: Receive) -> None:
@@ -98,28 +98,28 @@ class Guard:
                     self.held += body.size - before
                     self._check_size(body.size)
         except TimeoutError:
-            text = f"body: got no end of it within {self.settings.body_timeout_s:g} s. Try again."
+            text = f"body: got no end within {self.settings.body_timeout_s:g} s. Try again."
             raise RefusedError(408, text, CLOSE) from None
 
     def _check_size(self, size: int) -> None:
         limits = self.settings
         if size > limits.max_upload_mib * 2**20:
-            text = f"body: got more than {limits.max_upload_mib:g} MiB. Send less at once."
+            text = f"body: got more than {limits.max_upload_mib:g} MiB. Send fewer images at once."
             raise RefusedError(413, text, CLOSE)
         if self.held > limits.max_held_mib * 2**20:
-            text = "server: got more uploads than it holds at once. Try again later."
+            text = "server: got more concurrent uploads than it can hold. Try again later."
             raise RefusedError(503, text, {**CLOSE, "retry-after": "1"})
 
 
 class RefusedError(Exception):
-    """A request that goes no further: status, sentence and further headers."""
+    """A refused request: status, sentence and further headers."""
 
     def __init__(self, status: int, text: str, headers: dict[str, str]) -> None:
         super().__init__(text)
         self.status, self.headers = status, headers
 
     async def send(self, send: Send) -> None:
-        """Answer with it, as JSON like the application's own errors."""
+        """Send it as JSON, like the application's own errors."""
         body = json.dumps({"detail": str(self)}).encode()
         length = str(len(body))
         fields = {"content-type": "application/json", "content-length": length, **self.headers}
@@ -129,7 +129,7 @@ class RefusedError(Exception):
 
 
 class _Body:
-    """The body of a request as it comes in."""
+    """The body of a request as it arrives."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -138,14 +138,14 @@ class _Body:
     def take(self, message: Message) -> None:
         """Add a part."""
         if message["type"] == "http.disconnect":
-            raise RefusedError(400, "body: got its end before its last byte. Send it whole.", CLOSE)
+            raise RefusedError(400, "body: got its end before its last byte. Send it again.", CLOSE)
         part = message.get("body", b"")
         self.parts.append(part)
         self.size += len(part)
         self.is_whole = not message.get("more_body", False)
 
     def replayed(self, receive: Receive) -> Receive:
-        """`receive` for the application: the whole body, then what the server says next."""
+        """`receive` for the application: the whole body, then the server's further messages."""
         is_told = False
 
         async def replay() -> Message:

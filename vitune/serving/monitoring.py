@@ -1,4 +1,4 @@
-"""Figures for Prometheus: requests as they pass, and what the service says of itself."""
+"""Metrics for Prometheus: counted requests, and the service's own numbers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from vitune.serving.service import Figure, Service
 
 PATHS = ("/", "/docs", "/healthz", "/metrics", "/openapi.json", "/v1/adapters", "/v1/embed",
          "/v1/predict")  # fmt: skip
-"""Paths with figures of their own; all others are "other", so that no client invents labels."""
+"""Paths with separate metrics; all others are "other", so that clients cannot invent labels."""
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class Metrics:
-    """Counters of one server, in a registry of their own."""
+    """The counters of one server, in their own registry."""
 
     media_type = CONTENT_TYPE_LATEST
 
@@ -32,19 +32,19 @@ class Metrics:
             "vitune_requests", "Requests.", ("path", "status"), registry=self.registry
         )
         self.seconds = Histogram(
-            "vitune_request_seconds", "Time of a request, its body included.", ("path",),
+            "vitune_request_seconds", "Time of a request, including its body.", ("path",),
             buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
 
     async def text(self) -> str:
-        """All figures in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         of_service = CollectorRegistry()
         of_service.register(_Said(await self.service.figures()))
         return (text_of(self.registry) + text_of(of_service)).decode()
 
 
 class Measured:
-    """ASGI middleware that counts every request, the refused ones too."""
+    """ASGI middleware that counts every request, including refused ones."""
 
     def __init__(self, app: App, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
@@ -70,13 +70,13 @@ class Measured:
 
 
 class _Said:
-    """Figures of a service as a collector of Prometheus' client."""
+    """The metrics of a service as a collector for Prometheus' client."""
 
     def __init__(self, figures: Iterable[Figure]) -> None:
         self.figures = list(figures)
 
     def collect(self) -> Iterable[Metric]:
-        """Families of figures, those of one name together."""
+        """Metric families, grouped by name."""
         families: dict[str, Any] = {}
         for figure in self.figures:
             names = [name for name, _ in figure.labels]

@@ -1,7 +1,7 @@
-"""The same engine on Ray Serve: several replicas, requests sent where their adapter is merged.
+"""The same engine on Ray Serve: several replicas; requests go where their adapter is merged.
 
-Ray Serve routes by "model id": a replica reports the ids that it has worked for lately, and a
-request that names one goes there while there is room. An id here is an adapter's name.
+Ray Serve routes by "model id": a replica reports the ids that it has served recently, and a request
+that names one goes there while there is room. An id here is an adapter's name.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ APPLICATION = "vitune"
 HERE = "local"
 ATTEMPTS = 60
 PAUSE_S = 0.5
-"""A request whose replica died is sent again after a pause, for as long as a new one may need."""
+"""Pauses before a request is sent again: together as long as a new replica may need."""
 
 MOST_REPORTED = 1000
-"""Adapters that a replica reports as its own: more than any cache holds, so that they stay put."""
+"""Adapters that a replica reports as its own: more than any cache holds, so they stay there."""
 
 Result = TypeVar("Result")
 
 
 class Replica:
-    """One engine in a process of Ray's; it keeps its own eye on the folder."""
+    """One engine in a Ray process; it watches the folder itself."""
 
     def __init__(self, folder: str, settings: EngineSettings) -> None:
         self.engine = Engine(folder, settings)
         self.service = LocalService(self.engine)
 
     async def predict(self, name: str, uploads: Sequence[Upload]) -> list[Answer]:
-        """As `LocalService.predict`; an adapter that came a moment ago is looked for."""
+        """Like `LocalService.predict`; checks the folder for an adapter that was just added."""
         try:
             answers = await self.service.predict(name, uploads)
         except UnknownAdapterError:
@@ -48,21 +48,21 @@ class Replica:
         return answers
 
     async def _report(self, name: str) -> object:
-        """Say that requests for an adapter are best sent here."""
+        """Report that requests for an adapter are best sent here."""
 
     async def listing(self) -> dict[str, Any]:
-        """As `Engine.listing`."""
+        """Like `Engine.listing`."""
         return self.engine.listing()
 
 
 class ReplicatedService:
-    """Asks replicas; sends a request again when the one that had it died.
+    """Calls replicas; sends a request again if its replica died.
 
     Args:
-        predict: (adapter's name, images) -> answers, by whichever replica.
-        listing: what any replica serves.
-        lost: errors that say that a replica is gone, not that the request was wrong.
-        stop: ends the replicas.
+        predict: (adapter's name, images) -> answers, from any replica.
+        listing: the adapters that any replica serves.
+        lost: errors that mean that a replica is gone, not that the request was wrong.
+        stop: stops the replicas.
     """
 
     def __init__(
@@ -80,21 +80,21 @@ class ReplicatedService:
         """Answers from a replica.
 
         Raises:
-            VituneError: as `Engine.predict`; or no replica came back in time.
+            VituneError: as `Engine.predict`; or no replica recovered in time.
         """
         return await self._insisted(lambda: self._predict(name, uploads))
 
     async def listing(self) -> dict[str, Any]:
-        """What a replica serves; all look at the same folder."""
+        """The adapters that a replica serves; all watch the same folder."""
         return await self._insisted(self._listing)
 
     async def figures(self) -> list[Figure]:
-        """How often a replica died over a request; replicas' own figures are on Ray's dashboard."""
-        text = "Requests sent again since their replica was lost."
+        """How often a replica died during a request; Ray's dashboard has the other metrics."""
+        text = "Requests sent again because their replica was lost."
         return [Figure("requests_resent", "counter", text, self.num_resent)]
 
     def close(self) -> None:
-        """End the replicas; each answers what it has first."""
+        """Stop the replicas; each first answers what it has accepted."""
         self._stop()
 
     async def _insisted(self, ask: Callable[[], Awaitable[Result]]) -> Result:
@@ -105,17 +105,17 @@ class ReplicatedService:
                 self.num_resent += 1
                 await asyncio.sleep(min(PAUSE_S, 0.02 * 2**attempt))
             except Exception as error:
-                cause = getattr(error, "cause", None)  # of an error that crossed processes
+                cause = getattr(error, "cause", None)  # if the error crossed processes
                 if isinstance(cause, VituneError):
                     raise cause from None
                 raise
-        raise VituneError(f"--ray: got no replica that lives in {ATTEMPTS} attempts.")
+        raise VituneError(f"--ray: got no living replica in {ATTEMPTS} attempts.")
 
 
 def start_replicas(
     folder: str, settings: EngineSettings, *, address: str, num_replicas: int
 ) -> ReplicatedService:
-    """Replicas on the Ray cluster at `address`, or on one that is started here for HERE.
+    """Replicas on the Ray cluster at `address`, or on one started here if it is HERE.
 
     Every node must see `folder` under that path and have vitune installed.
 
@@ -134,7 +134,7 @@ def start_replicas(
             logging_level="ERROR",
             **options,
         )
-    except Exception as error:  # Ray raises bare ones where a node does not start in time
+    except Exception as error:  # Ray raises a bare one if a node does not start in time
         reason = " ".join(str(error).split())[:200]
         raise VituneError(
             f"--ray: got {address!r} ({reason}), expected a cluster that answers: auto, "
@@ -173,7 +173,7 @@ def start_replicas(
 
 
 def _deployed(serve: Any) -> type:
-    """The class of a replica, with Ray Serve's report of the adapters that it has at hand."""
+    """The class of a replica, with Ray Serve's report of the adapters it has loaded."""
 
     class AdapterReplica(Replica):
         @serve.multiplexed(max_num_models_per_replica=MOST_REPORTED)
@@ -189,7 +189,7 @@ def _share_of_gpu(ray: Any, num_replicas: int) -> float:
 
 
 def _lost(ray: Any) -> tuple[type[BaseException], ...]:
-    """Errors that say that a replica is gone."""
+    """Errors that mean that a replica is gone."""
     from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 
     errors = ray.exceptions

@@ -1,4 +1,4 @@
-"""A network that gives logits and the features that its classifier sees."""
+"""A network that returns logits and the features that enter its classifier."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Runner:
 
     @torch.inference_mode()
     def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and features of a batch; features are the logits where there is no classifier."""
+        """Logits and features of a batch; features are the logits if there is no classifier."""
         seen: list[Tensor] = []
 
         def keep(_: nn.Module, arguments: tuple[Any, ...]) -> None:

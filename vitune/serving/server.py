@@ -1,4 +1,4 @@
-"""uvicorn around the application: the port, slow clients, and what the terminal shows."""
+"""uvicorn around the application: the port, slow clients, and terminal output."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vitune.serving.settings import ServerSettings
 
 
 def listen(settings: ServerSettings) -> socket.socket:
-    """The socket that a server will take requests from.
+    """The socket on which a server will listen.
 
     Raises:
-        VituneError: the port is in use, or the address is none of this machine's.
+        VituneError: the port is in use, or the address does not belong to this machine.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -27,7 +27,7 @@ def listen(settings: ServerSettings) -> socket.socket:
         try:
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             found.bind(address)
-            found.listen(1024)  # from here on a second server on this port fails
+            found.listen(1024)  # from now on a second server on this port fails
         except OSError:
             found.close()
             raise
@@ -68,7 +68,7 @@ def make_server(app: Any, settings: ServerSettings) -> uvicorn.Server:
 
 
 class ImpatientProtocol(H11Protocol):
-    """uvicorn's HTTP that does not wait for the head of a request for ever."""
+    """uvicorn's HTTP protocol with a timeout for the head of a request."""
 
     head_timeout_s = 10.0
     _deadline: asyncio.TimerHandle | None = None

@@ -1,4 +1,4 @@
-"""What the web layer asks, whoever answers: an engine in this process, or replicas of one."""
+"""The interface of the web layer: an engine in this process, or replicas of one."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Service(Protocol):
     """Answers requests for adapters by name."""
 
     async def predict(self, name: str, uploads: Sequence[Upload]) -> list[Answer]:
-        """One answer per image, in their order."""
+        """One answer per image, in order."""
         ...
 
     async def listing(self) -> dict[str, Any]:
-        """What is served and what was refused."""
+        """The adapters that are served, and those that were refused."""
         ...
 
     async def figures(self) -> list[Figure]:
@@ -50,14 +50,14 @@ class Service(Protocol):
 
 
 class LocalService:
-    """An engine in this process; images are decoded on threads beside its own."""
+    """An engine in this process; images are decoded on separate threads."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._decoders = ThreadPoolExecutor(max(2, available_cores()), "vitune-decode")
 
     async def predict(self, name: str, uploads: Sequence[Upload]) -> list[Answer]:
-        """As `Engine.predict`, without blocking.
+        """Like `Engine.predict`, without blocking.
 
         Raises:
             VituneError: as `Engine.predict`.
@@ -68,7 +68,7 @@ class LocalService:
         return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
 
     async def listing(self) -> dict[str, Any]:
-        """As `Engine.listing`."""
+        """Like `Engine.listing`."""
         return self.engine.listing()
 
     async def figures(self) -> list[Figure]:
@@ -85,17 +85,17 @@ def _figures(engine: Engine) -> Iterable[Figure]:
     cache, collection = engine.cache, engine.collection
     for name, text, value in (
         ("queue_images", "Images in the queue.", engine.num_waiting),
-        ("adapters_served", "Adapters that are served.", len(collection.served)),
-        ("adapters_refused", "Sub-folders that cannot be served.", len(collection.refused)),
+        ("adapters_served", "Adapters being served.", len(collection.served)),
+        ("adapters_refused", "Subfolders that cannot be served.", len(collection.refused)),
         ("cache_bytes", "Memory of merged networks.", cache.used),
-        ("cache_adapters", "Merged networks that are kept.", len(cache)),
+        ("cache_adapters", "Merged networks in the cache.", len(cache)),
     ):
         yield Figure(name, "gauge", text, value)
     for name, text, value in (
         ("batches", "Batches that ran.", engine.num_batches),
-        ("cache_hits", "Batches that found their network merged.", cache.hits),
-        ("cache_misses", "Batches that did not.", cache.misses),
-        ("cache_evictions", "Merged networks given up for others.", cache.evictions),
+        ("cache_hits", "Batches whose network was already merged.", cache.hits),
+        ("cache_misses", "Batches whose network was not merged yet.", cache.misses),
+        ("cache_evictions", "Merged networks evicted for others.", cache.evictions),
     ):
         yield Figure(name, "counter", text, value)
     for adapter, number in engine.num_images.copy().items():

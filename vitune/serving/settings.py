@@ -1,4 +1,4 @@
-"""What a server may be told, checked."""
+"""The settings of a server, validated."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class EngineSettings:
     """How adapters are run.
 
     Args:
-        backbone: a name for `load_backbone`; None takes that of most adapters.
+        backbone: a name for `load_backbone`; None takes the one of most adapters.
         cache_mib: memory for merged networks, MiB; 0 merges none.
         max_batch: images of one adapter that run together.
         max_wait_ms: how long an image waits for others of its adapter, milliseconds.
         max_queue: images that may wait; more are refused with 503.
         max_megapixels: larger images are refused by their header, in (0, 178].
-        watch_s: seconds between two looks at the folder; 0 never looks again.
+        watch_s: seconds between two checks of the folder; 0 never checks again.
         device: "auto", "cpu" or "cuda".
 
     Raises:
@@ -52,7 +52,7 @@ class EngineSettings:
         if self.device != "cuda" and self.cache_mib > free:
             raise VituneError(
                 f"--cache-mib: got {self.cache_mib:g}, expected at most the {free:,.0f} MiB that "
-                "this machine has free. Lower it; 0 keeps no merged weights."
+                "are free on this machine. Lower it; 0 keeps no merged weights."
             )
 
 
@@ -62,12 +62,12 @@ class GuardSettings:
 
     Args:
         max_upload_mib: body of a request, MiB.
-        max_held_mib: bodies of all requests that are under way, MiB.
-        max_images: files in a request.
-        rate: requests a second and client address; 0 sets no limit.
+        max_held_mib: bodies of all concurrent requests, MiB.
+        max_images: files per request.
+        rate: requests per second and client address; 0 sets no limit.
         body_timeout_s: from the head of a request to the end of its body.
         answer_timeout_s: from the queue to the answer.
-        token: what `Authorization: Bearer` must hold; None asks for nothing.
+        token: the required value of `Authorization: Bearer`; None requires none.
 
     Raises:
         VituneError: a value outside its range.
@@ -95,8 +95,8 @@ class ServerSettings:
     """Where the server listens.
 
     Args:
-        host: address; 127.0.0.1 is reached from this machine alone.
-        port: 0 takes any that is free.
+        host: address; 127.0.0.1 can be reached only from this machine.
+        port: 0 takes any free port.
         max_connections: more are answered with 503.
         head_timeout_s: from a connection, or the first byte of a further request on it, to the end
             of the request's head.
@@ -117,7 +117,7 @@ class ServerSettings:
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine reaches the server."""
+        """Whether only this machine can reach the server."""
         return self.host in LOOPBACK
 
 
@@ -125,7 +125,7 @@ def require(option: str, value: float, least: float, most: float = math.inf) -> 
     """Refuse a number outside [least, most].
 
     Raises:
-        VituneError: it is, or it is no number.
+        VituneError: it is outside, or not a number.
     """
     if not least <= value <= most or math.isinf(value):
         upper = "" if math.isinf(most) else f" to {most:g}"

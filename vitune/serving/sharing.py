@@ -1,4 +1,4 @@
-"""Copies of a network that share its tensors, and heads of another size on them."""
+"""Copies of a network that share its tensors, possibly with heads of another size."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vitune.backbones import head_names, unwrapped
 
 
 def sharing_copy(network: nn.Module, cloned: Iterable[Tensor] = ()) -> nn.Module:
-    """The modules of `network` anew over the same memory; a tensor put into one is in it alone.
+    """A copy of `network`'s modules over the same memory; replacing a tensor affects only the copy.
 
     Args:
-        cloned: tensors of which the copy gets memory of its own, since it will write to them.
+        cloned: tensors that get their own memory in the copy, because it will write to them.
     """
     own = {id(tensor) for tensor in cloned}
     memo: dict[int, object] = {}
@@ -40,7 +40,7 @@ def resize_heads(network: nn.Module, num_classes: int) -> None:
 
 
 def extra_bytes(network: nn.Module, base: nn.Module, *others: Tensor) -> int:
-    """Memory that `network` takes beyond what it shares with `base` and `others`."""
+    """The memory that `network` uses beyond what it shares with `base` and `others`."""
     own, shared = _storages(_tensors(network)), _storages((*_tensors(base), *others))
     return sum(size for place, size in own.items() if place not in shared)
 

@@ -1,8 +1,8 @@
 """One PEFT model per configuration, through which any number of adapters run in turn.
 
-An adapter of RLRR on a ViT-B/16 is 1.2 MB of vectors; a PEFT model around it is some 2,000 Python
-objects and takes half a second to build. So adapters that were trained with one configuration
-share one such model (a tree), and each keeps its values alone, in one piece of memory.
+An RLRR adapter on a ViT-B/16 is 1.2 MB of vectors; a PEFT model around it is some 2,000 Python
+objects and takes half a second to build. So adapters trained with the same configuration share one
+such model (a tree), and each keeps only its values, in one block of memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ALIGNMENT = 16
 
 @dataclass(frozen=True)
 class Slot:
-    """A place in a tree that holds a value of the adapter: module name, and where in it."""
+    """A location in a tree that holds a value of the adapter: module name, and where in it."""
 
     module: str
     leaf: str
@@ -48,7 +48,7 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class Values:
-    """All values of one adapter in one piece of memory, in the order of its tree's slots.
+    """All values of one adapter in one block of memory, in the order of its tree's slots.
 
     Args:
         memory: bytes, (n,) uint8.
@@ -62,7 +62,7 @@ class Values:
     def packed(
         cls, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype], device: torch.device
     ) -> Values:
-        """A copy of `tensors`, each in a number format of its own."""
+        """A copy of `tensors`, each in its own number format."""
         layout, end = [], 0
         for tensor, dtype in zip(tensors, dtypes, strict=True):
             layout.append((end, dtype, tuple(tensor.shape)))
@@ -82,14 +82,14 @@ class Values:
 class Tree:
     """A PEFT model over the shared backbone, for all adapters of one configuration.
 
-    `read` and `bind` use models of their own, so that an adapter can be read by one thread while
-    another thread runs one.
+    `read` and `bind` use separate models, so that one thread can read an adapter while another runs
+    one.
 
     Args:
         network: the backbone; its tensors are shared, never written to.
         config: of the first adapter.
         num_classes: of the first adapter; others may have more or fewer, unless the method itself
-            holds tensors of that size.
+            has tensors of that size.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Tree:
         if card.fingerprint not in (None, self.fingerprint):
             raise AdapterError(
                 f"backbone: got an adapter of {card.backbone!r} with weights {card.fingerprint}, "
-                f"expected {self.fingerprint}, those of the backbone that is served."
+                f"expected {self.fingerprint}, those of the served backbone."
             )
         tensors = read_tensors(folder / TENSORS)
         num_classes = len(card.classes)
@@ -143,9 +143,10 @@ class Tree:
         return Values.packed(values, self._dtypes, self._device)
 
     def _slots_by_key(self) -> dict[str, int]:
-        """Where each tensor of an adapter's file goes; empty where that is no matter of one slot.
+        """Where each tensor of an adapter's file goes; empty if one tensor is not one slot.
 
-        With it a file is read in the time its bytes take; PEFT's own way walks the whole model.
+        With it, reading a file takes only as long as its bytes; PEFT's own way walks the whole
+        model.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -155,7 +156,7 @@ class Tree:
         return found if sorted(found.values()) == list(range(len(self.slots))) else {}
 
     def _in_order(self, tensors: Mapping[str, Tensor], num_classes: int) -> list[Tensor] | None:
-        """A file's tensors in the order of the slots; None where they are not just those."""
+        """A file's tensors in the order of the slots; None if they do not match the slots."""
         if not self._places or tensors.keys() != self._places.keys():
             return None
         ordered: list[Tensor] = [torch.empty(0)] * len(self.slots)
@@ -182,9 +183,9 @@ class Tree:
         return self.runner
 
     def merged(self, values: Values) -> nn.Module | None:
-        """The plain network with the adapter in its weights; None where PEFT has no merge for it.
+        """The plain network with the adapter in its weights; None if PEFT cannot merge it.
 
-        What the merge does not change is shared with the backbone.
+        Everything that the merge does not change is shared with the backbone.
         """
         model: Any = sharing_copy(self.bind(values), _written_in_place(self.runner))
         try:
@@ -205,7 +206,7 @@ class Tree:
 
 
 def tree_key(config: PeftConfig, card: AdapterCard) -> str:
-    """What adapters must have in common to run through one tree."""
+    """What adapters must share to run through one tree."""
     values = {k: v for k, v in config.to_dict().items() if k not in WITHOUT_EFFECT}
     return json.dumps([card.method, card.plugin, values], sort_keys=True, default=_plain)
 
@@ -215,7 +216,7 @@ def _plain(value: Any) -> Any:
 
 
 def _slots(model: nn.Module, known: set[int]) -> Iterator[Slot]:
-    """Where the adapter's own parameters and stored buffers lie."""
+    """Where the adapter's own parameters and stored buffers are."""
     for name, module in model.named_modules():
         for leaf, parameter in module._parameters.items():
             if parameter is not None and id(parameter) not in known:
@@ -227,7 +228,7 @@ def _slots(model: nn.Module, known: set[int]) -> Iterator[Slot]:
 
 
 def _written_in_place(model: nn.Module) -> Iterator[Tensor]:
-    """Weights that PEFT's own layers write to when they merge; vitune's put new ones in place."""
+    """Weights that PEFT's own layers write to when they merge; vitune's layers replace theirs."""
     for module in model.modules():
         if isinstance(module, BaseTunerLayer) and not isinstance(module, MethodLayer):
             yield from module.get_base_layer().parameters()

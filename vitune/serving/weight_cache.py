@@ -1,4 +1,4 @@
-"""Merged networks of the adapters that are asked for most, under a cap of memory."""
+"""Merged networks of the most requested adapters, within a memory limit."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Callable
 from vitune.serving.runner import Runner
 
 Merged = tuple[Runner, int]
-"""What runs an adapter merged, and its bytes."""
+"""The merged network of an adapter, and its size in bytes."""
 
 GHOSTS = 64
-"""How many adapters that were missed are remembered, at least."""
+"""The least number of missed adapters to remember."""
 
 
 class WeightCache:
-    """Least recently used merged networks, no more of them than `capacity` bytes.
+    """An LRU cache of merged networks of at most `capacity` bytes.
 
-    While there is room an adapter is merged at its first batch. When the cache is full, one takes
-    the place of another only at its second miss among the last GHOSTS: adapters that are asked for
-    once each do not drive out those in constant use.
+    While there is room, an adapter is merged at its first batch. When the cache is full, an adapter
+    replaces another only at its second miss among the last GHOSTS: adapters that are requested only
+    once do not evict those in constant use.
 
     Args:
         capacity: bytes.
@@ -38,11 +38,11 @@ class WeightCache:
         return key in self._held
 
     def get(self, key: str, size: int, build: Callable[[], Merged | None]) -> Runner | None:
-        """What runs `key` merged; None where it is to run un-merged this time.
+        """The merged network for `key`; None if it should run un-merged this time.
 
         Args:
-            size: bytes that it will take, as far as that is known.
-            build: makes it and says its bytes; None where it cannot be made.
+            size: bytes that it will take, as far as known.
+            build: makes it and returns its size; None if it cannot be made.
         """
         if key in self._held:
             self.hits += 1
@@ -63,7 +63,7 @@ class WeightCache:
         return runner
 
     def drop(self, key: str) -> None:
-        """Forget an adapter that is gone."""
+        """Remove an adapter that is gone."""
         if key in self._held:
             self.used -= self._held.pop(key)[1]
 

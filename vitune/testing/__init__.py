@@ -1,4 +1,5 @@
-"""The contract every method must hold to, as tests: `pytest --pyargs vitune.testing --method NAME`.
+"""The contract that every method must satisfy, as tests: `pytest --pyargs vitune.testing --method
+NAME`.
 
-They run on small networks of every kind that vitune knows, without a download.
+They run on small networks of every kind that vitune supports, without a download.
 """

@@ -21,7 +21,7 @@ for _file in vitune_pytest.plugins:
     load_plugin(_file)
 
 TESTED = {name: get_method(name) for name in vitune_pytest.chosen} or OWN
-"""The methods under test: those of `--method`, else all of vitune's own."""
+"""The methods under test: those of `--method`, else all of vitune's."""
 
 BACKBONES = ("vit", "transformers_vit", "plain_stack", "swin")
 
@@ -32,7 +32,7 @@ def _prototype(backbone: str) -> nn.Module:
 
 
 def fresh(backbone: str) -> nn.Module:
-    """The network `backbone`, the same at each call."""
+    """The network `backbone`, the same for each call."""
     return copy.deepcopy(_prototype(backbone))
 
 
@@ -71,7 +71,7 @@ def adapt(method: str, backbone: str, *, seed: int = 3, **options: Any) -> PeftM
 
 
 def move(model: nn.Module, seed: int = 4, size: float = 0.05) -> None:
-    """Move everything that trains away from where it is, as training would."""
+    """Change every trainable parameter, as training would."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -88,7 +88,7 @@ def trained(method: str, backbone: str, *, seed: int = 3, **options: Any) -> Pef
 
 
 def two_adapters(method: str, backbone: str, **options: Any) -> tuple[PeftModel, Tensor, Tensor]:
-    """A model with "default" (active) and "other", and what each of them gives."""
+    """A model with "default" (active) and "other", and the output of each."""
     x = images(backbone)
     model = trained(method, backbone, **options)
     first = run(model, x)
@@ -105,13 +105,13 @@ def layers_of(model: nn.Module) -> list[MethodLayer]:
 
 
 def refused(config_class: type[MethodConfig], verb: str) -> Any:
-    """A context that expects the error which the method declares for `verb`."""
+    """A context that expects the error that the method declares for `verb`."""
     assert config_class.refusals()[verb]
     return pytest.raises((VituneError, ValueError))
 
 
 def refuses(method: str, verb: str) -> bool:
-    """Whether the method declares that it does not take a verb or option of PEFT's."""
+    """Whether the method declares that it does not support a function or option of PEFT."""
     config_class: Any = METHODS[method].config_class
     return verb in config_class.refusals()
 

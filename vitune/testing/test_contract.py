@@ -1,4 +1,4 @@
-"""What every method must hold to on every kind of network; the cases come from the registry."""
+"""What every method must satisfy on every kind of network; the cases come from the registry."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ each_case = pytest.mark.parametrize(
 
 
 class RefusedError(Exception):
-    """The method has no meaning on the network, and said so as it should."""
+    """The method does not support the network, and said so correctly."""
 
 
 def attach(method: str, backbone: str) -> PeftModel:

@@ -1,4 +1,4 @@
-"""PEFT's verbs for several adapters on one model."""
+"""PEFT's functions for several adapters on one model."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_mixing_with_methods_of_peft_is_refused(method: str) -> None:
 
 @each_case
 def test_deeper_adapters_add_up_on_what_is_there(method: str, backbone: str) -> None:
-    """A second adapter starts on the frozen network, whatever the first one learned."""
+    """A second adapter starts from the frozen network, whatever the first one learned."""
     model = trained(method, backbone)
     torch.manual_seed(3)
     model.add_adapter("other", config_of(method))

@@ -106,7 +106,7 @@ class Block(nn.Module):
 
 
 class PlainStack(nn.Module):
-    """A vision transformer of nobody's library."""
+    """A vision transformer from no library."""
 
     def __init__(self, width: int = 16, depth: int = 3) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
 
 
 def build(name: str) -> nn.Module:
-    """The network `name`, the same at each call, with no value left at a neutral 0 or 1."""
+    """The network `name`, the same for each call, with no value left at a neutral 0 or 1."""
     torch.manual_seed(1)
     model = BUILDERS[name]()
     with torch.no_grad():

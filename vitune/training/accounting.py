@@ -1,4 +1,4 @@
-"""What a run says of itself: the facts before the first step, the outcome after the last."""
+"""What a run records about itself: the facts before the first step, the outcome after the last."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def facts_of(
     accelerator: Accelerator,
     notice: str | None,
 ) -> RunSummary:
-    """What is about to be trained; all that comes of it is None.
+    """What is about to be trained; every result is still None.
 
     Args:
         settings: with every default filled in.
@@ -75,7 +75,7 @@ def facts_of(
 def with_outcome(
     facts: RunSummary, loop: Loop, accelerator: Accelerator, use: ProcessorUse
 ) -> RunSummary:
-    """The facts with what came out, beside the weights."""
+    """The facts with the outcome, apart from the weights."""
     config, progress = loop.config, loop.progress
     return replace(
         facts,
@@ -96,7 +96,7 @@ def with_outcome(
 
 
 def reset_peak(accelerator: Accelerator) -> None:
-    """Peaks count from here, so that runs of one process do not inherit each other's."""
+    """Count peaks from here, so that runs in one process do not inherit each other's."""
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     elif CLEAR_REFS.exists():
@@ -111,7 +111,7 @@ def _oddity(remark: Remark) -> Oddity:
 
 
 def _describe(held_out: HeldOut | None) -> str | None:
-    """How validation was cut from training, in words; None where the data brings its own."""
+    """How validation was split from training, in words; None if the data has its own split."""
     if held_out is None:
         return None
     return f"{held_out.num_images} images of training, stratified, seed {held_out.seed}"

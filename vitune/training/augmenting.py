@@ -1,4 +1,4 @@
-"""Whether mirrored and shifted images keep their labels, as a task's solved probe sees it."""
+"""Whether mirrored and shifted images keep their labels, judged by a task's solved probe."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from vitune.training.train_config import TrainConfig
 AUTO, NOTHING = "auto", "none"
 
 TRIED = ("crop_flip", "flip")
-"""Presets in the order in which they are preferred."""
+"""Presets in order of preference."""
 
 SHARE_KEPT = 0.9
-"""Share of what the probe knows of plain images that it must still know of changed ones."""
+"""The share of its knowledge of plain images that the probe must keep on changed ones."""
 
 
 def with_augmentation(
     config: TrainConfig, backbone: Backbone, val: Split | None, probe: Probe | None, device: str
 ) -> TrainConfig:
-    """The settings with the augmentation that "auto" comes to.
+    """The settings with "auto" augmentation resolved.
 
-    It is one of TRIED where training starts at the probe and the probe still knows validation
-    images that are changed so; else there is none.
+    It is one of TRIED if training starts at the probe and the probe still recognises validation
+    images changed in that way; else none.
     """
     if config.augment != AUTO:
         return config
@@ -46,7 +46,7 @@ def with_augmentation(
 
 
 def _changed(augment: Augment, seed: int) -> View:
-    """A view of images in which each is mirrored, and shifted where the preset shifts."""
+    """A view of images in which each is mirrored, and shifted if the preset shifts."""
     always = Augment(flip_rate=1.0, padding_pixels=augment.padding_pixels)
     generator = torch.Generator().manual_seed(seed)
     return lambda images: always(images, generator)
@@ -55,8 +55,8 @@ def _changed(augment: Augment, seed: int) -> View:
 def _is_harmless(probe: Probe, features: Tensor, val: Split) -> bool:
     """Whether the probe knows the labels of changed images nearly as well.
 
-    What it knows is log(classes) less its cross-entropy. Digits that are mirrored cost it nearly
-    all, photographs nearly nothing.
+    Its knowledge is log(classes) minus its cross-entropy. Mirroring digits destroys nearly all of
+    it, mirroring photographs nearly nothing.
     """
     labels = torch.as_tensor(val.labels)
     logits = probe.head.logits(features) / probe.temperature

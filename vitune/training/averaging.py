@@ -1,4 +1,4 @@
-"""Exponential moving average of the trainable parameters alone: a frozen backbone has no need."""
+"""Exponential moving average of the trainable parameters only: a frozen backbone needs none."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Averager:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the current parameters into the average."""
+        """Add the current parameters to the average."""
         self.num_updates += 1
         decay = self.decay
         if self.ramp:
@@ -40,7 +40,7 @@ class Averager:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within: the model carries the averages; after: its own values again."""
+        """Within the context the model has the averages; afterwards its own values again."""
         own = {name: value.detach().clone() for name, value in self.parameters.items()}
         self._write(self.averages)
         try:

@@ -1,4 +1,4 @@
-"""What the classifier reads: the frozen network's features of a whole split, taken once."""
+"""The frozen network's features that the classifier reads, computed once per split."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ Progress = Callable[[int, int], None]
 
 
 def mirrored(images: Tensor) -> Tensor:
-    """Shapes: (b, 3, h, w), returned the same way round but left for right."""
+    """Shapes: (b, 3, h, w), returned with the same shape, mirrored left to right."""
     return images.flip(-1)
 
 
 class FeatureReader:
-    """Takes what the head of `model` gets to see, for images as training sees them.
+    """Computes the inputs of the head of `model` for images as in training.
 
     Args:
         model: the backbone, before any adapter is attached.
-        budget_mib: features larger than this lie in a file of the cache folder while they are
-            used; None is a quarter of the memory that is there.
+        budget_mib: features larger than this are kept in a file of the cache folder while in use;
+            None is a quarter of the available memory.
 
     Raises:
-        BackboneError: a network without a classifier, or one that reads a map of features.
+        BackboneError: a network without a classifier, or with one that reads a feature map.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class FeatureReader:
         self, split: Split, *, views: tuple[View | None, ...] = (None,),
         on_progress: Progress | None = None,
     ) -> Any:  # fmt: skip
-        """Features of all images, one view after the other.
+        """The features of all images, one view after the other.
 
         Args:
             views: changes of uint8 images; None leaves them as they are.
@@ -106,12 +106,13 @@ class FeatureReader:
                     if features.dim() != 2:
                         raise BackboneError(
                             f"probe: got features of shape {tuple(features.shape)}, expected one "
-                            "vector per image. Use --start plain and a method that trains by steps."
+                            "vector per image. Use --start plain and a method that trains by "
+                            "gradient steps."
                         )
                     yield features.float().cpu().numpy()
 
     def _room(self, rows: int, width: int) -> Any:
-        """Where features lie: in memory, or in a file if they are larger than the budget."""
+        """Storage for features: in memory, or in a file if they are larger than the budget."""
         if rows * width * 4 <= self.budget:
             return np.empty((rows, width), np.float32)
         if self._folder is None:
@@ -126,7 +127,7 @@ class FeatureReader:
 
 @contextmanager
 def _caught(head: nn.Module) -> Iterator[list[Tensor]]:
-    """Within: the inputs of `head`, newest last."""
+    """Within the context: the inputs of `head`, newest last."""
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     try:
@@ -136,7 +137,7 @@ def _caught(head: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _budget(mib: int | None) -> float:
-    """Bytes of features that may lie in memory."""
+    """Bytes of features that may be kept in memory."""
     if mib is not None:
         return mib * 2**20
     pages = os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") else 2**18

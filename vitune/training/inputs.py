@@ -1,4 +1,4 @@
-"""From a batch of decoded images to what the network is trained on: cut, normalised, mixed."""
+"""From a batch of decoded images to the network's input: cropped, normalised, mixed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class TrainingInputs:
 
     Args:
         train: the split that batches come from.
-        accelerator: on whose device all but the reading of files is done.
-        augment: the augmentation; None is the one that `config` names.
+        accelerator: its device does everything except reading files.
+        augment: the augmentation; None takes the one that `config` names.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class TrainingInputs:
         return self.erasing(images) if self.config.random_erasing else images, targets
 
     def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """After mixup, which takes pairs: the labels of an odd batch are smoothed alone."""
+        """Mixup needs pairs: an odd batch only gets its labels smoothed."""
         if self.mixup is None:
             return images, labels
         if len(images) % 2 == 0:

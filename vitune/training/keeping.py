@@ -23,12 +23,13 @@ class Trained:
     """What `fit` returns.
 
     Args:
-        folder: the run folder, None where nothing was to be written.
+        folder: the run folder, None if nothing was to be written.
         model: the PEFT model with the reported weights.
-        backbone: what it was trained on; its `model` is the network inside `model`.
+        backbone: the backbone it was trained on; its `model` is the network inside `model`.
         classes: class names in the order of the logits.
-        summary: what the run was and what came out, as summary.json holds it.
-        seen: validation logits (n, c) of the reported weights and labels (n,); None without.
+        summary: settings and outcome of the run, as in summary.json.
+        seen: validation logits (n, c) of the reported weights, and labels (n,); None without
+            validation.
     """
 
     folder: Path | None
@@ -46,7 +47,7 @@ def backbone_arguments(config: TrainConfig) -> dict[str, Any]:
 
 
 def method_arguments(settings: TrainConfig) -> dict[str, Any]:
-    """The method's arguments; from the probe those with which it starts as the identity."""
+    """The method's arguments; for a start at the probe, those of an identity start."""
     method = get_method(settings.method)
     given = settings.method_args
     return method.from_identity(given) if settings.start == "probe" else dict(given)
@@ -76,7 +77,7 @@ def card_for(
 
 
 def write_result(trained: Trained, folder: RunFolder, settings: TrainConfig) -> Trained:
-    """The adapter, the summary and the report, in this order: a summary means a whole run."""
+    """Write adapter, summary and report, in this order: a summary means a complete run."""
     calibration = trained.summary.calibration
     temperature = 1.0 if calibration is None else calibration.temperature
     card = card_for(trained.model, trained.backbone, settings, trained.classes, temperature)

@@ -15,22 +15,22 @@ from vitune.ops import first_token_only, lean_step
 
 @contextmanager
 def lean_training(tail: Sequence[nn.Module], *, checkpointing: bool = False) -> Iterator[None]:
-    """`lean_step` with only the class token behind the last attention; forward and backward.
+    """`lean_step` with only the class token after the last attention; forward and backward.
 
     Args:
         tail: what `class_tail` found.
-        checkpointing: blocks are checkpointed, which leaves `lean_step` nothing to save.
+        checkpointing: whether blocks are checkpointed, which leaves `lean_step` nothing to save.
     """
     with nullcontext() if checkpointing else lean_step(), first_token_only(*tail):
         yield
 
 
 def class_tail(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The linears that need the class token alone: output projection and fc1 of the last block.
+    """The linears that need only the class token: output projection and fc1 of the last block.
 
-    From the last attention on, a token meets no other. Empty where that is not so or more is read
-    than one token: another pooling than the class token's, two heads (a distilled model reads two
-    tokens), windows, an adapter that lets tokens meet in a linear.
+    After the last attention, tokens do not interact. Empty if they do or if more than one token is
+    read: pooling other than the class token, two heads (a distilled model reads two tokens),
+    windows, or an adapter that mixes tokens in a linear layer.
     """
     if not keeps_tokens_apart(model):
         return ()

@@ -1,4 +1,4 @@
-"""The lean step in anybody's training: a plain loop, transformers' Trainer, Lightning."""
+"""The lean step in your own training: a plain loop, transformers' Trainer, Lightning."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from vitune.extras import import_extra
 from vitune.training.last_block import class_tail, lean_training
 
 CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing")
-"""Attributes by which timm's and transformers' modules say that they recompute activations."""
+"""Attributes by which timm's and transformers' modules declare that they recompute activations."""
 
 
 def lean_step(model: nn.Module | None = None) -> LeanStep:
-    """The savings of `vitune train` for a training loop that is not vitune's.
+    """The memory savings of `vitune train` in your own training loop.
 
         with vitune.lean_step(model):                       # around a loop, evaluation included
             for images, labels in loader: ...
         Trainer(..., callbacks=[vitune.lean_step().for_trainer()])
         lightning.Trainer(..., callbacks=[vitune.lean_step().for_lightning()])
 
-    Gradients are the same: activations that are cheap to compute again are not kept, and what
-    follows the last attention sees the class token alone where only that is read.
+    Gradients are the same: activations that are cheap to recompute are not kept, and the layers
+        after the last attention see only the class token if only that is read.
 
     Args:
         model: any network, with an adapter or without; a callback finds it itself.
@@ -37,9 +37,9 @@ def lean_step(model: nn.Module | None = None) -> LeanStep:
 
 
 class LeanStep:
-    """Within, or while its callback is at work, training passes of the model are lean.
+    """Within the context, or while its callback is active, training passes of the model are lean.
 
-    Passes in evaluation mode or without gradients are left alone. The backward pass may come when
+    Passes in evaluation mode or without gradients are unchanged. The backward pass may run after
     the context is left.
     """
 
@@ -73,7 +73,7 @@ class LeanStep:
         ]
 
     def end(self) -> None:
-        """Leave the model as it was."""
+        """Restore the model."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -127,10 +127,10 @@ class LeanStep:
 
 
 def network_in(module: nn.Module) -> nn.Module:
-    """The network that a Lightning module trains: a PEFT model in it, or a child with blocks.
+    """The network that a Lightning module trains: a PEFT model inside it, or a child with blocks.
 
     Raises:
-        VituneError: there is none that is recognised.
+        VituneError: no such network is recognised.
     """
     adapted = next((part for part in module.modules() if isinstance(part, PeftModel)), None)
     if adapted is not None:
@@ -142,8 +142,8 @@ def network_in(module: nn.Module) -> nn.Module:
             continue
         return child
     raise VituneError(
-        f"lean_step: got {type(module).__name__} without a network that is recognised, expected "
-        "one: name it, lean_step(model)."
+        f"lean_step: got {type(module).__name__} without a recognised network, expected one. "
+        "Pass it: lean_step(model)."
     )
 
 

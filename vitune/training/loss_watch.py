@@ -1,4 +1,4 @@
-"""The loss of every step, read without making a GPU wait; a bad one is named by its step."""
+"""The loss of every step, read without making a GPU wait; an error names the bad step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from vitune.errors import TrainingError
 
 LAG = 8
-"""Steps that a GPU may be ahead of the loss that is read."""
+"""How many steps a GPU may be ahead of the loss being read."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,16 @@ class _Seen:
 
     def read(self) -> float:
         if self.arrived is not None:
-            self.arrived.synchronize()  # waits for this step, not for those behind it
+            self.arrived.synchronize()  # waits for this step, not for later ones
         return float(self.value)
 
 
 class LossWatch:
-    """Takes each step's loss and gives it back as a number a few steps later.
+    """Takes each step's loss and returns it as a number a few steps later.
 
     Args:
-        device: of the losses; a CPU has nothing to wait for, and its losses come back at once.
-        lag: steps behind; None is LAG on a GPU, else 0.
+        device: of the losses; on a CPU there is nothing to wait for, and losses come back at once.
+        lag: how many steps later; None is LAG on a GPU, else 0.
     """
 
     def __init__(self, device: torch.device, lag: int | None = None) -> None:
@@ -45,7 +45,7 @@ class LossWatch:
         self._waiting: deque[_Seen] = deque()
 
     def add(self, loss: Tensor, step: int, epoch: int) -> Iterator[float]:
-        """The losses that are due once this one is in, oldest first.
+        """The losses that are due after this one, oldest first.
 
         Args:
             step, epoch: counted from 1.
@@ -57,7 +57,7 @@ class LossWatch:
         return self._due(self.lag)
 
     def rest(self) -> Iterator[float]:
-        """The losses that are still to be read: before weights are scored or saved.
+        """The losses that are still unread; call it before weights are scored or saved.
 
         Raises:
             TrainingError: one of them is not finite.

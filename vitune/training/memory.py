@@ -1,4 +1,4 @@
-"""The memory that a run needs, estimated before it starts: refused with a message, not killed."""
+"""The memory that a run needs, estimated before it starts: an error message, not a kill."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ STATES_PER_PARAMETER = 4
 """A trained parameter with its gradient and AdamW's two moments."""
 
 RARELY_MORE = 2000
-"""Times the bytes of its images that a step keeps at most; with that free it is not rehearsed."""
+"""A step keeps at most this multiple of its images' bytes; with that free it is not rehearsed."""
 
 LEAN_PART, HALF_PART = 0.6, 0.6
-"""What the lean step and 16-bit numbers leave of what is kept. For RLRR on ViT-B/16 at batch 8 the
-rehearsal counts 902 MiB; docs/performance-log.md has peaks of 570, and of 347 in bf16."""
+"""The share of the kept bytes that remains with the lean step and 16-bit numbers. For RLRR on
+ViT-B/16 at batch 8 the rehearsal counts 902 MiB; docs/performance-log.md has peaks of 570, and of
+347 in bf16."""
 
 _MIB = 2**20
 
 
 def require_memory(backbone: Backbone, config: TrainConfig, device: torch.device) -> None:
-    """Refuse a run whose adapter and first step cannot fit the memory that is free now.
+    """Refuse a run whose adapter and first step cannot fit into free memory.
 
-    The estimate is a lower bound: frozen weights are there already, and what a step keeps for its
+    The estimate is a lower bound: frozen weights are already loaded, and what a step keeps for its
     backward pass is counted on tensors without values.
 
     Raises:
-        OutOfMemoryError: the text names what needs most of it.
+        OutOfMemoryError: the text names what needs the most.
     """
     free_mib = _free_mib(device)
     batch, size = config.batch_size, backbone.preprocessing.image_size
@@ -53,7 +54,7 @@ def require_memory(backbone: Backbone, config: TrainConfig, device: torch.device
         raise OutOfMemoryError(
             f"memory: got a method that trains {_gib(trained / _MIB)} of parameters and needs "
             f"{_gib(adapter_mib)} for them, expected at most the {_gib(free_mib)} that are free. "
-            "Lower the --method-arg that makes it so large."
+            "Lower the --method-arg that makes the adapter so large."
         )
     if images_mib * RARELY_MORE < free_mib:
         return
@@ -69,7 +70,7 @@ def require_memory(backbone: Backbone, config: TrainConfig, device: torch.device
 
 
 def _step_mib(model: nn.Module, config: TrainConfig, batch: int, size: tuple[int, int]) -> float:
-    """What one step keeps for its backward pass at least; 0 where it cannot be rehearsed."""
+    """The least that one step keeps for its backward pass; 0 if it cannot be rehearsed."""
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -83,14 +84,14 @@ def _step_mib(model: nn.Module, config: TrainConfig, batch: int, size: tuple[int
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 played(torch.empty(batch, 3, *size))
             used = [t.untyped_storage().nbytes() for key, t in kept.items() if key not in own]
-    except Exception:  # a layer that looks at values, of which there are none here
+    except Exception:  # a layer that reads values, which do not exist here
         return 0.0
     lean = LEAN_PART if config.lean and not config.checkpointing else 1.0
     return sum(used) / _MIB * lean * (1.0 if config.precision == "fp32" else HALF_PART)
 
 
 def _tokens_part(config: TrainConfig) -> float:
-    """What fewer tokens leave of a step, at least: a bound, so as if they were gone at once."""
+    """The least share of a step that fewer tokens leave: a bound, as if they were gone at once."""
     return 1 - config.token_plan.share
 
 

@@ -12,13 +12,13 @@ from vitune.files import write_atomic
 
 
 def append_row(file: Path, row: dict[str, Any]) -> None:
-    """Add an epoch's line."""
+    """Append an epoch's line."""
     with file.open("a") as stream:
         stream.write(json.dumps(row) + "\n")
 
 
 def keep_epochs(file: Path, last: int) -> None:
-    """Drop what follows epoch `last`, and a last line that was cut short: they are run again.
+    """Drop the lines after epoch `last` and an incomplete last line: those epochs are run again.
 
     Raises:
         AdapterError: another line is damaged; the text says which.
@@ -29,7 +29,7 @@ def keep_epochs(file: Path, last: int) -> None:
 
 
 def read_epochs(file: Path) -> list[tuple[str, int]]:
-    """Every whole line with its epoch; none where there is no file.
+    """Every complete line with its epoch; none if there is no file.
 
     Raises:
         AdapterError: a line is damaged; the text says which.

@@ -1,4 +1,4 @@
-"""How far to go from the solved probe towards what training made of it; validation decides."""
+"""How far to go from the solved probe towards the trained weights; validation decides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from vitune.ops import paired
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Places on the line from the weights before the first step (0) to the trained ones (1)."""
+"""Points on the line from the weights before the first step (0) to the trained ones (1)."""
 
 CAUTION = 1.0
 """Standard errors that are subtracted from a gain over the probe before gains are compared."""
@@ -21,7 +21,7 @@ def mixed(
 ) -> dict[str, Tensor]:
     """first + share · (trained - first), by name; the very tensors at 0 and 1.
 
-    Source: Wortsman et al., Robust fine-tuning of zero-shot models (CVPR 2022): on this line lie
+    Source: Wortsman et al., Robust fine-tuning of zero-shot models (CVPR 2022): this line contains
         weights that are better than both ends.
     """
     if share in (0.0, 1.0):
@@ -30,11 +30,11 @@ def mixed(
 
 
 def chosen_share(losses: Sequence[Tensor], shares: Sequence[float] = SHARES) -> float:
-    """The share with the largest gain over the first one, less its standard error.
+    """The share with the largest gain over the first one, minus its standard error.
 
-    The first is the probe itself and gains nothing, so that training is kept only as far as it is
-    better by more than chance. Both ends are close near the probe, and so is the error small: a
-    small gain that is sure wins over a large one that is not.
+    The first is the probe itself with gain 0, so training is kept only as far as it is better by
+    more than chance. Near the probe the error is small: a small certain gain beats a large
+    uncertain one.
 
     Args:
         losses: of each validation image, one tensor (n,) per share.

@@ -1,4 +1,4 @@
-"""What the loop tells whoever watches; training itself prints nothing."""
+"""Events that the training loop reports to an observer; training itself prints nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Running(Protocol):
     steps_per_epoch: int
 
     def scored_weights(self) -> AbstractContextManager[None]:
-        """Within: the model has the weights that are scored, averages where there are some."""
+        """Within the context the model has the weights to score: the averages, if any."""
         ...
 
     def evaluate(self, split: Split) -> tuple[float, float]:

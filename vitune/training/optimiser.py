@@ -1,4 +1,4 @@
-"""The optimiser over exactly the trainable parameters, each decayed or not by what it is."""
+"""The optimiser over exactly the trainable parameters, with or without decay by their kind."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Two groups, decayed and not, of all trainable parameters, in module order.
 
-    Under vitune's rule a layer says which of its parameters are not decayed; elsewhere vectors
-    (biases, norm weights) are not. Under the rule "published" the method says what its authors'
-    code decays, head included. Parameters are told apart by identity, never by a part of a name.
+    Under vitune's rule a layer declares which of its parameters are not decayed; elsewhere vectors
+    (biases, norm weights) are not. Under the rule "published" the method declares what its authors'
+    code decays, head included. Parameters are identified by object, never by part of a name.
 
     Raises:
-        VituneError: the rule "published" for a method that knows none.
+        VituneError: the rule "published" for a method without one.
     """
     decayed = _declared(model) if rule == "vitune" else _published(model)
     groups: list[dict[str, Any]] = [
@@ -60,7 +60,7 @@ def _published(model: nn.Module) -> dict[int, bool]:
                 return
         raise VituneError(
             f"--decay-rule: got 'published' for {str(config.peft_type).lower()!r}, expected a "
-            "method that knows its authors' rule. Leave the option out."
+            "method that declares its authors' rule. Leave the option out."
         )
 
     for layer, name, adapter, parameter in _layer_parameters(model):
@@ -95,12 +95,12 @@ def new_optimiser(
     decay_rule: str = "vitune",
     head_lr: float | None = None,
 ) -> Optimizer:
-    """AdamW (Loshchilov and Hutter), its update fused where torch can, or SGD with momentum.
+    """AdamW (Loshchilov and Hutter), fused if torch supports it, or SGD with momentum.
 
     AdamW's decay is decoupled from the gradient; SGD's is added to it (an L2 penalty).
 
     Args:
-        head_lr: the classifier's own rate; None is `lr`.
+        head_lr: the classifier's own learning rate; None means `lr`.
     """
     groups = parameter_groups(model, weight_decay, rule=decay_rule)
     if head_lr is not None:
@@ -113,7 +113,7 @@ def new_optimiser(
 def _with_head_rate(
     groups: list[dict[str, Any]], model: nn.Module, head_lr: float
 ) -> list[dict[str, Any]]:
-    """The groups with the classifier's parameters apart, at their own rate, last."""
+    """The groups with the classifier's parameters split off, at their own rate, last."""
     heads = {id(p) for name in head_names(model) for p in model.get_submodule(name).parameters()}
     parted = [
         {**group, "params": [p for p in group["params"] if (id(p) in heads) == is_head]}

@@ -1,4 +1,4 @@
-"""Which number format a run computes in."""
+"""The number format that a run computes in."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from vitune.ops import cpu_multiplies_bf16
 
 BF16_WIDTH = 128
 NO_LAYERS = ("block", "head")
-"""Roles of sites that are no layer, or whose width is the number of classes."""
+"""Roles of sites that are not layers, or whose width is the number of classes."""
 
 
 def resolve_precision(asked: str, device_type: str, width: int) -> str:
     """ "fp32", "bf16" or "fp16" for a device and a network of `width` features.
 
-    "auto" is bf16 on a GPU that has it, else fp16 there; on a CPU bf16 where the processor has
+    "auto" is bf16 on a GPU that supports it, else fp16 on a GPU; on a CPU bf16 if the processor has
     instructions for it and the network is at least BF16_WIDTH wide (the narrowest one measured: 1.5
     times as many images a second in the lean step, RLRR, LoRA and full alike), else fp32.
     """
@@ -29,7 +29,7 @@ def resolve_precision(asked: str, device_type: str, width: int) -> str:
 
 
 def network_width(model: nn.Module) -> int:
-    """Features that the widest layer both takes and gives; 0 for an unknown kind of network.
+    """The widest width that a layer both takes and returns; 0 for an unknown kind of network.
 
     A ViT's d: its MLP maps d features to 4d and back, its fused qkv d to 3d.
     """

@@ -1,4 +1,4 @@
-"""Training with differential privacy: what it refuses, and the parts that the loop needs."""
+"""Training with differential privacy: what it excludes, and the parts that the loop needs."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from vitune.runs import PrivacySpent
 from vitune.training.train_config import TrainConfig
 
 REFUSED = {
-    "mixup": (0.0, "it mixes images, so that one shows in the gradients of others"),
-    "cutmix": (0.0, "it mixes images, so that one shows in the gradients of others"),
-    "objective": ("cross_entropy", "only its gradient per image is known"),
-    "objective_args": ({}, "only the plain cross-entropy's gradient per image is known"),
+    "mixup": (0.0, "it mixes images, so one image affects the gradients of others"),
+    "cutmix": (0.0, "it mixes images, so one image affects the gradients of others"),
+    "objective": ("cross_entropy", "only its per-image gradient is implemented"),
+    "objective_args": ({}, "only the per-image gradient of plain cross-entropy is implemented"),
     "accumulation_steps": (1, "a step is one Poisson batch"),
-    "clip_grad": (None, "--dp-clip cuts each image's gradient already"),
-    "checkpointing": (False, "gradients per image are taken where a layer runs once"),
+    "clip_grad": (None, "--dp-clip already clips each image's gradient"),
+    "checkpointing": (False, "per-image gradients need each layer to run once"),
 }
-"""Settings that a private run cannot have: the only value it takes, and why."""
+"""Settings that a private run restricts: the only allowed value, and why."""
 
 
 SETTLED: dict[str, Any] = {
@@ -34,12 +34,12 @@ SETTLED: dict[str, Any] = {
     "augment": "none",
     "precision": "fp32",
 }
-"""Settings that are otherwise decided by looking at the images, which would not be private."""
+"""Settings that are otherwise chosen by looking at the images, which would not be private."""
 OPEN = (None, "auto")
 
 
 def with_privacy(config: TrainConfig) -> TrainConfig:
-    """The settings with what differential privacy decides; what does not go with it is refused.
+    """The settings with those that differential privacy fixes; incompatible ones are refused.
 
     Raises:
         VituneError: such a setting, a method that is solved, or no Opacus.
@@ -106,7 +106,7 @@ def private_parts(
 
 
 def privacy_spent(step: PrivateStep | None) -> PrivacySpent | None:
-    """What a run's summary says of it; None without differential privacy."""
+    """What a run's summary says about privacy; None without differential privacy."""
     if step is None:
         return None
     budget = step.budget

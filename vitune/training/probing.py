@@ -1,4 +1,4 @@
-"""The solved probe of a run: what frozen features are worth, and where training may start."""
+"""The solved probe of a run: the value of frozen features, and where training may start."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vitune.runs import SolvedFacts
 from vitune.training.feature_reader import FeatureReader, View, mirrored
 
 COPIES: dict[str, tuple[View | None, ...]] = {"none": (None,), "flip": (None, mirrored)}
-"""Views of every training image that a probe may be solved on."""
+"""The views of each training image on which a probe may be solved."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Probe:
     """A solved head with its validation scores.
 
     Args:
-        copies: the views of each image that it was solved on, one of COPIES.
+        copies: the views of each image it was solved on, one of COPIES.
         val_loss, val_accuracy: on validation; None without one.
-        right: for each validation image whether it is right; empty without one.
-        losses: of each validation image at the best temperature; empty without one.
-        temperature: what makes its confidence honest on validation; 1 without one.
+        right: for each validation image whether it is right; empty without validation.
+        losses: of each validation image at the best temperature; empty without validation.
+        temperature: calibrates its confidence on validation; 1 without validation.
         seconds: features and solution together.
-        mirror_gain: by how much validation cross-entropy falls where mirrored copies are added,
-            and the standard error of that; None where it was not looked at.
+        mirror_gain: by how much validation cross-entropy falls if mirrored copies are added, and
+            the standard error of that; None if not tried.
     """
 
     head: SolvedHead
@@ -89,10 +89,10 @@ def solve_probe(
     budget_mib: int | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Probe:
-    """Take the features of training and validation once and solve `method` on them.
+    """Compute the features of training and validation once and solve `method` on them.
 
-    Mirrored copies are added where the method leaves that open and validation cross-entropy falls
-    by more than one standard error of the difference, image by image.
+    Mirrored copies are added if the method leaves that open and validation cross-entropy falls by
+    more than one standard error of the difference, image by image.
 
     Raises:
         BackboneError: the network has no linear head that reads one vector per image.
@@ -156,7 +156,7 @@ def _problem(
 def _preferred(
     found: Mapping[str, SolvedHead], val: Labelled | None
 ) -> tuple[str, tuple[float, float] | None]:
-    """Mirrored copies only where they help by more than the standard error of the difference."""
+    """Mirrored copies, only if they help by more than the standard error of the difference."""
     if len(found) == 1 or val is None:
         return next(iter(found)), None
     gain = _losses(found["none"], val) - _losses(found["flip"], val)

@@ -14,27 +14,27 @@ from vitune.training.train_config import TrainConfig
 
 REFERENCE_STEPS, REFERENCE_BATCH = 300, 32
 REFERENCE_WIDTH, REFERENCE_DEPTH = 768, 12
-"""A ViT-B trained for 10 epochs on 1,000 images: there a method's own rate holds as it is."""
+"""A ViT-B trained for 10 epochs on 1,000 images: a method's own rate applies there unchanged."""
 
 FEWEST_STEPS = 100
-"""Below so many steps a higher rate does not make up for them."""
+"""Below this many steps a higher rate does not make up for them."""
 
 DEMAND_REFERENCE = 50.0
-"""Summed penalty (λ times images) of a probe at and above which features are good as they are."""
+"""Summed penalty (λ times images) of a probe from which on the features suit the task."""
 
 MOST_DEMAND = 10.0
-"""By how much the rate rises at most where the features fall short."""
+"""The largest factor by which the rate rises if the features fall short."""
 
 FALLS_SHORT = 25.0
-"""Summed penalty of the probe below which training does not start at it."""
+"""Summed penalty of the probe below which training does not start at the probe."""
 
 HEAD_FACTOR = 0.1
-"""The classifier's rate over the adapter's where it starts at the solved probe."""
+"""The classifier's rate relative to the adapter's when it starts at the solved probe."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the rule knows of a run.
+    """The inputs of the rule for one run.
 
     Args:
         width: features of a token.
@@ -53,15 +53,15 @@ def rate_of(usual: float, shape: Shape) -> float:
     """usual · √(768 / width) · √(12 / depth) · √(batch / 32) · √(300 / max(steps, 100)).
 
     Each step of AdamW moves a parameter by about the rate: over n steps of noise that is a random
-    walk of rate · √n, and it is this length that the rule holds fixed. The square roots of width
-    and depth keep the change of the network's function alike.
+        walk of length rate · √n, which the rule keeps constant. The square roots of width and depth
+        keep the change of the network's function constant.
 
     Args:
         usual: the method's rate on a ViT-B in 300 steps of 32 images.
 
     Source: the square root in the batch is that of Malladi et al., On the SDEs and scaling rules
-        for adaptive gradient algorithms (NeurIPS 2022); the others are vitune's own, see
-        docs/defaults.md for what they were tested on.
+        for adaptive gradient algorithms (NeurIPS 2022); the others are vitune's own;
+        docs/defaults.md says what they were tested on.
     """
     factor = (
         (REFERENCE_WIDTH / max(1, shape.width))
@@ -73,15 +73,16 @@ def rate_of(usual: float, shape: Shape) -> float:
 
 
 def demand_of(penalty: float | None, num_images: int) -> float:
-    """min(10, max(1, 50 / (λ · n))): how far features fall short, told by the probe's penalty.
+    """min(10, max(1, 50 / (λ · n))): how far features fall short, estimated from the probe's
+    penalty.
 
-    A probe whose best penalty is weak squeezes what it can out of features that were not made for
-    the task; there the blocks have much to learn, and a high rate pays. Where a strong penalty is
-    best (photographs on a network that saw photographs), a high rate only over-fits.
+    A weak best penalty means that the probe squeezes what it can out of features that were not made
+    for the task; the blocks then have much to learn, and a high rate pays off. If a strong penalty
+    is best (photographs on a network that saw photographs), a high rate only overfits.
 
     Args:
-        penalty: λ, the strongest within one standard error of the best; None where unknown.
-        num_images: n, that the probe was solved on.
+        penalty: λ, the strongest within one standard error of the best; None if unknown.
+        num_images: n, the number of images the probe was solved on.
     """
     if penalty is None:
         return 1.0
@@ -91,18 +92,18 @@ def demand_of(penalty: float | None, num_images: int) -> float:
 def falls_short(penalty: float | None, num_images: int) -> bool:
     """Whether λ · n < 25: features were not made for the task, and a probe is a poor start.
 
-    A head that leans hard on such features is undone by the first steps that change them, and it
-    holds the blocks back; from zero, at a high rate, head and blocks find each other.
+    A head that relies heavily on such features breaks at the first steps that change them, and it
+    holds the blocks back; from zero, at a high rate, head and blocks adapt to each other.
 
     Args:
-        penalty: λ, the strongest within one standard error of the best; None where unknown.
-        num_images: n, that the probe was solved on.
+        penalty: λ, the strongest within one standard error of the best; None if unknown.
+        num_images: n, the number of images the probe was solved on.
     """
     return penalty is not None and penalty * num_images < FALLS_SHORT
 
 
 def plain_rate(usual: float, steps: int) -> float:
-    """The rate of a start from zero: the method's own, √(300 / steps) of it in longer runs."""
+    """The rate of a start from zero: the method's own, times √(300 / steps) in longer runs."""
     return float(f"{usual * min(1.0, math.sqrt(REFERENCE_STEPS / max(1, steps))):.2g}")
 
 
@@ -122,7 +123,7 @@ def shape_of(model: nn.Module, steps: int, batch: int) -> Shape:
 def rate_by_rule(
     config: TrainConfig, model: nn.Module, num_images: int, num_processes: int, probe: Probe
 ) -> float:
-    """The peak rate that vitune's rule gives for a run that starts at `probe`."""
+    """The peak rate of a run that starts at `probe`, by vitune's rule."""
     demand = demand_of(probe.head.chosen.get(CAUTIOUS), num_images)
     return float(f"{_scaled(config, model, num_images, num_processes) * demand:.2g}")
 
@@ -132,10 +133,10 @@ def rate_from_zero(
 ) -> float:
     """The peak rate of a run that does not start at a probe.
 
-    It is the one recorded for the method on this backbone, scaled by `plain_rate`. Without a
-    record it is the rule's, times the square root of the demand on the features: on the bundled
-    backbone this comes to 0.012, and most rates recorded there are 0.01. Without a probe nothing
-    tells the demand, and the method's usual rate stands.
+    It is the one recorded for the method on this backbone, scaled by `plain_rate`. Without a record
+    it is the rule's, times the square root of how far the features fall short: on the bundled
+    backbone this gives 0.012, and most rates recorded there are 0.01. Without a probe that is
+    unknown, and the method's usual rate is used.
     """
     method = get_method(config.method)
     if probe is None or method.has_recorded_lr(config.backbone):
@@ -147,7 +148,7 @@ def rate_from_zero(
 
 
 def _scaled(config: TrainConfig, model: nn.Module, num_images: int, num_processes: int) -> float:
-    """The method's usual rate in this run's shape."""
+    """The method's usual rate, scaled to this run."""
     steps = num_steps(config, num_images, num_processes)
     images = config.batch_size * num_processes * config.accumulation_steps
     return rate_of(get_method(config.method).usual_lr, shape_of(model, steps, images))

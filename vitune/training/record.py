@@ -1,8 +1,9 @@
-"""What a run computes with, in full: written to config.yaml before the first step, read to resume.
+"""The full record of a run's settings: written to config.yaml before the first step, read to
+resume.
 
-config.yaml holds the settings, in which nothing is left to a default (`lr: 0.03`, not `null`), then
-`resolved`, what stands behind them, and `starts`, the software of the first start and of every
-resumption. A resumed run is built from this record alone; its checksum gives edits away.
+config.yaml holds the settings with every default filled in (`lr: 0.03`, not `null`), then
+`resolved`, everything that follows from them, and `starts`, the software of the first start and of
+every resumption. A resumed run is built from this record alone; its checksum reveals edits.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ PLAIN = (bool, int, float, str, type(None))
 
 
 class Resolved(BaseModel):
-    """What the settings of a run come to on this machine, with this backbone and this release.
+    """What the settings of a run resolve to on this machine, with this backbone and this release.
 
     Args:
         method: PEFT's configuration of the adapter, every argument of the method with its value.
         objective: every argument of the training loss with its value.
         fingerprint: of the frozen weights that the adapter touches.
-        optimiser: its class under "name", and its settings beside rates and weight decay.
-        threads: of the CPU; their number changes the order of sums, and so the last digits.
-        num_processes: each takes a batch a step.
+        optimiser: its class under "name", and its settings besides rates and weight decay.
+        threads: CPU threads; their number changes the order of sums, and so the last digits.
+        num_processes: each takes one batch per step.
         plugin: where a method from outside vitune came from; empty for all others.
     """
 
@@ -60,7 +61,7 @@ class Resolved(BaseModel):
 
 
 class Start(BaseModel):
-    """One start of a run: after how many epochs, and with what software."""
+    """One start of a run: after how many epochs, and with which software."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -75,14 +76,14 @@ class _Beside(BaseModel):
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as config.yaml tells it."""
+    """A run as described by config.yaml."""
 
     settings: TrainConfig
     resolved: Resolved
     starts: tuple[Start, ...]
 
     def write(self, file: Path) -> None:
-        """Write the record, whole or not at all."""
+        """Write the record atomically."""
         values = {
             **self.settings.model_dump(mode="json"),
             "resolved": self.resolved.model_dump(mode="json"),
@@ -96,12 +97,13 @@ class RunRecord:
         """The record from the values of `file`.
 
         Raises:
-            AdapterError: something is missing, unknown or out of range; the text names it.
+            AdapterError: an entry is missing, unknown or out of range; the text names it.
         """
         if "resolved" not in values:
             raise AdapterError(
-                f"{file}: got a run of an older vitune, which did not write down all that it "
-                "computed with, expected 'resolved:'. Start a new run; this one can still be used."
+                f"{file}: got a run of an older vitune, which did not record all of its "
+                "settings, expected 'resolved:'. Start a new run; this one can still be used, "
+                "but not resumed."
             )
         settings = settings_in(values, file)
         beside = {name: values.get(name) for name in ("resolved", "starts")}
@@ -113,14 +115,15 @@ class RunRecord:
             ) from None
         if values.get(CHECKSUM) != _checksum(values):
             raise AdapterError(
-                f"{file}: got values that were edited after training wrote them, expected its own. "
+                f"{file}: got values that were edited after training wrote them, expected the "
+                "original ones. "
                 "Put the file back, or start a new run with --config and the edited file."
             )
         return cls(settings, found.resolved, found.starts)
 
 
 def _checksum(values: Mapping[str, Any]) -> str:
-    """sha256 over all values but itself; comments and the order of lines do not count."""
+    """sha256 over all values except itself; comments and the order of lines do not matter."""
     counted = {key: value for key, value in values.items() if key != CHECKSUM}
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
@@ -138,13 +141,13 @@ def plain_fields(record: Any) -> dict[str, Any]:
 
 
 def plain_optimiser(optimiser: Optimizer) -> dict[str, Any]:
-    """An optimiser's class and what it is set to, beside what TrainConfig says."""
+    """An optimiser's class and its settings, besides those in TrainConfig."""
     set_to = {k: _plain(v) for k, v in optimiser.defaults.items() if k not in OF_SETTINGS}
     return {"name": type(optimiser).__name__, **set_to}
 
 
 def set_optimiser(optimiser: Optimizer, recorded: Mapping[str, Any]) -> None:
-    """Set an optimiser to what `plain_optimiser` gave.
+    """Restore an optimiser's settings from `plain_optimiser`.
 
     Raises:
         AdapterError: it is of another class.
@@ -152,8 +155,8 @@ def set_optimiser(optimiser: Optimizer, recorded: Mapping[str, Any]) -> None:
     name = type(optimiser).__name__
     if name != recorded.get("name"):
         raise AdapterError(
-            f"--resume: got optimiser {name!r}, expected {recorded.get('name')!r}, with which the "
-            "run was begun. Resume with the release that began it."
+            f"--resume: got optimiser {name!r}, expected {recorded.get('name')!r}, with which "
+            "the run was started. Resume with the release that started it."
         )
     for key, value in recorded.items():
         for group in optimiser.param_groups:
@@ -162,11 +165,11 @@ def set_optimiser(optimiser: Optimizer, recorded: Mapping[str, Any]) -> None:
 
 
 OF_SETTINGS = ("lr", "weight_decay")
-"""What an optimiser is set to by the settings, group by group."""
+"""The optimiser's settings, group by group."""
 
 
 def _plain(value: Any) -> Any:
-    """`value` in types that YAML and JSON know."""
+    """`value` as YAML and JSON types."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, set | frozenset):

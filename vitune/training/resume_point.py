@@ -22,28 +22,29 @@ from vitune.tensors import read_tensors, write_tensors
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 CHECKSUM = "sha256"
-"""The entry of state.json that ties it to its tensors and gives away a flipped bit."""
+"""The entry of state.json that ties it to its tensors and reveals a flipped bit."""
 
 Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class Progress:
-    """Where a run stands after a whole epoch.
+    """The state of a run after a complete epoch.
 
     Args:
         epoch: epochs done.
         step: optimiser steps done.
         seconds: training time so far.
-        cpu_seconds: processor time of this process in it, which other programs do not lengthen.
+        cpu_seconds: processor time of this process, which other programs do not lengthen.
         val_accuracy: of the last epoch, in [0, 1]; None without a validation split.
-        best_epoch: epoch of the best validation accuracy; 0 while there is none.
+        best_epoch: epoch of the best validation accuracy; 0 if there is none yet.
         best_accuracy: that accuracy, in [0, 1].
         stale_epochs: epochs since then.
         watched: best and latest epoch by calibrated validation loss.
         accuracies: on validation, by epoch; 0 is before the first step.
         scaler: state of the fp16 loss scaler.
-        accountant: what a private run has spent: (noise multiplier, sampling rate, steps) each.
+        accountant: the budget a private run has spent: (noise multiplier, sampling rate, steps)
+            each.
     """
 
     epoch: Count = 0
@@ -68,7 +69,7 @@ def save_checkpoint(
     optimiser: Optimizer,
     extra: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
-    """Write all of it aside, then rename: a kill or a full disk leaves the previous one whole.
+    """Write everything aside, then rename: a kill or a full disk leaves the previous one intact.
 
     Args:
         parameters: trainable parameters by name.
@@ -90,10 +91,10 @@ def save_checkpoint(
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether there is a checkpoint; a run that has none yet starts from the beginning.
+    """Whether there is a checkpoint; a run without one starts from the beginning.
 
     Raises:
-        AdapterError: something is there that is no whole checkpoint.
+        AdapterError: there is an incomplete or damaged checkpoint.
     """
     recover_folder(folder)
     if not os.path.lexists(folder):
@@ -105,10 +106,10 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def read_progress(folder: Path) -> Progress | None:
-    """Where the run stands; None where it has no checkpoint yet.
+    """The state of the run; None if it has no checkpoint yet.
 
     Raises:
-        AdapterError: the file that says so is damaged.
+        AdapterError: its file is damaged.
     """
     return _read_state(folder)[0] if has_checkpoint(folder) else None
 
@@ -116,14 +117,14 @@ def read_progress(folder: Path) -> Progress | None:
 def load_checkpoint(
     folder: Path, parameters: Mapping[str, nn.Parameter], optimiser: Optimizer
 ) -> tuple[Progress, dict[str, dict[str, Tensor]]]:
-    """Put parameters and optimiser back; returns the progress and the extra groups.
+    """Restore parameters and optimiser; return the progress and the extra groups.
 
     Raises:
         AdapterError: the checkpoint is damaged or belongs to another configuration.
     """
     progress, checksum = _read_state(folder)
     if _checksum(asdict(progress), folder) != checksum:
-        raise _damaged(folder, f"{TENSORS} or {STATE} is not what was written")
+        raise _damaged(folder, f"{TENSORS} or {STATE} has changed since it was written")
     groups: dict[str, dict[str, Tensor]] = {}
     for key, value in read_tensors(folder / TENSORS).items():
         group, _, name = key.partition("/")
@@ -132,8 +133,8 @@ def load_checkpoint(
     shapes = {name: tuple(value.shape) for name, value in parameters.items()}
     if shapes != {name: tuple(value.shape) for name, value in stored.items()}:
         raise AdapterError(
-            f"checkpoint {str(folder)!r}: got other trained tensors than this configuration has, "
-            "expected the same ones. Resume with the release that began the run."
+            f"checkpoint {str(folder)!r}: got trained tensors that do not match this "
+            "configuration, expected the same ones. Resume with the release that started the run."
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -146,7 +147,7 @@ def load_checkpoint(
 
 
 def _read_state(folder: Path) -> tuple[Progress, str]:
-    """The progress, and the checksum of the tensors that belong to it."""
+    """The progress, and the checksum of its tensors."""
     try:
         values = json.loads((folder / STATE).read_text())
         if not isinstance(values, dict):
@@ -167,6 +168,6 @@ def _checksum(values: Mapping[str, Any], folder: Path) -> str:
 
 def _damaged(folder: Path, what: str) -> AdapterError:
     return AdapterError(
-        f"checkpoint {str(folder)!r}: got a damaged file ({what}), expected what training wrote. "
-        "Put a whole copy in its place, or start a new run."
+        f"checkpoint {str(folder)!r}: got a damaged file ({what}), expected the one that "
+        "training wrote. Replace it with an intact copy, or start a new run."
     )

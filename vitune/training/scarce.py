@@ -1,4 +1,4 @@
-"""Classes with a single image: nothing of theirs can be held out, and the user is told."""
+"""Classes with a single image: none of it can be held out, and the user is warned."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from vitune.training.train_config import TrainConfig
 
 @dataclass(frozen=True)
 class LoneClasses:
-    """Classes with one image, where validation has to be cut from training.
+    """Classes with one image, if validation has to be split from training.
 
     Args:
-        are_all: whether every class is such a one, so that there is no validation at all.
+        are_all: whether every class has one image, so that there is no validation at all.
     """
 
     names: tuple[str, ...] = ()
@@ -22,7 +22,7 @@ class LoneClasses:
 
 
 def lone_classes(config: TrainConfig) -> LoneClasses:
-    """The classes of `config.data` with one image; none where it brings validation of its own."""
+    """The classes of `config.data` with one image; none if it has its own validation split."""
     if config.refit:
         return LoneClasses()
     images = open_source(config.data)
@@ -35,14 +35,17 @@ def lone_classes(config: TrainConfig) -> LoneClasses:
 
 
 def scarcity_notice(lone: LoneClasses, *, solved: bool) -> str:
-    """One line where classes have a single image; empty elsewhere."""
+    """One line if classes have a single image; else empty."""
     if not lone.names:
         return ""
     shown = ", ".join(lone.names[:3]) + (" and others" if len(lone.names) > 3 else "")
     many = "1 class has" if len(lone.names) == 1 else f"{len(lone.names)} classes have"
     if not lone.are_all:
-        return f"{many} one image ({shown}): trained on, but absent from validation."
+        return f"{many} one image ({shown}): used for training, absent from validation."
     text = f"{many} one image ({shown}): nothing is held out for validation"
     if solved:
         return f"{text}."
-    return f"{text}, and nothing tells whether adapting helps. --method linear is the safe choice."
+    return (
+        f"{text}, so there is no way to tell whether adapting helps. "
+        "--method linear is the safe choice."
+    )

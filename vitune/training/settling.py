@@ -1,4 +1,4 @@
-"""Settings in force: a new run's with every default filled in, a resumed run's own."""
+"""The settings in force: a new run's with every default filled in, or a resumed run's own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vitune.training.speed_presets import settled_speed
 from vitune.training.train_config import STEPPING, TrainConfig
 
 SETTLED_BY_RESUME = ("epochs", "data")
-"""What a resumed run may be told anew: images may have moved, as they are known by content."""
+"""Settings that a resumed run may change: images may have moved, as they are known by content."""
 LEFT_TO_VITUNE: dict[str, Any] = {
     "lr": None,
     "head_lr": None,
@@ -33,23 +33,23 @@ LEFT_TO_VITUNE: dict[str, Any] = {
     "device": "auto",
     "speed": None,
 }
-"""Settings that a run fills in, and the value that asks for it."""
+"""Settings that a run fills in, and the value that requests it."""
 
 
 def new_settings(
     config: TrainConfig | None, settings: Mapping[str, Any]
 ) -> tuple[TrainConfig, str]:
-    """The settings of a new run, its paths such that they hold in any working directory.
+    """The settings of a new run, with absolute paths.
 
     Returns:
-        The settings, and what a user should know of the backbone; '' for nothing.
+        The settings, and a notice about the backbone, or ''.
 
     Raises:
         VituneError: a config and keywords, an unknown setting, a value out of range, or SGD
             without a rate.
     """
     if config is not None and settings:
-        raise VituneError("fit: got a config and keywords, expected one of them.")
+        raise VituneError("fit: got a config and keywords, expected only one of the two.")
     asked, notice = with_backbone(config or TrainConfig.make(settings))
     is_solved = get_method(asked.method).solved
     if is_solved:
@@ -57,15 +57,15 @@ def new_settings(
     require_choice(asked)
     if not is_solved and asked.optimiser == "sgd" and asked.lr is None:
         raise VituneError(
-            "--optimiser: got 'sgd' without a rate, expected --lr beside it: the methods' own "
-            "rates are AdamW's."
+            "--optimiser: got 'sgd' without a learning rate, expected --lr as well: the methods' "
+            "default rates are for AdamW."
         )
     asked = with_privacy(asked)
     return with_absolute_paths(asked), notice
 
 
 def with_backbone(config: TrainConfig) -> tuple[TrainConfig, str]:
-    """The settings with the backbone they leave open, and what the user should know of it."""
+    """The settings with the backbone filled in, and a notice about it."""
     given = config.model_fields_set
     if not given & {"backbone", "checkpoint", "image_size"}:
         config = config.model_copy(update={"backbone": preferred_backbone()})
@@ -74,7 +74,7 @@ def with_backbone(config: TrainConfig) -> tuple[TrainConfig, str]:
 
 
 def require_choice(config: TrainConfig) -> None:
-    """Refuse --choose-best where there is nothing to choose from or nothing to choose on.
+    """Refuse --choose-best if there is nothing to choose from or nothing to choose on.
 
     Raises:
         VituneError: a plain start, for which no probe is solved, or no validation images.
@@ -87,12 +87,13 @@ def require_choice(config: TrainConfig) -> None:
     ):
         if given:
             raise VituneError(
-                f"--choose-best: got it with {given}, {why}. Leave out one of the two."
+                f"--choose-best: got it with {given}, {why}, expected only one of the two. Leave "
+                "one out."
             )
 
 
 def require_no_steps(config: TrainConfig) -> None:
-    """Refuse settings of training by steps for a method that is solved.
+    """Refuse settings of training by gradient steps for a method that is solved.
 
     Raises:
         VituneError: one of them is given.
@@ -104,7 +105,7 @@ def require_no_steps(config: TrainConfig) -> None:
         if value != TrainConfig.model_fields[name].default:
             raise VituneError(
                 f"--{name.replace('_', '-')}: got {value!r} with --method {config.method}, which "
-                f"is solved and takes no steps. {remedy}"
+                f"is solved, expected a method that takes gradient steps. {remedy}"
             )
 
 
@@ -121,10 +122,10 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 
 def with_fitting_batch(config: TrainConfig, num_images: int) -> TrainConfig:
-    """The settings, whose default batch is all images where they are fewer; one asked for stays.
+    """The settings with the default batch size lowered to the number of images if that is smaller.
 
     Raises:
-        DataError: a batch that was asked for is larger than the training split.
+        DataError: the requested batch is larger than the training split.
     """
     if config.batch_size <= num_images:
         return config
@@ -137,10 +138,10 @@ def with_fitting_batch(config: TrainConfig, num_images: int) -> TrainConfig:
 
 
 def filled_in(config: TrainConfig, method: Method, precision: str, device: str) -> TrainConfig:
-    """The settings with what the method, the machine and vitune's rules decide filled in.
+    """The settings with the choices of the method, the machine and vitune's rules filled in.
 
     Args:
-        precision, device: what "auto" came to.
+        precision, device: what "auto" resolved to.
     """
     decay = config.weight_decay
     if decay is None:
@@ -168,11 +169,12 @@ def filled_in(config: TrainConfig, method: Method, precision: str, device: str) 
 def resumed_record(
     out: str | Path, config: TrainConfig | None, settings: Mapping[str, Any]
 ) -> RunRecord:
-    """The record of the run in `out`, with as many epochs as are asked for now.
+    """The record of the run in `out`, with the number of epochs requested now.
 
     Raises:
-        AdapterError: no run there, or one whose files are damaged or of an older vitune.
-        VituneError: a setting is given that is not the run's own, or fewer epochs than are done.
+        AdapterError: there is no run, or its files are damaged or from an older vitune.
+        VituneError: a setting differs from the run's own, or fewer epochs are requested than are
+            done.
     """
     folder = RunFolder.existing(out)
     record = RunRecord.parse(folder.read_config(), folder.config)
@@ -200,14 +202,14 @@ def resumed_record(
     if "epochs" in changed and record.settings.dp_epsilon is not None:
         raise VituneError(
             f"--epochs: got {changed['epochs']} for a private run, expected its own "
-            f"{own['epochs']}: the noise was chosen for so many steps. Start a new run."
+            f"{own['epochs']}: the noise was chosen for that number of steps. Start a new run."
         )
     settled = record.settings.model_copy(update=changed)
     progress = read_progress(folder.checkpoint)
     if progress is not None and settled.epochs < progress.epoch:
         raise VituneError(
-            f"--epochs: got {settled.epochs}, expected at least the {progress.epoch} that the run "
-            "has done."
+            f"--epochs: got {settled.epochs}, expected at least the {progress.epoch} that the "
+            "run has already done."
         )
     return RunRecord(settled, record.resolved, record.starts)
 
@@ -217,7 +219,7 @@ def _left_to_vitune(name: str, asked: Any) -> bool:
 
 
 def typed_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments with texts from the command line read as YAML values."""
+    """Arguments with command-line strings parsed as YAML values."""
     return {
         name: yaml.safe_load(value) if isinstance(value, str) else value
         for name, value in arguments.items()

@@ -1,4 +1,4 @@
-"""What `--speed` stands for: settings that trade exactness for time, put together and named."""
+"""The presets of `--speed`: named sets of settings that trade exactness for time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {"tokens": "merge:0.5@0", "lean": True, "precision": "auto"},
     "fastest": {"tokens": "merge:0.75@0,1", "lean": True, "precision": "auto"},
 }
-"""Settings by preset; beside them stands what the method itself gives up (`speed_arguments`).
+"""Settings by preset; in addition, the method's own approximations (`speed_arguments`).
 
 A precision of "auto" is bf16 on every device that multiplies it, however narrow the network."""
 
@@ -27,7 +27,7 @@ def with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with those of their `speed` filled in.
 
     Raises:
-        VituneError: one was given that contradicts the preset.
+        VituneError: a given setting contradicts the preset.
     """
     speed = values.get("speed")
     filled = dict(values)
@@ -39,9 +39,9 @@ def with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def contradiction(speed: str, given: str, expected: str) -> VituneError:
-    """The error for a setting that a preset has otherwise."""
+    """The error for a setting that contradicts a preset."""
     return VituneError(
-        f"--speed: got '{speed}' with {given}, expected {expected} or nothing beside it. Leave "
+        f"--speed: got '{speed}' with {given}, expected {expected} or no such setting. Leave "
         "--speed out to combine single flags."
     )
 
@@ -53,12 +53,12 @@ def settled_speed(
     offered: Mapping[str, Mapping[str, Any]],
     usual: Mapping[str, Any],
 ) -> tuple[Speed, dict[str, Any]]:
-    """The preset's name, and the arguments that the method gets on top of the given ones.
+    """The preset's name, and the arguments that the method gets in addition to the given ones.
 
     Args:
-        speed: as asked for; None says that single flags decide, and becomes "exact" or "custom".
-        given: the method's arguments as asked for, of their own types.
-        offered: by preset, what the method gives up (`MethodConfig.speed_arguments`).
+        speed: as requested; with None the single flags decide, and it becomes "exact" or "custom".
+        given: the method's arguments as requested, with their types.
+        offered: by preset, the method's approximations (`MethodConfig.speed_arguments`).
         usual: the method's defaults.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where training starts: at the solved probe, which is kept in the run folder beside the result."""
+"""Where training starts: at the solved probe, which is kept in the run folder with the result."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def starts_at_probe(config: TrainConfig) -> bool:
     """Whether the classifier starts at the solved probe.
 
     Raises:
-        VituneError: a probe and a drawn head are both asked for.
+        VituneError: both a probe and a random head are requested.
     """
     if config.start == "probe" and config.head_init != "zero":
         raise VituneError(
@@ -52,13 +52,13 @@ def starting_probe(
     *,
     given: Probe | None = None,
 ) -> Probe | None:
-    """The solved probe that the run starts from and is compared with; None where it does neither.
+    """The solved probe that the run starts from and is compared with; None if it does neither.
 
     Args:
-        given: solved already on the same images.
+        given: a probe already solved on the same images.
 
     Raises:
-        BackboneError: a probe was asked for by name and the network has no head to solve.
+        BackboneError: a probe was requested explicitly and the network has no head to solve.
     """
     if not starts_at_probe(config):
         return None
@@ -81,7 +81,7 @@ def starting_probe(
 def with_start(
     config: TrainConfig, model: nn.Module, num_images: int, num_processes: int, probe: Probe | None
 ) -> TrainConfig:
-    """The settings with where training starts, and the rates that go with it, filled in.
+    """The settings with the start and the matching learning rates filled in.
 
     Rates are as given, else by rule from the probe, else the method's own.
     """
@@ -99,7 +99,7 @@ def with_start(
         head_lr = lr * HEAD_FACTOR
     start = "probe" if from_probe else "plain"
     choose_best = config.choose_best
-    if choose_best is None:  # who gives a rate or a start has a plan of their own
+    if choose_best is None:  # an explicit rate or start means that the user has a plan
         is_left_to_rules = config.start is None and config.lr is None
         choose_best = is_left_to_rules and probe is not None and not config.refit
     return config.model_copy(
@@ -110,9 +110,10 @@ def with_start(
 def staged_probe(
     probe: Probe, config: TrainConfig, folder: Path, backbone: Backbone, classes: tuple[str, ...]
 ) -> None:
-    """Write to `folder` an adapter like any other, so that it can be evaluated and merged.
+    """Write the probe to `folder` as an adapter like any other, so that it can be evaluated and
+    merged.
 
-    `backbone` comes back with a zero head.
+    `backbone` is left with a zero head.
     """
     model = attach(backbone, PROBE)
     probe.head.place(model)
@@ -127,13 +128,13 @@ def staged_probe(
 
 
 def keep_probe(staged: Path, folder: RunFolder) -> None:
-    """Put what `staged_probe` wrote into the run, whole or not at all."""
+    """Move what `staged_probe` wrote into the run atomically."""
     with atomic_folder(folder.probe) as aside:
         shutil.copytree(staged, aside, dirs_exist_ok=True)
 
 
 def kept_probe(folder: RunFolder) -> Probe | None:
-    """The probe of a run that is continued, without its head: that is in the checkpoint.
+    """The probe of a resumed run, without its head, which is in the checkpoint.
 
     Raises:
         AdapterError: its file is damaged.

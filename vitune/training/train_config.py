@@ -27,14 +27,14 @@ HeadInit = Literal["zero", "linear", "trunc_normal", "kaiming_normal"]
 
 CHECKSUM = "sha256"
 BESIDE_SETTINGS = ("resolved", "starts", CHECKSUM)
-"""What a run's config.yaml holds beside its settings: see `vitune.training.record`."""
+"""What a run's config.yaml holds besides its settings: see `vitune.training.record`."""
 
 STEPPING = (
     "lr", "head_lr", "weight_decay", "warmup_epochs", "clip_grad", "label_smoothing", "mixup",
     "cutmix", "drop_path", "random_erasing", "augment", "ema", "patience", "optimiser", "start",
     "head_init", "objective", "tokens",
 )  # fmt: skip
-"""Settings of training by steps, which mean nothing where a head is solved."""
+"""Settings of training by gradient steps, which mean nothing if the head is solved."""
 
 
 class TrainConfig(BaseModel):
@@ -60,49 +60,52 @@ class TrainConfig(BaseModel):
     )
 
     epochs: int = Field(30, ge=1, description="passes over the training images")
-    lr: float | None = Field(None, gt=0, description="peak learning rate; default: by rule")
+    lr: float | None = Field(None, gt=0, description="peak learning rate; default: chosen by rule")
     head_lr: float | None = Field(
         None,
         gt=0,
-        description="the classifier's rate; default: --lr, or a tenth of it from the probe",
+        description="the classifier's learning rate; default: --lr, or a tenth of it when "
+        "starting at the probe",
     )
     batch_size: int = Field(32, ge=1, description="images per step and process")
     drop_last: bool = Field(False, description="skip an epoch's last batch if it is not full")
     optimiser: Literal["adamw", "sgd"] = Field("adamw", description="optimiser; sgd needs --lr")
-    momentum: float = Field(0.9, ge=0, lt=1, description="for --optimiser sgd")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of --optimiser sgd")
     weight_decay: float | None = Field(
         None, ge=0, description="weight decay; default: the method's"
     )
     decay_rule: DecayRule = Field(
-        "vitune", description="which parameters decay: by vitune's rule or as the authors do"
+        "vitune", description="which parameters decay: by vitune's rule, or as in the authors' code"
     )
     warmup_epochs: float | None = Field(
-        None, ge=0, description="default: a tenth of the epochs, at most 10"
+        None, ge=0, description="epochs of warm-up; default: a tenth of the epochs, at most 10"
     )
     warmup_lr: float = Field(1e-7, ge=0, description="learning rate at the first step")
     min_lr: float = Field(1e-8, ge=0, description="learning rate at the end of the schedule")
     accumulation_steps: int = Field(1, ge=1, description="batches per optimiser step")
     clip_grad: float | None = Field(None, gt=0, description="clip the gradient norm to this")
 
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share spread over all classes")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing, in [0, 1)")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup; 0 is off")
     cutmix: float = Field(0.0, ge=0, description="alpha of cutmix; 0 is off")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the backbone")
     random_erasing: float = Field(
-        0.0, ge=0, le=1, description="share of images in which a box is erased"
+        0.0, ge=0, le=1, description="share of images in which a random box is erased"
     )
     augment: str = Field(
         "auto",
         description="augmentation: none, flip, crop_flip, fgvc, strong, window or resized_crop; "
-        "auto: crop_flip or flip where the solved probe says that labels survive it",
+        "auto: crop_flip or flip if the solved probe finds that labels survive it",
     )
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay per step of the averaged weights"
     )
-    ema_ramp: bool = Field(True, description="start the average with a smaller decay")
+    ema_ramp: bool = Field(True, description="start averaging with a smaller decay")
     head_init: HeadInit = Field("zero", description="how the new classifier is initialised")
     start: Literal["plain", "probe"] | None = Field(
-        None, description="start at the solved probe, or plain at --head-init; default: by rule"
+        None,
+        description="probe: start at the solved probe; plain: at --head-init; "
+        "default: chosen by rule",
     )
     objective: str = Field("cross_entropy", description="training loss")
     objective_args: dict[str, Any] = Field(
@@ -116,10 +119,11 @@ class TrainConfig(BaseModel):
         description="train with differential privacy and spend at most this epsilon",
     )
     dp_delta: float = Field(1e-5, gt=0, lt=1, description="delta of the guarantee")
-    dp_clip: float = Field(1.0, gt=0, description="norm that each image's gradient is cut to")
+    dp_clip: float = Field(1.0, gt=0, description="norm to which each image's gradient is clipped")
 
     crop_mode: Literal["squash", "center"] | None = Field(
-        None, description="squash, or keep the aspect ratio; default: the checkpoint's"
+        None,
+        description="squash: ignore the aspect ratio; center: keep it; default: the checkpoint's",
     )
     crop_pct: float | None = Field(
         None, gt=0, le=1, description="share of the resized image kept; default: the checkpoint's"
@@ -133,7 +137,7 @@ class TrainConfig(BaseModel):
 
     select: Literal["auto", "last", "best"] = Field(
         "auto",
-        description="epoch to save: the last, the best, or the last unless validation loss turned",
+        description="epoch to save: last, best, or auto: the last unless validation loss got worse",
     )
     patience: int | None = Field(
         None, ge=1, description="stop after this many epochs without improvement; default: auto"
@@ -144,7 +148,7 @@ class TrainConfig(BaseModel):
         "unless --lr or --start is given",
     )
     val_fraction: float = Field(
-        0.2, gt=0, lt=1, description="share held out if there is no val split"
+        0.2, gt=0, lt=1, description="share held out for validation if there is no val split"
     )
     refit: bool = Field(False, description="train on training and validation images together")
     skip_bad_images: bool = Field(False, description="skip unreadable images and count them")
@@ -154,17 +158,17 @@ class TrainConfig(BaseModel):
 
     speed: Speed | None = Field(
         None,
-        description="exact, or fast or fastest: bf16, lean step, fewer tokens and what the method "
-        "can give up; default: as the other flags say",
+        description="exact, or fast or fastest: bf16, lean step, fewer tokens and approximations "
+        "the method allows; default: as the other flags say",
     )
     tokens: str = Field("keep", description=TOKENS_HELP)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="number format of the step"
     )
     checkpointing: bool = Field(False, description="recompute activations to save memory")
-    lean: bool = Field(True, description="lean step: keep and compute only what is needed")
+    lean: bool = Field(True, description="lean step: store and compute only what is needed")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
+    seed: int = Field(0, ge=0, lt=2**63, description="random seed")
     checkpoint_every_epochs: int = Field(1, ge=1, description="how often to save for --resume")
     snapshot_every_epochs: int = Field(
         0, ge=0, description="how often to keep the adapter for 'vitune analyze'; 0: never"
@@ -189,7 +193,7 @@ class TrainConfig(BaseModel):
 
     @property
     def token_plan(self) -> TokenPlan:
-        """`tokens`, read."""
+        """`tokens`, parsed."""
         return TokenPlan.parse(self.tokens)
 
     @property
@@ -198,7 +202,7 @@ class TrainConfig(BaseModel):
         return min(10.0, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
 
     def prepared(self, preprocessing: Preprocessing) -> Preprocessing:
-        """A checkpoint's own preprocessing with what these settings say otherwise."""
+        """A checkpoint's own preprocessing with the overrides of these settings."""
         given = {
             "crop_mode": self.crop_mode,
             "crop_pct": self.crop_pct,
@@ -226,21 +230,22 @@ class TrainConfig(BaseModel):
         """The settings in a YAML file (a run's config.yaml, say), `overrides` winning over it.
 
         Raises:
-            VituneError: no such file, not a YAML mapping, or what `make` refuses.
+            VituneError: no such file, not a YAML mapping, or a value that `make` refuses.
         """
         written, given = _read_mapping(path), dict(overrides or {})
         values = _without_record(written)
-        # What the file's own preset filled in makes way for another one, and its name for flags.
+        # Values filled in by the file's preset give way to another preset, its name to single
+        # flags.
         if "speed" in given:
             for name in PRESETS.get(str(given["speed"]), {}):
                 values.pop(name, None)
         elif given.keys() & {"method_args", *PRESETS["fast"]}:
             values.pop("speed", None)
-        # So does a choice where what is given leaves nothing to choose from or on.
+        # So does choose_best if the given settings leave nothing to choose from or on.
         if given.get("start") == "plain" or given.get("refit"):
             values.pop("choose_best", None)
-        # A run that chose although it started plain solved a probe, whose features fell short. The
-        # rule finds that out again; a start that was asked for would leave out the probe.
+        # A run with a plain start and a choice solved a probe whose features fell short. The rule
+        # will find that again; an explicit start would leave out the probe.
         chose = given.get("choose_best", values.get("choose_best"))
         if "resolved" in written and chose and values.get("start") == "plain":
             values["start"] = None
@@ -261,7 +266,7 @@ def settings_in(values: Mapping[str, Any], file: Path) -> TrainConfig:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The settings in a YAML file; what a run's config.yaml holds beside them is left out.
+    """The settings in a YAML file; what else a run's config.yaml holds is left out.
 
     Raises:
         VituneError: no such file, or it holds no mapping.

@@ -1,4 +1,4 @@
-"""What validation says at the end: a temperature, and whether adapting beat the solved probe."""
+"""The final verdict of validation: a temperature, and whether adapting beat the probe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitune.training.probing import Probe
 
 
 def compare(probe: Probe, logits: Tensor, labels: Tensor) -> Verdict | None:
-    """The verdict on validation; None where the probe was not judged there.
+    """The verdict on validation; None if the probe was not scored there.
 
     Shapes: logits (n, c) of the adapted network; labels (n,) int64.
     """
@@ -43,7 +43,7 @@ def calibration(seen: tuple[Tensor, Tensor] | None, otherwise: float | None = No
     """The temperature on validation with the calibration error before and after.
 
     Args:
-        otherwise: the temperature where there is no validation; None is 1.
+        otherwise: the temperature if there is no validation; None means 1.
     """
     if seen is None or not len(seen[1]):
         return Calibration(otherwise or 1.0)

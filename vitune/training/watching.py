@@ -1,4 +1,4 @@
-"""Validation along training: where its loss turns, which epoch to keep, when to stop."""
+"""Validation during training: when its loss starts to rise, which epoch to keep, when to stop."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from torch import Tensor
 from vitune.ops import calibrated_losses, paired
 
 STOP_ERRORS = 2.0
-"""Standard errors by which an epoch must be worse than the best one for training to stop."""
+"""By how many standard errors an epoch must be worse than the best one for training to stop."""
 
 KEEP_ERRORS = 1.0
-"""Standard errors by which the last epoch must be worse than the best one to be given up for it."""
+"""By how many standard errors the last epoch must be worse than the best one to be dropped."""
 
 
 @dataclass
 class Watch:
     """Follows validation cross-entropy, each epoch at its own best temperature.
 
-    Confidence that grows too large is mended by a temperature afterwards and is no reason to stop;
-    an order of the classes that gets worse is. Differences are paired, image by image.
+    Overconfidence is corrected by a temperature afterwards and is no reason to stop; a worse
+    ranking of the classes is. Differences are paired, image by image.
 
     Args:
         patience: epochs since the best one before training may stop.
-        best_epoch: with the lowest loss; 0 is before the first step, -1 before any was seen.
+        best_epoch: the epoch with the lowest loss; 0 is before the first step, -1 before any was
+            seen.
         best, latest: (n,) losses of that epoch and of the latest.
     """
 
@@ -38,14 +39,14 @@ class Watch:
 
     @classmethod
     def over(cls, epochs: int) -> Watch:
-        """For a run of so many epochs: a third of them, and at least five, may be worse.
+        """For a run of `epochs` epochs: a third of them, and at least five, may be worse.
 
         While the rate is high, loss may rise for a while and still come down with the rate.
         """
         return cls(patience=max(5, math.ceil(epochs / 3)))
 
     def saw(self, epoch: int, logits: Tensor, labels: Tensor) -> bool:
-        """Take in the logits of all validation images after `epoch`; whether it is the best.
+        """Record the logits of all validation images after `epoch`; return whether it is the best.
 
         Shapes: logits (n, c); labels (n,) int64.
         """
@@ -57,12 +58,12 @@ class Watch:
 
     @property
     def has_turned(self) -> bool:
-        """Whether loss has risen for long enough and by more than chance: time to stop."""
+        """Whether to stop: loss has risen for long enough and by more than chance."""
         return self.epoch - self.best_epoch >= self.patience and self._is_worse(STOP_ERRORS)
 
     @property
     def kept_epoch(self) -> int:
-        """The epoch to be kept: the latest, or the best one where the latest is clearly worse."""
+        """The epoch to keep: the latest, or the best one if the latest is clearly worse."""
         prefers_best = self.epoch > self.best_epoch >= 0 and self._is_worse(KEEP_ERRORS)
         return self.best_epoch if prefers_best else self.epoch
 

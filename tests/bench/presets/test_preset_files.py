@@ -103,7 +103,7 @@ def test_tables_say_where_the_source_has_no_settings_by_task() -> None:
     }
     for name in silent:
         (remark,) = study_of(name, "as-published").remarks
-        assert "prints no settings for each task" in remark
+        assert "prints no per-task settings" in remark
         assert study_of(name, "honest").remarks == ()
 
 

@@ -94,5 +94,5 @@ def test_the_table_says_that_settings_are_the_same_on_all_tasks(
     assert run([*command, "--protocol", "as-published", "--out", str(tmp_path)]) == 0
     assert run(["bench", "table", str(tmp_path / "as-published")]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert shown.count("the source prints no settings for each task") == 2
-    assert "prints no settings for each task" in (tmp_path / "results.html").read_text()
+    assert shown.count("the source prints no per-task settings") == 2
+    assert "prints no per-task settings" in (tmp_path / "results.html").read_text()

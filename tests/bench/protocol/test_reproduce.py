@@ -129,7 +129,7 @@ def test_methods_on_a_suite(roots: dict[str, Path], tmp_path: Path) -> None:
     untuned = suite_study(data, ["rlrr"], tmp_path, tune=False)
     assert (untuned.name, untuned.tasks) == ("cifar", (Task(name="cifar", data=data),))
     assert untuned.grid_of(untuned.variants[0]) == ({},)
-    with pytest.raises(VituneError, match="--defaults: got --search or --lrs"):
+    with pytest.raises(VituneError, match="--defaults: got it with --search or --lrs"):
         suite_study(data, ["rlrr"], tmp_path, tune=False, lrs=[0.1])
     with pytest.raises(VituneError, match="epochs: got 0"):
         suite_study("demo", ["linear_sgd"], tmp_path, epochs=0)

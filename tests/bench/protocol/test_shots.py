@@ -80,7 +80,7 @@ def test_shots_that_cannot_be_drawn(
     task = Task(name="t", data=str(photos("t", splits)))
     with pytest.raises(VituneError, match=match):
         with_shots([task], shots, tmp_path)
-    with pytest.raises(VituneError, match=r"whose images are no files"):
+    with pytest.raises(VituneError, match=r"whose images are not files"):
         with_shots([Task(name="c", data="demo:count")], [1], tmp_path)
 
 

@@ -208,8 +208,8 @@ def test_a_check_says_what_is_odd(tmp_path: Path) -> None:
     assert "test: 1 files missing" in told["dtd"]
     assert "train: 1 of a sample cannot be read" in told["sun397"]
     assert "46 classes by the largest label, the task has 45" in told["resisc45"]
-    assert "expected a path, a blank and a label" in told["eurosat"]
-    assert "1 images stand in two splits" in told["svhn"]
+    assert "expected a path, a space and a label" in told["eurosat"]
+    assert "1 images are in two splits" in told["svhn"]
     assert "1 classes that training never shows (7)" not in told["cifar"]
     assert "classes that training never shows" in told["kitti"] or found["kitti"].num_classes == 4
     assert found["cifar"].counts == {"train": 128, "val": 16, "trainval": 144, "test": 12}

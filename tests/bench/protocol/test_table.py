@@ -163,7 +163,7 @@ def test_as_published_gives_two_rows_and_the_inflation(
     assert (label, best, last) == ("a", 0.6, 0.5)
     page = write_study_page(table, tmp_path / "page.html", heading="Inflation")
     text = page.read_text()
-    assert "10.00 points come of the choice alone" in text and "best test epoch" in text
+    assert "10.00 points come from the choice alone" in text and "best test epoch" in text
 
 
 def seeded(result: Make, name: str, share: float, rng: np.random.Generator, task: str = "t",
@@ -198,11 +198,11 @@ def test_one_seed_is_compared_over_images_and_says_so(result: Make) -> None:
     (found,) = table.differences
     assert found.on_these is not None and found.on_these.over == ("images",)
     assert any("one seed" in sentence for sentence in explanation(table.differences))
-    assert "No two methods are told apart" in verdict(table)
+    assert "No two methods can be told apart" in verdict(table)
     mixed = make_table([*results, *seeded(result, "c", 0.1, rng)])
-    assert "over images, and seeds where there are several" in verdict(mixed)
-    assert "2 of 3 pairs are told apart" in verdict(mixed)
-    assert verdict(mixed).endswith("not these: a and b.")
+    assert "over images, and seeds if there are several" in verdict(mixed)
+    assert "2 of 3 pairs can be told apart" in verdict(mixed)
+    assert verdict(mixed).endswith("these cannot: a and b.")
 
 
 def test_many_methods_are_ranked_and_corrected_for(result: Make) -> None:
@@ -361,7 +361,7 @@ def test_defaults_are_chosen_over_all_tasks(result: Make) -> None:
     )
     assert row.gap == pytest.approx(0.01) and row.tasks == ("t", "u")
     assert "| a | 50.0 / 52.0 | 60.0 / 60.0 | 55.0 | 56.0 | +1.0 |" in markdown_of([row])
-    with pytest.raises(VituneError, match=r"without a method and task in common"):
+    with pytest.raises(VituneError, match=r"without a common method and task"):
         default_against_tuned([result()], [result("b")])
 
 

@@ -175,7 +175,7 @@ def test_the_head_is_mixed_where_the_weights_sum_to_one():
 def test_else_the_head_is_the_first_adapters_with_notice():
     first, second = states(two_adapters())
     name = "base_model.model.head.weight"
-    with pytest.warns(UserWarning, match="first adapter's, not a mixture: weights that sum to 2"):
+    with pytest.warns(UserWarning, match="first adapter's, not an average: weights that sum to 2"):
         assert combine_states([first, second], [1, 1]).tensors[name] is first.tensors[name]
     other = {**second.tensors, name: torch.zeros(7, 16)}
     with pytest.warns(UserWarning, match="heads of shapes"):

@@ -1,4 +1,4 @@
-"""`vitune bench speed`: training steps timed side by side, and their memory."""
+"""`vitune bench speed`: training steps timed in alternation, and their memory."""
 
 __all__ = [
     "measuring",

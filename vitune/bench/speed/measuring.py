@@ -1,7 +1,7 @@
-"""`vitune bench speed`: methods timed round by round in one process, each beside the others.
+"""`vitune bench speed`: methods timed round by round in one process, in alternation.
 
-Figures are meant as ratios. A step of every method follows a step of every other, so that whatever
-else the machine does falls on all alike; ratios are taken within a round, then their median.
+Figures are meant as ratios. The methods take turns step by step, so other load on the machine
+affects all alike; ratios are taken within a round, then their median.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class SpeedPlan:
     Args:
         backbone: a name of `load_backbone`; its weights are random.
         methods: labels of `Contestant.parse`.
-        batches: images a step.
+        batches: images per step.
         precisions: fp32, bf16 or fp16, the latter two under autocast.
         device: auto, cpu or cuda.
-        rounds: counted rounds, after one of warm-up.
+        rounds: timed rounds, after one warm-up round.
         image_size: pixels; None means the backbone's own.
-        memory: whether peak memory is taken too, one fresh process a figure.
-        inference: whether merged and un-merged inference are timed too.
+        memory: whether to measure peak memory too, one fresh process per figure.
+        inference: whether to time merged and un-merged inference too.
 
     Raises:
         VituneError: a value outside its range, or a device that is not there.
@@ -90,9 +90,10 @@ class SpeedPlan:
 
 @dataclass
 class Measured:
-    """The figures of one method at one batch size and precision; lists of times hold a round each.
+    """The figures of one method at one batch size and precision; times are listed by round.
 
-    `gets` names what the step has that another's may lack: lean step, attention, number formats.
+    `gets` names the optimisations of the step that others may lack: lean step, attention, number
+    formats.
     """
 
     method: str
@@ -124,11 +125,11 @@ def bench_speed(
     """Time every method of `plan` and, with `out`, write the figures as JSON.
 
     Args:
-        out: file for the result; what stood there before is returned under "previous".
-        say: is told what is being done, a line each.
+        out: file for the result; its previous content is returned under "previous".
+        say: called with a progress message.
 
     Raises:
-        VituneError: an unknown method, or a backbone it does not fit.
+        VituneError: an unknown method, or one that does not fit the backbone.
     """
     contestants = [Contestant.parse(label) for label in plan.methods]
     previous = read_result(out) if out is not None and Path(out).is_file() else None
@@ -163,10 +164,10 @@ def bench_speed(
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """A result that `bench_speed` wrote.
+    """Read a result that `bench_speed` wrote.
 
     Raises:
-        VituneError: the file is missing or holds something else.
+        VituneError: the file is missing or has other content.
     """
     try:
         values = json.loads(Path(path).read_text())
@@ -209,7 +210,8 @@ def _timed_steps(
             rate = _matmul_gflops(plan.torch_device, precision)
             if number:
                 rates[precision].append(rate)
-        # Another order each round: what a step finds in caches and heap is what the last one left.
+        # A new order each round, because a step depends on the caches and heap left by the last
+        # one.
         for (label, precision), row in random.Random(number).sample([*rows.items()], len(rows)):
             taken = subjects[label].step(images, labels, precision)
             if number:
@@ -227,7 +229,7 @@ def _timed_steps(
 def _time_inference(
     plan: SpeedPlan, contestants: Sequence[Contestant], measured: Sequence[Measured], say: Say
 ) -> None:
-    """Plain, merged and un-merged forward passes, in turns; methods that merge only."""
+    """Plain, merged and un-merged forward passes, in turns; only methods that merge."""
     plain = _build(Contestant.parse("linear"), plan)
     _merge(plain)
     for contestant in contestants:
@@ -248,7 +250,7 @@ def _time_inference(
 
 
 def _merge(subject: Subject) -> bool:
-    """Fold the adapter in; False where the method cannot."""
+    """Fold the adapter in; False if the method cannot."""
     try:
         subject.model = subject.network = cast(Any, subject.model).merge_and_unload()
     except (ValueError, NotImplementedError, AttributeError):
@@ -275,7 +277,7 @@ def _take_memory(plan: SpeedPlan, measured: Sequence[Measured], say: Say) -> Non
 
 
 def _set_floors(measured: Sequence[Measured], gflops: dict[str, float]) -> None:
-    """Time of a step's matrix products alone, each at the rate measured for its number format."""
+    """Time of only a step's matrix products, each at the rate measured for its number format."""
     rates = {str(DTYPES[name]).removeprefix("torch."): rate for name, rate in gflops.items()}
     for row in measured:
         if row.products:
@@ -326,5 +328,5 @@ def _cpu_name() -> str:
 
 
 def _load() -> float | None:
-    """Processes that wanted a core over the last minute; tells a busy machine from a quiet one."""
+    """Average number of processes that wanted a core over the last minute."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

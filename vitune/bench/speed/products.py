@@ -34,7 +34,7 @@ def count_products(step: Callable[[], Any]) -> dict[str, float]:
 
 
 def formats_text(products: Mapping[str, float]) -> str:
-    """Which number formats the products are in: "products all float32", or each one's share."""
+    """The number formats of the products: "products all float32", or the share of each."""
     if len(products) == 1:
         return f"products all {next(iter(products))}"
     total = sum(products.values())

@@ -1,9 +1,9 @@
-"""RLRR's step against four references, each naming what either side gets.
+"""RLRR's step against four references, each stating the optimisations of both sides.
 
-A ratio to the computation as published counts what any user of timm has for nothing (a fused
-attention kernel) and what vitune offers every method (the lean step) as if it were RLRR's. So the
-textbook is given these one after the other, and at last vitune's own product in another number
-format is taken away too.
+A ratio to the computation as published credits RLRR with what any user of timm has anyway (a fused
+attention kernel) and what vitune offers every method (the lean step). So the textbook version gets
+these one after the other, and in the last reference vitune's product in another number format is
+taken away too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PAIRS = (
     ("+ lean step", "rlrr", LEAN),
     ("+ every product exact", "rlrr+exact=true", LEAN),
 )
-"""What the reference is, RLRR's label and the textbook's."""
+"""The reference's name, RLRR's label and the textbook's."""
 
 HEADS = ("reference", "rlrr gets", "textbook gets", "step", "peak memory", "resident")
 
@@ -34,12 +34,12 @@ class Against:
     """RLRR against one reference at one batch size and precision.
 
     Args:
-        title: what the reference has beyond the one before it.
+        title: what the reference has beyond the previous one.
         ours, theirs: labels.
-        our_means, their_means: what either step gets, in words.
+        our_means, their_means: the optimisations of each step, in words.
         step: ratio of step times, median over rounds of the ratios within each.
-        peak: ratio of peak live memory; None where it was not taken.
-        resident: ratio of resident sizes, models and libraries included; None likewise.
+        peak: ratio of peak live memory; None if not measured.
+        resident: ratio of resident sizes, including models and libraries; None if not measured.
     """
 
     title: str
@@ -65,7 +65,7 @@ class Against:
 
 
 def references(rows: Sequence[Mapping[str, Any]], batch: int, precision: str) -> Iterator[Against]:
-    """Those of the four whose sides were both measured."""
+    """Those of the four for which both sides were measured."""
     own = {r["method"]: r for r in rows if (r["batch"], r["precision"]) == (batch, precision)}
     for title, ours, theirs in PAIRS:
         if ours in own and theirs in own:

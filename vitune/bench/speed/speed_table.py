@@ -1,4 +1,4 @@
-"""What a speed result says, for people: a table, ratios, and what got slower since the last one."""
+"""A speed result for people: a table, ratios, and what got slower since the last one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Section:
     Args:
         title: batch and precision.
         heads: of the columns; one that is empty for every method is left out.
-        rows: a line of cells a method.
+        rows: one line of cells per method.
     """
 
     title: str
@@ -63,7 +63,7 @@ def sections(result: Mapping[str, Any]) -> Iterator[Section]:
 
 
 def against(result: Mapping[str, Any]) -> Iterator[Section]:
-    """RLRR / textbook for every reference that was measured, a table per batch and precision."""
+    """RLRR / textbook for every measured reference, one table per batch and precision."""
     rows: Sequence[Mapping[str, Any]] = result["rows"]
     for batch, precision in dict.fromkeys((row["batch"], row["precision"]) for row in rows):
         cells = [found.cells for found in references(rows, batch, precision)]
@@ -73,7 +73,7 @@ def against(result: Mapping[str, Any]) -> Iterator[Section]:
 
 
 def remarks(result: Mapping[str, Any]) -> list[str]:
-    """What is to be known of the machine, and how times grow with the batch."""
+    """Notes on the machine, and how times grow with the batch."""
     rates = ", ".join(f"{n} {rate:.0f}" for n, rate in result["matmul_gflops"].items())
     machine = result["machine"]
     return [
@@ -116,10 +116,11 @@ def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
 
 
 def compare_with(previous: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """What got slower, larger or hungrier by SLOWER_FROM or more, one line each; [] if nothing did.
+    """What got slower, larger or needs more memory by SLOWER_FROM or more, one line each; may be
+    [].
 
-    Step times are compared as ratios to the reference method of their own run, so that a busier
-    or slower machine changes nothing.
+    Step times are compared as ratios to the reference method of their own run, so that a busier or
+    slower machine makes no difference.
     """
     before = {_key(row): row for row in previous["rows"]}
     lines = []
@@ -173,7 +174,7 @@ def _cells(row: Mapping[str, Any], reference: Mapping[str, Any] | None) -> dict[
 
 
 def spread(values: Sequence[float]) -> float:
-    """Half the distance of the quartiles; 0 for a single value."""
+    """Half the interquartile range; 0 for a single value."""
     if len(values) < 2:
         return 0.0
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")

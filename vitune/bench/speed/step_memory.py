@@ -1,4 +1,4 @@
-"""What a training step needs in a fresh process: peak memory.
+"""The peak memory of a training step in a fresh process.
 
 Run as `python -m vitune.bench.speed.step_memory JSON`; its last line is the answer as JSON.
 """
@@ -39,13 +39,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What the step needed.
+    """The memory of the step.
 
     Args:
         peak_mib: largest sum of live tensor bytes during two steps from a fresh optimiser, above
             model and inputs; the CUDA allocator's on a GPU.
-        resident_mib: peak resident size of the process (CPU only), the model included.
-        above_model_mib: the same, above what was resident when model and inputs were there.
+        resident_mib: peak resident size of the process (CPU only), including the model.
+        above_model_mib: the same, above what was resident with model and inputs loaded.
     """
 
     peak_mib: float
@@ -57,7 +57,7 @@ def ask(question: Question) -> Footprint:
     """The answer of a fresh process.
 
     Raises:
-        VituneError: the process failed; its last words are in the text.
+        VituneError: the process failed; its last output is in the message.
     """
     done = subprocess.run(
         [sys.executable, "-m", "vitune.bench.speed.step_memory", json.dumps(asdict(question))],
@@ -79,7 +79,7 @@ def ask(question: Question) -> Footprint:
 
 
 def examine(question: Question) -> Footprint:
-    """Build the subject, then take its figures; meant for a process of its own."""
+    """Build the subject, then measure it; meant for a separate process."""
     device = torch.device(question.device)
     subject = Subject(
         Contestant.parse(question.label), question.backbone, device, question.image_size
@@ -103,9 +103,9 @@ def examine(question: Question) -> Footprint:
 
 
 def live_peak_bytes(work: Callable[[], Any]) -> int:
-    """The largest sum of bytes that `work` held at one time, as PyTorch's CPU allocator saw it.
+    """The largest sum of bytes that `work` held at one time, as seen by PyTorch's CPU allocator.
 
-    What was allocated before is not counted, nor what was freed of it.
+    Earlier allocations do not count, nor does freeing them.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
@@ -129,7 +129,7 @@ def _cuda_peak_mib(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def _resident_mib(key: str) -> float | None:
-    """VmRSS or VmHWM of this process; None where the system does not tell."""
+    """VmRSS or VmHWM of this process; None if the system does not report it."""
     if not STATUS.exists():
         return None
     return int(STATUS.read_text().split(f"{key}:")[1].split()[0]) / 2**10

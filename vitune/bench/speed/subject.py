@@ -31,13 +31,13 @@ NUM_CLASSES = 100
 USUAL_ARGUMENTS: Mapping[str, Mapping[str, Any]] = {"lora": {"r": 8}, "hira": {"r": 1}}
 FLAGS = ("plain", "checkpointing", "compile", *FASTER)
 TEXTBOOK_FLAGS = ("fused", "lean")
-"""What every other method has unless it is `plain`; the textbook has neither unless it is named."""
+"""The flags every method has unless it is `plain`; the textbook has them only if named."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """What is timed: a method, its arguments and how its step is run.
+    """The subject of a measurement: a method, its arguments and how its step is run.
 
     Args:
         label: as written, `METHOD[+FLAG][+ARGUMENT=VALUE]...`; the flags `fast` and `fastest` are
@@ -46,8 +46,8 @@ class Contestant:
         arguments: of the method.
         plain: the step of an ordinary training loop, without vitune's lean step.
         checkpointing: activations are recomputed block by block.
-        compiled: the model goes through `torch.compile`.
-        fused: attention goes through PyTorch's kernel or a faster one, not through plain products.
+        compiled: the model is compiled with `torch.compile`.
+        fused: attention uses PyTorch's kernel or a faster one, not plain products.
         tokens: which tokens are dropped or merged.
     """
 
@@ -62,7 +62,7 @@ class Contestant:
 
     @classmethod
     def parse(cls, label: str) -> Contestant:
-        """A contestant from its label, `lora+r=16+plain` say.
+        """A contestant from its label, e.g. `lora+r=16+plain`.
 
         Raises:
             VituneError: an unknown method or flag; the nearest names are given.
@@ -102,7 +102,7 @@ class Contestant:
 
     @property
     def gets(self) -> tuple[str, ...]:
-        """What its step has and another's may lack, in words."""
+        """The optimisations of its step that others may lack, in words."""
         step = "torch.compile" if self.compiled else "plain step" if self.plain else "lean step"
         attention = "fused attention" if self.fused else "attention by products"
         more = ("checkpointing",) if self.checkpointing else ()
@@ -232,7 +232,7 @@ class Subject:
 
 
 def _names_of(model: nn.Module, modules: Sequence[nn.Module]) -> list[str]:
-    """Where modules stand in a network, so that what replaces them is found again."""
+    """The paths of modules in a network, to find their replacements again."""
     return [name for name, module in model.named_modules() if module in modules]
 
 

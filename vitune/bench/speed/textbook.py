@@ -1,10 +1,9 @@
-"""RLRR computed as published, to measure against: every W' in the graph, attention by hand.
+"""RLRR computed as published, as a reference: every W' in the graph, attention by hand.
 
 W' = W + s_out ⊙ W ⊙ s_in is built by elementwise products that autograd keeps, q, k and v are
-linears of their own, the softmax of all scores is kept, and every activation too.
-
-With `fused`, attention goes through `F.scaled_dot_product_attention` as timm's own does, so that a
-comparison does not measure what any user has for nothing.
+separate linears, and the softmax of all scores and every activation are kept. With `fused`,
+attention uses `F.scaled_dot_product_attention` as in timm, so that a comparison does not measure
+what any user has anyway.
 
 Source: RLRR (CVPR 2024) eq. 5 and its description of where the vectors act.
 """
@@ -81,7 +80,7 @@ class TextbookScaleShift(nn.Module):
 
 
 def textbook(model: nn.Module, *, fused: bool = False) -> nn.Module:
-    """`model` changed in place: RLRR as published, head trainable and the rest frozen.
+    """Change `model` in place to RLRR as published, with the head trainable and the rest frozen.
 
     Args:
         fused: PyTorch's attention kernel instead of products and a softmax.

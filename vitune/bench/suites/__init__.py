@@ -1,4 +1,4 @@
-"""Named lists of tasks: what belongs to a suite, how it is checked, tiny copies of it."""
+"""Suites, named lists of tasks: their contents, checks, and tiny copies."""
 
 __all__ = [
     "checking",

@@ -1,4 +1,4 @@
-"""`vitune data check`: what a data root holds of a suite, what is odd, how to get the rest."""
+"""`vitune data check`: what a data root has of a suite, what is odd, how to get the rest."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ MIN_SIDE = 8
 
 @dataclass(frozen=True)
 class TaskCheck:
-    """What was found of one task.
+    """The findings for one task.
 
     Args:
         status: "complete", "odd" (usable or not: see the problems) or "missing".
         counts: images by split.
-        num_classes: that the lists use.
+        num_classes: number of classes in the lists.
         problems: one sentence each.
-        remedy: how to get it; empty where it is complete.
+        remedy: how to get it; empty if it is complete.
     """
 
     task: str
@@ -172,4 +172,4 @@ def _shared_images(images: ImageList) -> list[str]:
         return [str(error)]
     if not findings.num_overlapping:
         return []
-    return [f"splits: {findings.num_overlapping} images stand in two splits that must not share"]
+    return [f"splits: {findings.num_overlapping} images are in two splits that must not share any"]

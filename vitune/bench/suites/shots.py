@@ -13,7 +13,7 @@ from vitune.data import ImageList, Record, open_source
 from vitune.errors import VituneError
 
 MAX_VAL_SHOTS = 4
-"""Validation images per class that a source's own validation split gives; fewer where k is."""
+"""Validation images per class taken from a source's own validation split; fewer if k is smaller."""
 
 TRAINING = ("train", "trainval", "all")
 
@@ -23,7 +23,8 @@ def with_shots(
 ) -> tuple[Task, ...]:
     """Every task at every number of shots, tested on its whole test split.
 
-    The draws are nested: the images of fewer shots are among those of more. A source's own
+    The draws are nested: the images for a smaller number of shots are among those for a larger. A
+        source's own
     validation split gives min(k, MAX_VAL_SHOTS) images per class to choose settings on, and the
     final runs are trained on the k images alone.
 
@@ -65,7 +66,7 @@ def _shot_table(task: Task, shots: int, seed: int, lists: Path) -> Path:
     if "test" not in listed.splits or training is None:
         raise VituneError(
             f"--shots: got {task.data!r} without a test split, expected one: the images that are "
-            "not drawn are no test."
+            "not drawn are no substitute."
         )
     chosen = {
         "train": _drawn(listed, training, shots, seed, exactly=True),
@@ -81,7 +82,7 @@ def _shot_table(task: Task, shots: int, seed: int, lists: Path) -> Path:
 
 
 def _drawn(listed: ImageList, split: str, number: int, seed: int, *, exactly: bool) -> list[Record]:
-    """`number` images of every class; the first ones of an order that only `seed` decides."""
+    """`number` images of every class: the first ones in an order determined by `seed`."""
     records = listed.splits.get(split, ())
     found: list[Record] = []
     for label in sorted({record.label for record in records}):
@@ -99,7 +100,7 @@ def _drawn(listed: ImageList, split: str, number: int, seed: int, *, exactly: bo
 def _path(record: Record, task: Task) -> str:
     if not isinstance(record.image, Path):
         raise VituneError(
-            f"--shots: got {task.data!r}, whose images are no files, expected a folder or a list "
+            f"--shots: got {task.data!r}, whose images are not files, expected a folder or a list "
             "of files. 'demo:NAME?train=N' sets the size of a drawn task."
         )
     return str(record.image.absolute())

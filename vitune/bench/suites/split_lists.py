@@ -39,7 +39,7 @@ def fgvc_table(folder: Path, image_folder: str, out: Path) -> Path:
 
 
 def fewshot_names(root: Path, shots: int, seed: int) -> list[str]:
-    """Data sets under `root` with a list of that many shots and that seed."""
+    """Data sets under `root` with a list for that number of shots and seed."""
     wanted = f"train_meta.list.num_shot_{shots}.seed_{seed}"
     return sorted(path.parent.name for path in root.glob(f"*/{wanted}"))
 
@@ -47,7 +47,7 @@ def fewshot_names(root: Path, shots: int, seed: int) -> list[str]:
 def fewshot_table(folder: Path, shots: int, seed: int, out: Path) -> Path:
     """Write the table of a few-shot data set (NOAH's lists) and return its path.
 
-    A line is `CLASS/FILE LABEL`, blanks in the path allowed, relative to images/train or
+    A line is `CLASS/FILE LABEL`, spaces in the path allowed, relative to images/train or
     images/test; `val_meta.list` is the validation split where there is one.
 
     Raises:
@@ -97,7 +97,7 @@ def _json_lines(folder: Path, splits: dict[str, str], image_folder: str) -> list
 
 
 def _image(folder: Path, image_folder: str, image: str) -> Path:
-    """Below the usual image folder, or below the data set itself where it is not there."""
+    """Below the usual image folder, or below the data set itself if that does not exist."""
     usual = folder / image_folder / image
     plain = folder / image
     return plain if plain.is_file() and not usual.is_file() else usual
@@ -138,7 +138,7 @@ def _dog_files(folder: Path, image_folder: str) -> list[Line]:
 
 
 def _class_folders(folder: Path, image_folder: str) -> list[Line]:
-    """Class folders under train/ and test/; where there is no test/, val/ is the test split."""
+    """Class folders under train/ and test/; if there is no test/, val/ is the test split."""
     train, test = folder / "train", folder / "test"
     splits = {"train": train, "test": test if test.is_dir() else folder / "val"}
     if test.is_dir() and (folder / "val").is_dir():
@@ -156,7 +156,7 @@ def _class_folders(folder: Path, image_folder: str) -> list[Line]:
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, str]]:
-    """`key value` lines, blanks in the value allowed."""
+    """`key value` lines, spaces in the value allowed."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if line.strip():
             parts = line.strip().split(maxsplit=1)
@@ -166,7 +166,7 @@ def _pairs(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _list_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """`path label` lines, blanks in the path allowed."""
+    """`path label` lines, spaces in the path allowed."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if line.strip():
             parts = line.strip().rsplit(maxsplit=1)

@@ -1,3 +1,3 @@
-"""The names of the suites, for whoever needs no more of them."""
+"""The names of the suites, without further imports."""
 
 SUITES = ("demo", "vtab1k", "fgvc", "fewshot")

@@ -1,4 +1,4 @@
-"""Named lists of tasks: what belongs to a suite, under which folder, in which group."""
+"""Named lists of tasks: the tasks of each suite, with folder and group."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Entry:
 
     Args:
         name: as in published tables.
-        group: of tasks that are averaged together.
-        num_classes: that the task has.
-        num_test: images of the test split; None where releases differ.
+        group: tasks of a group are averaged together.
+        num_classes: of the task.
+        num_test: images of the test split; None if releases differ.
         folders: names under the root, the first one preferred.
         image_folder: below the task's folder, where lists are relative to it.
     """
@@ -108,7 +108,7 @@ class SuiteTasks:
     """Tasks ready for a study.
 
     Args:
-        tasks: that are there.
+        tasks: the tasks that exist.
         missing: names of those the data root lacks.
     """
 
@@ -131,10 +131,10 @@ def suite_tasks(
     Args:
         suite: one of SUITES, a YAML file with a list `tasks` (name, data, group), or a data source
             (`vtab:ROOT/TASK`, a folder, ...), which is a suite of one task.
-        root: data root; the demo suite needs none.
+        root: data root; not needed for the demo suite.
         lists: folder into which split tables of suites without a source of their own are written.
-        only: names to keep; none keeps all.
-        allow_missing: leave out what the root lacks instead of refusing.
+        only: names to keep; empty keeps all.
+        allow_missing: leave out tasks that the root lacks instead of refusing.
         shots, list_seed: of the few-shot lists.
 
     Raises:
@@ -170,13 +170,13 @@ def suite_tasks(
         raise DataError(
             f"--data-root: got {str(base)!r} without {', '.join(missing)}, expected all tasks of "
             f"{suite}. 'vitune data check {base} --suite {suite}' says how to get them; "
-            "--allow-missing goes on without."
+            "--allow-missing continues without them."
         )
     return SuiteTasks(tuple(tasks), tuple(missing))
 
 
 def folder_of(root: Path, entry: Entry) -> Path | None:
-    """The task's folder under `root`, by whichever of its names is there."""
+    """The task's folder under `root`, by the first of its names that exists."""
     return next((root / name for name in entry.folders if (root / name).is_dir()), None)
 
 
@@ -243,7 +243,7 @@ def _chosen(only: Sequence[str], tasks: Iterable[Task | Entry]) -> set[str]:
     """The names to keep.
 
     Raises:
-        VituneError: a name that no task has.
+        VituneError: no task has that name.
     """
     names = [task.name for task in tasks]
     for name in only:

@@ -1,4 +1,4 @@
-"""Tiny complete copies of the suites on disk, with every trap that real releases hold."""
+"""Tiny complete copies of the suites on disk, with every pitfall of the real releases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitune.bench.suites.suites import FGVC, VTAB1K, Entry
 from vitune.errors import VituneError, nearest
 
 SIZES = {"train800": 128, "val200": 16, "test": 12}
-"""Images by list: training holds a batch of every preset, so that each runs as it is."""
+"""Images by list: training has at least one batch for every preset, so that each can run."""
 FEWSHOT_NAMES = ("food101", "oxford_pets")
 BLANK_TASK, GAP_TASK, WIDE_TASK = "dtd", "kitti", "kitti"
 SHAPES = ((1, 1), (1, 3), (3, 1))
@@ -23,7 +23,7 @@ SHAPES = ((1, 1), (1, 3), (3, 1))
 
 @dataclass(frozen=True)
 class _Painter:
-    """Coloured boxes keyed to the label, no two alike."""
+    """Coloured boxes that depend on the label, no two alike."""
 
     rng: np.random.Generator
     side: int
@@ -41,18 +41,18 @@ def write_fake(
 ) -> list[str]:
     """Write a tiny copy of a suite below `root` and return its tasks' names.
 
-    VTAB: one task with a blank in every path, one with a label that training lacks and wide
+    VTAB: one task with a space in every path, one with a label that training lacks and wide
     images, an empty last line in every list, trainval as copies of train and val. FGVC: 1-based
     ids, a class that validation lacks, wide and tall images. A real release has all of these.
 
     Args:
-        root: a folder that is not there, or empty.
+        root: a folder that does not exist or is empty.
         suite: "vtab1k", "fgvc" or "fewshot".
         side: shorter side of the images, pixels.
-        overlap: tasks whose test split shall hold a training image, which must be refused.
+        overlap: tasks whose test split contains a training image, which must be refused.
 
     Raises:
-        VituneError: unknown suite, or a folder that holds something.
+        VituneError: unknown suite, or a folder that is not empty.
     """
     writers: dict[str, Callable[[Path, _Painter, Sequence[str]], list[str]]] = {
         "vtab1k": _vtab1k,
@@ -99,7 +99,7 @@ def _vtab1k(root: Path, painter: _Painter, overlap: Sequence[str]) -> list[str]:
 
 
 def _label(entry: Entry, index: int, split: str) -> int:
-    """Every class in turn; the last class of one task is in test alone."""
+    """Every class in turn; the last class of one task is only in test."""
     classes = min(entry.num_classes, 8)
     if entry.name == GAP_TASK and split != "test":
         classes -= 1

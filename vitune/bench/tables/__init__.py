@@ -1,4 +1,4 @@
-"""From results to what people read: tables, intervals, ranks, the page of a study."""
+"""From results to reports: tables, intervals, ranks, the page of a study."""
 
 __all__ = [
     "front_page",

@@ -1,4 +1,4 @@
-"""Which of a table's methods are told apart: every pair's interval, and the ranking of all."""
+"""Which of a table's methods can be told apart: every pair's interval, and the ranking of all."""
 
 from __future__ import annotations
 
@@ -81,17 +81,17 @@ def corrected(differences: Sequence[Difference]) -> tuple[Difference, ...]:
 
 
 def ranking_of(rows: Sequence[Row], tasks: Sequence[str]) -> tuple[Ranking | None, str]:
-    """The ranking of the honest rows over the tasks that all of them have; else why there is none.
+    """The ranking of the honest rows over the tasks that all of them have, or the reason for none.
 
     Returns:
-        The ranking and "", or None and a sentence; an empty one where nobody would ask.
+        The ranking and "", or None and a sentence; an empty one if no ranking is expected.
     """
     honest = _honest(rows)
     shared = [task for task in tasks if all(task in row.standings for row in honest)]
     if len(honest) < MIN_METHODS or len(tasks) < 2:
         return None, ""
     if len({_kind(row) for row in honest}) > 1:
-        return None, "No critical-difference diagram: the rows are of several backbones or splits."
+        return None, "No critical-difference diagram: rows are from several backbones or splits."
     if len(shared) < MIN_TASKS:
         return None, (
             f"No critical-difference diagram: it ranks methods over tasks, and {len(shared)} tasks "

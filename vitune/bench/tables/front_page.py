@@ -14,7 +14,7 @@ HEADS = (
     "front",
 )  # fmt: skip
 WITHIN = 0.005
-"""Accuracy by which a run may stay below the exact one's end and still be as good: half a point."""
+"""How far below the exact run's final accuracy a run still counts as equal: half a point."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Point:
         seconds, cpu_seconds: of the training steps of a run, validation left out; means.
         peak_mib: the largest of any run.
         gain: accuracy minus that of the exact preset at the most epochs.
-        time_ratio, cpu_ratio: to the same.
+        time_ratio, cpu_ratio: relative to the same.
         seconds_to_accuracy: until validation stays within WITHIN of the exact run's end, mean over
             the runs that get there.
-        num_there, num_runs: how many get there.
+        num_there, num_runs: how many get there, of how many.
         on_time_front, on_memory_front: whether no other point is as accurate for less.
     """
 
@@ -88,13 +88,13 @@ def write_front_page(points: Sequence[Point], out: str | Path, *, note: str) -> 
     kinds: list[tuple[str, str, Callable[[Point], float], Callable[[Point], bool]]] = [
         (
             "Accuracy against time",
-            "seconds of training steps a run, by the clock (logarithmic)",
+            "wall-clock seconds of training steps per run (logarithmic)",
             lambda point: point.seconds,
             lambda point: point.on_time_front,
         ),
         (
             "Accuracy against memory",
-            "peak MiB of a run, libraries included (logarithmic)",
+            "peak MiB per run, libraries included (logarithmic)",
             lambda point: point.peak_mib or 0.0,
             lambda point: point.on_memory_front,
         ),

@@ -1,4 +1,4 @@
-"""What may not stand in one table: two configurations under one name, figures of unlike kinds."""
+"""What must not share a table: two configurations under one name, figures of different kinds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vitune.errors import VituneError
 
 
 def require_one_config(results: Sequence[CellResult]) -> None:
-    """See that one name and task mean one configuration, whatever the seed.
+    """Check that one name and task mean one configuration, whatever the seed.
 
     Raises:
         VituneError: two configurations, image sets or backbones under one name.
@@ -29,13 +29,14 @@ def require_one_config(results: Sequence[CellResult]) -> None:
             if ours != theirs:
                 raise VituneError(
                     f"results called {result.label!r} on {result.task!r}: got two different "
-                    f"{what}{_first_difference(ours, theirs)}, expected one configuration a name. "
+                    f"{what}{_first_difference(ours, theirs)}, expected one configuration per "
+                    "name. "
                     "Give one of the variants another label."
                 )
 
 
 def require_same_images(results: Sequence[CellResult]) -> None:
-    """See that all methods saw the same images of a task, whatever they are called.
+    """Check that all methods saw the same images of a task, whatever they are called.
 
     Raises:
         VituneError: a split of a task whose files or labels differ between two results.
@@ -47,14 +48,14 @@ def require_same_images(results: Sequence[CellResult]) -> None:
             if found != known and result.format == other.format:
                 raise VituneError(
                     f"table: got two sets of {split} images of task {result.task!r} (of "
-                    f"{other.label!r} and of {result.label!r}), expected one: figures on different "
-                    "images do not compare. Run the study again, or ask for a row each with "
-                    "--split."
+                    f"{other.label!r} and of {result.label!r}), expected one: figures on "
+                    "different images cannot be compared. Run the study again, or use --split "
+                    "for separate rows."
                 )
 
 
 def _comparable(result: CellResult) -> dict[str, object]:
-    """What of the configuration decides a result, without the seed."""
+    """The parts of a configuration that determine a result, without the seed."""
     return {name: value for name, value in deciding(result.config).items() if name != "seed"}
 
 
@@ -68,7 +69,7 @@ def _first_difference(ours: object, theirs: object) -> str:
 
 
 def require_pure(results: Sequence[CellResult], split_columns: bool) -> None:
-    """See that figures are of one kind, unless each kind gets its own row.
+    """Check that figures are of one kind, unless each kind gets its own row.
 
     Raises:
         VituneError: a mixture of backbones, protocols or reported splits.
@@ -81,5 +82,5 @@ def require_pure(results: Sequence[CellResult], split_columns: bool) -> None:
         if len(kinds) > 1 and not split_columns:
             raise VituneError(
                 f"table: got {what} {', '.join(sorted(kinds))}, expected one kind: figures of "
-                "different kinds do not compare. Ask for a row each with --split."
+                "different kinds cannot be compared. Use --split for separate rows."
             )

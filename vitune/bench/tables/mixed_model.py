@@ -1,12 +1,12 @@
-"""How sure a difference between two methods is: a mixed model over tasks, seeds and images.
+"""How certain a difference between two methods is: a mixed model over tasks, seeds and images.
 
 A score varies with the seed of its run, with the test images that happen to be in the set, and
-from task to task. Two questions are answered apart:
+from task to task. Two questions are answered separately:
 
-- **On these tasks**: how would the mean over exactly these tasks come out with other seeds and
-  other test images? Tasks are fixed; seeds and images are random.
-- **On tasks like these**: how would it come out on other tasks of the same kind? Tasks are random
-  as well. It is the wider claim, and it needs several tasks.
+- **On these tasks**: what would the mean over exactly these tasks be with other seeds and other
+  test images? Tasks are fixed; seeds and images are random.
+- **On tasks like these**: what would it be on other tasks of the same kind? Tasks are random as
+  well. This is the broader claim, and it needs several tasks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vitune.errors import VituneError
 MIN_WILCOXON_TASKS = 6
 """Below 6 pairs the two-sided signed-rank test cannot reach p < 0.05 whatever the data."""
 MIN_SAMPLED_TASKS = 3
-"""Fewer tasks are no sample: two give an interval some 13 standard errors to either side."""
+"""Fewer tasks are no sample: two give an interval of some 13 standard errors to either side."""
 LEVEL = 0.95
 
 Floats = npt.NDArray[np.float64]
@@ -40,13 +40,13 @@ class Runs:
 
     Args:
         accuracies: one per seed, k of them, in [0, 1].
-        num_images: n, how many images each was counted on; None where that is not known.
-        correct: whether each run was right on each image, in the split's order; None where it was
-            not kept, or where `accuracies` are not those of the last epoch.
-        images: what tells one set of images from another (a content hash). Two methods are
-            compared image by image where both have the same.
-        seeds: of the runs. Two methods are compared seed by seed where both have the same, because
-            a seed gives both the same order of images and the same head to begin with.
+        num_images: n, the number of images each was counted on; None if unknown.
+        correct: whether each run was right on each image, in the split's order; None if it was not
+            kept, or if `accuracies` are not those of the last epoch.
+        images: identifies the set of images (a content hash). Two methods are compared image by
+            image if both have the same.
+        seeds: of the runs. Two methods are compared seed by seed if both have the same, because a
+            seed gives both the same order of images and the same initial head.
     """
 
     accuracies: tuple[float, ...]
@@ -70,7 +70,7 @@ class Interval:
         low, high: in accuracy (0.01 is a percentage point).
         p_value: of the t statistic that the interval comes from.
         degrees_of_freedom: of its t distribution.
-        over: what is taken as random: "seeds", "images", "tasks".
+        over: what is treated as random: "seeds", "images", "tasks".
     """
 
     low: float
@@ -87,8 +87,8 @@ class Difference:
     Args:
         mean: over the tasks that both have.
         num_tasks: how many those are.
-        on_these: the interval for exactly these tasks; None where neither seeds nor images can
-            be taken into account.
+        on_these: the interval for exactly these tasks; None if neither seeds nor images can be
+            taken into account.
         on_others: the interval for tasks like these; None below MIN_SAMPLED_TASKS.
         wilcoxon_p: of Wilcoxon's signed-rank test over tasks, two-sided, the test that goes with
             `on_others`; None below MIN_WILCOXON_TASKS.
@@ -108,7 +108,7 @@ class Difference:
 
 
 def exact_accuracy(accuracy: float, num_images: int | None) -> Fraction:
-    """The accuracy as correct / images; a fraction near it where it is no such count."""
+    """The accuracy as correct / images, or a nearby fraction if it is no such count."""
     if num_images:
         num_correct = round(accuracy * num_images)
         if abs(accuracy * num_images - num_correct) < 1e-3:
@@ -155,8 +155,8 @@ def interval_on_these(tasks: Sequence[tuple[Runs, Runs]]) -> Interval | None:
     between them; Satterthwaite's degrees of freedom account for how few seeds each comes from.
 
     Where correctness by image was not kept, I_t is p(1 - p)/n of each method, which is too large
-    rather than too small, and E is left out. With a single seed of any method the interval
-    accounts for images alone, with unknown image counts for seeds alone.
+    rather than too small, and E is left out. If either method has a single seed, the interval
+    accounts for images only; if image counts are unknown, for seeds only.
 
     Source: Satterthwaite 1946; Searle, Casella, McCulloch, "Variance Components", 1992, chapter 4.
     """
@@ -176,7 +176,7 @@ def interval_on_these(tasks: Sequence[tuple[Runs, Runs]]) -> Interval | None:
 def interval_on_others(gaps: Floats) -> Interval | None:
     """The 95 % t interval of the mean over tasks that these are a sample of.
 
-    The differences scatter over tasks by all three causes, so that their standard deviation holds
+    All three causes make the differences scatter over tasks, so their standard deviation includes
     seeds and images as well.
 
     Shapes: gaps (tasks,).
@@ -203,8 +203,8 @@ def wilcoxon(gaps: Floats) -> float | None:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p values: max over those no larger of (m - place) p, at most 1.
 
-    A comparison is significant at level α, with the chance of any false one at most α, where its
-    adjusted value is below α.
+    A comparison is significant at level α if its adjusted value is below α; the chance of any false
+    one is then at most α.
 
     Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
     """
@@ -222,7 +222,7 @@ class _Parts:
     Args:
         images: of the test images.
         seeds: of the seeds, both methods together.
-        shared: what `images` and `seeds` both hold.
+        shared: what `images` and `seeds` both include.
         uncertainty: Σ (variance component)² / its degrees of freedom.
     """
 
@@ -254,7 +254,7 @@ def _parts(first: Runs, second: Runs, over: tuple[str, ...]) -> _Parts:
 
 
 def _seed_sides(first: Runs, second: Runs) -> list[tuple[Floats, Floats | None]]:
-    """What varies over seeds, by seed and by seed and image: differences, else either side."""
+    """What varies over seeds, by seed and by seed and image: differences, or else both sides."""
     accuracies = [np.array(runs.accuracies) for runs in (first, second)]
     right = [None if runs.correct is None else runs.correct.astype(float)
              for runs in (first, second)]  # fmt: skip

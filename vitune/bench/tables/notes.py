@@ -1,4 +1,4 @@
-"""Sentences below a table: what is absent, lost or of another kind, and which images are shared."""
+"""Notes below a table: what is missing, lost or of another kind, and which images are shared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_ERRORS = 3
 
 
 def notes_on_runs(results: Sequence[CellResult], unfinished: Unfinished) -> list[str]:
-    """What a reader must know of final runs, finished or not."""
+    """What a reader must know about final runs, finished or not."""
     done = [result for result in results if result.status == "done"]
     return [
         *_lost_notes(results),
@@ -29,17 +29,17 @@ def notes_on_runs(results: Sequence[CellResult], unfinished: Unfinished) -> list
 def notes_on_rows(
     rows: Sequence[TableRow], tasks: Sequence[str], missing: Sequence[str]
 ) -> list[str]:
-    """What a reader must know of the figures: single seeds, absent tasks, whose images."""
+    """What a reader must know about the figures: single seeds, missing tasks, which images."""
     notes = []
     single = [row.label for row in rows if row.num_seeds == 1]
     if single:
         notes.append(
-            f"One seed only: {', '.join(dict.fromkeys(single))}. A single seed tells no spread; a "
-            "small lead may be chance."
+            f"One seed only: {', '.join(dict.fromkeys(single))}. A single seed shows no spread; "
+            "a small lead may be chance."
         )
     if any(row.scored_on == "val" for row in rows):
         notes.append(
-            "Validation accuracy, not test: where there was a grid it also chose the setting."
+            "Validation accuracy, not test: if there was a grid, it also chose the setting."
         )
     if missing:
         notes.append(
@@ -47,19 +47,19 @@ def notes_on_rows(
         )
     if any(BEST_EPOCH in row.protocol for row in rows):
         notes.append(
-            "As published means: the best of all test epochs is the figure. It is shown to measure "
-            "the inflation, not as a result."
+            "As published means that the figure is the best of all test epochs. It is shown to "
+            "measure the inflation, not as a result."
         )
     for row in rows:
         gone = [task for task in tasks if task not in row.figures]
         if gone and len(tasks) > 1:
-            what = "no result of every run" if row.survivors else "no result"
+            what = "no result for some runs" if row.survivors else "no result"
             notes.append(f"{row.label} has {what} on {', '.join(gone)}: no mean over tasks.")
     return notes
 
 
 def nothing_finished(results: Sequence[CellResult], unfinished: Unfinished) -> VituneError:
-    """The error of a table without a single accuracy, with what there is instead."""
+    """The error for a table without any accuracy, saying what there is instead."""
     found = " ".join([*_lost_notes(results), *_unfinished_notes(unfinished)])
     return VituneError(f"table: got no finished result, expected at least one. {found}".rstrip())
 
@@ -88,13 +88,13 @@ def _unfinished_notes(unfinished: Unfinished) -> list[str]:
     named = [f"{label} on {task}, seed {' '.join(own)}" for (label, task), own in seeds.items()]
     verb = "is" if len(unfinished) == 1 else "are"
     return [
-        f"{_runs(len(unfinished))} {verb} still to come; the same command with the same --out goes "
-        f"on. {_listed(named, '; ')}."
+        f"{_runs(len(unfinished))} {verb} still to come; run the same command with the same "
+        f"--out to continue. {_listed(named, '; ')}."
     ]
 
 
 def _shared_image_notes(done: Iterable[CellResult]) -> list[str]:
-    """With and without the images that training holds too, by task and method."""
+    """Accuracies with and without the images shared with training, by task and method."""
     by_task: dict[str, dict[str, list[CellResult]]] = defaultdict(lambda: defaultdict(list))
     for result in done:
         if result.unshared is not None:
@@ -119,7 +119,7 @@ def _with_and_without(label: str, results: Sequence[CellResult]) -> str:
 
 
 def _environment_notes(done: Sequence[CellResult]) -> list[str]:
-    """Where the runs of one table were made by different versions, devices or number formats."""
+    """Whether the runs of a table were made by different versions, devices or number formats."""
     notes = []
     old = [result for result in done if result.format < FORMAT]
     if old:
@@ -137,7 +137,7 @@ def _environment_notes(done: Sequence[CellResult]) -> list[str]:
     if len(precisions) > 1:
         notes.append(
             f"The runs computed in different number formats ({_counted(precisions)}): a small "
-            "difference may come of that. Set a precision for all, or use --rerun-changed."
+            "difference may come from that. Set a precision for all, or use --rerun-changed."
         )
     if any(speed_of(result) != EXACT for result in done):
         notes.append(f"Speed: {speed_text(done)}.")
@@ -147,7 +147,7 @@ def _environment_notes(done: Sequence[CellResult]) -> list[str]:
         if len(found) > 1:
             notes.append(
                 f"The runs were made with different versions of {name} ({_counted(found)}); "
-                "--rerun-changed makes them alike."
+                "--rerun-changed makes them uniform."
             )
     return notes
 

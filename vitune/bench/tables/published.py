@@ -1,4 +1,4 @@
-"""Accuracies printed in papers, to stand beside what is measured here."""
+"""Accuracies printed in papers, to compare with what is measured here."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class PublishedRow:
 
 @cache
 def published_rows(suite: str) -> tuple[PublishedRow, ...]:
-    """The rows shipped for a suite; none for a suite that no paper has."""
+    """The rows shipped for a suite; none if no paper reports on it."""
     if suite not in TABLES:
         return ()
     with (FOLDER / TABLES[suite]).open(newline="", encoding="utf-8") as file:
@@ -79,8 +79,8 @@ def suite_of(tasks: Collection[str]) -> str | None:
 def pretraining_of(config: Mapping[str, Any]) -> str | None:
     """Which published column a run's backbone belongs to; None for any other backbone.
 
-    The published rows are of ViT-B/16 at 224 pixels. With a local file its name decides, since
-    the architecture's name says nothing of the weights in it.
+    The published rows are of ViT-B/16 at 224 pixels. A local file is recognised by its name, since
+    the architecture's name says nothing about the weights in it.
 
     Args:
         config: of a run: backbone, checkpoint, image_size.

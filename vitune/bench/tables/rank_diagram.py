@@ -1,7 +1,8 @@
 """The geometry of a critical-difference diagram; templates/rank_diagram.html turns it into SVG.
 
 A line per method, best first, with a dot at its mean rank; to the right a bar beside every group of
-methods that are not told apart. So it reads downwards, at the width of a phone as well.
+methods that cannot be told apart. The diagram reads downwards, so it also fits the width of a
+phone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MOST_TICKS = 8
 
 @dataclass(frozen=True)
 class Place:
-    """A method's line: its name, shortened and in full, its rank and the dot's place."""
+    """A method's line: its name, shortened and in full, its rank and the dot's position."""
 
     name: str
     full_name: str
@@ -33,7 +34,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Bar:
-    """A group of methods that are not told apart, from its first line to its last."""
+    """A group of methods that cannot be told apart, from its first line to its last."""
 
     x: float
     y_start: float
@@ -74,7 +75,7 @@ def rank_diagram(found: Ranking) -> RankDiagram:
     ]
     bars = [
         Bar(right + LANE * (lane + 1), y_of[group[0]], y_of[group[-1]],
-            f"not told apart: {', '.join(group)}")
+            f"cannot be told apart: {', '.join(group)}")
         for lane, group in zip(lanes, found.groups, strict=True)
     ]  # fmt: skip
     step = 1 + (num_methods - 1) // MOST_TICKS
@@ -93,7 +94,7 @@ def rank_diagram(found: Ranking) -> RankDiagram:
 
 
 def _lanes(found: Ranking) -> list[int]:
-    """A column for every group's bar, the first that is free on its lines."""
+    """A column for every group's bar: the first one that is free on its lines."""
     line_of = {label: line for line, label in enumerate(found.ranks)}
     ends: list[int] = []
     lanes = []

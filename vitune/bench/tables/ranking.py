@@ -1,4 +1,4 @@
-"""Ranks of methods over tasks, and which of them a critical difference tells apart."""
+"""Ranks of methods over tasks, and which ones a critical difference separates."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Ranking:
 
     Args:
         ranks: mean rank over tasks by method, 1 the best, best first.
-        num_tasks: that all methods have.
+        num_tasks: number of tasks that all methods have.
         friedman_p: of the test that no method is better than another.
         critical_difference: ranks further apart than this differ at the 5 % level, the chance of
             any false one among all pairs included.
-        groups: methods that are not told apart, every largest group of neighbours; one group of
+        groups: methods that cannot be told apart: every maximal group of neighbours; one group of
             all where Friedman's test does not reject.
     """
 
@@ -40,12 +40,12 @@ class Ranking:
 
     @property
     def is_ordered(self) -> bool:
-        """Whether Friedman's test says that there is a difference at all."""
+        """Whether Friedman's test finds any difference at all."""
         return self.friedman_p < LEVEL
 
 
 def average_ranks(by_method: Scores) -> dict[str, float]:
-    """Mean rank over tasks, 1 the best, ties sharing the mean of their places.
+    """Mean rank over tasks, 1 is best, ties share the mean of their ranks.
 
     Args:
         by_method: one score per task. Exact fractions tie exactly; sums of floats may not.
@@ -58,8 +58,8 @@ def average_ranks(by_method: Scores) -> dict[str, float]:
 def ranking(by_method: Scores) -> Ranking | None:
     """Friedman's test and Nemenyi's comparison of all pairs; None where they do not apply.
 
-    They take tasks as a sample and look at ranks alone: below MIN_TASKS tasks the ranks say next
-    to nothing, and two methods need no ranking (their interval says more).
+    They treat tasks as a sample and use only ranks: below MIN_TASKS tasks the ranks say next to
+        nothing, and two methods need no ranking (their interval says more).
 
     Source: Demšar, "Statistical comparisons of classifiers over multiple data sets", 2006;
         Friedman's statistic with the correction of Iman and Davenport 1980.
@@ -79,7 +79,7 @@ def ranking(by_method: Scores) -> Ranking | None:
 def friedman(ranks: Floats) -> float:
     """p of Friedman's test by Iman and Davenport's F = (N - 1) χ² / (N (k - 1) - χ²).
 
-    Shapes: ranks (k methods, N tasks), ties sharing the mean of their places.
+    Shapes: ranks (k methods, N tasks), ties share the mean of their ranks.
     """
     from scipy.stats import f
 
@@ -105,7 +105,7 @@ def critical_difference(num_methods: int, num_tasks: int, level: float = LEVEL) 
 
 
 def groups_within(ranks: Mapping[str, float], distance: float) -> tuple[tuple[str, ...], ...]:
-    """The largest runs of neighbours that lie within `distance`, of two methods or more.
+    """The maximal runs of neighbours within `distance`, of two methods or more.
 
     Args:
         ranks: mean ranks, best first.

@@ -1,4 +1,4 @@
-"""One method under one protocol, as tables show it: its figures by task, and runs without one."""
+"""One method under one protocol, as shown in tables: its figures by task, and its lost runs."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class TableRow:
         protocol: "honest", or "as-published: best test epoch" / "as-published: last epoch".
         scored_on: "test" or "val".
         figures: by task, where no run ended without an accuracy.
-        survivors: by task, of the runs that have an accuracy where others have none; they are
-            shown with their number and enter no mean, difference or rank.
+        survivors: by task, figures of the runs that have an accuracy while others have none; shown
+            with their number, and part of no mean, difference or rank.
         lost: by task, what became of the runs without an accuracy.
-        group_means: by group, of its tasks; None where one is absent.
-        mean_tasks: over all tasks; None where one is absent.
-        mean_groups: mean of the group means; None without groups or where one is absent.
+        group_means: by group, of its tasks; None if one is missing.
+        mean_tasks: over all tasks; None if one is missing.
+        mean_groups: mean of the group means; None without groups or if one is missing.
         rank: mean rank over tasks that every method of the table ran, a method that lost a run
-            behind all others; None for one method alone.
+            below all others; None for a single method.
         num_parameters: trained, without the head.
         seconds: of training a run, mean over tasks and seeds; longer on a busy machine.
         cpu_seconds: the same in processor time, which other programs do not lengthen; None on GPUs.

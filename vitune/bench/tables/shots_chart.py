@@ -31,7 +31,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Course:
-    """One method over the numbers of shots; its name stands at the right."""
+    """One method over the numbers of shots; its name is at the right."""
 
     name: str
     path: str
@@ -45,7 +45,7 @@ class ShotsChart:
     """A picture of WIDTH x HEIGHT units, shots on a logarithmic axis.
 
     Args:
-        num_sets: data sets that each point is a mean over.
+        num_sets: number of data sets that each point averages.
     """
 
     description: str
@@ -58,7 +58,7 @@ class ShotsChart:
 def shots_chart(table: Table, shots: Mapping[str, int]) -> ShotsChart | None:
     """Mean accuracy over data sets by images per class; None for fewer than two numbers of shots.
 
-    A method has a point where it has a figure of every data set at that number.
+    A method has a point if it has a figure for every data set at that number.
 
     Args:
         shots: images per class, by the task's name.
@@ -132,7 +132,7 @@ def _course(
 
 
 def _apart(places: Mapping[str, float]) -> dict[str, float]:
-    """Heights of the names, each near its own and none over another."""
+    """Heights of the names, each near its own line and none overlapping."""
     found: dict[str, float] = {}
     lowest = TOP - LINE_GAP
     for name, place in sorted(places.items(), key=lambda item: item[1]):

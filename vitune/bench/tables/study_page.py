@@ -1,4 +1,4 @@
-"""The page of a study: its table, what accuracy costs, how sure the differences are."""
+"""The page of a study: its table, what accuracy costs, how certain the differences are."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def write_study_page(
 
     Args:
         heading: what was compared, in a few words.
-        note: a sentence or two below it: data, backbone, protocol.
-        choices: what stage 1 chose, to be shown.
+        note: one or two sentences below it: data, backbone, protocol.
+        choices: what stage 1 chose.
         sources: where published figures come from.
-        shots: training images per class, by task; two numbers or more give a curve.
+        shots: training images per class, by task; two or more numbers give a curve.
 
     Raises:
         VituneError: `out` is a folder.
@@ -70,12 +70,15 @@ def write_study_page(
 
 
 def note_on(study: Study, table: Table) -> str:
-    """What a study's page says below its heading: backbone, runs, protocol, whose accuracy."""
+    """The note below the heading of a study's page: backbone, runs, protocol, which accuracy."""
     epochs = "1 epoch" if study.epochs == 1 else f"{study.epochs} epochs"
     seeds = "1 seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
     parts = [f"{study.backbone}, {epochs}, {seeds}; protocol {study.protocol}."]
     if study.protocol == "as-published":
-        parts.append("The official recipe, which sees the test images every epoch, beside honest.")
+        parts.append(
+            "The official recipe, which sees the test images every epoch, next to the honest "
+            "protocol."
+        )
         return " ".join(parts)
     if any(needs_selection(study, variant) for variant in study.variants):
         parts.append("Settings chosen on validation images.")
@@ -101,9 +104,9 @@ def inflation(table: Table) -> list[tuple[str, float, float]]:
 
 
 def _scatters(table: Table, several: bool) -> list[ScatterChart]:
-    """Accuracy against parameters, processor time and drift, for the rows that tell them.
+    """Accuracy against parameters, processor time and drift, for the rows that have them.
 
-    Time by the clock is not drawn: it would show what else the machine did.
+    Wall-clock time is not drawn: it would show the machine's other load.
     """
     kinds: list[tuple[str, str, Callable[[TableRow], float | None], Callable[[float], str]]] = [
         (
@@ -114,7 +117,7 @@ def _scatters(table: Table, several: bool) -> list[ScatterChart]:
         ),
         (
             "Accuracy against processor time",
-            "processor seconds of training a run, waiting left out (logarithmic)",
+            "processor seconds of training per run, waiting excluded (logarithmic)",
             lambda row: row.cpu_seconds,
             lambda cost: f"{duration(cost)} of processor time",
         ),
@@ -140,7 +143,7 @@ def _scatters(table: Table, several: bool) -> list[ScatterChart]:
 
 
 def _leader(table: Table) -> str | None:
-    """The method whose lead over every other one is more than chance, None where there is none."""
+    """The method whose lead over every other one is more than chance, or None."""
     above: dict[str, set[str]] = {}
     for found in table.differences:
         if found.holm_p is not None and found.holm_p < SIGNIFICANT:

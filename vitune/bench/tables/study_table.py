@@ -1,4 +1,4 @@
-"""From cell results to one row per method: means, spreads, ranks, published figures beside them."""
+"""From cell results to one row per method: means, spreads, ranks, published figures."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ AS_PUBLISHED = "as-published"
 
 @dataclass(frozen=True)
 class Table:
-    """Rows in the order the methods came in, and the tests between them.
+    """Rows in the order of the methods, and the tests between them.
 
     Args:
         tasks: names, in order.
-        groups: task names by group, in order; empty where tasks have none or there is one alone.
-        suite: the published table's name where every task stands in it.
+        groups: task names by group, in order; empty if tasks have none or there is only one.
+        suite: the published table's name if it contains every task.
         missing: tasks that the suite has and the data root lacked.
-        ranking: of the honest rows over tasks; None where it does not apply.
-        no_ranking: why not; "" where nobody would ask.
+        ranking: of the honest rows over tasks; None if it does not apply.
+        no_ranking: why not; "" if no ranking is expected.
         speed: presets of the runs, in words.
         notes: sentences a reader must know: single seeds, absent tasks, what is not comparable.
     """
@@ -67,12 +67,12 @@ def make_table(
     """The table of final results.
 
     Args:
-        results: of one or more studies; those of stage 1 are passed over. A method keeps its row
-            where runs diverged or failed, however many.
+        results: of one or more studies; those of stage 1 are skipped. A method keeps its row
+            however many of its runs diverged or failed.
         split_columns: give every protocol and backbone its own row instead of refusing a mixture.
-        missing: tasks that a data root lacked, to be named.
-        unfinished: runs that are still to come, to be named.
-        pretraining: which published column to compare with; None tells it from the backbone.
+        missing: tasks that a data root lacked, to be listed.
+        unfinished: runs that are still to come, to be listed.
+        pretraining: which published column to compare with; None derives it from the backbone.
 
     Raises:
         VituneError: nothing finished; two configurations under one name; a mixture of backbones,
@@ -141,13 +141,13 @@ def _by_row(results: Sequence[CellResult]) -> dict[RowKey, list[tuple[CellResult
 def _lost_by_row(
     lost: Sequence[CellResult], known: Iterable[RowKey]
 ) -> dict[RowKey, list[CellResult]]:
-    """Runs without an accuracy, by the row that they are missing from."""
+    """Runs without an accuracy, by the row that lacks them."""
     found: dict[RowKey, list[CellResult]] = defaultdict(list)
     for result in lost:
         kinds = (f"{AS_PUBLISHED}: {BEST_EPOCH}", f"{AS_PUBLISHED}: {LAST_EPOCH}")
         for protocol in kinds if result.protocol == AS_PUBLISHED else (result.protocol,):
             own = (result.label, protocol, str(result.config["backbone"]))
-            # A run that could not even be planned does not know which split it would be scored on.
+            # For a run that could not even be planned, the split it would be scored on is unknown.
             there = [key for key in known if key[:3] == own and not result.split_hashes]
             found[there[0] if there else (*own, result.scored_on)].append(result)
     return found
@@ -223,7 +223,7 @@ def _figure(members: Sequence[tuple[CellResult, float]]) -> Figure | None:
 
 
 def _ranked(rows: tuple[TableRow, ...], tasks: Sequence[str]) -> tuple[TableRow, ...]:
-    """The rows with their average rank over the tasks that all of them have."""
+    """The rows with their mean rank over the tasks that all of them have."""
     standings = [row.standings for row in rows]
     shared = [task for task in tasks if all(task in own for own in standings)]
     if len(rows) < 2 or not shared:

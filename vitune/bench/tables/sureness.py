@@ -1,4 +1,4 @@
-"""How sure differences are, in words: intervals, p values, who is told apart from whom."""
+"""How certain differences are, in words: intervals, p values, which methods can be told apart."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def interval_text(interval: Interval | None) -> str:
 
 
 def p_text(p_value: float | None) -> str:
-    """Two digits, and no less than what a test of this kind can mean."""
+    """Two digits, with a floor below which such a test means nothing."""
     if p_value is None:
         return ABSENT
     return "< 0.0001" if p_value < 1e-4 else f"{p_value:.2g}"
 
 
 def difference_text(found: Difference) -> str:
-    """One sentence: who leads by how much, how sure that is, and over what."""
+    """One sentence: which method leads, by how much, how certain that is, and over what."""
     tasks = "this task" if found.num_tasks == 1 else f"these {found.num_tasks} tasks"
     text = f"{found.first} - {found.second}: {100 * found.mean:+.2f} points on {tasks}"
     if found.on_these is not None:
@@ -47,7 +47,7 @@ def _tested(name: str, p_value: float, holm_p: float | None) -> str:
 
 
 def verdict(table: Table) -> str:
-    """Which methods the table tells apart after correction for the number of pairs, or ""."""
+    """Which methods can be told apart after correction for the number of pairs, or ""."""
     tested = [found for found in table.differences if found.holm_p is not None]
     if not tested:
         return ""
@@ -56,10 +56,11 @@ def verdict(table: Table) -> str:
     pairs = "one pair" if len(tested) == 1 else f"{len(tested)} pairs"
     how = f"{_on(table)}, 95 %, over {_over(tested)}, Holm's correction for {pairs}"
     if not apart:
-        return f"No two methods are told apart ({how})."
+        return f"No two methods can be told apart ({how})."
     if 0 < len(level) < len(apart):
         named = "; ".join(f"{found.first} and {found.second}" for found in level)
-        return f"{len(apart)} of {len(tested)} pairs are told apart ({how}); not these: {named}."
+        pairs = f"{len(apart)} of {len(tested)} pairs"
+        return f"{pairs} can be told apart ({how}); these cannot: {named}."
     above: dict[str, list[str]] = {}
     for found in apart:
         better, worse = (found.first, found.second)[:: 1 if found.mean > 0 else -1]
@@ -70,10 +71,10 @@ def verdict(table: Table) -> str:
 
 
 def _over(tested: Sequence[Difference]) -> str:
-    """What the intervals take as random."""
+    """What the intervals treat as random."""
     kinds = {found.on_these.over for found in tested if found.on_these is not None}
     if len(kinds) > 1:
-        return "images, and seeds where there are several"
+        return "images, and seeds if there are several"
     return " and ".join(kinds.pop())
 
 
@@ -82,7 +83,7 @@ def _on(table: Table) -> str:
 
 
 def explanation(differences: Sequence[Difference]) -> list[str]:
-    """What the intervals and p values of a table mean, a sentence or two for each kind."""
+    """What the intervals and p values of a table mean, one or two sentences for each kind."""
     tested = [found for found in differences if found.on_these is not None]
     if not tested:
         return []
@@ -112,7 +113,7 @@ def explanation(differences: Sequence[Difference]) -> list[str]:
 
 
 def _unreachable(differences: Sequence[Difference]) -> str:
-    """A warning where the signed-rank test cannot become significant after correction."""
+    """A warning if the signed-rank test cannot become significant after correction."""
     signed = [found for found in differences if found.wilcoxon_p is not None]
     if not signed:
         return ""
@@ -126,7 +127,7 @@ def _unreachable(differences: Sequence[Difference]) -> str:
 
 
 def ranking_text(found: Ranking) -> str:
-    """Ranks in a sentence or two, and which of them are not told apart."""
+    """The ranks in one or two sentences, and which of them cannot be told apart."""
     ranks = ", ".join(f"{label} {rank:.2f}" for label, rank in found.ranks.items())
     text = (
         f"Mean ranks over {found.num_tasks} tasks: {ranks}. Friedman p {p_text(found.friedman_p)}; "
@@ -135,4 +136,4 @@ def ranking_text(found: Ranking) -> str:
     if not found.is_ordered:
         return f"{text} No order of the methods is shown."
     groups = "; ".join(", ".join(group) for group in found.groups)
-    return f"{text} Not told apart: {groups}." if groups else f"{text} All are told apart."
+    return f"{text} Cannot be told apart: {groups}." if groups else f"{text} All can be told apart."

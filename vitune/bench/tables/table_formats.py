@@ -27,7 +27,7 @@ class Grid:
     """Text cells under headings, ready for any renderer.
 
     Args:
-        headings: one a column; the first is the method's.
+        headings: one per column; the first is the method's.
         lines: as many cells each; a published line follows the measured one it belongs to.
         notes: sentences below the table.
     """
@@ -38,7 +38,7 @@ class Grid:
 
 
 def as_grid(table: Table) -> Grid:
-    """Accuracies in percent, mean ± standard deviation; parameters, seconds and memory beside."""
+    """Accuracies in percent, mean ± standard deviation, with parameters, seconds and memory."""
     several = len(table.tasks) > 1
     mixed = len({row.backbone for row in table.rows}) > 1
     headings = ["method", "parameters", *table.tasks]
@@ -56,7 +56,7 @@ def as_grid(table: Table) -> Grid:
 
 
 def label_of(row: TableRow, with_backbone: bool = False) -> str:
-    """The row's name; never without the protocol where that is not the honest one."""
+    """The row's name, with the protocol unless that is the honest one."""
     parts = [row.label]
     if row.protocol != "honest":
         parts.append(f"[{row.protocol}]")
@@ -68,14 +68,14 @@ def label_of(row: TableRow, with_backbone: bool = False) -> str:
 
 
 def split_text(table: Table) -> str:
-    """Which images an honest table's accuracies are of."""
+    """The images on which an honest table's accuracies were measured."""
     if table.rows[0].scored_on == "test":
         return "test images, opened once per run, after the last epoch"
     return "validation images, because the data has no test split"
 
 
 def cell_text(row: TableRow, task: str) -> str:
-    """A row's cell for a task: its figure, with how many runs it is of where some have none."""
+    """A row's cell for a task: its figure, with the number of runs behind it if some have none."""
     figure = row.figures.get(task) or row.survivors.get(task)
     lost = row.lost.get(task)
     if lost is None:
@@ -133,7 +133,7 @@ def csv_text(table: Table) -> str:
 
 
 def _task_values(row: TableRow, task: str) -> list[object]:
-    """From "mean" to "difference"; of the survivors where some runs have no accuracy."""
+    """From "mean" to "difference"; of the survivors if some runs have no accuracy."""
     figure = row.figures.get(task) or row.survivors.get(task)
     paper = row.published.accuracies.get(task) if row.published else None
     if figure is None:

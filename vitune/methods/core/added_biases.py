@@ -1,4 +1,4 @@
-"""Biases that merging adds to layers without one, and what becomes of them on saving."""
+"""Biases that merging adds to layers without one, and how they are saved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitune.methods.core.layer import InPlaceLayer, MethodLayer
 
 @contextmanager
 def kept_on_saving(model: nn.Module) -> Iterator[None]:
-    """Around merging and unloading: transformers models in `model` keep what it adds, or say so."""
+    """Around merging and unloading: transformers models in `model` keep the added biases."""
     without = {
         bare_name(name): layer.get_base_layer()
         for name, layer in model.named_modules()

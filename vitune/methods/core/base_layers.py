@@ -1,4 +1,4 @@
-"""Which layers of a backbone a method may take for a weight and a bias, and how each is called."""
+"""Which layers of a backbone a method may treat as weight and bias, and how each is called."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vitune.backbones.structure import WRAPPED
 from vitune.errors import BackboneError
 
 PLAIN_FORWARDS = (nn.Linear.forward, timm.layers.Linear.forward, nn.Conv2d.forward)
-"""Forward passes that are nothing but the map of weight and bias."""
+"""Forward passes that only apply weight and bias."""
 
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Number formats of a weight that can be read, changed and written back."""
@@ -38,7 +38,7 @@ def convolve(base: nn.Conv2d, tensors: Mapping[str, Tensor | None], x: Tensor) -
 def call_with(base: nn.Module, tensors: Mapping[str, Tensor | None], x: Tensor) -> Tensor:
     """The base layer's own forward pass with `tensors` in place of its weight and bias.
 
-    A convolution that pads or standardises its weight in its own way keeps doing so.
+    A convolution with its own padding or weight standardisation keeps it.
     """
     reference = base.weight if isinstance(base.weight, Tensor) else x
     values = {key: None if t is None else t.to(reference.dtype) for key, t in tensors.items()}
@@ -60,7 +60,7 @@ def require_own_parameter(owner: nn.Module, name: str, at: str) -> None:
     """Refuse a parameter that cannot be read, changed and written back.
 
     Args:
-        at: the method and the place, with which the error begins.
+        at: the method and the location, for the start of the error.
 
     Raises:
         BackboneError: it is quantised, sparse or computed from other parameters.
@@ -70,13 +70,14 @@ def require_own_parameter(owner: nn.Module, name: str, at: str) -> None:
         raise BackboneError(
             f"{at}: got a {type(owner).__name__} whose {name} is {oddity}, expected a plain one in "
             "float32, bfloat16 or float16. Load the backbone without quantisation or weight norm, "
-            "or choose a method that leaves weights alone, one that does not merge ('vitune "
+            "or choose a method that leaves weights unchanged, one that does not merge ('vitune "
             "methods')."
         )
 
 
 def require_plain_linear(site: Site, module: nn.Linear, by: str) -> None:
-    """Refuse a subclass of `nn.Linear` that computes something else than x Wᵀ + b. Told by trying.
+    """Refuse a subclass of `nn.Linear` that computes something other than x Wᵀ + b, found by
+    trying.
 
     Raises:
         BackboneError: it is one, or its weight is not its own.
@@ -91,9 +92,10 @@ def require_plain_linear(site: Site, module: nn.Linear, by: str) -> None:
 
 
 def scales_with_weight(module: nn.Module) -> bool:
-    """Whether γ and β behind the layer are the same as a weight γ W and a bias γ b + β in it.
+    """Whether γ and β after the layer equal a weight γ W and a bias γ b + β in it.
 
-    Not where the layer standardises its weight, as in a BiT ResNet or an NFNet. Told by trying.
+    They do not if the layer standardises its weight, as in a BiT ResNet or an NFNet. Found by
+    trying.
     """
     if type(module).forward in PLAIN_FORWARDS:
         return True
@@ -111,10 +113,10 @@ def scales_with_weight(module: nn.Module) -> bool:
 
 
 def require_free_names(model: nn.Module) -> None:
-    """Refuse a network that itself uses a name under which PEFT keeps the layers it replaces.
+    """Refuse a network that uses a name under which PEFT keeps the layers it replaces.
 
     Raises:
-        BackboneError: it does; unloading would take the module for an adapter layer.
+        BackboneError: it does; unloading would mistake the module for an adapter layer.
     """
     for name, module in model.named_modules():
         taken = [key for key in WRAPPED if key in module._modules and not _is_wrapper(module)]
@@ -140,7 +142,7 @@ def _is_linear_map(module: nn.Linear) -> bool:
     values, (x,) = _random_values(module, (3, module.in_features))
     try:
         found = torch.func.functional_call(module, values, x)
-    except Exception:  # whatever such a layer cannot do with plain values
+    except Exception:  # such a layer may fail in any way on plain values
         return False
     expected = F.linear(x, values["weight"], values["bias"])
     return isinstance(found, Tensor) and _is_close(found, expected)
@@ -149,9 +151,10 @@ def _is_linear_map(module: nn.Linear) -> bool:
 def _random_values(
     module: nn.Module, *shapes: tuple[int, ...]
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Values for all that the module holds, its bias included, and tensors of `shapes` beside.
+    """Values for everything the module holds, including its bias, and tensors of `shapes`.
 
-    In float64 on the CPU, wherever the module lies, and without touching PyTorch's own generator.
+    In float64 on the CPU, whatever the module's device, and without touching PyTorch's own
+    generator.
     """
     generator = torch.Generator().manual_seed(0)
 

@@ -1,4 +1,4 @@
-"""What lies behind the blocks of a network: heads that are no plain classifier."""
+"""What comes after the blocks of a network: heads that are not plain classifiers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def modules_beyond_blocks(model: nn.Module, known: Sequence[Site]) -> list[str]:
     """The outermost modules with weights outside the tower of the blocks, or built after it.
 
     A segmentation or detection head, a second tower, a pooling with weights; not the patch
-    embedding. Empty for a bare feature extractor; transformers calls those `...Model`.
+    embedding. Empty for a bare feature extractor, which transformers calls `...Model`.
     """
     if hasattr(model, "base_model_prefix") and type(model).__name__.endswith("Model"):
         return []

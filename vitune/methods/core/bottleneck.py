@@ -17,7 +17,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.
 
 
 class BottleneckLayer(WrapperLayer):
-    """z ↦ W_u act(W_d z + b_d) + b_u beside or behind a module.
+    """z ↦ W_u act(W_d z + b_d) + b_u in parallel to or after a module.
 
     Shapes: down W_d (r, d); down_bias (r,); up W_u (d, r); up_bias (d,); z (..., d).
     """
@@ -53,7 +53,7 @@ def bottleneck_parameters(width: int, rank: int) -> int:
 
 
 def block_width(model: nn.Module, block: Site) -> int:
-    """Output features of a block, read off its last linear."""
+    """Output features of a block, read from its last linear."""
     last = next(
         site
         for site in find_sites(model)

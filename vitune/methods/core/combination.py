@@ -1,4 +1,4 @@
-"""A new adapter made of others that one model carries, by the rules of their method."""
+"""A new adapter made from others in one model, by the rules of their method."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vitune.methods.core.peft_options import PREFIX
 
 @dataclass(frozen=True)
 class AdapterState:
-    """One trained adapter apart from any model: what PEFT writes to its two files.
+    """One trained adapter without a model: what PEFT writes to its two files.
 
     Args:
         config: the adapter's configuration.
@@ -42,7 +42,7 @@ def add_weighted(
     """Add the combination of `adapters` to `tuner` as `adapter_name`, without activating it.
 
     Raises:
-        AdapterError: a name that is not there, or one that is already taken.
+        AdapterError: a name that does not exist, or one that is already taken.
         VituneError: what the method's `combined` refuses.
     """
     for name in adapters:
@@ -81,7 +81,7 @@ def combined_state(
     """One adapter for Σ w_i · adapter_i, by the arithmetic of their method.
 
     Raises:
-        AdapterError: there is none, or the weights or the adapters do not fit together.
+        AdapterError: there is no arithmetic, or the weights or adapters do not fit together.
     """
     check_weights(states, weights)
     require_combining(states)
@@ -91,7 +91,7 @@ def combined_state(
 
 
 def require_combining(states: Sequence[AdapterState]) -> None:
-    """Refuse adapters of a method that has no such arithmetic.
+    """Refuse adapters of a method that cannot be combined.
 
     Raises:
         AdapterError: there is one.
@@ -113,22 +113,22 @@ def not_combining(config: Any) -> AdapterError:
 
 
 def check_weights(adapters: Sequence[Any], weights: Sequence[float]) -> None:
-    """Refuse anything but one finite weight an adapter.
+    """Refuse anything but one finite weight per adapter.
 
     Raises:
-        AdapterError: there are none, more or fewer, or one is NaN or infinite.
+        AdapterError: there are none, too many or too few, or one is NaN or infinite.
     """
     if not adapters or len(weights) != len(adapters):
         raise AdapterError(
-            f"weights: got {len(weights)} for {len(adapters)} adapters, expected one weight an "
-            "adapter, and one adapter at least."
+            f"weights: got {len(weights)} for {len(adapters)} adapters, expected one weight per "
+            "adapter, and at least one adapter."
         )
     if not all(math.isfinite(weight) for weight in weights):
         raise AdapterError(f"weights: got {list(weights)!r}, expected finite numbers.")
 
 
 def _tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
-    """The parameters of `adapter` by name without the adapter's; the model's own, not copies."""
+    """The parameters of `adapter`, by names without the adapter's; the model's own, not copies."""
     found: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):

@@ -1,4 +1,4 @@
-"""How much of a network's linear and convolution weights a method adapts, and what to say of it."""
+"""How much of a network's linear and convolution weights a method adapts, and a notice about it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitune.backbones.structure import network, unwrapped, walk
 from vitune.errors import VituneError
 
 ENOUGH = 0.95
-"""Share from which nothing is said."""
+"""Share from which on there is no notice."""
 
 WITH_CONVOLUTIONS = ("linears", "norms", "conv")
 """Roles that adapt the convolutions between blocks too."""
@@ -35,7 +35,7 @@ def weight_coverage(config: Any, model: nn.Module) -> float:
 
 
 def coverage_notice(config: Any, model: nn.Module) -> str:
-    """A sentence where a method that was left to choose adapts less than ENOUGH; else ''."""
+    """A sentence if a method with its own choice of sites adapts less than ENOUGH; else ''."""
     share = weight_coverage(config, model)
     if config.roles is not None or config.blocks is not None or share >= ENOUGH:
         return ""
@@ -52,7 +52,7 @@ def coverage_notice(config: Any, model: nn.Module) -> str:
 
 
 def method_notice(model: Any) -> str:
-    """What a user should know of the method that a PEFT model trains; '' for nothing."""
+    """A notice about the method that a PEFT model trains, or ''."""
     config = model.peft_config[model.active_adapter]
     return config.notice(model) if hasattr(config, "notice") else ""
 

@@ -1,7 +1,7 @@
 """Settings used when the user gives none, as `vitune bench defaults` recorded them.
 
-They hold for the backbone they were chosen on. A rate that suits a narrow network is too high for
-a wide one, so on others a method's usual rate stands, the class attribute `default_lr`.
+They apply to the backbone they were chosen on. A rate that suits a narrow network is too high for a
+wide one, so other backbones use a method's usual rate, the class attribute `default_lr`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("default_settings.json")
-"""By backbone, records of a command that chose, its tasks and studies, and settings by method."""
+"""By backbone: the command that chose them, its tasks and studies, and settings by method."""
 
 
 def recorded(backbone: str, method: str, name: str, otherwise: Any) -> Any:

@@ -16,13 +16,13 @@ from vitune.methods.core.method_config import MethodConfig
 from vitune.objectives.step import DeltaNoise, NoisePlan
 
 RECOMPUTING = ("grad_checkpointing", "gradient_checkpointing")
-"""Flags by which timm and transformers say that activations are computed again."""
+"""Flags by which timm and transformers declare that activations are recomputed."""
 
 
 def noise_plan(model: nn.Module) -> NoisePlan:
     """Where noise on the adapter's changes acts in `model`: every adapted layer of a block.
 
-    A layer of PEFT's own takes part too; what it changes is its output less its base layer's.
+    PEFT's own layers take part too; their change is their output minus the base layer's.
 
     Raises:
         VituneError: the method changes no layer's output, or activations are recomputed, which
@@ -35,8 +35,8 @@ def noise_plan(model: nn.Module) -> NoisePlan:
     name = str(getattr(config, "method", getattr(config, "peft_type", "?"))).lower()
     if isinstance(config, MethodConfig) and not config.exposes_delta:
         raise VituneError(
-            f"objective 'pace': got method {name!r}, expected one whose layers have an output "
-            "and a change of it. Use --objective cross_entropy, or another method."
+            f"objective 'pace': got method {name!r}, expected one whose layers change an output. "
+            "Use --objective cross_entropy, or another method."
         )
     for module_name, module in model.named_modules():
         if any(module.__dict__.get(flag) for flag in RECOMPUTING):
@@ -67,10 +67,10 @@ def noise_plan(model: nn.Module) -> NoisePlan:
 def method_penalty(
     model: nn.Module, progress: float, labels: Tensor | None = None
 ) -> Tensor | None:
-    """The sum of the active adapters' own terms of the training loss, None where there is none.
+    """The sum of the active adapters' own terms of the training loss, or None.
 
     Args:
-        progress: share of training that is done, in [0, 1].
+        progress: completed share of training, in [0, 1].
         labels: of the batch, (b,) or target shares (b, c).
     """
     terms = [
@@ -110,7 +110,7 @@ def _layers(model: nn.Module, sites: tuple[Site, ...]) -> list[tuple[nn.Module, 
 
 
 def _noised(layer: nn.Module, block: int, noise: DeltaNoise) -> Any:
-    """Put noise on one layer; returns what takes it off again."""
+    """Put noise on one layer; returns a function that removes it."""
     if isinstance(layer, MethodLayer):
         layer.delta_noise = lambda _, delta: noise(block, delta)
         return lambda: layer.__dict__.pop("delta_noise", None)

@@ -1,8 +1,8 @@
 """Modules that read some of their own parameters through a layer.
 
 Such a parameter moves into a child of its owner, where optimisers and FSDP find it like any other;
-the owner gets a class, made at run time, with a property in its place. State dicts list it under
-the name it always had.
+the owner gets a class, made at run time, with a property in its place. State dicts still list it
+under its original name.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class Keeper(nn.Module):
 
 
 class Dressed(nn.Module):
-    """What the class of an owner adds; a module of it copies and pickles like any other."""
+    """What the class of an owner adds; its modules can be copied and pickled like any other."""
 
     made_by: ClassVar[tuple[Callable[..., type], tuple[Any, ...]]]
     """The function that makes the class, and its arguments; the first is the plain class."""
 
     def keepers(self) -> dict[str, str]:
-        """Where each moved parameter is, by its own name: a path below this module."""
+        """The path of each moved parameter below this module, by its own name."""
         raise NotImplementedError
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -57,7 +57,7 @@ def dress(module: Any, make: Callable[..., type], *arguments: Any) -> None:
 
 
 def undress(module: Any) -> None:
-    """Give `module` its plain class back."""
+    """Restore the plain class of `module`."""
     module.__class__ = plain_class(module)
 
 

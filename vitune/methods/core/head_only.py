@@ -1,4 +1,4 @@
-"""Methods that train the classifier alone: no layers, nothing to narrow."""
+"""Methods that train only the classifier: no layers, nothing to narrow."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from vitune.methods.core.in_place import InPlaceConfig
 class HeadOnlyConfig(InPlaceConfig):
     """Base of the probes.
 
-    A probe has no layers, and transformers' `enable_adapters` switches on nothing else: behind its
-    `disable_adapters` call `enable_adapters(True)` on the classifier itself.
+    A probe has no layers, and transformers' `enable_adapters` switches on nothing else: after its
+    `disable_adapters`, call `enable_adapters(True)` on the classifier itself.
     """
 
     formula = "0"
@@ -26,7 +26,7 @@ class HeadOnlyConfig(InPlaceConfig):
 
     @classmethod
     def reason_against(cls, option: str) -> str:
-        """Why the method does not take an option."""
+        """Why the method does not support an option."""
         return "only the head trains"
 
     def prepare(self, model: nn.Module, adapter: str, sites: Sequence[Site]) -> None:

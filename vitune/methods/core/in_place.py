@@ -1,7 +1,7 @@
-"""Methods that train parameters the backbone already has: a copy of each stands in for its own.
+"""Methods that train parameters the backbone already has: a copy of each replaces the original.
 
-It works on any module, the root included (class token, position embedding); the frozen original
-keeps its place and name, for `disable_adapter`, several adapters and un-merging.
+This works on any module, including the root (class token, position embedding); the frozen original
+keeps its location and name, for `disable_adapter`, several adapters and un-merging.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Pair = tuple[str, str]
 class TrainedParameter(InPlaceLayer):
     """p ← p̂: the adapter's copy of one parameter in place of the frozen original.
 
-    Several adapters add what each changes: p + Σ (p̂ᵢ − p).
+    The changes of several adapters are added: p + Σ (p̂ᵢ − p).
 
     Shapes: value, that of the original.
     """
@@ -90,7 +90,7 @@ class TrainedParameter(InPlaceLayer):
         self._slots()[self.parameter_name].original = tensors[self.parameter_name]
 
     def detach_from_owner(self) -> None:
-        """Give the owner its parameter back."""
+        """Return the parameter to its owner."""
         owner, slots = self.get_base_layer(), self._slots()
         original = self._slot()
         del slots[self.parameter_name]
@@ -111,7 +111,7 @@ class TrainedParameter(InPlaceLayer):
 
 
 class Slot(Keeper, nn.ModuleList):
-    """The original of a parameter, and the layer that stands in for it."""
+    """The original of a parameter, and the layer that replaces it."""
 
     def __init__(self, original: nn.Parameter | None) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Standing(Dressed):
 
 
 class InPlaceConfig(MethodConfig):
-    """Base of the methods that train existing parameters; a subclass says which."""
+    """Base of the methods that train existing parameters; a subclass chooses which."""
 
     trains_in_place: ClassVar[bool] = True
     every_site_has_tensors: ClassVar[bool] = False
@@ -138,7 +138,7 @@ class InPlaceConfig(MethodConfig):
 
     @classmethod
     def reason_against(cls, option: str) -> str:
-        """Why the method does not take an option."""
+        """Why the method does not support an option."""
         return f"{cls.title} trains parameters of the backbone, not layers with roles"
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
@@ -168,7 +168,7 @@ class InPlaceConfig(MethodConfig):
             stand_in(model, module_name, parameter_name).add_adapter(adapter, self, None)
 
     def _outside(self, model: nn.Module, heads: Sequence[str]) -> list[Pair]:
-        """The pairs to train outside of modules that are saved whole."""
+        """The pairs to train outside modules that are saved whole."""
         pairs = self.trained(model)
         return [pair for pair in pairs if not is_saved_whole(heads, bare_name(pair[0]))]
 
@@ -197,7 +197,7 @@ class InPlaceConfig(MethodConfig):
 
 
 def _in_other_blocks(model: nn.Module, names: Iterable[str], blocks: Sequence[int]) -> set[str]:
-    """Those of `names` that lie in a block that is not among `blocks`."""
+    """Those of `names` in a block that is not in `blocks`."""
     sites = find_sites(model)
     kept = block_indices(sites, blocks)
     others = tuple(
@@ -207,7 +207,7 @@ def _in_other_blocks(model: nn.Module, names: Iterable[str], blocks: Sequence[in
 
 
 def own_parameters(model: nn.Module) -> list[Pair]:
-    """Every parameter of the network itself, computed ones too, nothing that an adapter added."""
+    """Every parameter of the network itself, including computed ones, without those of adapters."""
     found: list[Pair] = []
     added: tuple[str, ...] = ()
     for module_name, module in model.named_modules():
@@ -229,7 +229,7 @@ def stand_in(
     parameter_name: str,
     kind: type[Any] = TrainedParameter,
 ) -> Any:
-    """The layer that stands in for a parameter, put in place where there is none yet."""
+    """The layer that replaces a parameter, created if there is none yet."""
     owner = model.get_submodule(module_name)
     if STAND_INS not in owner._modules:
         owner.add_module(STAND_INS, nn.ModuleDict())
@@ -244,7 +244,7 @@ def stand_in(
 
 @functools.cache
 def standing_class(kind: type, names: tuple[str, ...]) -> type:
-    """`kind` with the parameters `names` read through the layers that stand in for them."""
+    """`kind` with the parameters `names` read through the layers that replace them."""
     return dressed_class(kind, Standing, **{name: _read(name) for name in names})
 
 

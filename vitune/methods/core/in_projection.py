@@ -1,9 +1,8 @@
 """The packed q, k, v of a `torch.nn.MultiheadAttention`, made adaptable like any linear layer.
 
-The attention owns q, k, v as two parameters and calls no module for them. Here they are shown as a
-linear layer of their own, `in_proj`; the attention then reads its parameters from that layer, and
-so meets the adapted ones on PyTorch's fast path too. State dicts list them under the attention's
-names for them.
+The attention owns q, k, v as two parameters and calls no module for them. Here they are exposed as
+a linear layer, `in_proj`; the attention then reads its parameters from that layer, and so uses the
+adapted ones on PyTorch's fast path too. State dicts list them under the attention's own names.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class InProjection(Keeper, nn.Linear):
 
 
 class OpenAttention(Dressed):
-    """What an attention with an `in_proj` layer does differently: it reads that layer."""
+    """An attention with an `in_proj` layer: it reads its parameters from that layer."""
 
     in_proj_weight = property(lambda self: self._modules[IN_PROJECTION].weight)
     in_proj_bias = property(lambda self: self._modules[IN_PROJECTION].bias)
@@ -48,7 +47,7 @@ class OpenAttention(Dressed):
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
-        """PEFT's hook on unloading: the plain attention again."""
+        """PEFT's hook on unloading: restores the plain attention."""
         layer: Any = self._modules.pop(IN_PROJECTION)
         if merge:
             layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
@@ -70,7 +69,7 @@ def linear_view(module: nn.Module) -> nn.Module:
 
 
 def place(layer: nn.Module, target: nn.Module, target_name: str, parent: nn.Module) -> None:
-    """Put `layer` where `target` was, or on the attention that `target` is."""
+    """Put `layer` in place of `target`, or on it if `target` is an attention."""
     if isinstance(target, nn.MultiheadAttention):
         assert isinstance(unwrapped(layer), InProjection)
         for slot in SLOTS.values():

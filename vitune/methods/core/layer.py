@@ -1,4 +1,4 @@
-"""What adapts a module: the layer that takes its place, with the adapters that act on it."""
+"""The layer that replaces an adapted module and holds its adapters."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ class MethodLayer(nn.Module, BaseTunerLayer):
     """A module of the backbone with the adapters that act on it, PEFT's `BaseTunerLayer`.
 
     A subclass names its parameters in `adapter_layer_names`, creates them in `new_parameters`, and
-    says in `adapt` what they make of the base layer's weight and bias; that alone gives it a
-    forward pass, merging and un-merging. `adapted_forward` is overridden where there is a faster
-    way, which must agree with `adapt`.
+    computes the adapted weight and bias in `adapt`; that alone gives it a forward pass, merging and
+    un-merging. Override `adapted_forward` if there is a faster way; it must agree with `adapt`.
     """
 
     adapter_layer_names: tuple[str, ...] = ()
@@ -55,13 +54,13 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         self.new_containers()
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Let `self.name` be what is registered as PREFIX + name."""
+        """Make `self.name` an alias of what is registered as PREFIX + name."""
         super().__init_subclass__(**options)
         for name in (*cls.adapter_layer_names, *cls.other_param_names, *cls.derived_names):
             setattr(cls, name, property(partial(_registered, PREFIX + name)))
 
     def new_containers(self) -> None:
-        """Empty dictionaries for what adapters bring, by adapter name."""
+        """Empty dictionaries for the adapters' parameters, by adapter name."""
         for name in self.adapter_layer_names:
             self.add_module(PREFIX + name, nn.ParameterDict())
         for name in self.other_param_names:
@@ -83,13 +82,13 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         return {}
 
     def new_buffers(self, config: Any) -> Mapping[str, Tensor]:
-        """What the adapter must remember without training it, by name in `other_param_names`."""
+        """State that the adapter must save but not train, by name in `other_param_names`."""
         return {}
 
     def new_derived(self, config: Any) -> Mapping[str, Tensor]:
-        """What follows from the base weight alone, by name in `derived_names`; never saved.
+        """Tensors that follow from the base weight alone, by name in `derived_names`; never saved.
 
-        Computed anew wherever the adapter is loaded. Read `original_tensors()`, not the base
+        They are recomputed whenever the adapter is loaded. Read `original_tensors()`, not the base
         layer: another adapter may be merged into it.
         """
         return {}
@@ -98,13 +97,13 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         """A term that the method adds to the training loss, None for most.
 
         Args:
-            progress: share of training that is done, in [0, 1].
-            labels: of the batch, (b,) or target shares (b, c); None where there are none.
+            progress: completed share of training, in [0, 1].
+            labels: of the batch, (b,) or target shares (b, c); None if there are none.
         """
         return None
 
     def exit_head(self, adapter: str) -> Callable[[Tensor], Tensor] | None:
-        """Tokens behind this layer's block -> logits of an early exit there; None for most."""
+        """Tokens after this layer's block -> logits of an early exit there; None for most."""
         return None
 
     def adapt(self, tensors: Tensors, adapter: str) -> Tensors:
@@ -112,10 +111,10 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         raise NotImplementedError
 
     def per_sample_gradients(self, adapter: str, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
-        """Gradients of the adapter's parameters for each image alone, by parameter name.
+        """Per-image gradients of the adapter's parameters, by parameter name.
 
-        For training with differential privacy; a layer that has them says `has_per_sample`. Those
-        of all others are traced, which costs more.
+        For training with differential privacy; a layer that implements them sets `has_per_sample`.
+        For all others they are traced, which costs more.
 
         Shapes: x (b, ..., i), the input; grad (b, ..., o), the loss' gradient in the output; each
             result (b, *shape of the parameter).
@@ -123,7 +122,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         raise NotImplementedError
 
     def functional(self, x: Tensor, tensors: Tensors) -> Tensor:
-        """The base layer's map with `tensors` in place of its own."""
+        """The base layer's forward pass with `tensors` in place of its own."""
         raise NotImplementedError
 
     def adapted_forward(self, x: Tensor, adapter: str) -> Tensor:
@@ -143,19 +142,19 @@ class MethodLayer(nn.Module, BaseTunerLayer):
             getattr(self, name)[adapter] = nn.Parameter(value)
 
     def reference_tensor(self) -> Tensor:
-        """A tensor of the base layer, for the device and number format of what is added to it."""
+        """A tensor of the base layer, to take the device and number format from."""
         base = self.get_base_layer()
         own = getattr(base, "weight", None)
         return own if isinstance(own, Tensor) else next(base.parameters(), torch.empty(0))
 
     def enable_adapters(self, enabled: bool) -> None:
-        """PEFT's; modules that train whole come back too: transformers brings back layers alone."""
+        """PEFT's, also for modules that train whole: transformers re-enables only layers."""
         super().enable_adapters(enabled)
         for module in self.saved_whole if enabled else ():
             module.enable_adapters(True)
 
     def cast_adapter(self, adapter: str, *, at_least_float32: bool) -> None:
-        """Bring the parameters of `adapter` to the base layer's number format, or to float32."""
+        """Convert the parameters of `adapter` to the base layer's number format, or to float32."""
         dtype = self.reference_tensor().dtype
         for name in self.adapter_layer_names:
             values = getattr(self, name)
@@ -173,7 +172,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
                 values[adapter_name] = values[adapter_name].to(device)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forget `adapter_name` on this layer; PEFT chooses the next active one."""
+        """Delete `adapter_name` from this layer; PEFT chooses the next active one."""
         self.configs.pop(adapter_name, None)
         self.shared.pop(adapter_name, None)
         for name in self.derived_names:
@@ -182,7 +181,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         super().delete_adapter(adapter_name)
 
     def parameter(self, name: str, adapter: str) -> Tensor | None:
-        """The parameter `name` of `adapter`, None where the adapter has none of that name."""
+        """The parameter `name` of `adapter`, or None."""
         value: Tensor | None = getattr(self, name).get(adapter)
         return value
 
@@ -196,7 +195,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         return self._originals or self.base_tensors()
 
     def effective_tensors(self) -> Tensors:
-        """Weight and bias that the layer acts with now, differentiable in the adapters."""
+        """The weight and bias currently in effect, differentiable in the adapters."""
         if self.disable_adapters and self.merged:
             self.unmerge()
         tensors = self.base_tensors()
@@ -206,11 +205,11 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         return tensors
 
     def adapters_here(self) -> list[str]:
-        """Active adapters that this layer has, in the order in which they apply."""
+        """The active adapters of this layer, in the order in which they apply."""
         return [adapter for adapter in self.active_adapters if adapter in self.configs]
 
     def _get_available_adapters(self) -> set[str]:
-        """PEFT asks; a layer may belong to an adapter without parameters of its own."""
+        """For PEFT; a layer may belong to an adapter without having parameters of its own."""
         return set(self.configs)
 
     def _all_available_adapter_names(self) -> list[str]:
@@ -223,7 +222,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
 
     @property
     def bias(self) -> Tensor | None:
-        """The effective bias, None where there is none."""
+        """The effective bias, or None."""
         return self._as_read("bias")
 
     def _as_read(self, name: str) -> Tensor | None:
@@ -250,7 +249,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         return self.joined(base, output - base)
 
     def joined(self, base: Tensor, delta: Tensor) -> Tensor:
-        """base + delta, the delta with noise where a training objective asks for it."""
+        """base + delta, with noise on delta if a training objective requests it."""
         if self.delta_noise is not None:
             delta = self.delta_noise(self.site.block, delta)
         return base + delta
@@ -276,7 +275,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters.extend(names)
 
     def merged_tensors(self, names: Sequence[str]) -> Tensors:
-        """What merging `names` would put into the base layer, frozen and in its dtype."""
+        """The base layer's tensors after merging `names`, frozen and in its dtype."""
         originals = tensors = self.base_tensors()
         with torch.no_grad():
             for name in names:
@@ -284,7 +283,7 @@ class MethodLayer(nn.Module, BaseTunerLayer):
         return {key: _frozen_like(value, originals) for key, value in tensors.items()}
 
     def check_finite(self, tensors: Tensors) -> None:
-        """Refuse what a merge would write where it holds NaN or infinity.
+        """Refuse to merge tensors that contain NaN or infinity.
 
         Raises:
             AdapterError: it does.
@@ -297,14 +296,14 @@ class MethodLayer(nn.Module, BaseTunerLayer):
                 )
 
     def unmerge(self) -> None:
-        """Put the very tensors back that `merge` replaced: the base is restored bit for bit."""
+        """Put back the original tensors that `merge` replaced: the base is restored bit for bit."""
         if self._originals is not None:
             self._install(self._originals)
         self._originals = None
         self.merged_adapters.clear()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MethodLayer:
-        """`to`, `half` and the like also reach the originals that a merge has put aside."""
+        """`to`, `half` and the like also apply to the originals that a merge has set aside."""
         super()._apply(fn, recurse)
         if self._originals is not None:
             self._originals = {
@@ -336,15 +335,15 @@ def _registered(key: str, layer: nn.Module) -> nn.Module:
 
 
 class InPlaceLayer(MethodLayer):
-    """A layer that replaces no module but stands in for a parameter inside one."""
+    """A layer that replaces a parameter inside a module, not the module."""
 
     def detach_from_owner(self) -> None:
-        """Leave the owner as a plain module again, with the value it has now."""
+        """Make the owner a plain module again, with its current value."""
         raise NotImplementedError
 
 
 def cast(value: nn.Parameter, dtype: torch.dtype, at_least_float32: bool) -> nn.Parameter:
-    """`value` in `dtype`, or in what both it and float32 fit into; the very same where it is."""
+    """`value` in `dtype`, or in a type that holds both it and float32; itself if already so."""
     if at_least_float32:
         dtype = torch.promote_types(dtype, torch.float32)
     if value.dtype == dtype or not value.is_floating_point():
@@ -353,10 +352,11 @@ def cast(value: nn.Parameter, dtype: torch.dtype, at_least_float32: bool) -> nn.
 
 
 def unmergeable(config: Any) -> AdapterError:
-    """The error for merging what does not merge."""
+    """The error for merging a method that does not merge."""
     return AdapterError(
         f"merge: got method {config.method!r}, expected one that merges. "
-        "It changes more than weights; keep it un-merged ('vitune methods' lists which do)."
+        "It changes more than weights; keep it un-merged ('vitune methods' lists which methods "
+        "merge)."
     )
 
 

@@ -1,4 +1,4 @@
-"""What methods on linear layers have in common: the map itself, and which layers will do."""
+"""What methods on linear layers share: the forward pass, and which layers qualify."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class LinearLayer(MethodLayer):
 
     @property
     def num_out(self) -> int:
-        """Features that leave the layer."""
+        """Output features of the layer."""
         return int(self.get_base_layer().weight.shape[0])
 
     @property
     def num_in(self) -> int:
-        """Features that enter the layer."""
+        """Input features of the layer."""
         return int(self.get_base_layer().weight.shape[1])
 
 
@@ -54,7 +54,7 @@ def require_linear(
     """Refuse a site whose layer `by` cannot adapt.
 
     Args:
-        roles: given where `by` takes a fused qkv only as a whole: they must not name a part.
+        roles: given if `by` takes a fused qkv only as a whole; they must not name a part.
         changes_bias: the method gives the layer a bias.
         is_called: the method needs the layer's own `forward`, not only its weight.
 

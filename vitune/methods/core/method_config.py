@@ -1,4 +1,4 @@
-"""What a user can set of a method, and what its class says of it."""
+"""The settings of a method, and what its class declares."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from vitune.methods.core.roles import choose_sites
 
 Roles = tuple[str, ...]
 Counts = tuple[tuple[Mapping[str, Any], int], ...]
-"""Pairs of a method's arguments and the parameters that it then trains."""
+"""Pairs of a method's arguments and the resulting number of trained parameters."""
 
 
 @dataclass
 class MethodConfig(PeftOptions):
-    """What every vitune method can be told; the method's own fields follow in its file.
+    """The settings of every vitune method; the method's own fields are in its file.
 
-    A model keeps a copy of its own; the object given is never written to. A method's class says
+    A model keeps its own copy; the object passed in is never written to. A method's class declares
     what it is: `method` (its name), `title`, `source` and `formula` (of the parameter count);
     `default_roles`, and with `needs_all_roles = False` that some of them may be missing;
     `counts_on_vit_b16`, pairs of arguments and trained parameters without the head, as published
     for ViT-B/16 at 224 x 224, which the tests check; `speed_arguments`, by preset of `--speed` the
-    arguments that make it faster and less exact; `needs_every_patch`, where a patch's place in
-    the sequence must be its place in the grid.
+    arguments that make it faster and less exact; `needs_every_patch`, if a patch's position in the
+    sequence must be its position in the grid.
 
     Raises:
-        VituneError: an option that the method does not take.
+        VituneError: an option that the method does not support.
         BackboneError: at injection, where the backbone has no site the method needs.
     """
 
@@ -50,13 +50,13 @@ class MethodConfig(PeftOptions):
     default_lr: ClassVar[float] = 1e-3
     default_weight_decay: ClassVar[float] = 1e-4
     identity_args: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    """Arguments with which it starts at the pre-trained function, for a start at the probe."""
+    """Arguments that make it start at the pre-trained function, for a start at the probe."""
 
     @property
     def identity_at_init(self) -> bool:
         """Whether the model is exactly the pre-trained one before the first step.
 
-        A class that never starts there says `identity_at_init = False`.
+        A class that never starts there sets `identity_at_init = False`.
         """
         return True
 
@@ -71,45 +71,45 @@ class MethodConfig(PeftOptions):
         return choose_sites(sites, roles, self.blocks, named=named, by=self.title)
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
-        """The layer that adapts `module` at `site`; BackboneError where there is none."""
+        """The layer that adapts `module` at `site`; BackboneError if there is none."""
         raise NotImplementedError
 
     def new_shared(self, model: nn.Module, sites: Sequence[Site]) -> nn.Module | None:
         """State that all layers of one adapter share, or None; stored once in the checkpoint.
 
-        Its parameters lie on the module itself, not on children: PEFT finds them by that. A class
-        that has such parameters says so with `shares_parameters`.
+        Its parameters must be on the module itself, not on children, so that PEFT finds them. A
+        class with such parameters sets `shares_parameters`.
         """
         return None
 
     def decayed_by_authors(self, place: str, name: str, parameter: Tensor) -> bool | None:
-        """Whether the authors' own code decays a parameter; None where no code was read.
+        """Whether the authors' own code decays a parameter; None if no code was read.
 
         Args:
             place: the role of its site; "shared" for state of all layers, "head" for the head.
-            name: within the layer, e.g. "scale_out"; of the head "weight" or "bias".
+            name: within the layer, e.g. "scale_out"; for the head "weight" or "bias".
         """
         return None
 
     def combined(
         self, states: Sequence[AdapterState], weights: Sequence[float], how: str, head: str
     ) -> AdapterState:
-        """One adapter for Σ w_i · adapter_i, for methods that say `combines`.
+        """One adapter for Σ w_i · adapter_i, for methods that set `combines`.
 
         Raises:
-            AdapterError: the method has no such arithmetic, or the adapters do not fit together.
+            AdapterError: the method cannot be combined, or the adapters do not fit together.
         """
         raise not_combining(self)
 
     def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
-        """Refuse a network on which the method would fail, or mean something else, at `sites`.
+        """Refuse a network on which the method would fail or mean something else at `sites`.
 
         Raises:
             BackboneError: it would.
         """
 
     def notice(self, model: nn.Module) -> str:
-        """What a user should know of the method on `model` before training; '' for nothing."""
+        """A notice about the method on `model` before training, or ''."""
         return ""
 
     def prepare(self, model: nn.Module, adapter: str, sites: Sequence[Site]) -> None:

@@ -1,4 +1,4 @@
-"""What an adapter's README says, for a reader who has never heard of vitune."""
+"""The README of an adapter, for a reader who has never heard of vitune."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TAG = "vitune"
 
 
 def name_vitune(readme: Path, method: str, title: str) -> None:
-    """Begin PEFT's model card with what is needed to load the adapter, and tag it; once."""
+    """Start PEFT's model card with how to load the adapter, and tag it; only once."""
     card = ModelCard.load(readme)
     card.data.tags = sorted({*(card.data.tags or ()), TAG})
     if HEADING not in card.text:
@@ -24,7 +24,7 @@ def loading_text(method: str, title: str) -> str:
     return f"""{HEADING}
 
 Method: {title} (`{method}`), from vitune.
-PEFT reads it once vitune is imported; without that it stops with a `KeyError` that says so.
+PEFT can load it once vitune is imported; without that it stops with a `KeyError` that says so.
 
 ```python
 # pip install vitune

@@ -1,4 +1,4 @@
-"""What PEFT's users may write in any PEFT config, as vitune's methods understand it."""
+"""The options of every PEFT config, as vitune's methods understand them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from vitune.methods.core.model_card import name_vitune
 
 ALL_LINEAR = "all-linear"
 OPTIONS = frozenset({"roles", "blocks", "target_modules", "exclude_modules", ALL_LINEAR})
-"""What narrows where a method acts: fields, and one value of `target_modules`."""
+"""The fields that narrow where a method acts, and one value of `target_modules`."""
 
 PREFIX = "vitune_"
-"""How the names of all tensors of an adapter begin, by which PEFT and transformers know them."""
+"""The prefix of all tensor names of an adapter, by which PEFT and transformers recognise them."""
 
 IMPORT_HINT = ": import vitune first"
-"""What the PEFT type in a file ends with: a reader without vitune stops with it as a `KeyError`."""
+"""The suffix of the PEFT type in a file: a reader without vitune shows it in a `KeyError`."""
 
 AT_FIRST_CONFIG: list[Callable[[], object]] = []
-"""What waits until a config is made: entry points whose module was still being imported."""
+"""Actions that wait until a config is made: entry points whose module was still being imported."""
 
 Names = str | Sequence[str]
 """A regular expression for whole module names, or names and last parts of names."""
@@ -49,17 +49,17 @@ class PeftOptions(PeftConfig):
     Args:
         roles: roles to adapt; None means the method's own choice.
         blocks: indices over depth to adapt, negative ones count from the end; None means all.
-            Sites outside blocks (patch embedding, final norm) are not affected by it.
+            Sites outside blocks (patch embedding, final norm) are not affected.
         target_modules: which of the method's sites to adapt: names or last parts of names, one
             regular expression for whole names, or "all-linear". None means all sites. In the
             model's own copy of the config these are the exact names.
-        exclude_modules: which of them to leave out, written alike.
+        exclude_modules: which of them to leave out, in the same syntax.
         layers_to_transform: PEFT's word for `blocks`.
-        modules_to_save: modules trained whole beside the method; None means the classifier head
-            that is found in the model, [] means none.
+        modules_to_save: modules trained whole in addition to the method; None means the classifier
+            head that is found in the model, [] means none.
 
     Raises:
-        VituneError: an option that the method does not take.
+        VituneError: an option that the method does not support.
     """
 
     roles: tuple[str, ...] | None = field(default=None)
@@ -76,7 +76,7 @@ class PeftOptions(PeftConfig):
     shares_parameters: ClassVar[bool] = False
     combines: ClassVar[bool] = False
     replaces_head: ClassVar[bool] = False
-    """Whether a layer of the method stands in the classifier's place."""
+    """Whether a layer of the method replaces the classifier."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,14 +105,14 @@ class PeftOptions(PeftConfig):
             return
         if self.blocks not in (None, given):
             raise VituneError(
-                f"layers_to_transform: got {given!r} beside blocks={self.blocks!r}, expected one "
-                "of the two: they mean the same."
+                f"layers_to_transform: got {given!r} beside blocks={self.blocks!r}, expected "
+                "only one of the two: they mean the same."
             )
         self.blocks = given
 
     @classmethod
     def refusals(cls) -> dict[str, str]:
-        """PEFT's verbs and options that the method does not take, with the reason for each."""
+        """PEFT's functions and options that the method does not support, each with its reason."""
         found = {
             "adapter_names": "one batch runs through one set of adapters",
             "hotswap": "PEFT swaps only LoRA in place",
@@ -122,15 +122,15 @@ class PeftOptions(PeftConfig):
             "merge": (cls.mergeable, "it changes more than weights"),
             "inject_adapter_in_model": (not cls.shares_parameters, "its layers share parameters"),
             "add_weighted_adapter": (cls.combines, "its adapters cannot be added"),
-            "modules_to_save": (not cls.replaces_head, "it takes the classifier's place"),
+            "modules_to_save": (not cls.replaces_head, "it replaces the classifier"),
         }
         found |= {verb: reason for verb, (is_taken, reason) in reasons.items() if not is_taken}
         return found | {name: cls.reason_against(name) for name in OPTIONS - cls.narrowed_by}
 
     @classmethod
     def reason_against(cls, option: str) -> str:
-        """Why the method does not take one of OPTIONS."""
-        return f"{cls.title} has no choice of places"
+        """Why the method does not support one of OPTIONS."""
+        return f"{cls.title} has a fixed choice of modules"
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """PEFT's, which also tells a reader without vitune what to import."""
@@ -144,7 +144,7 @@ class PeftOptions(PeftConfig):
 
 
 def catch_up() -> None:
-    """Do what waits in AT_FIRST_CONFIG; what has to wait on puts itself back."""
+    """Run what waits in AT_FIRST_CONFIG; actions that must keep waiting add themselves again."""
     waiting = [*AT_FIRST_CONFIG]
     AT_FIRST_CONFIG.clear()
     for step in waiting:
@@ -152,7 +152,7 @@ def catch_up() -> None:
 
 
 def matches(names: Names | None, module: str) -> bool:
-    """Whether a module is meant by `names`; None means no module."""
+    """Whether `names` includes a module; None means no module."""
     if names is None:
         return False
     if isinstance(names, str):
@@ -161,7 +161,7 @@ def matches(names: Names | None, module: str) -> bool:
 
 
 def is_all_linear(names: Names | None) -> bool:
-    """Whether `target_modules` means every linear layer."""
+    """Whether `target_modules` stands for every linear layer."""
     return isinstance(names, str) and names.lower() == ALL_LINEAR
 
 

@@ -16,13 +16,13 @@ TARGET_ROLES: dict[str, tuple[str, ...]] = {
     "ln_tuning": NORM_ROLES,
     "ia3": ("k", "v", "fc2"),
 }
-"""Roles that a PEFT method acts on where these are not the linears of the blocks."""
+"""Roles that a PEFT method acts on, if not the linears of the blocks."""
 
 EXTRA_ROLES: dict[str, dict[str, tuple[str, ...]]] = {"ia3": {"feedforward_modules": ("fc2",)}}
 """Further arguments of a PEFT config that name modules."""
 
 MIXING_TOKENS = frozenset({"lily"})
-"""Whose linears let tokens meet: Lily's router averages its probabilities over tokens."""
+"""Methods whose linears mix tokens: Lily's router averages its probabilities over tokens."""
 
 _NEEDS_LANGUAGE_MODEL = "it acts on the token embeddings of a language model"
 UNSUPPORTED: dict[str, str] = {
@@ -45,8 +45,8 @@ UNSUPPORTED: dict[str, str] = {
 def peft_targets(name: str, model: nn.Module) -> dict[str, Any]:
     """The module names that the config of PEFT's method `name` takes, and the head.
 
-    A layer whose owner reads its weight instead of calling it is left out: PEFT's layers act by
-    their forward pass, which would be passed over.
+    A layer whose owner reads its weight instead of calling it is left out: PEFT's layers act in
+        their forward pass, which would be bypassed.
 
     Raises:
         BackboneError: the backbone has none of the roles.
@@ -69,7 +69,7 @@ def _modules(name: str, model: nn.Module, roles: Sequence[str]) -> list[str]:
 
 
 def _exactly(model: nn.Module, names: list[str]) -> list[str] | str:
-    """`names`, or a regular expression where PEFT's matching by suffix would find more."""
+    """`names`, or a regular expression if PEFT's matching by suffix would find more."""
     suffixes = tuple(f".{name}" for name in names)
     if any(name.endswith(suffixes) for name, _ in model.named_modules()):
         return "|".join(map(re.escape, names))

@@ -33,7 +33,7 @@ _packages: dict[str, dict[str, str]] = {}
 
 
 def register_method(config_class: ConfigClass) -> ConfigClass:
-    """Make a method known to PEFT and to `--method`; also a decorator, above `@dataclass`.
+    """Register a method with PEFT and `--method`; also usable as a decorator above `@dataclass`.
 
     Registering a class twice is allowed, and so is defining it again, as a notebook does.
 
@@ -88,8 +88,8 @@ def load_plugin(file: str | Path) -> tuple[str, ...]:
 def load_entry_points() -> None:
     """Register what installed packages name in the group `vitune.methods`.
 
-    A package that cannot be used is passed over with a warning. One that is being imported just
-    now has no config yet: it is asked again when the first config is made.
+    A package that cannot be used is skipped with a warning. One that is just being imported has no
+    config yet: it is tried again when the first config is made.
     """
     for entry in entry_points(group=GROUP):
         module = sys.modules.get(entry.module)
@@ -104,19 +104,19 @@ def load_entry_points() -> None:
             reason = f"{type(error).__name__}: {one_line(error)}"
             warnings.warn(
                 f"the entry point {entry.name!r} of {' '.join(_package(entry).values())} was "
-                f"passed over ({reason}). Update or remove that package.",
+                f"skipped ({reason}). Update or remove that package.",
                 stacklevel=2,
             )
 
 
 def require_plugin(name: str, plugin: Mapping[str, str]) -> None:
-    """See that the method `name` is here, and the code behind it what it was when it trained.
+    """Check that the method `name` is registered and its code unchanged since training.
 
     Args:
         plugin: where the method came from, as an adapter's card says; empty for vitune's own.
 
     Raises:
-        VituneError: the method is not known; the text says what brings it.
+        VituneError: the method is not known; the text says how to get it.
     """
     file, package = plugin.get("file"), plugin.get("package")
     if plugin and name not in METHODS:
@@ -128,7 +128,7 @@ def require_plugin(name: str, plugin: Mapping[str, str]) -> None:
     if plugin and plugin.get("sha256") != METHODS[name].plugin.get("sha256"):
         warnings.warn(
             f"the method {name!r} was edited after training: {METHODS[name].plugin.get('file')} "
-            f"is not what {file} was. The adapter may mean something else now.",
+            f"differs from the original {file}. The adapter may behave differently now.",
             stacklevel=3,
         )
 
@@ -146,8 +146,8 @@ def _check(config_class: Any) -> None:
             )
     if not NAME.fullmatch(config_class.method):
         raise VituneError(
-            f"register_method: got method {config_class.method!r}, expected small letters, digits "
-            "and _, a letter first."
+            f"register_method: got method {config_class.method!r}, expected lower-case letters, "
+            "digits and _, starting with a letter."
         )
 
 
@@ -165,7 +165,7 @@ def _run(path: Path, module_name: str) -> None:
 
 
 def _configs_in(module: ModuleType) -> list[type[MethodConfig]]:
-    """Configs that the module itself defines and names."""
+    """Configs with a method name that the module itself defines."""
     return [
         found
         for found in vars(module).values()
@@ -182,7 +182,7 @@ def _named(config_class: Any) -> str:
 
 
 def _origin(config_class: type) -> dict[str, str]:
-    """Where a method comes from: the package that names it, or the file that defines it."""
+    """The origin of a method: the package that names it, or the file that defines it."""
     if _named(config_class) in _packages:
         return _packages[_named(config_class)]
     try:

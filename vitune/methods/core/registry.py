@@ -1,4 +1,4 @@
-"""What can be trained, under which name, with which arguments: ours and PEFT's in one table."""
+"""The registry of methods, with names and arguments: ours and PEFT's in one table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INTERNAL_FIELDS = frozenset(field.name for field in dataclasses.fields(PeftConfi
     "modules_to_save",
 }
 NARROWED_BY_ROLES = frozenset({"exclude_modules", "layers_to_transform"})
-"""PEFT's words for where an adapter goes; `--method-arg` narrows ours by role and block."""
+"""PEFT's options for where an adapter goes; `--method-arg` narrows ours by role and block."""
 
 PEFT_DEFAULT_LR, PEFT_DEFAULT_WEIGHT_DECAY = 1e-3, 1e-4
 
@@ -38,7 +38,7 @@ class Method:
         source: paper or convention.
         config_class: the PEFT config.
         ours: whether the layers are `MethodLayer`s; else PEFT's.
-        plugin: where a method from outside vitune comes from: "file" and "sha256", or "package"
+        plugin: the origin of a method from outside vitune: "file" and "sha256", or "package"
             and "version"; empty for vitune's own and PEFT's.
     """
 
@@ -69,12 +69,12 @@ class Method:
 
     @property
     def solved(self) -> bool:
-        """Whether the head is solved from features instead of trained by steps."""
+        """Whether the head is solved from features instead of trained by gradient steps."""
         return bool(getattr(self.config_class, "solved", False))
 
     @property
     def stepped(self) -> str:
-        """Of a solved method, the one that trains the same model by steps; '' for none."""
+        """For a solved method, the one that trains the same model by gradient steps, or ''."""
         return str(getattr(self.config_class, "stepped", ""))
 
     @property
@@ -83,17 +83,17 @@ class Method:
         return bool(getattr(self.config_class, "starts_at_probe", True))
 
     def from_identity(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """`arguments`, with those it needs to start at the pre-trained function where it can."""
+        """`arguments`, plus those it needs to start at the pre-trained function, if it can."""
         return {**getattr(self.config_class, "identity_args", {}), **arguments}
 
     @property
     def mergeable(self) -> bool:
-        """Whether the result folds into the backbone's weights; PEFT's say so when asked to."""
+        """Whether the result folds into the weights; PEFT's methods show it when merging."""
         return bool(getattr(self.config_class, "mergeable", True))
 
     @property
     def speed_arguments(self) -> Mapping[str, Mapping[str, Any]]:
-        """By preset of `--speed`, the arguments with which the method gives up some exactness."""
+        """By preset of `--speed`, the arguments that make the method less exact."""
         return dict(getattr(self.config_class, "speed_arguments", {}))
 
     @property
@@ -119,7 +119,7 @@ class Method:
         """The PEFT config for `model`; strings among `arguments` are read as YAML values.
 
         Raises:
-            VituneError: an unknown argument, or a value the method does not take.
+            VituneError: an unknown argument, or a value out of range.
             BackboneError: the backbone has no site the method needs.
         """
         values = {key: _value(text) for key, text in (arguments or {}).items()}
@@ -163,7 +163,7 @@ def peft_methods() -> dict[str, Method]:
 
 
 def keeps_tokens_apart(model: nn.Module) -> bool:
-    """Whether no adapter on `model` looks from one token at another within a linear layer."""
+    """Whether no adapter on `model` mixes tokens within a linear layer."""
     configs = getattr(model, "peft_config", {}).values()
     names = {str(getattr(c.peft_type, "value", c.peft_type)).lower() for c in configs}
     return not names & MIXING_TOKENS
@@ -182,7 +182,7 @@ def _value(given: Any) -> Any:
 
 
 METHODS = peft_methods()
-"""Everything that `--method` takes: PEFT's own, vitune's, and what is registered from outside."""
+"""Everything that `--method` takes: PEFT's own, vitune's, and those registered from outside."""
 
 OUTSIDE: dict[str, Method] = {}
 """Methods that were registered from outside vitune, by name."""

@@ -1,4 +1,4 @@
-"""Which sites a list of roles and blocks means; groups of roles; parts of a fused linear."""
+"""The sites that a list of roles and blocks selects; groups of roles; parts of a fused linear."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def parts_of(site: Site, roles: Sequence[str] | None) -> tuple[int, ...]:
 
 
 def require_all_parts(site: Site, roles: Sequence[str] | None, by: str) -> None:
-    """Refuse roles that name only a part of a fused qkv which is adapted as a whole.
+    """Refuse roles that name only a part of a fused qkv that is adapted as a whole.
 
     Raises:
         BackboneError: they do.
@@ -86,12 +86,12 @@ def require_all_parts(site: Site, roles: Sequence[str] | None, by: str) -> None:
 
 
 def site_roles(site: Site) -> set[str]:
-    """The roles that a site counts as: a fused qkv is each of its parts."""
+    """The roles of a site: a fused qkv has the role of each of its parts."""
     return set(site.parts) if site.role == "qkv" else {site.role}
 
 
 def block_indices(sites: Sequence[Site], blocks: Sequence[int]) -> set[int]:
-    """Non-negative indices for `blocks`; VituneError where the backbone has none of an index."""
+    """Non-negative indices for `blocks`; VituneError if the backbone lacks one."""
     depth = 1 + max((site.block for site in sites if site.block is not None), default=-1)
     odd = [index for index in blocks if not -depth <= index < depth]
     if odd:

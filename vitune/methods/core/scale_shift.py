@@ -25,7 +25,7 @@ from vitune.methods.core.layer import MethodLayer, Tensors
 
 INIT_STD = 0.02
 LAST_AXIS_NORMS = (nn.LayerNorm.forward, timm.layers.LayerNorm.forward)
-"""Forward passes that are `layer_norm` over the last axis; others are called as they are."""
+"""Forward passes that are `layer_norm` over the last axis; others are called unchanged."""
 
 
 class ScaleShift(MethodLayer):
@@ -61,7 +61,7 @@ class ScaleShift(MethodLayer):
         }
 
     def per_sample_gradients(self, adapter: str, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
-        """dγ = Σ dy ⊙ f(x), dβ = Σ dy, over tokens or places."""
+        """dγ = Σ dy ⊙ f(x), dβ = Σ dy, over tokens or positions."""
         y = self.base_layer(x)
         if isinstance(self.get_base_layer(), nn.Conv2d):
             y, grad = y.flatten(2).mT, grad.flatten(2).mT  # (b, n, c)
@@ -117,7 +117,7 @@ def scale_shift_class(site: Site, module: nn.Module, method: str) -> type[ScaleS
     """The scale-and-shift layer for `module`.
 
     Raises:
-        BackboneError: its kind has none, or the scale could not be folded into its weight.
+        BackboneError: there is none for its kind, or the scale could not be folded into its weight.
     """
     if isinstance(module, nn.LayerNorm):
         return ScaleShiftNorm

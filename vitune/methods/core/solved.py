@@ -1,4 +1,4 @@
-"""Methods whose head is solved from the frozen network's features, not trained step by step."""
+"""Methods whose head is solved from the frozen network's features, without gradient steps."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from vitune.methods.core.head_only import HeadOnlyConfig
 FOLDS = 5
 
 CAUTIOUS = "penalty_1se"
-"""In `SolvedHead.chosen`: the strongest penalty within one standard error of the best. It tells
-how little the data demand of the features."""
+"""In `SolvedHead.chosen`: the strongest penalty within one standard error of the best. It indicates
+how well the features suit the data."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Labelled:
 
 @dataclass(frozen=True)
 class HeadProblem:
-    """What a solved method gets to know.
+    """The inputs of a solved method.
 
     Args:
-        train: what the head is fitted to.
-        val: what its settings are chosen on; None: by cross-validation over `train`.
-        groups: (n,) which picture a row of `train` is of, where pictures come in several copies;
-            copies of one picture never lie in two folds.
+        train: the data the head is fitted to.
+        val: the data its settings are chosen on; None: by cross-validation over `train`.
+        groups: (n,) the image of each row of `train`, if images come in several copies; copies of
+            one image never fall into two folds.
         seed: of the folds.
         device: where the arithmetic is done.
     """
@@ -66,8 +66,8 @@ class SolvedHead:
     Args:
         chosen: its settings by name.
         how: "validation", "5-fold cross-validation" or "prior".
-        tried: one entry per setting: the setting, "loss" and "accuracy" on the images it was
-            chosen on.
+        tried: one entry per setting: the setting, with "loss" and "accuracy" on the images used to
+            choose.
 
     Shapes: weight (c, d) float32; bias (c,) float32.
     """
@@ -84,15 +84,15 @@ class SolvedHead:
         return rows.float().cpu() @ self.weight.T + self.bias
 
     def arguments(self) -> dict[str, Any]:
-        """What the method must be told to make room for this head."""
+        """The arguments the method needs for this head."""
         return {}
 
     @torch.no_grad()
     def place(self, model: nn.Module) -> None:
-        """Write it into the trained classifier of `model`, with an adapter or without.
+        """Write it into the trained classifier of `model`, with or without an adapter.
 
-        A distilled network answers with the mean of two heads, of which one is trained: it gets
-        weights for the sum.
+        A distilled network returns the mean of two heads, of which one is trained: it gets weights
+        for the sum.
         """
         names = head_names(model)
         layer = model.get_submodule(names[0])
@@ -108,18 +108,18 @@ class SolvedConfig(HeadOnlyConfig):
     """Base of the probes with a closed or convex solution; a subclass solves.
 
     Args:
-        copies: "none" or "flip", the views of each training image that it is solved on; None lets
+        copies: "none" or "flip", the views of each training image it is solved on; None lets
             validation decide.
 
     Raises:
-        VituneError: other copies.
+        VituneError: an unknown value of `copies`.
     """
 
     copies: str | None = field(default=None)
 
     solved: ClassVar[bool] = True
     stepped: ClassVar[str] = ""
-    """The method that trains the same model by steps; '' for none."""
+    """The method that trains the same model by gradient steps, or ''."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,10 +132,10 @@ class SolvedConfig(HeadOnlyConfig):
 
 
 def folds(problem: HeadProblem) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(fit, judge) row indices: 5 stratified folds over pictures, each picture judged once.
+    """(fit, judge) row indices: 5 stratified folds over images, each image judged once.
 
-    A class with fewer pictures than folds is absent from the judged part of some. Empty where no
-    class has two pictures: nothing can be judged then.
+    A class with fewer images than folds is absent from the judged part of some. Empty if no class
+    has two images, since nothing can be judged then.
     """
     labels = problem.train.labels
     groups = np.arange(len(labels)) if problem.groups is None else problem.groups
@@ -148,7 +148,7 @@ def folds(problem: HeadProblem) -> list[tuple[np.ndarray, np.ndarray]]:
     order = order[np.argsort(of_picture[order], kind="stable")]
     fold = np.empty(len(pictures), np.int64)
     fold[order] = np.arange(len(order)) % min(FOLDS, len(order))
-    fold[counts[of_picture] < 2] = -1  # the only picture of a class is always fitted to
+    fold[counts[of_picture] < 2] = -1  # the only image of a class is always used for fitting
     row_fold = fold[np.searchsorted(pictures, groups)]
     found = []
     for index in range(min(FOLDS, len(order))):

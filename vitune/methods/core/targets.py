@@ -1,4 +1,4 @@
-"""Where one adapter goes in one model: the method's choice, narrowed by PEFT's options."""
+"""The sites of one adapter in one model: the method's choice, narrowed by PEFT's options."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def resolve(config: Any, model: nn.Module, known: Sequence[Site]) -> tuple[Site,
         known: every site of `model`.
 
     Raises:
-        BackboneError: a name that means nothing here, or nothing left to adapt.
-        VituneError: options that the method does not take.
+        BackboneError: a name that matches nothing, or nothing left to adapt.
+        VituneError: options that the method does not support.
     """
     config.modules_to_save = _saved_modules(config.modules_to_save, model, known)
     wants_linears = is_all_linear(config.target_modules)
@@ -58,10 +58,10 @@ def resolve(config: Any, model: nn.Module, known: Sequence[Site]) -> tuple[Site,
 
 
 def meant(wanted: Names, names: Sequence[str], by: str) -> set[str]:
-    """Those of `names` that `wanted` means, each of its entries meaning at least one.
+    """Those of `names` that `wanted` selects; each of its entries must match at least one.
 
     Raises:
-        BackboneError: an entry that means none.
+        BackboneError: an entry that matches none.
     """
     entries: Sequence[Any] = [wanted] if isinstance(wanted, str) else [(name,) for name in wanted]
     found: set[str] = set()
@@ -73,25 +73,25 @@ def meant(wanted: Names, names: Sequence[str], by: str) -> set[str]:
         missing += [] if these else [entry if isinstance(entry, str) else entry[0]]
     if missing:
         raise BackboneError(
-            f"target_modules: got {missing!r} without a place of {by}, expected names among "
-            f"{listed(names)}. Name further roles with roles=..., or look whether this is the "
+            f"target_modules: got {missing!r}, where {by} does not act, expected names among "
+            f"{listed(names)}. Name further roles with roles=..., or check whether this is the "
             "backbone that the adapter was made for."
         )
     return found
 
 
 def warn_of_idle_exclusion(config: Any, modules: Sequence[str]) -> None:
-    """Say so where `exclude_modules` means nothing that the method would adapt."""
+    """Warn if `exclude_modules` matches nothing that the method would adapt."""
     if config.exclude_modules and not any(_excluded(config, name) for name in modules):
         warnings.warn(
-            f"exclude_modules={config.exclude_modules!r} leaves nothing out: {config.title} acts "
+            f"exclude_modules={config.exclude_modules!r} excludes nothing: {config.title} acts "
             f"on {listed(modules)}.",
             stacklevel=2,
         )
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of further ones."""
     rest = len(names) - MOST_NAMES
     return ", ".join(names[:MOST_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
@@ -100,7 +100,7 @@ def _nothing_left(config: Any, places: Sequence[str]) -> BackboneError:
     return BackboneError(
         f"{config.title}: got exclude_modules={config.exclude_modules!r} and "
         f"modules_to_save={config.modules_to_save!r}, expected something left to adapt. "
-        f"Its places here are {listed(places)}."
+        f"It acts here on {listed(places)}."
     )
 
 
@@ -121,15 +121,14 @@ def _is_linear(model: nn.Module, site: Site) -> bool:
 def _saved_modules(
     given: Sequence[str] | None, model: nn.Module, known: Sequence[Site]
 ) -> list[str]:
-    """The names to train whole: those given, or the classifiers; warns of what is left frozen."""
+    """The names to train whole: those given, or the classifiers; warns about what stays frozen."""
     heads = list(head_names(model))
     if given is None:
         beyond = [] if heads else modules_beyond_blocks(model, known)
         if beyond:
             warnings.warn(
-                f"{type(model).__name__}: no classifier was found; frozen as they are stay "
-                f"{listed(beyond)}. Name what should train in modules_to_save=[...], or [] for "
-                "nothing.",
+                f"{type(model).__name__}: no classifier was found; {listed(beyond)} stay frozen. "
+                "Name what should train in modules_to_save=[...], or [] for nothing.",
                 stacklevel=2,
             )
         return heads
@@ -144,7 +143,7 @@ def _saved_modules(
     if given and left:
         warnings.warn(
             f"modules_to_save={list(given)!r} leaves out the classifier {listed(left)}, which "
-            "stays frozen as it is. Add its name to train it.",
+            "stays frozen. Add its name to train it.",
             stacklevel=2,
         )
     return list(given)

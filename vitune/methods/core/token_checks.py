@@ -1,6 +1,6 @@
-"""Refusals of blocks whose tokens are not what a method takes them for, seen in one forward pass.
+"""Refusals of blocks whose tokens are not what a method expects, checked in one forward pass.
 
-A network that takes no image of a usual size cannot be looked at so, and passes.
+A network that takes no image of a usual size cannot be checked this way, and passes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def require_features_last(
     """Refuse blocks that do not return tokens with their features on the last axis.
 
     Args:
-        tapped: by block, a module inside it whose input must hold as many tokens as the output.
+        tapped: by block, a module inside it whose input must have as many tokens as the output.
 
     Raises:
         BackboneError: there is such a block.
@@ -52,10 +52,11 @@ def require_features_last(
 def prefix_tokens(
     model: nn.Module, places: Sequence[tuple[Site, str]], by: str, grid: tuple[int, int]
 ) -> dict[int | None, int]:
-    """How many tokens stand before the patches, by block; a CaiT or ConViT has none in some.
+    """How many tokens come before the patches, by block; in a CaiT or ConViT some blocks have none.
 
     Args:
-        places: a site, and the name of a module whose output must be tokens of the patch grid.
+        places: pairs of a site and the name of a module whose output must be tokens of the patch
+            grid.
 
     Raises:
         BackboneError: a module returns other tokens than a few prefix tokens and the patch grid.
@@ -84,8 +85,8 @@ def calls_of(seen: Observation, name: str, by: str) -> tuple[Call, ...]:
     """
     if not seen.calls[name]:
         raise BackboneError(
-            f"{by} at {name!r}: got a module that the network does not call, expected one that it "
-            f"does. {REMEDY}"
+            f"{by} at {name!r}: got a module that the network does not call, expected one that "
+            f"it calls. {REMEDY}"
         )
     return seen.calls[name]
 
@@ -107,15 +108,15 @@ def require_more_tokens(
     *,
     number: int,
 ) -> None:
-    """Refuse blocks that do not take `number` tokens more than the network gives them.
+    """Refuse blocks that do not accept `number` more tokens than the network gives them.
 
     Args:
         sites: the blocks.
-        entrances: names of the blocks before which the tokens are put in; `exits` are those
-            behind which they are taken out again.
+        entrances: names of the blocks before which the tokens are inserted; `exits` are those after
+            which they are removed again.
 
     Raises:
-        BackboneError: a block is not called with tokens alone, or fails with more of them.
+        BackboneError: a block is called with more than tokens, or fails with more of them.
     """
     with _plain_blocks(model):
         seen = observe(model, [site.name for site in sites])
@@ -131,7 +132,7 @@ def require_more_tokens(
                 )
             if len(call.given) != 3 or call.given[-1] != width or call.returned != call.given:
                 raise odd_tokens(site, by, call.returned, f"(1, n, {width}) before and after it")
-    # Of two successive numbers one is not a square, which a block may take for a larger grid.
+    # One of two successive numbers is not a square, which a block may mistake for a larger grid.
     for more in (number, number + 1):
         with _plain_blocks(model), _lengthened(model, entrances, exits, more):
             try:
@@ -145,7 +146,7 @@ def require_more_tokens(
 
 @contextmanager
 def _plain_blocks(model: nn.Module) -> Iterator[None]:
-    """Within: what earlier adapters put around modules is passed over."""
+    """Within the context, wrappers that earlier adapters put around modules are skipped."""
     layers: list[Any] = [m for m in model.modules() if isinstance(m, WrapperLayer)]
     states = [layer._disable_adapters for layer in layers]
     for layer in layers:
@@ -161,7 +162,7 @@ def _plain_blocks(model: nn.Module) -> Iterator[None]:
 def _lengthened(
     model: nn.Module, entrances: Sequence[str], exits: Sequence[str], number: int
 ) -> Iterator[None]:
-    """Within: `number` more tokens enter before `entrances` and leave behind `exits`."""
+    """Within the context, `number` more tokens enter before `entrances` and leave after `exits`."""
 
     def longer(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (F.pad(args[0], (0, 0, 0, number)), *args[1:])

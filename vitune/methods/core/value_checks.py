@@ -1,4 +1,4 @@
-"""Checks of values that several methods take."""
+"""Checks of values that several methods share."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def check_share(name: str, share: Any) -> None:
 
 
 def check_choice(name: str, value: Any, valid: Sequence[str]) -> None:
-    """Refuse a word that is none of `valid`.
+    """Refuse a word that is not in `valid`.
 
     Raises:
-        VituneError: another word.
+        VituneError: any other word.
     """
     if value not in valid:
         hint = nearest(str(value), valid)

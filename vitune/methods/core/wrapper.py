@@ -1,4 +1,4 @@
-"""Layers that add to what a module does instead of changing its weight; they do not merge."""
+"""Layers that wrap a module instead of changing its weight; they do not merge."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Call = Callable[..., Any]
 
 
 class WrapperLayer(MethodLayer):
-    """A module with something around its call; several active adapters nest in their order."""
+    """A module with its call wrapped; several active adapters nest in their order."""
 
     mergeable: ClassVar[bool] = False
 
@@ -60,7 +60,7 @@ class WrapperLayer(MethodLayer):
 
     @property
     def width(self) -> int:
-        """Features of the tokens that leave the module: a linear's, or a block's last linear's."""
+        """Features of the module's output tokens: a linear's, or those of a block's last linear."""
         base = self.get_base_layer()
         if not isinstance(base, nn.Linear):
             base = self.inner_module("fc2")
@@ -70,8 +70,8 @@ class WrapperLayer(MethodLayer):
 def recomputing(block: Any) -> tuple[Call, Call]:
     """How a block is checkpointed, and the block without that: (recomputed(call, *x), call).
 
-    An adapter taps what happens inside the block, so the block is recomputed together with it: a
-    tap around a checkpoint sees tensors without a graph (reentrant) or is gone by then.
+    An adapter reads tensors inside the block, so the block is recomputed together with it: a hook
+    around a checkpoint would see tensors without a graph (reentrant) or be gone by then.
     """
     if hasattr(block, "_checkpoint_wrapped_module"):  # PyTorch's apply_activation_checkpointing
         return block.checkpoint_fn, block._checkpoint_wrapped_module
@@ -81,7 +81,7 @@ def recomputing(block: Any) -> tuple[Call, Call]:
 
 
 def _uncheckpointed(block: Any, *args: Any, **kwargs: Any) -> Any:
-    """The output of a transformers block that shall not checkpoint itself in this call."""
+    """The output of a transformers block that must not checkpoint itself in this call."""
     block.gradient_checkpointing = False
     try:
         return block(*args, **kwargs)
@@ -94,7 +94,7 @@ def _as_it_is(call: Call, *given: Any) -> Any:
 
 
 class BlockConfig(MethodConfig):
-    """Base of the methods that act on whole blocks: a choice of roles has no meaning there."""
+    """Base of the methods that act on whole blocks, where a choice of roles has no meaning."""
 
     narrowed_by: ClassVar[frozenset[str]] = frozenset(
         {"blocks", "target_modules", "exclude_modules"}
@@ -104,11 +104,11 @@ class BlockConfig(MethodConfig):
 
     @classmethod
     def reason_against(cls, option: str) -> str:
-        """Why the method does not take an option."""
+        """Why the method does not support an option."""
         return f"{cls.title} acts on whole blocks"
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        """The transformer blocks that have `inner_roles`, in windows where `acts_in_windows`."""
+        """The transformer blocks that have `inner_roles`; windowed only if `acts_in_windows`."""
         needs, windowed = self.inner_roles, self.acts_in_windows
         return choose_blocks(sites, self.blocks, by=self.title, needs=needs, windowed=windowed)
 
@@ -129,7 +129,7 @@ def tapped(
 ) -> Iterator[None]:
     """Within: `on_input` sees the module's input; `on_output` sees, or replaces, its output.
 
-    The hooks live for one call only, so that a copied, saved or re-computed block carries nothing.
+    The hooks exist for one call only, so a copied, saved or recomputed block has none.
     """
     handles = []
     if on_input is not None:
@@ -160,7 +160,7 @@ def choose_blocks(
 
     Args:
         needs: roles that must be inside each block.
-        windowed: whether blocks that attend in windows will do.
+        windowed: whether blocks that attend in windows are accepted.
 
     Raises:
         BackboneError: no blocks, a block without what the method needs, or windows.

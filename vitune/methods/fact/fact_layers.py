@@ -1,4 +1,4 @@
-"""What FacT puts in the place of linears: factors that all share, and cores of each one's own."""
+"""FacT's replacement of linears: shared factors, and separate cores for each layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitune.methods.authoring import BackboneError, LinearLayer, Tensors, linear
 
 
 class Factors(nn.Module):
-    """What all layers of one width share: U, V and, for Tucker, C."""
+    """What all layers of one width share: U, V and, in Tucker form, C."""
 
     def __init__(self, config: Any, slices: Mapping[int, int]) -> None:
         super().__init__()
@@ -110,8 +110,9 @@ def slices_by_width(shapes: Sequence[tuple[int, int]]) -> dict[int, int]:
         width = math.gcd(num_out, num_in)
         if width != min(num_out, num_in):
             raise BackboneError(
-                f"FacT: got a linear of {num_out} outputs and {num_in} inputs, expected one a "
-                "multiple of the other. Leave the role out with roles=..., or take another method."
+                f"FacT: got a linear of {num_out} outputs and {num_in} inputs, expected one to "
+                "be a multiple of the other. Leave the role out with roles=..., or use another "
+                "method."
             )
         found[width] = found.get(width, 0) + num_out * num_in // width**2
     return found

@@ -26,14 +26,14 @@ from vitune.methods.fact.fact_layers import FactorisedLinear, Factors, slices_by
 
 @dataclass
 class FacTTTConfig(MethodConfig):
-    """ΔW = s · V M U in blocks of d × d, M a core of each block's own, U and V shared by all.
+    """ΔW = s · V M U in blocks of d × d, with a separate core M per block, U and V shared by all.
 
     A linear of c·d outputs and c'·d inputs (d the width) has c·c' cores.
 
     Shapes: U (r, d); V (d, r); cores (c, c', r, r).
     Args:
         rank: r.
-        scale: s; the paper's grid is .01, .1, 1, 10, 100, a task.
+        scale: s; the paper's grid is .01, .1, 1, 10, 100 per task.
         dropout: rate on the cores' output while training.
 
     Raises:
@@ -73,7 +73,7 @@ class FacTTTConfig(MethodConfig):
         return Factors(self, slices_by_width([linear_shape(model, site) for site in sites]))
 
     def decayed_by_authors(self, place: str, name: str, parameter: Tensor) -> bool:
-        """All of it: one group of every trained parameter there."""
+        """Everything: the authors' code has one group of all trained parameters."""
         return True
 
     def num_parameters(self, model: nn.Module, sites: Sequence[Site]) -> int:

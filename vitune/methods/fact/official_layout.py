@@ -1,4 +1,4 @@
-"""Checkpoints of FacT's own code into a FacT adapter."""
+"""Load checkpoints of FacT's own code into a FacT adapter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TT_NAMES = {
     "fc1": ("mlp.fc1",),
     "fc2": ("mlp.fc2",),
 }
-"""Where the authors' code keeps the cores of a role, below `blocks.N.` and before `_FacTs`."""
+"""Where the authors' code keeps the cores of a role: between `blocks.N.` and `_FacTs`."""
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def load_official(
 ) -> None:
     """Put a checkpoint of the authors' `fact_tt.py` or `fact_tk.py` into `adapter` and its head.
 
-    The scale s is no part of their file: give `scale` to the config. TK needs layout="official".
+    The scale s is not in their file: pass `scale` to the config. TK needs layout="official".
 
     Args:
         model: a plain ViT with one width under fact_tt or fact_tk.
@@ -97,7 +97,7 @@ def _head(model: nn.Module) -> dict[str, list[Tensor]]:
 
 
 def _fill(name: str, places: list[Tensor], given: Tensor) -> None:
-    """Cut `given` along the one axis where it is longer than a place, and copy the pieces."""
+    """Cut `given` along the one axis where it is longer than its target, and copy the pieces."""
     shape = torch.Size(places[0].shape)
     for axis in range(len(shape)):
         whole = sum(place.shape[axis] for place in places)

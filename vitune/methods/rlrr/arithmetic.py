@@ -37,7 +37,7 @@ def combine_states(
     how: str = "compose",
     head: str = "auto",
 ) -> AdapterState:
-    """One adapter for Σ w_i · adapter_i; a weight w_i < 0 takes a task away.
+    """One adapter for Σ w_i · adapter_i; a weight w_i < 0 subtracts a task.
 
     "compose" keeps the rank: S_out = Σ w_i S_out_i, S_in = Σ w_i S_in_i, then their product.
     "sum" concatenates the ranks, so that W' − W = Σ w_i (W'_i − W) exactly. In both f = Σ w_i f_i,
@@ -46,18 +46,18 @@ def combine_states(
     Args:
         states: adapters of one backbone, trained under one RLRR variant; whether the backbones'
             weights agree cannot be seen here (compare fingerprints).
-        weights: one finite number an adapter.
+        weights: one finite number per adapter.
         how: "compose" or "sum".
-        head: what becomes of the classifier. "mix": Σ w_i of its weights, the weights summing to 1
+        head: how to combine the classifiers. "mix": Σ w_i of its weights, the weights summing to 1
             (an affine mean keeps the scale of the logits). "first": the first adapter's. "auto":
-            "mix" where that is possible, else "first" with a warning.
+            "mix" if possible, else "first" with a warning.
 
     Raises:
         AdapterError: adapters that differ in variant, roles, sites, shapes or (for "compose")
             rank, all differences listed; weights that do not fit; a head that cannot be mixed.
         VituneError: another `how` or `head`.
-    Source: RLRR (CVPR 2024) appendix H. Deviations: what appendix H leaves open, the norm parts and
-        the head; without the residual S means its deviation from S_out S_in = 1.
+    Source: RLRR (CVPR 2024) appendix H. Deviations: the points that appendix H leaves open, the
+        norm parts and the head; without the residual S means its deviation from S_out S_in = 1.
     """
     check_choice("how", how, HOWS)
     check_choice("head", head, HEADS)
@@ -98,7 +98,7 @@ def _weighted(values: Sequence[Tensor], weights: Sequence[float], neutral: Tenso
 def _concatenated(
     values: Sequence[Tensor], weights: Sequence[float], part: str, missing: float
 ) -> Tensor:
-    """All components side by side, S_out carrying the weights.
+    """All components concatenated, with the weights in S_out.
 
     Without the residual Σ w_i S_out_i S_in_i stands for Σ w_i only; one more component, constant,
     gives the `missing` rest to 1.
@@ -114,7 +114,7 @@ def _concatenated(
 def _combined_head(
     states: Sequence[AdapterState], weights: Sequence[float], head: str
 ) -> dict[str, Tensor]:
-    """The modules trained whole: mixed, or the first adapter's."""
+    """The modules trained whole: averaged, or the first adapter's."""
     heads = [_outside_method(state) for state in states]
     shapes = [{name: tuple(value.shape) for name, value in each.items()} for each in heads]
     obstacle = None
@@ -131,7 +131,7 @@ def _combined_head(
         return heads[0]
     if obstacle:
         warnings.warn(
-            f"The classifier is the first adapter's, not a mixture: {obstacle}.", stacklevel=3
+            f"The classifier is the first adapter's, not an average: {obstacle}.", stacklevel=3
         )
         return heads[0]
     return {
@@ -151,7 +151,7 @@ def _check_alike(states: Sequence[AdapterState], how: str) -> None:
 
 
 def _differences(states: Sequence[AdapterState], how: str) -> Iterator[str]:
-    """Everything in which the adapters differ and must not."""
+    """All differences between the adapters that prevent combining them."""
     methods = [str(state.config.peft_type) for state in states]
     if len(set(methods)) > 1:
         yield f"method {methods}"
@@ -185,12 +185,12 @@ def _shape(name: str, value: Tensor) -> tuple[int, ...]:
 
 
 def _part(name: str) -> str:
-    """The parameter of a layer that a tensor is."""
+    """The layer parameter that a tensor belongs to."""
     return name.rpartition(".")[2].removeprefix(PREFIX)
 
 
 def _of_today(state: AdapterState) -> AdapterState:
-    """The state under today's names: files of vitune 0.1 had no PREFIX."""
+    """The state under current names: files of vitune 0.1 had no PREFIX."""
     tensors = {}
     for name, value in state.tensors.items():
         owner, _, leaf = name.rpartition(".")

@@ -140,14 +140,14 @@ class RLRRConfig(MethodConfig):
         return choose_sites(sites, roles, self.blocks, named=self.roles is not None, by=self.title)
 
     def coverage(self, model: nn.Module) -> float:
-        """The share of `model`'s linear and convolution weights, head aside, that is adapted."""
+        """The adapted share of `model`'s linear and convolution weights, without the head."""
         return weight_coverage(self, model)
 
     def notice(self, model: nn.Module) -> str:
         return coverage_notice(self, model)
 
     def is_whole(self, site: Site) -> bool:
-        """Whether the layer at `site` is one linear, and not parts with scales of their own."""
+        """Whether the layer at `site` is one linear, not parts with separate scales."""
         if site.role != "qkv" or site.num_parts == 1 or self.fused_qkv == "whole":
             return True
         has_all = len(parts_of(site, self.roles)) == site.num_parts

@@ -1,4 +1,4 @@
-"""What RLRR's scales are at step 0."""
+"""The initial values of RLRR's scales."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _starts_at_zero(options: ScaleOptions, name: str) -> bool:
 
 
 def _root_mean_square(options: ScaleOptions, name: str, num_in: int) -> float:
-    """Strength of one side; for two sides the product's over r components is 2/√i."""
+    """Strength of one side; with two sides, that of the product over r components is 2/√i."""
     of_in, of_out = math.sqrt(2 / num_in), math.sqrt(2 / options.rank)
     if options.sides != "both" or not options.hadamard:
         return of_in

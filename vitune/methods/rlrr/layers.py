@@ -35,7 +35,7 @@ class RescaledLinear(LinearLayer):
 
     @property
     def no_decay(self) -> frozenset[str]:  # type: ignore[override]
-        """The shift; without the residual the scales too, which decay would draw from 1 to 0."""
+        """The shift; without the residual also the scales, which decay would pull from 1 to 0."""
         around_one = any(not config.residual for config in self.configs.values())
         return frozenset(self.adapter_layer_names if around_one else ("shift",))
 
@@ -115,7 +115,7 @@ class RescaledLinear(LinearLayer):
         return self._spread(scale_out, adapter), self._spread(scale_in, adapter)
 
     def _shift(self, adapter: str) -> Tensor | None:
-        """f (o,), 0 for parts that are not adapted; None without a shift."""
+        """f (o,), with 0 for parts that are not adapted; None without a shift."""
         shift = self.parameter("shift", adapter)
         return None if shift is None else self._spread(shift, adapter)
 

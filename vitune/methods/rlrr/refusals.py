@@ -1,4 +1,4 @@
-"""Refusals of `RLRRConfig`: values it does not know, and options that contradict each other."""
+"""Checks of `RLRRConfig`: unknown values, and options that contradict each other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SWITCHES = ("hadamard", "residual", "shift", "allow_stationary", "fast", "exact"
 
 
 class Options(Protocol):
-    """The fields of `RLRRConfig` that are looked at here."""
+    """The fields of `RLRRConfig` that are checked here."""
 
     rank: int
     sides: str
@@ -37,7 +37,7 @@ class Options(Protocol):
 
 
 def check_values(config: Options) -> None:
-    """Refuse a single value out of range.
+    """Refuse a value out of range.
 
     Raises:
         VituneError: there is one.
@@ -57,7 +57,7 @@ def check_values(config: Options) -> None:
 
 
 def check_variant(config: Options) -> None:
-    """Refuse a variant of which a part would be ignored or would never train.
+    """Refuse a variant with a part that would be ignored or never train.
 
     Raises:
         VituneError: it is one.
@@ -74,13 +74,13 @@ def check_variant(config: Options) -> None:
         )
     if config.init == "constant" and config.rank > 1:
         raise VituneError(
-            f"init: got 'constant' with rank {config.rank}, expected rank 1: equal components get "
-            "equal gradients and stay one. Use init='normal' or 'uniform'."
+            f"init: got 'constant' with rank {config.rank}, expected rank 1: equal components "
+            "get equal gradients and stay equal. Use init='normal' or 'uniform'."
         )
     if config.token_share < 1 and not (config.fast and config.hadamard):
         raise VituneError(
             f"token_share: got {config.token_share!r} beside fast=False or hadamard=False, "
-            "expected 1: only the fast W ⊙ (1 + S_out S_in) sums over tokens by itself."
+            "expected 1: only the fast version of W ⊙ (1 + S_out S_in) sums over tokens itself."
         )
     is_stationary = config.sides == "both" or not config.residual
     if config.init == "zero" and is_stationary and not config.allow_stationary:
@@ -91,7 +91,7 @@ def check_variant(config: Options) -> None:
 
 
 def check_roles(config: Options) -> None:
-    """Refuse roles that another option contradicts, or that are no single layers.
+    """Refuse roles that contradict another option, or that are not single layers.
 
     Raises:
         VituneError: there are such.
