@@ -41,7 +41,7 @@ def test_the_same_bytes_in_two_splits_are_refused(class_folders: Make, split: st
     shutil.copy(root / "train/ant/2.png", root / split / "ant" / "renamed.png")
     shutil.copy(root / "train/bee/0.png", root / split / "bee" / "renamed.png")
     pair = r"'.*ant.renamed.png' is '.*train.ant.2.png'"
-    with pytest.raises(DataError, match=rf"got 2 images of {split} that are also in train .*{pair}"):
+    with pytest.raises(DataError, match=rf"got 2 images of {split} that are also in .*{pair}"):
         check_splits(open_source(root))
     assert check_splits(open_source(root), allow_overlap=True).num_overlapping == 2
 

@@ -146,7 +146,7 @@ def test_broken_files_are_named(
     }
     for name, content in broken.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=rf"image '.*{name}': got \w+ \(.+\), expected an intact"):
+        with pytest.raises(DataError, match=rf"image '.*{name}': got \w+ \(.+\), expected an"):
             decode_image(tmp_path / name, Decoding(preprocessing))
     with pytest.raises(DataError, match=r"gone.png': got FileNotFoundError"):
         decode_image(tmp_path / "gone.png", Decoding(preprocessing))
