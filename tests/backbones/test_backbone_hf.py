@@ -256,7 +256,7 @@ def test_places_that_hold_no_model(tmp_path: Path) -> None:
         load_backbone(f"hf:{tmp_path}")
     with pytest.raises(BackboneError, match=r"got 'hf:a/b/c', expected hf:ORG/NAME"):
         load_backbone("hf:a/b/c")
-    with pytest.raises(BackboneError, match=r"got 'hf:nobody/vit' whose weights could not be fet"):
+    with pytest.raises(BackboneError, match=r"got 'hf:nobody/vit' whose weights could not be dow"):
         load_backbone("hf:nobody/vit")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no_such_model"}))
     with pytest.raises(BackboneError, match=r"expected a model that transformers knows"):

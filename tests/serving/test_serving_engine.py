@@ -282,7 +282,7 @@ def test_an_empty_folder_can_be_started_with_a_backbone(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (png()[:200], "expected a intact image file"),
+        (png()[:200], "expected an intact image file"),
         (b"<svg/>", "no kind of image that is read"),
         (b"", "no kind of image that is read"),
         (png(size=(3000, 10)), "got 0.0 megapixels, expected at most 0.01"),

@@ -140,7 +140,7 @@ def test_names_are_looked_up_and_never_joined_to_a_path(
     [
         ({"images": [("x.png", png()[:300])]}, 422, "image 'x.png': got .* intact image file"),
         ({"images": [("x.txt", b"hello")]}, 422, "no kind of image that is read"),
-        ({"images": [("x.png", png())] * 5}, 413, "got 5, expected at most 4 at once"),
+        ({"images": [("x.png", png())] * 5}, 413, "got 5, expected at most 4 per request"),
         ({"images": []}, 422, "images"),
         ({"top_k": 0}, 422, "top_k"),
         ({"top_k": "many"}, 422, "top_k"),

@@ -75,7 +75,7 @@ def lose_label(study: Study) -> None:
     ("damage", "told"),
     [
         (share, "got 1 images of test that are also in train"),
-        (truncate, "expected a intact image file: every image of a test split is scored"),
+        (truncate, "expected an intact image file: every image of a test split is scored"),
         (lose_label, "got 'wasp' that training does not have"),
     ],
 )
