@@ -69,7 +69,8 @@ def torchvision_vit(folder: Path) -> list[str]:
 
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "model.safetensors"
-    save_file({key: value.contiguous() for key, value in vit_b_32().state_dict().items()}, file)
+    weights = vit_b_32(image_size=64).state_dict()
+    save_file({key: value.contiguous() for key, value in weights.items()}, file)
     words = ["--backbone", "torchvision:vit_b_32", "--checkpoint", str(file)]
     return [*words, "--image-size", "64"]
 
