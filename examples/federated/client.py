@@ -1,6 +1,6 @@
-"""One client of a federation that trains an adapter and sends nothing but its numbers.
+"""One client of a federation that trains an adapter and sends only its numbers.
 
-The methods are those of Flower's NumPyClient, so that `flower_client` needs no code of its own;
+The methods are those of Flower's NumPyClient, so that `flower_client` needs no further code;
 `simulate.py` runs them in a plain loop without Flower.
 """
 
@@ -40,7 +40,7 @@ class Client:
         self.labels = torch.from_numpy(images.labels)
 
     def trained(self) -> list[nn.Parameter]:
-        """What is sent, in the order of the model."""
+        """The names of the tensors that are sent, in the order of the model."""
         return [value for value in self.model.parameters() if value.requires_grad]
 
     def get_parameters(self, config: dict[str, Any]) -> Numbers:
@@ -48,13 +48,13 @@ class Client:
         return [value.detach().numpy().copy() for value in self.trained()]
 
     def set_parameters(self, numbers: Numbers) -> None:
-        """Take over the server's numbers."""
+        """Set the server's numbers."""
         with torch.no_grad():
             for value, received in zip(self.trained(), numbers, strict=True):
                 value.copy_(torch.from_numpy(received))
 
     def fit(self, parameters: Numbers, config: dict[str, Any]) -> tuple[Numbers, int, dict]:
-        """Some epochs on the client's own images; returns numbers, images, and no figures."""
+        """Train on the client's own images; return numbers, image count, and no metrics."""
         self.set_parameters(parameters)
         optimiser = new_optimiser(self.model, config.get("lr", 5e-3), 0.0)
         generator = torch.Generator().manual_seed(config.get("round", 0))

@@ -1,4 +1,4 @@
-"""Three clients in one process: RLRR over images that none of them shows the others.
+"""Three clients in one process: RLRR on images that no client shows the others.
 
 python examples/federated/simulate.py --rounds 5
 """
@@ -36,7 +36,7 @@ def averaged(results: Sequence[tuple[Numbers, int, dict]]) -> Numbers:
 
 
 def simulate(data: str, rounds: int, method: str = "rlrr") -> tuple[list[float], int, int]:
-    """Accuracy after every round, and bytes a client sends per round: adapter, whole network."""
+    """Accuracy after every round, and bytes per client and round: adapter, whole network."""
     clients = [Client(share, backbone=BACKBONE, method=method) for share in shares(data, 3)]
     numbers = clients[0].get_parameters({})
     accuracies = []

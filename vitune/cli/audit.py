@@ -207,7 +207,7 @@ def backbone_(
 ) -> None:
     """Test a backbone that somebody gave you before you train on it.
 
-    Compares its fingerprint with your own list, and looks for traces of preparation in weights,
+    Compares its fingerprint with your own list, and looks for traces of tampering in weights,
     norms, attention and accuracy. Exit code 1 if any test saw something.
     """
     from vitune.cli._progress import console

@@ -87,7 +87,7 @@ def export_run(
         force: load even if the backbone's weights are not those it was trained on.
         exits: "auto" writes one graph per segment if images leave early; "full" writes the whole
             network as one.
-        on_read: called with (images done, images in all).
+        on_read: called with (images done, total images).
         on_step: called with a description of the next step.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Adapter+: a bottleneck behind each block, scaled by channel."""
+"""Adapter+: a bottleneck after each block, scaled per channel."""
 
 from __future__ import annotations
 

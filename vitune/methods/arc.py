@@ -148,7 +148,7 @@ class Recomposition(nn.Module):
 
 
 class RecomposedLinear(LinearLayer):
-    """A linear layer behind an ARC adapter; its parameters are the shared ones."""
+    """A linear layer after an ARC adapter; its parameters are the shared ones."""
 
     merge_tolerance = 2e-5
 

@@ -31,7 +31,7 @@ from vitune.ops import exit_adapter
 
 @dataclass
 class METConfig(BlockConfig):
-    """x' = A_e(x) behind each block; logits_e = LN(A_e(x'))[CLS] W_eᵀ + b_e; Σ_e w CE_e + λ G_e.
+    """x' = A_e(x) after each block; logits_e = LN(A_e(x'))[CLS] W_eᵀ + b_e; Σ_e w CE_e + λ G_e.
 
     A_e(x) = x + (GELU(x U) ⊙ c_e) V + β_e, with e the exit that the block leads to.
 

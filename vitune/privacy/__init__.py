@@ -1,4 +1,4 @@
-"""Privacy: what updates and models give away, and how to tell a prepared backbone."""
+"""Privacy: what updates and models give away, and how to tell a tampered backbone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`vitune audit backbone`: is a checkpoint what it should be, and does it look like a trained one?
 
-Every test looks for one trace that a prepared backbone leaves. None proves honesty: a server that
+Every test looks for one trace that a tampered backbone leaves. None proves honesty: a server that
 knows the tests can try to pass them. Only the fingerprint of a backbone that was obtained in
 another way is proof.
 """

@@ -1,4 +1,4 @@
-"""Gates of a prepared backbone: where they open, and how patches read through them are sorted."""
+"""Gates of a tampered backbone: where they open, and how patches read through them are sorted."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Images through the classifier's gradient: every method shares its head, a linear probe too.
 
-The prepared backbone puts a coarse copy of the whole image into the class token. With a head of
+The tampered backbone puts a coarse copy of the whole image into the class token. With a head of
 zeros the gradient of class c's weights is (Σ all features / C - Σ features of class c) / B: against
 a class that is not in the batch, what remains is the sum over the images of class c.
 """

@@ -23,8 +23,8 @@ TALL = 64
 TITLES = {
     "labels": "Labels, from the head's gradient",
     "honest": "Gradient matching, honest backbone",
-    "malicious": "Prepared backbone, method's own parameters",
-    "head": "Prepared backbone, head alone",
+    "malicious": "Tampered backbone, method's own parameters",
+    "head": "Tampered backbone, head alone",
 }
 
 

@@ -1,4 +1,4 @@
-"""The attack of a server that prepares the backbone: which gates a method's parameters allow."""
+"""The attack of a server with a tampered backbone: which gates a method's parameters allow."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Malicious:
-    """A prepared model, the attack that knows it, and what can be read at most.
+    """A tampered model, the attack that knows it, and what can be read at most.
 
     Args:
         model: what every client is sent.
@@ -109,7 +109,7 @@ def new_malicious(
     detail: float | None = None,
     seed: int = 0,
 ) -> Malicious:
-    """The backbone `model` prepared against `method`, whose initial values the server chooses too.
+    """`model`, tampered with to attack `method`, whose initial values the server chooses too.
 
     Args:
         model: a timm ViT; overwritten.
@@ -119,8 +119,8 @@ def new_malicious(
             trades it for bins (see `NumberAttack`).
 
     Raises:
-        BackboneError: the architecture cannot be prepared, or the method trains nothing that the
-            attack can read.
+        BackboneError: the attack does not fit the architecture, or the method trains nothing that
+            the attack can read.
     """
     probe = inject(copy.deepcopy(model), get_method(method).configure(model, method_args))
     copies = any(_behind_branches(probe))
@@ -151,10 +151,10 @@ def new_malicious_head(
     *,
     seed: int = 0,
 ) -> Malicious:
-    """The backbone prepared to show images to the head alone, whatever else `method` trains.
+    """The backbone tampered with to show images to the head alone, whatever else `method` trains.
 
     Raises:
-        BackboneError: the architecture cannot be prepared.
+        BackboneError: the attack does not fit the architecture.
     """
     prepared = prepare(model, public, copies=False, seed=seed)
     attack = HeadAttack(model, prepared)

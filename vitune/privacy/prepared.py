@@ -1,4 +1,4 @@
-"""A backbone that a malicious server prepares, so that gradients of later layers spell out images.
+"""A tampered backbone: a malicious server makes the gradients of later layers spell out images.
 
 Every token keeps its patch (as cosine coefficients), a position code, tags of its image, constants
 that pin LayerNorm down, and one loss channel through which gates reach the loss. Attention and MLP
@@ -123,7 +123,7 @@ def cosine_basis(patch: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the server knows of the backbone that it prepared.
+    """What the server knows of the backbone that it tampered with.
 
     Args:
         basis: of a patch (n, 3, p, p), as many as channels hold.

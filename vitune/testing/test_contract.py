@@ -117,7 +117,7 @@ def test_only_adapter_and_head_train_and_all_of_them_move(method: str, backbone:
         if name.partition(".")[0].removeprefix("vitune_") in module.adapter_layer_names
     }
     # No gradient reaches what only shifts all keys alike, nor, where the head reads the class
-    # token, what only changes the patches behind the last attention.
+    # token, what only changes the patches after the last attention.
     last = max(site.block for site in find_sites(model) if site.block is not None)
     reads_patches = token_layout(model.get_base_model()).pooling != "token"
     unseen = {

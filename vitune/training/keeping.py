@@ -1,4 +1,4 @@
-"""What a run leaves behind: the adapter with its card, the summary, the report."""
+"""The outputs of a run: the adapter with its card, the summary, the report."""
 
 from __future__ import annotations
 

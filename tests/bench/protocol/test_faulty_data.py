@@ -181,7 +181,7 @@ def test_a_test_split_that_training_holds_whole_is_no_test(two_tasks: Make, tmp_
     shutil.copytree(odd_root(study) / "train", odd_root(study) / "test")
     (_, odd) = run_study(study, tmp_path, executor=InProcess()).results
     assert odd.status == "failed"
-    assert "got no image that training does not hold too" in str(odd.error)
+    assert "got only images that are also in training" in str(odd.error)
 
 
 def test_the_command_line_goes_on_without_the_task_and_says_so(

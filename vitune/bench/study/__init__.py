@@ -1,4 +1,4 @@
-"""The honest protocol: what a study is, which runs it needs, where they run and are kept."""
+"""The honest protocol: what a study is, which runs it needs, where they run and are stored."""
 
 __all__ = [
     "addressing",

@@ -1,16 +1,16 @@
-"""What decides a run's result, and what is only written down beside it.
+"""What determines a run's result, and what is only recorded with it.
 
 A cell's address is a hash of everything that the result is a function of: the stage, the images of
 every split by content and order, every weight of the backbone, its preprocessing and
-configuration, all settings, the recipe of a protocol. Change one of them, and the cell is another
-one: it is run, and the old result is no longer shown. A file may move, be renamed as a whole or be
-saved in another format without any cell being run again.
+configuration, all settings, the recipe of a protocol. If one of them changes, it is a different
+cell: it is run, and the old result is no longer shown. A file may be moved, renamed or saved in
+another format without any cell being run again.
 
 Versions of vitune and of the libraries, the device and the number format that `precision: auto`
-became there are in no address. Accuracy hardly depends on them, and an update must not throw a
-week of results away. They stand in every result instead; a table says where its runs differ in
-them, and `--rerun-changed` runs such cells again. A release of vitune that does change what a
-setting means raises REVISION, and then every cell is another one.
+resolved to are not part of the address. Accuracy hardly depends on them, and an update must not
+throw a week of results away. They are recorded in every result instead; a table says if its runs
+differ in them, and `--rerun-changed` runs such cells again. A release of vitune that changes what a
+setting means raises REVISION, and then every cell is a new one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from vitune.backbones import local_folder
 
 REVISION = 1
-"""Raise it with any change of vitune after which equal settings train another network."""
+"""Raise it with any change of vitune after which equal settings train a different network."""
 
 WITHOUT_EFFECT = (
     "data",
@@ -35,10 +35,10 @@ WITHOUT_EFFECT = (
     "skip_bad_images",
     "val_fraction",
 )
-"""Fields of TrainConfig that decide no result where splits and weights are known by hash."""
+"""Fields of TrainConfig that do not affect results because splits and weights are known by hash."""
 
 ALWAYS = ("backbone", "method", "epochs", "seed", "lr", "weight_decay", "refit")
-"""Fields that stand in every address."""
+"""Fields that are part of every address."""
 
 AS_IF_ABSENT: dict[str, Any] = {
     "image_size": None,
@@ -82,13 +82,13 @@ AS_IF_ABSENT: dict[str, Any] = {
     "dp_delta": 1e-5,
     "dp_clip": 1.0,
 }
-"""A field with this value stands in no address, so that a field may be added to TrainConfig
-without making every cell another one. A new field belongs here with the value that leaves a run as
-it was before the field existed; a default that changes later leaves its entry alone."""
+"""A field with this value is not part of the address, so that a field may be added to TrainConfig
+without changing every address. A new field belongs here with the value that keeps runs as they were
+before the field existed; if its default changes later, the entry stays."""
 
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a configuration that decide a result, where they say anything."""
+    """The fields of a configuration that affect a result, without neutral values."""
     return {
         name: _without_place(value) if name == "backbone" else value
         for name, value in config.items()
@@ -103,7 +103,7 @@ def address_of(**parts: Any) -> str:
 
 
 def _without_place(backbone: str) -> str:
-    """A backbone's name without the place of its file or folder, whose content is hashed."""
+    """A backbone's name without the path of its file or folder, whose content is hashed."""
     if local_folder(backbone) is not None:
         return "hf:"
     return backbone if backbone.startswith("hf:") else backbone.partition("@")[0]

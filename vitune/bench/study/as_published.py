@@ -1,7 +1,7 @@
-"""The official recipe, test peeking included, in order to measure what it inflates.
+"""The official recipe, including test peeking, in order to measure the inflation.
 
-This is the only file of vitune that looks at a test split while a network trains; every result
-that comes of it carries the protocol's name and the honest figure of the same run beside it.
+This is the only file of vitune that reads a test split while a network trains; every such result
+carries the protocol's name and the honest figure of the same run.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from vitune.training.observer import Running
 
 @dataclass
 class PublishedRecipe(Observer):
-    """Watches a run from outside and changes what the official scripts do otherwise.
+    """Observes a run and applies the deviations of the official scripts.
 
     Args:
-        test: scored after every epoch, or every `recipe.score_every` epochs and the last. Where
-            the run averages its weights, the averages are scored, as the scripts do.
-        recipe: what those scripts do.
+        test: scored after every epoch, or every `recipe.score_every` epochs and the last. If the
+            run averages its weights, the averages are scored, as in the scripts.
+        recipe: the deviations of those scripts.
     """
 
     test: Split
@@ -42,12 +42,12 @@ class PublishedRecipe(Observer):
         """The observer for a recipe's plain values.
 
         Raises:
-            VituneError: what OfficialRecipe refuses.
+            VituneError: OfficialRecipe refuses a value.
         """
         return cls(test, OfficialRecipe.make(recipe))
 
     def started(self, loop: Running) -> None:
-        """Put in the dropout and the schedule before the first step."""
+        """Install the dropout and the schedule before the first step."""
         self.loop = loop
         self.test_accuracies.clear()
         if self.recipe.element_dropout:
@@ -122,7 +122,7 @@ class RenormalisedDropPath(DropPath):
 
 
 def renormalise_drop_path(model: nn.Module) -> None:
-    """Put `RenormalisedDropPath` in the place of every DropPath."""
+    """Replace every DropPath with `RenormalisedDropPath`."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is DropPath:

@@ -1,4 +1,4 @@
-"""From a study to its cells, each with the hashes of what it will be run on."""
+"""From a study to its cells, each with the hashes of its data and weights."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vitune.training.settling import with_fitting_batch
 
 
 class Planner:
-    """Turns a study into cells; decodes training and validation images to know their hashes.
+    """Turns a study into cells; decodes training and validation images to hash them.
 
     Args:
-        fresh: cells run again what other versions or another device ran.
+        fresh: repeat runs made by other versions or on another device.
     """
 
     def __init__(self, study: Study, bench: Workbench, *, fresh: bool = False) -> None:
@@ -32,10 +32,10 @@ class Planner:
         return len(study.tasks) * (searched + len(study.variants) * len(study.seeds))
 
     def scored_on(self, task: Task) -> Literal["val", "test"]:
-        """Which split the task's figures are of.
+        """The split on which the task's figures are computed.
 
         Raises:
-            DataError: the test split is asked for and the source has none.
+            DataError: the test split is requested and the source has none.
         """
         has_test = "test" in open_source(task.data).splits
         if self.study.report_on == "test" and not has_test:
@@ -46,10 +46,10 @@ class Planner:
         return "test" if has_test and self.study.report_on != "val" else "val"
 
     def check(self, task: Task) -> None:
-        """See that the task can be run from its start to its test split, without training.
+        """Check, without training, that the task can be run from start to test split.
 
         Raises:
-            DataError: files that are missing or broken, or images that two splits share.
+            DataError: files that are missing or broken, or images shared by two splits.
         """
         self.scored_on(task)
         variant = self.study.variants[0]
@@ -57,13 +57,13 @@ class Planner:
         self.bench.check(config, allow_overlap=self.study.allow_overlap)
 
     def selection_cells(self, variant: Variant, task: Task) -> list[Cell]:
-        """Stage 1: every setting and selection seed; none where there is one setting alone."""
+        """Stage 1: every setting and selection seed; none if there is only one setting."""
         if not needs_selection(self.study, variant):
             return []
         return self.cells_of(variant, task, self.study.grid_of(variant))
 
     def cells_of(self, variant: Variant, task: Task, settings: Iterable[Setting]) -> list[Cell]:
-        """Cells of stage 1 for some settings, each with every selection seed."""
+        """Cells of stage 1 for the given settings, each with every selection seed."""
         return [
             self._cell(variant, task, setting, seed, "select", "val")
             for setting in settings
@@ -81,7 +81,7 @@ class Planner:
     def absent_results(
         self, variant: Variant, task: Task, status: Status, error: str
     ) -> list[CellResult]:
-        """What stands in a table for final runs that cannot be, one per seed."""
+        """Placeholder results for final runs that cannot be made, one per seed."""
         study = self.study
         try:
             scored_on = self.scored_on(task)
@@ -157,7 +157,7 @@ class Planner:
 
 
 def _with_usual_batch(config: TrainConfig, splits: Splits) -> TrainConfig:
-    """The default batch fits few images; one that was asked for is the run's to refuse."""
+    """Fit the default batch to few images; a requested one is left for the run to refuse."""
     if "batch_size" in config.model_fields_set:
         return config
     assert splits.train is not None

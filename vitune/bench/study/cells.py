@@ -1,4 +1,4 @@
-"""The unit of a study: one run with one setting and seed, and what came out of it."""
+"""The unit of a study: one run with one setting and seed, and its result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitune.training import TrainConfig
 
 FORMAT = 2
 READABLE = (1, 2)
-"""Formats that tables can show; 1 is of addresses that knew neither stage nor every file."""
+"""Formats that tables can show; in format 1 addresses cover neither stage nor every file."""
 
 Stage = Literal["select", "final"]
 Status = Literal["done", "diverged", "failed"]
@@ -26,26 +26,26 @@ Status = Literal["done", "diverged", "failed"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study: everything a worker needs to know.
+    """One run of a study: everything a worker needs.
 
     Args:
         stage: "select" trains on training and scores validation; "final" is reported.
-        label, task, group: for people; they are no part of the address.
+        label, task, group: for display; not part of the address.
         config: of the run.
-        setting: what the grid contributed to it.
+        setting: the part of it that comes from the grid.
         scored_on: "val" or "test".
-        split_hashes: by split that is trained on or scored, a hash of its files and labels in
-            order; that of the test split is taken without opening an image.
+        split_hashes: for each split that is trained on or scored, a hash of its files and labels in
+            order; the test split's is computed without decoding an image.
         fingerprint: of the backbone's weights, as adapters record it.
         identity: of every weight of the backbone, its preprocessing and configuration.
-        source: hash of all files of the data source; no part of the address.
-        split_seed: decides the hold-out.
-        val: validation accuracy with which stage 1 chose the setting; None where nothing was.
-        retention: whether to measure what was kept of the base.
+        source: hash of all files of the data source; not part of the address.
+        split_seed: determines the hold-out.
+        val: validation accuracy with which stage 1 chose the setting; None if nothing was chosen.
+        retention: whether to measure how much of the base was kept.
         recipe: deviations of the as-published protocol; empty under the honest one.
         allow_overlap: score a split that shares images with training, with and without them.
-        keep: what else to keep of the run; no part of the address.
-        fresh: whether to run again what other versions or another device ran.
+        keep: what else to keep of the run; not part of the address.
+        fresh: whether to repeat a run made by another version or device.
     """
 
     stage: Stage
@@ -74,7 +74,7 @@ class Cell:
 
     @property
     def address(self) -> str:
-        """32 hex digits over all that decides the result; see `vitune.bench.study.addressing`."""
+        """32 hex digits over all that affects the result; see `vitune.bench.study.addressing`."""
         return address_of(
             stage=self.stage,
             config=deciding(self.config.model_dump(mode="json")),
@@ -86,7 +86,7 @@ class Cell:
         )
 
     def _deviations(self) -> dict[str, Any] | None:
-        """What the recipe does otherwise than vitune; None under the honest protocol."""
+        """The recipe's deviations from vitune; None under the honest protocol."""
         if not self.recipe:
             return None
         return OfficialRecipe.make(self.recipe).model_dump(mode="json", exclude_defaults=True)
@@ -100,7 +100,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Scores:
-    """How a network did on one split.
+    """The scores of a network on one split.
 
     Args:
         split: "val" or "test".
@@ -108,7 +108,7 @@ class Scores:
         top1: accuracy in [0, 1].
         nll: mean negative log likelihood, nats.
         ece: expected calibration error over 15 bins, in [0, 1].
-        correct: which images were right, a bit an image in the split's order, as hex digits.
+        correct: which images were right, one bit per image in the split's order, as hex digits.
     """
 
     split: str
@@ -121,11 +121,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class CellResult:
-    """What a cell's file holds.
+    """The content of a cell's file.
 
     Args:
-        status: "done"; "diverged" (the loss became non-finite: a result, not a mishap); or
-            "failed", which the next run of the study tries again.
+        status: "done"; "diverged" (the loss became non-finite: a result, not an accident); or
+            "failed", which the next run of the study retries.
         error: why it is not done.
         val: validation accuracy: of this run in stage "select", of stage 1 in stage "final".
         scores: on the reported split; None in stage "select".
@@ -134,13 +134,13 @@ class CellResult:
         peak_mib: of training.
         counts: parameters: trainable, without_head, head, total.
         retention: mean and last block's CKA with the base, on the reported images.
-        published: what the as-published protocol saw on the test split, epoch by epoch.
+        published: the as-published protocol's scores on the test split, epoch by epoch.
         weight_files: content hash by name of the local files that the backbone was read from.
-        unshared: scores without the images that training holds too; None where there are none.
-        notes: what was done otherwise than asked, a sentence each.
-        speed: the preset of --speed; None of results before there were any, which are "exact".
+        unshared: scores without the images shared with training; None if there are none.
+        notes: deviations from the requested settings, one sentence each.
+        speed: the preset of --speed; None in older results, which are "exact".
         curve: after every epoch, seconds of training steps so far, the same in processor time, and
-            validation accuracy, None where no split is watched.
+            validation accuracy, None without a validation split.
     """
 
     address: str
@@ -181,16 +181,16 @@ class CellResult:
 
     @property
     def is_settled(self) -> bool:
-        """Whether running the cell again would bring nothing new."""
+        """Whether running the cell again would change nothing."""
         return self.status in ("done", "diverged")
 
     @property
     def device_kind(self) -> str | None:
-        """The device without the number of threads; None where nothing ran."""
+        """The device without the number of threads; None if nothing ran."""
         return None if self.device is None else self.device.partition(" (")[0]
 
     def for_cell(self, cell: Cell) -> CellResult:
-        """The same result under the names that the present study gives it."""
+        """The same result under the names in the present study."""
         val = cell.val if cell.stage == "final" else self.val
         return replace(
             self,
@@ -242,7 +242,7 @@ def _damaged(what: str) -> VituneError:
 
 
 def blank_result(cell: Cell, status: Status, **values: Any) -> CellResult:
-    """A result with all that the cell itself tells."""
+    """A result with everything known from the cell itself."""
     return CellResult(
         address=cell.address,
         stage=cell.stage,

@@ -1,4 +1,4 @@
-"""Which of the settings that stage 1 tried is taken, on validation alone."""
+"""The choice among the settings that stage 1 tried, on validation alone."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Choice:
 
     Args:
         setting: the chosen one.
-        val: its validation accuracy, mean over the selection seeds; None where there was nothing
-            to choose from.
+        val: its validation accuracy, mean over the selection seeds; None if there was nothing to
+            choose from.
         tried: every setting with its validation accuracy, None for one that did not finish.
     """
 
@@ -34,7 +34,7 @@ def needs_selection(study: Study, variant: Variant) -> bool:
 
 
 def num_selection_cells(study: Study, variant: Variant) -> int:
-    """Cells of stage 1 of a variant on a task; of a search that prunes, the most there can be."""
+    """Number of stage-1 cells of a variant on a task; for a pruning search, the maximum."""
     if not needs_selection(study, variant):
         return 0
     if study.search is None:
@@ -47,7 +47,7 @@ def num_selection_cells(study: Study, variant: Variant) -> int:
 def choose(
     study: Study, variant: Variant, task: Task, results: Iterable[CellResult]
 ) -> Choice | None:
-    """The setting with the best mean validation accuracy; None where no setting finished.
+    """The setting with the best mean validation accuracy; None if no setting finished.
 
     Ties go to the lower learning rate, then to the lower weight decay, then to the grid's order.
     """
@@ -81,7 +81,7 @@ def best_of(
 def _by_setting(
     study: Study, settings: Sequence[Setting], results: Iterable[CellResult]
 ) -> list[tuple[Setting, float | None]]:
-    """Mean validation accuracy by setting; None where a seed of it did not finish."""
+    """Mean validation accuracy by setting; None if one of its seeds did not finish."""
     ordered = iter(results)
     found: list[tuple[Setting, float | None]] = []
     for setting in settings:

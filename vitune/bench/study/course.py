@@ -1,4 +1,4 @@
-"""How a run's validation accuracy rose, told by what training says of its epochs."""
+"""The course of a run's validation accuracy, from the events of training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vitune.training import Observer, Running
 
 
 class Course(Observer):
-    """What accuracy a run had when."""
+    """Records a run's accuracy over time."""
 
     def __init__(self) -> None:
         self.curve: list[tuple[float, float, float | None]] = []

@@ -1,4 +1,4 @@
-"""Whether the files that a study's results depend on are still what the runs saw."""
+"""Whether the files that a study's results depend on are unchanged."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from vitune.errors import VituneError
 def changed_since(study: Study, results: Sequence[CellResult]) -> list[str]:
     """A sentence for every task and backbone whose files have changed since its runs.
 
-    Files are hashed (once; see `vitune.data.content_hash`), nothing is decoded or loaded. What is
-    not on this machine cannot be compared and is passed over.
+    Files are hashed (once; see `vitune.data.content_hash`), nothing is decoded or loaded. Files
+    that are not on this machine cannot be compared and are skipped.
     """
     return [*_changed_images(study, results), *_changed_weights(results)]
 

@@ -25,29 +25,29 @@ MAX_RESTARTS = 3
 
 
 class Executor(Protocol):
-    """Runs cells in any order; a result comes with whether the store had it."""
+    """Runs cells in any order; each result comes with a flag: whether the store had it."""
 
     bench: Workbench
 
     def waves(self, tasks: Sequence[Task]) -> Sequence[Sequence[Task]]:
-        """Tasks that go through the stages together."""
+        """Groups of tasks that go through the stages together."""
 
     def run(self, cells: Sequence[Cell], store: Store) -> Iterator[Finished]:
-        """One result a cell, as they come."""
+        """One result per cell, as they come."""
 
 
 class InProcess:
-    """One cell after the other, a task at a time, so that each is decoded once."""
+    """One cell after the other, one task at a time, so that each task is decoded once."""
 
     def __init__(self, bench: Workbench | None = None) -> None:
         self.bench = bench or Workbench()
 
     def waves(self, tasks: Sequence[Task]) -> Sequence[Sequence[Task]]:
-        """Every task by itself."""
+        """Each task separately."""
         return [[task] for task in tasks]
 
     def run(self, cells: Sequence[Cell], store: Store) -> Iterator[Finished]:
-        """In the order given."""
+        """In the given order."""
         for cell in cells:
             yield complete(cell, store, self.bench)
 
@@ -55,8 +55,8 @@ class InProcess:
 class Processes:
     """`num_jobs` worker processes on this machine; cells of one task go to few of them.
 
-    A worker that dies (killed, out of memory) takes no other cell with it: what was not finished
-    is handed out again, MAX_RESTARTS times at most.
+    If a worker dies (killed, out of memory), no other cell is lost: unfinished cells are handed
+    out again, at most MAX_RESTARTS times.
 
     Args:
         num_jobs: processes, 1 or more; each gets its share of the cores.
@@ -69,7 +69,7 @@ class Processes:
         self.num_jobs, self.bench = num_jobs, bench or Workbench()
 
     def waves(self, tasks: Sequence[Task]) -> Sequence[Sequence[Task]]:
-        """All at once: enough to do for every worker."""
+        """All at once, to keep every worker busy."""
         return [tasks]
 
     def run(self, cells: Sequence[Cell], store: Store) -> Iterator[Finished]:
@@ -84,14 +84,14 @@ class Processes:
                 continue
             return
         raise VituneError(
-            f"--jobs: got {MAX_RESTARTS + 1} rounds in which a worker died, expected them to live. "
-            "Use fewer jobs or a smaller batch; finished cells are kept."
+            f"--jobs: got {MAX_RESTARTS + 1} rounds in which a worker died, expected workers "
+            "that survive. Use fewer jobs or a smaller batch; finished cells are kept."
         )
 
     def _round(self, cells: Sequence[Cell], store: Store) -> Iterator[Finished]:
         threads = max(1, available_cores() // self.num_jobs)
         # Not fork: a child would inherit OpenMP's and CUDA's state without their threads, and hang
-        # or fail at the first product.
+        # or fail at the first matrix product.
         context = multiprocessing.get_context("spawn")
         workers = max(1, min(self.num_jobs, len(cells)))
         pool = ProcessPoolExecutor(
@@ -107,7 +107,7 @@ _BENCH: Workbench | None = None
 
 
 def begin_worker(num_threads: int) -> None:
-    """Give a worker process its share of the cores, and an end: when the study ends, it does."""
+    """Give a worker process its share of the cores, and end it when the study ends."""
     import torch
 
     torch.set_num_threads(num_threads)
@@ -117,7 +117,7 @@ def begin_worker(num_threads: int) -> None:
 
 
 def _end_with(parent: BaseProcess) -> None:
-    """A study that was killed must not leave runs behind that nobody waits for."""
+    """Stop this worker once the study has been killed: nobody waits for its run."""
     parent.join()
     os._exit(1)
 

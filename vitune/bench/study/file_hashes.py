@@ -1,4 +1,4 @@
-"""Hashes of what a run reads: the splits of a source, and the files of a backbone."""
+"""Hashes of a run's inputs: the splits of a source, and the files of a backbone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def hashes_of_files(backbone: str, checkpoint: str | None) -> dict[Path, str]:
 def hashes_of_source(listed: ImageList) -> dict[str, str]:
     """`ordered_hash` of every split of a source; files are hashed, no pixel is decoded.
 
-    A file that is missing counts as missing.
+    A missing file enters the hash as "missing".
     """
     return {
         name: ordered_hash(_digests(records), [record.label for record in records], listed.classes)
@@ -35,16 +35,16 @@ def combined(by_split: Mapping[str, str]) -> str:
 
 
 def ordered_hash(digests: Iterable[str], labels: Iterable[int], classes: Sequence[str]) -> str:
-    """sha256 over the classes and every picture's digest and label, in order.
+    """sha256 over the classes and every image's digest and label, in order.
 
-    The order counts: it decides which images make up a batch, and scores are stored by place.
+    The order counts: it determines the batches, and scores are stored by position.
     """
     pictures = (f"{digest} {label}" for digest, label in zip(digests, labels, strict=True))
     return hashlib.sha256(os.fsencode("\n".join([*classes, *pictures]))).hexdigest()
 
 
 def hash_of(split: Split) -> str:
-    """`ordered_hash` of a decoded split: of the very bytes its pixels came from."""
+    """`ordered_hash` of a decoded split, from the bytes its pixels came from."""
     assert split.digests is not None
     digests = [digest.tobytes().hex() for digest in split.digests]
     return ordered_hash(digests, split.labels.tolist(), split.classes)

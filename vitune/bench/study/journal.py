@@ -1,8 +1,8 @@
-"""A study's journal: which cell stands for which method, task and seed, written as it is planned.
+"""A study's journal: which cell belongs to which method, task and seed, written when planned.
 
-`OUT/study.yaml` is the study, `OUT/study.jsonl` a line per planned final run and per choice of
-stage 1. A line is appended before its run starts, so that at any moment the journal and the cells
-beside it make a table. Of two lines on one run the later one counts.
+`OUT/study.yaml` is the study, `OUT/study.jsonl` has one line per planned final run and per choice
+of stage 1. A line is appended before its run starts, so that the journal and the cells always give
+a table. If two lines concern the same run, the later one counts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vitune.files import write_atomic
 STUDY, JOURNAL, OLD_MANIFEST = "study.yaml", "study.jsonl", "study.json"
 
 FREE = ("name", "seeds", "missing", "remarks", "keep", "allow_overlap", "variants", "tasks")
-"""Fields of Study that may change while the runs of a method on a task stay what they are."""
+"""Fields of Study that may change without affecting the runs of a method on a task."""
 
 STAGE_1 = ("grid", "search", "selection_seeds")
 
@@ -39,11 +39,11 @@ Key = tuple[str, str, int | None]
 
 
 class Journal:
-    """Appends what a study plans; lines that could not be written are tried again later.
+    """Appends a study's plans; lines that could not be written are retried later.
 
     Args:
         out: the study's folder.
-        study: whose lines these are.
+        study: the study of these lines.
     """
 
     def __init__(self, out: Path, study: Study) -> None:
@@ -71,21 +71,21 @@ class Journal:
         return cls(out, study)
 
     def planned(self, cells: Sequence[Cell]) -> None:
-        """These final cells are about to run."""
+        """Record final cells that are about to run."""
         self._append(
             self._line(c.label, c.task, c.config.seed, c.group, address=c.address, val=c.val)
             for c in cells
         )
 
     def absent(self, results: Sequence[CellResult]) -> None:
-        """These runs cannot be: the reason stands in place of an address."""
+        """Record runs that cannot be made, with the reason in place of an address."""
         self._append(
             self._line(r.label, r.task, r.seed, r.group, result=json.loads(r.to_json()))
             for r in results
         )
 
     def chosen(self, choice: Choice) -> None:
-        """Stage 1 of a method on a task is over."""
+        """Record that stage 1 of a method on a task is over."""
         self._append([self._line(choice.label, choice.task, None, None, choice=vars(choice))])
 
     def _line(
@@ -105,12 +105,12 @@ class Journal:
         text = "\n" + "".join(json.dumps(line) + "\n" for line in self.waiting)
         try:
             handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:  # in one write, after whatever a killed process left unfinished
+            try:  # in one write, after anything a killed process left unfinished
                 os.write(handle, text.encode())
                 os.fsync(handle)
             finally:
                 os.close(handle)
-        except OSError:  # a full disk must not end the study
+        except OSError:  # a full disk must not stop the study
             return
         self.waiting.clear()
 
@@ -131,19 +131,19 @@ def read_study(out: str | Path) -> Study:
 
 
 def read_missing(out: str | Path) -> tuple[str, ...]:
-    """The tasks that the study in a folder had to leave out; none where there is no study."""
+    """The tasks that the study in a folder had to leave out; none if there is no study."""
     return read_study(out).missing if (Path(out) / STUDY).is_file() else ()
 
 
 def read_remarks(out: str | Path) -> tuple[str, ...]:
-    """What must stand below every table of the study in a folder."""
+    """The notes to show below every table of the study in a folder."""
     return read_study(out).remarks if (Path(out) / STUDY).is_file() else ()
 
 
 def read_results(out: str | Path) -> list[CellResult]:
     """The final results of the study in a folder, finished or not, under its own names.
 
-    Runs that were planned and have no result yet are left out; `read_unfinished` names them.
+    Planned runs without a result are left out; `read_unfinished` lists them.
 
     Raises:
         VituneError: the folder holds no study.
@@ -156,7 +156,7 @@ def read_results(out: str | Path) -> list[CellResult]:
 
 
 def read_unfinished(out: str | Path) -> list[tuple[str, str, int]]:
-    """(label, task, seed) of the runs that the study in a folder has yet to make.
+    """(label, task, seed) of the runs that the study in a folder still has to make.
 
     Raises:
         VituneError: the folder holds no study.
@@ -175,7 +175,7 @@ def read_unfinished(out: str | Path) -> list[tuple[str, str, int]]:
 
 
 def read_choices(out: str | Path) -> list[Choice]:
-    """What stage 1 of the study in a folder chose and tried so far.
+    """What stage 1 of the study in a folder has chosen and tried so far.
 
     Raises:
         VituneError: the folder holds no study.
@@ -193,7 +193,7 @@ def read_choices(out: str | Path) -> list[Choice]:
 
 
 def row_of(study: Study, variant: Variant, task: Task) -> str:
-    """16 hex digits over all of a study that a method's figures on a task hang on."""
+    """16 hex digits over everything in a study that affects a method's figures on a task."""
     parts = [  # without defaults, so that a field that vitune gains later changes nothing
         study.model_dump(mode="json", exclude=set(FREE), exclude_defaults=True),
         variant.model_dump(mode="json", exclude_defaults=True),
@@ -225,7 +225,7 @@ def _result(line: Line, store: Store) -> CellResult | None:
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    """Every whole line; one that a kill tore is passed over."""
+    """Every complete line; one torn by a kill is skipped."""
     if not path.is_file():
         return
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -251,8 +251,8 @@ def _choice(values: Any) -> Choice:
 
 def _damaged(what: str) -> VituneError:
     return VituneError(
-        f"{JOURNAL}: got a damaged line ({what}), expected what the study wrote. Run the study "
-        "again into a new folder, or put a whole copy in its place."
+        f"{JOURNAL}: got a damaged line ({what}), expected a line that the study wrote. Run the "
+        "study again into a new folder, or replace the file with an intact copy."
     )
 
 
@@ -267,7 +267,7 @@ def _there(path: Path) -> Study:
 
 
 def _require_same(there: Study, here: Study, out: Path) -> None:
-    """See that the folder's study goes on: what both have must be the same in both.
+    """Check that this is the folder's study: what both contain must be the same.
 
     Seeds, methods, tasks, the grid and the search may differ.
 
@@ -306,7 +306,7 @@ def _shared(there: Sequence[Any], here: Sequence[Any], name: str) -> list[tuple[
 
 
 def _old_results(out: Path, store: Store) -> list[CellResult]:
-    """Results of a study that was run before there was a journal."""
+    """Results of a study from before the journal existed."""
     found = [(store.read(e["address"]), e) for e in _old_manifest(out, "results")]
     return [
         replace(result, label=e["label"], task=e["task"], group=e["group"], val=e["val"])

@@ -1,4 +1,4 @@
-"""What a study keeps of a run beside its scores: logits of every image, and the adapter if asked.
+"""What a study keeps of a run besides scores: logits of every image, the adapter on request.
 
 `OUT/logits/ADDRESS.safetensors` and `OUT/adapters/ADDRESS/`, by the address of the cell.
 """
@@ -27,7 +27,7 @@ FLOAT16_MAX = 65504.0
 
 @dataclass(frozen=True)
 class ImageLogits:
-    """What a network said of every image of the reported split, in the split's order.
+    """A network's outputs for every image of the reported split, in the split's order.
 
     Args:
         ids: the first 8 bytes of the image file's sha256, to find an image again elsewhere.
@@ -46,8 +46,8 @@ class ImageLogits:
 def write_logits(out: Path, address: str, logits: Tensor, split: Split) -> None:
     """Store logits in float16 relative to each row's largest, which is stored in float32.
 
-    Relative to the largest, float16 is finest where it matters: the order of the leading classes
-    survives, and probabilities change by less than 0.1 % of themselves.
+    Relative to the largest, float16 is most precise where it matters: the order of the leading
+    classes survives, and probabilities change by less than 0.1 % of themselves.
 
     Shapes:
         logits: (b, c).
@@ -66,7 +66,7 @@ def write_logits(out: Path, address: str, logits: Tensor, split: Split) -> None:
 
 
 def read_logits(out: str | Path, address: str) -> ImageLogits:
-    """The logits that the run of a study in `out` left.
+    """The logits kept from a run of the study in `out`.
 
     Args:
         address: of the result; see `vitune.bench.study.protocol.read_results`.
@@ -89,12 +89,12 @@ def read_logits(out: str | Path, address: str) -> ImageLogits:
 
 
 def logits_file(out: Path, address: str) -> Path:
-    """Where the logits of a cell lie."""
+    """The path of a cell's logits."""
     return out / LOGITS / f"{address}.safetensors"
 
 
 def adapter_of(out: Path, address: str) -> Path:
-    """Where the adapter of a cell lies."""
+    """The path of a cell's adapter."""
     return out / ADAPTERS / address
 
 

@@ -1,4 +1,4 @@
-"""Adapters that a study kept, and figures of them aggregated over seeds."""
+"""Adapters that a study kept, and their figures aggregated over seeds."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class MethodFigures:
 
     Args:
         num_runs: of all tasks and seeds.
-        num_seeds: over which a spread is taken.
+        num_seeds: number of seeds for the spread.
         means: over seeds, of the mean over tasks of each seed.
-        stds: sample standard deviations of these means; None for a single seed, or where a seed
-            lacks a task that another has.
+        stds: sample standard deviations of these means; None for a single seed, or if a seed lacks
+            a task that another has.
     """
 
     label: str
@@ -64,7 +64,7 @@ def kept_adapters(out: str | Path) -> list[KeptAdapter]:
     """The adapters of the study in a folder, in its order.
 
     Raises:
-        VituneError: no study, or it kept no adapter.
+        VituneError: there is no study, or it kept no adapter.
     """
     study = read_study(out)
     found = [
@@ -76,7 +76,7 @@ def kept_adapters(out: str | Path) -> list[KeptAdapter]:
     if not there:
         raise VituneError(
             f"study {study.name!r} in {str(out)!r}: got no adapters, expected those of its final "
-            "runs. Run it again with --keep adapters: runs without one are made again."
+            "runs. Run it again with --keep adapters: runs without one are repeated."
         )
     return there
 

@@ -10,17 +10,17 @@ from fractions import Fraction
 from vitune.bench.study.cells import CellResult
 
 Unfinished = Sequence[tuple[str, str, int]]
-"""(label, task, seed) of runs that a study has yet to make."""
+"""(label, task, seed) of runs that a study still has to make."""
 
 
 @dataclass(frozen=True)
 class Lost:
-    """What became of the runs of a method on a task that brought no accuracy.
+    """The runs of a method on a task without an accuracy, by what happened.
 
     Args:
         num_diverged: their loss became non-finite.
-        num_failed: they broke down; the next run of the study tries them again.
-        num_pending: the study has not made them yet.
+        num_failed: they failed with an error; the next run of the study retries them.
+        num_pending: not made yet.
     """
 
     num_diverged: int = 0
@@ -57,9 +57,9 @@ def count_lost(
 
 
 def standing(exact: Fraction | None, num_seeds: int, lost: Lost | None) -> Fraction | None:
-    """What ranks are taken of: the mean accuracy, or below 0 where a run ended without one.
+    """The value that is ranked: the mean accuracy, or below 0 if a run ended without one.
 
-    A method that loses a run ranks behind all that lose none, whatever its survivors reach; among
+    A method that loses a run ranks below all that lose none, whatever its other runs reach; among
     such methods the one that loses the smaller share is ahead.
     """
     if lost is not None and lost.num_ended:

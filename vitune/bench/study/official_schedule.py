@@ -10,7 +10,7 @@ from vitune.bench.study.recipe import OfficialRecipe
 
 
 class OfficialSchedule:
-    """Rate η(t) at epoch t, by which every group's rate is set before each optimiser step.
+    """The rate η(t) at epoch t, set for every group before each optimiser step.
 
     Warm-up: η(t) = η₀ + (η₁ - η₀) t / w for t < w. Cosine: η(t) = η₋ + (η₁ - η₋)(1 + cos πφ) / 2,
     φ = (t - w) / (T - w) where it begins after the warm-up, t / T where it counts it; η₋ from T on.
@@ -19,8 +19,8 @@ class OfficialSchedule:
     it, and η₋ = 0 (SGDR, Loshchilov and Hutter 2017, Eq. 5).
 
     Args:
-        optimiser: whose groups' `initial_lr` are the peaks η₁.
-        recipe: what the script does.
+        optimiser: its groups' `initial_lr` are the peaks η₁.
+        recipe: the script's deviations.
         steps_per_epoch: optimiser steps.
         epochs: T.
         warmup_epochs: w.
@@ -50,7 +50,7 @@ class OfficialSchedule:
             group["lr"] = self.rate(step, peak)
 
     def rate(self, step: int, peak: float) -> float:
-        """η at a step, for a group whose peak is `peak`."""
+        """η at a step, for a group with peak `peak`."""
         epoch = self._epoch(step)
         if self.recipe.restart_epochs:
             return self._restarted(epoch) * peak

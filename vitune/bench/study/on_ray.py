@@ -18,15 +18,15 @@ OBJECT_STORE_BYTES = 80 * 2**20
 
 
 class OnRay:
-    """Cells as Ray tasks; one whose worker dies is handed out again, MAX_RESTARTS times.
+    """Cells as Ray tasks; a cell whose worker dies is handed out again, MAX_RESTARTS times.
 
     Workers write into the store's folder, which they must share with this machine; a result that
-    did not get there is written by this process.
+    did not arrive there is written by this process.
 
     Args:
         address: of a running cluster, or "local" for one on this machine while the study runs.
         num_workers: CPU slots of a local cluster; None is the number of cores.
-        cpus_per_cell, gpus_per_cell: what a cell occupies; 0.5 GPUs put two cells on one.
+        cpus_per_cell, gpus_per_cell: resources per cell; 0.5 GPUs put two cells on one.
         bench: of this process, for planning.
     """
 
@@ -41,7 +41,7 @@ class OnRay:
     ) -> None:
         if cpus_per_cell <= 0 or gpus_per_cell < 0:
             raise VituneError(
-                f"--ray: got {cpus_per_cell!r} CPUs and {gpus_per_cell!r} GPUs a cell, expected "
+                f"--ray: got {cpus_per_cell!r} CPUs and {gpus_per_cell!r} GPUs per cell, expected "
                 "more than 0 CPUs and at least 0 GPUs."
             )
         self.address, self.num_workers = address, num_workers
@@ -49,7 +49,7 @@ class OnRay:
         self.bench = bench or Workbench()
 
     def waves(self, tasks: Sequence[Task]) -> Sequence[Sequence[Task]]:
-        """All at once: enough to do for every worker."""
+        """All at once, to keep every worker busy."""
         return [tasks]
 
     def run(self, cells: Sequence[Cell], store: Store) -> Iterator[Finished]:
@@ -63,7 +63,7 @@ class OnRay:
                 ray.shutdown()
 
     def _connect(self, ray: Any) -> bool:
-        """Whether a connection was made here, and so has to be closed here."""
+        """Whether a connection was opened here and so must be closed here."""
         if ray.is_initialized():
             return False
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}

@@ -1,10 +1,10 @@
 """Stage 1 by Optuna: TPE proposes settings, ASHA decides which are worth more epochs.
 
-Each rung of a trial is a cell of its own, trained from its start with that rung's epochs. So every
-cell stays a function of its configuration alone: it runs on any executor and is found again by its
-address. A search keeps no state but its cells. It always runs from its first trial: the sampler is
-seeded, and results that are there answer at once, so that a search that was killed proposes the
-same trials, in the same order, as one that never was, and ends with the same setting.
+Each rung of a trial is a separate cell, trained from scratch with that rung's epochs. So every cell
+is a function of its configuration alone: it runs on any executor and is found again by its address.
+A search keeps no state except its cells. It always runs from its first trial: the sampler is seeded
+and existing results are reused, so a search that was killed proposes the same trials, in the same
+order, as one that was not, and ends with the same setting.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ written for people: no search reads it."""
 
 @dataclass(frozen=True)
 class _Live:
-    """A trial on its way up the rungs."""
+    """A trial climbing the rungs."""
 
     trial: Any
     rung: int = 0
@@ -42,7 +42,7 @@ class OptunaSearch:
     """The search of one variant on one task; see `Searcher`.
 
     Args:
-        folder: of the study; trials that ended are copied into its `search.db`.
+        folder: of the study; trials that have ended are copied into its `search.db`.
 
     Raises:
         VituneError: Optuna is not installed.
@@ -62,7 +62,7 @@ class OptunaSearch:
         self.num_copied = 0
 
     def ask(self) -> list[Cell]:
-        """The next rung of the trials on their way, or new trials when none is left."""
+        """The next rung of the running trials, or new trials if none is left."""
         if not self.live:
             left = self.spec.num_trials - len(self.ended)
             space = self._distributions()
@@ -73,7 +73,7 @@ class OptunaSearch:
         return self.planner.cells_of(self.variant, self.task, settings)
 
     def tell(self, results: Sequence[CellResult]) -> None:
-        """Report what the round's trials reached; each ends, is pruned or climbs a rung."""
+        """Report the results of the round's trials; each ends, is pruned or climbs a rung."""
         num_seeds = len(self.planner.study.selection_seeds)
         states = self.optuna.trial.TrialState
         climbing = []
@@ -95,7 +95,7 @@ class OptunaSearch:
         self._copy()
 
     def choice(self) -> Choice | None:
-        """The best trial that went all the way."""
+        """The best trial that ran to the end."""
         tried = [
             (dict(trial.params), trial.value if trial.state.name == "COMPLETE" else None)
             for trial in sorted(self.ended, key=lambda trial: trial.number)
@@ -103,7 +103,7 @@ class OptunaSearch:
         return best_of(self.planner.study, self.variant, self.task, tried)
 
     def _setting(self, live: _Live) -> dict[str, Any]:
-        """What the trial proposes, with its rung's epochs unless that is the whole length."""
+        """The trial's proposal, with its rung's epochs unless that is the full length."""
         is_last = live.rung == len(self.rungs) - 1
         return live.trial.params | ({} if is_last else {"epochs": self.rungs[live.rung]})
 
@@ -122,7 +122,7 @@ class OptunaSearch:
         }
 
     def _new_study(self) -> Any:
-        """Optuna's study, in memory; nothing in it hangs on time or on an earlier process."""
+        """Optuna's study, in memory; nothing in it depends on time or an earlier process."""
         optuna = self.optuna
         samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
         pruner = (
@@ -136,7 +136,7 @@ class OptunaSearch:
         return optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
 
     def _copy(self) -> None:
-        """Add to `search.db` what it lacks of the trials that ended."""
+        """Add the trials that have ended and that `search.db` lacks."""
         try:
             if self.copied is None:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ class OptunaSearch:
             LOG.warning("%s: %s The search goes on without it.", self.folder / STORAGE, error)
 
     def _name(self) -> str:
-        """Variant and task for people, and a hash of all that decides what a trial is worth."""
+        """Variant and task for display, and a hash of everything that affects a trial's result."""
         (example,) = self.planner.cells_of(self.variant, self.task, [self.spec.examples()[0]])[:1]
         parts = {
             "search": self.spec.model_dump(mode="json", exclude={"num_trials"}),

@@ -1,4 +1,4 @@
-"""What a study compares: variants of methods on tasks, over settings and seeds."""
+"""The definition of a study: variants of methods on tasks, over settings and seeds."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SET_BY_STUDY = frozenset(
     ("data", "backbone", "checkpoint", "image_size", "method", "seed", "refit", "select",
      "patience", "val_fraction")
 )  # fmt: skip
-"""Fields of TrainConfig that the protocol decides; no setting may touch them."""
+"""Fields of TrainConfig that the protocol sets; no setting may change them."""
 
 EXTRA_SETTINGS = ("lr_factor",)
 """Settings beyond TrainConfig's: `lr_factor` times the method's default learning rate."""
 
 
 class Frozen(BaseModel):
-    """A record that is checked when it is made and never changes."""
+    """A validated, immutable record."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,11 +50,11 @@ class Task(Frozen):
     """One data source of a study.
 
     Args:
-        name: what tables call it.
+        name: its name in tables.
         data: what `open_source` takes.
-        group: tasks of one group are averaged together; None stands alone.
+        group: tasks of one group are averaged together; None is a task without a group.
         settings: training settings of this task for every variant.
-        shots: training images per class, where it is one of several sizes of a data set.
+        shots: training images per class, if it is one of several sizes of a data set.
         refit: whether final runs are trained on the source's own validation images too.
     """
 
@@ -74,9 +74,9 @@ class Variant(Frozen):
         method: see 'vitune methods'.
         method_args: of the method.
         settings: training settings of this variant on every task.
-        task_settings: further settings by task name; they win over all but the grid.
+        task_settings: further settings by task name; they override all but the grid.
         grid: settings that stage 1 tries; None takes the study's.
-        recipe: what the authors' script does otherwise, see `OfficialRecipe`; as-published alone.
+        recipe: deviations of the authors' script, see `OfficialRecipe`; only for as-published.
         task_recipe: further ones by task name.
     """
 
@@ -91,7 +91,7 @@ class Variant(Frozen):
 
 
 class Range(Frozen):
-    """Numbers from `low` to `high`, both included; `log` draws their logarithm evenly."""
+    """Numbers from `low` to `high`, inclusive; `log` draws uniformly in the logarithm."""
 
     low: float
     high: float
@@ -108,7 +108,7 @@ class Range(Frozen):
 
 
 def is_whole(name: str) -> bool:
-    """Whether a setting is a whole number: what a range gives of it is one, too."""
+    """Whether a setting is a whole number, so that a range gives whole numbers too."""
     field = TrainConfig.model_fields.get(name)
     return field is not None and field.annotation in (int, int | None)
 
@@ -118,12 +118,12 @@ class Search(Frozen):
 
     Args:
         sampler: "tpe" (tree-structured Parzen estimator) or "random".
-        pruner: "asha" (asynchronous successive halving, Li et al. 2020) runs a trial first with
-            few epochs and takes it on, each time from its start with `eta` times the epochs, only
-            if it is among the best 1/eta there; "none" runs every trial at full length.
-        num_trials: a variant and task.
-        num_parallel: trials proposed at a time; decides what the sampler knows, so it is part of
-            the study and not of the machine.
+        pruner: "asha" (asynchronous successive halving, Li et al. 2020) runs a trial first with few
+            epochs and continues it, each time from scratch with `eta` times the epochs, only if it
+            is among its rung's best 1/eta; "none" runs every trial at full length.
+        num_trials: per variant and task.
+        num_parallel: trials proposed at a time; it affects what the sampler knows, so it belongs to
+            the study and not to the machine.
         eta: reduction factor of "asha".
         seed: of the sampler.
         space: by setting a Range (of whole numbers for a setting that is one), or a list of
@@ -168,28 +168,28 @@ class Study(Frozen):
     Args:
         name: for tables and file names.
         variants: what is compared; labels are unique.
-        tasks: on what; names are unique.
+        tasks: the data; names are unique.
         backbone: what `load_backbone` takes.
         checkpoint: local weights of the backbone.
         image_size: pixels, other than the native size.
         epochs: of every run, both stages.
         settings: further TrainConfig values for every run.
         grid: settings stage 1 chooses from on validation; one entry needs no stage 1.
-        search: proposes the settings of stage 1 instead; the grid is then left alone.
-        seeds: of the final runs, at least one; 3 or more give a spread worth the name.
+        search: proposes the settings of stage 1 instead of a grid.
+        seeds: of the final runs, at least one; 3 or more give a meaningful spread.
         selection_seeds: of the runs of stage 1, whose validation accuracies are averaged.
-        split_seed: decides the hold-out where the source has no validation split.
+        split_seed: determines the hold-out if the source has no validation split.
         val_fraction: of training, held out in that case.
-        report_on: "test" refits on training and validation and opens the test split once a final
-            run; "val" reports the validation split; "auto" is "test" where the source has one.
-        retention: measure what the adapted network kept of the base, on the reported images.
-        keep: what to keep of every final run beside its scores and logits: "adapters".
+        report_on: "test" refits on training and validation and opens the test split once per final
+            run; "val" reports the validation split; "auto" is "test" if the source has one.
+        retention: measure how much of the base the adapted network kept, on the reported images.
+        keep: what to keep of every final run besides its scores and logits: "adapters".
         allow_overlap: score a split that shares images with training, with and without them,
             instead of refusing the task.
         watch: train final runs on training images alone and score validation after every epoch.
-        protocol: "honest", or "as-published", which looks at the test split every epoch.
-        missing: tasks of the suite that the data root lacks, to be named in every table.
-        remarks: sentences to stand below every table.
+        protocol: "honest", or "as-published", which scores the test split every epoch.
+        missing: tasks of the suite that the data root lacks, to be listed in every table.
+        remarks: notes below every table.
     """
 
     name: str = "study"
@@ -247,7 +247,7 @@ class Study(Frozen):
         """The training configuration of one run.
 
         Raises:
-            VituneError: a setting that is unknown, out of range or the protocol's to decide.
+            VituneError: a setting that is unknown, out of range or set by the protocol.
         """
         values: dict[str, Any] = {"epochs": self.epochs}
         of_task = variant.task_settings.get(task.name, {})
@@ -262,8 +262,8 @@ class Study(Frozen):
             values["lr"] = float(factor) * method.default_lr(self.backbone)
         if values.get("optimiser") == "sgd" and "lr" not in values:
             raise VituneError(
-                f"setting: got optimiser 'sgd' without lr for {variant.label!r}, expected a rate: "
-                "the methods' own rates are AdamW's."
+                f"setting: got optimiser 'sgd' without lr for {variant.label!r}, expected a "
+                "learning rate: the methods' default rates are for AdamW."
             )
         arguments = {**variant.method_args, **values.pop("method_args", {})}
         if method.solved:
@@ -315,7 +315,7 @@ def _require_free(setting: Setting) -> None:
     for name in setting:
         if name in SET_BY_STUDY:
             raise VituneError(
-                f"setting: got {name!r}, expected none that the protocol decides "
+                f"setting: got {name!r}, expected none that the protocol sets "
                 f"({', '.join(sorted(SET_BY_STUDY))})."
             )
         if name not in TrainConfig.model_fields and name not in EXTRA_SETTINGS:
@@ -326,12 +326,12 @@ def _require_free(setting: Setting) -> None:
 
 
 def _require_searchable(study: Study) -> None:
-    """A search needs a space of its own, and no grid beside it."""
+    """Check that a search has its own space and no grid."""
     assert study.search is not None
     if len(study.grid) > 1 or any(v.grid is not None for v in study.variants):
-        raise VituneError("search: got a grid as well, expected one of the two.")
+        raise VituneError("search: got a grid as well, expected only one of the two.")
     if "epochs" in study.search.space:
-        raise VituneError("space: got 'epochs', expected none: rungs and refits decide them.")
+        raise VituneError("space: got 'epochs', expected none: rungs and refits set them.")
     for name, choices in study.search.space.items():
         if not isinstance(choices, Range) and not choices:
             raise VituneError(f"space: got no choices of {name!r}, expected 1 or more.")

@@ -37,14 +37,14 @@ Pair = tuple[Variant, Task]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a study brought.
+    """The result of a study.
 
     Args:
-        results: of the final cells, in the study's order; one per variant, task and seed, those
-            that failed or could not be run included.
+        results: of the final cells, in the study's order; one per variant, task and seed, including
+            those that failed or could not be run.
         selection: results of stage 1.
         choices: one per variant and task that found a setting.
-        num_reused: cells whose result was there before.
+        num_reused: cells whose result already existed.
     """
 
     study: Study
@@ -55,29 +55,29 @@ class Outcome:
 
     @property
     def failures(self) -> tuple[CellResult, ...]:
-        """Runs that broke down, in either stage; the next run of the study tries them again."""
+        """Runs that failed with an error, in either stage; the study's next run retries them."""
         return tuple(r for r in (*self.selection, *self.results) if r.status == "failed")
 
     @property
     def diverged(self) -> tuple[CellResult, ...]:
-        """Final runs whose loss became non-finite; in stage 1 that only speaks of a setting."""
+        """Final runs whose loss became non-finite; in stage 1 that only concerns a setting."""
         return tuple(r for r in self.results if r.status == "diverged")
 
 
 class Watcher:
-    """Is told how a study goes on; ignores it. The command line draws with a subclass."""
+    """Receives a study's progress and ignores it; the command line shows it with a subclass."""
 
     def planned(self, num_cells: int) -> None:
-        """So many cells at most are to come."""
+        """At most this many cells are to come."""
 
     def refused(self, task: Task, error: DataError) -> None:
-        """The images of a task cannot be used; the study goes on without it."""
+        """The images of a task cannot be used; the study continues without it."""
 
     def started(self, cells: Sequence[Cell]) -> None:
-        """These cells are handed out."""
+        """Cells are handed out."""
 
     def finished(self, result: CellResult, reused: bool) -> None:
-        """A cell is settled or has failed."""
+        """A cell has finished or failed."""
 
     def chosen(self, choice: Choice) -> None:
         """Stage 1 of a variant on a task is over."""
@@ -91,17 +91,17 @@ def run_study(
     watcher: Watcher | None = None,
     fresh: bool = False,
 ) -> Outcome:
-    """Run what is not yet in `out`, keep every result there, and return them all.
+    """Run what is not yet in `out`, store every result there, and return them all.
 
     Args:
-        out: the study's folder; one that was killed is continued where it was.
+        out: the study's folder; one that was killed continues where it stopped.
         executor: where cells run; None is this process, one after the other.
-        fresh: run again what other versions of the libraries or another device ran.
+        fresh: repeat runs made by other versions of the libraries or on another device.
 
     Raises:
         VituneError: `out` holds another study, the backbone cannot be used, or the data of no
-            task can. A task whose data cannot be used does not stop the others, and neither does
-            a cell that fails: both are among the failures, and the next run tries them again.
+            task can. A task whose data cannot be used does not stop the others, nor does
+            a cell that fails: both are among the failures, and the next run retries them.
     """
     executor, watcher = executor or InProcess(), watcher or Watcher()
     executor.bench.forget_changed()
@@ -112,7 +112,7 @@ def run_study(
 
 @dataclass
 class _Run:
-    """One pass over a study, and what has come back so far."""
+    """One pass over a study, and the results so far."""
 
     study: Study
     planner: Planner
@@ -172,7 +172,7 @@ class _Run:
         self.results += [by_address[cell.address].for_cell(cell) for cell in final]
 
     def _searched(self, tasks: Sequence[Task]) -> dict[tuple[str, str], Searcher]:
-        """Stage 1 of every variant on these tasks, all searches in step."""
+        """Stage 1 of every variant on these tasks, with all searches in lockstep."""
         searches: dict[tuple[str, str], Searcher] = {}
         for variant, task in self._pairs(tasks):
             found = self._unless_refused(
@@ -196,7 +196,7 @@ class _Run:
                 searches[pair].tell(found_now)
 
     def _completed(self, cells: Sequence[Cell]) -> Mapping[str, CellResult]:
-        """Results by address; cells that are one and the same run once."""
+        """Results by address; identical cells run only once."""
         unique = {cell.address: cell for cell in cells}
         if not unique:
             return {}
@@ -212,7 +212,7 @@ class _Run:
         return found
 
     def _unless_refused(self, task: Task, act: Callable[[], T]) -> T | None:
-        """What `act` gives; None where the task's data cannot be used, now or before."""
+        """The result of `act`; None if the task's data cannot be used, now or before."""
         if task.name in self.refused:
             return None
         try:

@@ -1,4 +1,4 @@
-"""What a published script does otherwise than vitune: plain values of the as-published protocol."""
+"""How a published script deviates from vitune: plain values of the as-published protocol."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ class OfficialRecipe(BaseModel):
     """How the authors' script trains and scores; the defaults are vitune's own ways.
 
     Args:
-        rate_per: the learning rate is set at each optimiser step, or stands still for an epoch.
-        lag_epochs: with "epoch", epochs by which the rate comes late.
-        cosine_from: the cosine begins after the warm-up, or counts the warm-up within its length.
-        least_factor: the rate never falls below so many times its peak.
+        rate_per: the learning rate is set at each optimiser step, or is constant for an epoch.
+        lag_epochs: with "epoch", epochs by which the rate lags.
+        cosine_from: the cosine begins after the warm-up, or includes the warm-up in its length.
+        least_factor: the rate never falls below this multiple of its peak.
         cooldown_epochs: epochs after the cosine's end, at the least rate, on top of `epochs`.
         restart_epochs: length of the first of many cosines to 0 without warm-up; 0 is one cosine.
-        restart_factor: times the length of the cosine before.
+        restart_factor: length of a cosine relative to the previous one.
         element_dropout: p of element-wise dropout on both residual branches, rising linearly from
             0 in the first block to p in the last.
         renormalised_drop_path: stochastic depth's mask is divided by its mean over the batch.
         train_on: images of the final runs, "trainval" (training and validation) or "train".
-        score_every: epochs from one scoring of the test split to the next; the last one counts too.
-        skip_epochs: epochs at the start that the maximum leaves out.
+        score_every: epochs between scorings of the test split; the last epoch is always scored.
+        skip_epochs: epochs at the start that the maximum ignores.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

@@ -41,10 +41,10 @@ Train = Callable[..., Trained]
 def complete(
     cell: Cell, store: Store, bench: Workbench, *, train: Train = fit
 ) -> tuple[CellResult, bool]:
-    """The settled result of a cell, run now unless the store has it; never raises for one cell.
+    """The result of a cell, run now unless the store has it; never raises for a single cell.
 
     Returns:
-        The result, and whether it was there already.
+        The result, and whether it already existed.
     """
     try:
         with store.claimed(cell.address):
@@ -63,7 +63,7 @@ def complete(
 
 
 def serves(found: CellResult, cell: Cell, store: Store) -> bool:
-    """Whether a stored result is all that the cell asks for."""
+    """Whether a stored result has everything that the cell requests."""
     if not found.is_settled or (cell.fresh and is_outdated(found)):
         return False
     wants_adapter = "adapters" in cell.keep and found.status == "done"
@@ -71,14 +71,14 @@ def serves(found: CellResult, cell: Cell, store: Store) -> bool:
 
 
 def is_outdated(found: CellResult) -> bool:
-    """Whether other versions or another kind of device than this process has made it."""
+    """Whether other versions or another kind of device made it."""
     on_gpu = torch.cuda.is_available() and found.config.get("device") != "cpu"
     device = torch.cuda.get_device_name() if on_gpu else "cpu"
     return found.versions != versions_here() or found.device_kind not in (None, device)
 
 
 def versions_here() -> dict[str, str]:
-    """Versions of vitune and the libraries, and the commit of vitune where it is known."""
+    """Versions of vitune and the libraries, and the commit of vitune if known."""
     here = Environment.here()
     commit = {} if here.commit is None else {"vitune-source": here.commit[:12] + here.commit[40:]}
     return {**here.packages, **commit}
@@ -87,7 +87,7 @@ def versions_here() -> dict[str, str]:
 def run_cell(
     cell: Cell, bench: Workbench, *, out: Path | None = None, train: Train = fit
 ) -> CellResult:
-    """Train and score one cell; what goes wrong becomes part of the result.
+    """Train and score one cell; errors become part of the result.
 
     Args:
         out: the study's folder, for logits and adapters; None keeps neither.
@@ -152,7 +152,7 @@ def _run(cell: Cell, bench: Workbench, out: Path | None, train: Train) -> CellRe
 def _reported(
     cell: Cell, bench: Workbench, trained: Trained, splits: Splits, out: Path | None
 ) -> dict[str, Any]:
-    """Scores on the reported split and what else a final run leaves, by field of the result."""
+    """Scores on the reported split and the other outputs of a final run, by field of the result."""
     if cell.scored_on == "test":
         split = planned_test(cell, bench, splits)
     else:
@@ -174,13 +174,13 @@ def _reported(
 
 
 def _scores_of_part(logits: Tensor, split: Split, chosen: np.ndarray) -> Scores | None:
-    """Scores of the chosen images; None where that is all of them."""
+    """Scores of the chosen images; None if all are chosen."""
     if chosen.all():
         return None
     if not chosen.any():
         raise DataError(
-            f"split {split.name!r}: got no image that training does not hold too, expected at "
-            "least one. Give the task a test split of its own."
+            f"split {split.name!r}: got only images that are also in training, expected at least "
+            "one other. Give the task a separate test split."
         )
     kept = np.flatnonzero(chosen)
     return score(logits[torch.from_numpy(kept)], split.subset(kept))
@@ -189,13 +189,13 @@ def _scores_of_part(logits: Tensor, split: Split, chosen: np.ndarray) -> Scores 
 def train_within_memory(
     config: TrainConfig, splits: Splits, observer: Observer, *, train: Train = fit
 ) -> tuple[Trained, tuple[str, ...]]:
-    """`fit`, and where memory runs out again with smaller batches of the same total.
+    """`fit`; if memory runs out, again with smaller batches of the same total.
 
     Returns:
         The trained model, and a sentence if the batch had to be divided.
 
     Raises:
-        MemoryError, RuntimeError: no memory even with one image a batch.
+        MemoryError, RuntimeError: out of memory even with one image per batch.
     """
     asked = config.batch_size
     while True:

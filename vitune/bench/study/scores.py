@@ -38,7 +38,7 @@ def score(logits: Tensor, split: Split) -> Scores:
 
 
 def unshared_with(split: Split, training: Sequence[Split | None]) -> np.ndarray:
-    """(b,) true for an image of `split` whose file no split of `training` holds."""
+    """(b,) true for an image of `split` whose file is in no split of `training`."""
     known = {
         digest.tobytes()
         for other in training
@@ -50,11 +50,11 @@ def unshared_with(split: Split, training: Sequence[Split | None]) -> np.ndarray:
 
 
 def packed(correct: np.ndarray) -> str:
-    """A bit an image as hex digits."""
+    """One bit per image, as hex digits."""
     return np.packbits(np.asarray(correct, bool)).tobytes().hex()
 
 
 def unpacked(text: str, num_images: int) -> np.ndarray:
-    """(num_images,) bool out of `packed`'s digits."""
+    """(num_images,) bool from `packed`'s digits."""
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))
     return bits[:num_images].astype(bool)

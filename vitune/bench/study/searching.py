@@ -1,4 +1,4 @@
-"""Stage 1: which settings are tried."""
+"""Stage 1: choosing which settings to try."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Searcher(Protocol):
     """One variant's search on one task: an ask/tell interface, so that several can interleave.
 
     `ask` gives the cells to run next and nothing when the search is over; `tell` takes their
-    results in the same order; `choice` is the setting found, None where none finished.
+    results in the same order; `choice` is the chosen setting, None if none finished.
     """
 
     def ask(self) -> list[Cell]: ...
@@ -27,7 +27,7 @@ class Searcher(Protocol):
 
 
 def new_searcher(planner: Planner, variant: Variant, task: Task, folder: Path) -> Searcher:
-    """The search that the study asks for; its storage, if it has one, lies in `folder`."""
+    """The search that the study requests; its storage, if any, is in `folder`."""
     if planner.study.search is None:
         return GridSearch(planner, variant, task)
     from vitune.bench.study.optuna_search import OptunaSearch
@@ -36,7 +36,7 @@ def new_searcher(planner: Planner, variant: Variant, task: Task, folder: Path) -
 
 
 class GridSearch:
-    """Every setting of the grid at once; none where there is one alone."""
+    """Every setting of the grid at once; none if there is only one."""
 
     def __init__(self, planner: Planner, variant: Variant, task: Task) -> None:
         self.study, self.variant, self.task = planner.study, variant, task

@@ -1,4 +1,4 @@
-"""Results on disk by content address: a file is whole or absent, and no cell runs twice at once."""
+"""Results on disk by content address: files are atomic, and no cell runs twice at once."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LOG = logging.getLogger(__name__)
 
 
 class Store:
-    """The folder of a study: `cells/ADDRESS.json`, one a cell, beside the study's own files.
+    """The folder of a study: `cells/ADDRESS.json`, one per cell, next to the study's own files.
 
     Args:
-        path: the folder; it is made when the first result is written.
+        path: the folder; it is created when the first result is written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -27,15 +27,15 @@ class Store:
 
     @property
     def cells(self) -> Path:
-        """Where results lie."""
+        """The folder of the results."""
         return self.path / "cells"
 
     def file(self, address: str) -> Path:
-        """Where the result of a cell lies."""
+        """The path of a cell's result."""
         return self.cells / f"{address}.json"
 
     def read(self, address: str) -> CellResult | None:
-        """The result at an address; None where there is none, or only a damaged one (logged)."""
+        """The result at an address; None if there is none, or only a damaged one (logged)."""
         path = self.file(address)
         try:
             result = CellResult.from_json(path.read_text())
@@ -50,15 +50,15 @@ class Store:
         return result
 
     def write(self, result: CellResult) -> None:
-        """Write a result in one step.
+        """Write a result atomically.
 
         Raises:
-            OSError: whatever the file system says; an earlier file is then as it was.
+            OSError: whatever the file system says; an earlier file is then unchanged.
         """
         write_atomic(self.file(result.address), result.to_json())
 
     def results(self) -> Iterator[CellResult]:
-        """Every whole result, by address."""
+        """Every intact result, by address."""
         for path in sorted(self.cells.glob("*.json")):
             found = self.read(path.stem)
             if found is not None:
@@ -66,7 +66,7 @@ class Store:
 
     @contextmanager
     def claimed(self, address: str) -> Iterator[None]:
-        """Within: no other process on this file system runs the cell; it waits for us to end.
+        """Inside, no other process on this file system runs the cell; it waits for this one.
 
         The operating system drops the claim of a process that dies.
         """
@@ -76,5 +76,5 @@ class Store:
         with path.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-            if self.file(address).exists():  # whoever waits for the claim reads the result first
+            if self.file(address).exists():  # a waiting process reads the result first
                 path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A run stores a result only of the images and weights that it was planned with."""
+"""A run stores a result only for the images and weights that it was planned with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def planned_data(cell: Cell, bench: Workbench) -> TaskData:
         found = data.hashes(refit=cell.config.refit, scored_on=cell.scored_on)
         if facts.identity == cell.identity and found == cell.split_hashes:
             return data
-        if may_read_again:  # what this process kept may be older than the plan
+        if may_read_again:  # this process may hold data older than the plan
             bench.forget()
     if facts.identity != cell.identity:
         raise _changed_weights(cell)
@@ -31,7 +31,7 @@ def planned_data(cell: Cell, bench: Workbench) -> TaskData:
 
 
 def planned_test(cell: Cell, bench: Workbench, splits: Splits) -> Split:
-    """The test split, decoded from the very bytes that the cell was planned with."""
+    """The test split, decoded from the same bytes that the cell was planned with."""
     for may_read_again in (True, False):
         split = bench.open_test(cell.config, splits.classes)
         if hash_of(split) == cell.split_hashes["test"]:
@@ -42,7 +42,7 @@ def planned_test(cell: Cell, bench: Workbench, splits: Splits) -> Split:
 
 
 def require_planned_weights(cell: Cell, bench: Workbench) -> None:
-    """The run read the backbone's files once more: they must still be what was hashed."""
+    """Check that the backbone's files, read again by the run, are still those that were hashed."""
     now = hashes_of_files(cell.config.backbone, cell.config.checkpoint)
     if now != bench.facts(cell.config).files:
         bench.forget()
@@ -52,12 +52,12 @@ def require_planned_weights(cell: Cell, bench: Workbench) -> None:
 def _changed_images(cell: Cell, which: str) -> DataError:
     return DataError(
         f"images of {cell.config.data!r}: got other files of {which} than the study was planned "
-        "with, expected them to stay as they are while it runs. Run the study again."
+        "with, expected them not to change while it runs. Run the study again."
     )
 
 
 def _changed_weights(cell: Cell) -> BackboneError:
     return BackboneError(
         f"backbone {cell.config.backbone!r}: got other weights or preprocessing than the study was "
-        "planned with, expected its files to stay as they are while it runs. Run the study again."
+        "planned with, expected its files not to change while it runs. Run the study again."
     )

@@ -1,4 +1,4 @@
-"""What one process keeps between cells: the backbone's facts and a few tasks' images."""
+"""What one process caches between cells: the backbone's facts and a few tasks' images."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class BackboneFacts:
-    """What is known of a backbone before any run.
+    """The facts about a backbone before any run.
 
     Args:
         fingerprint: of all frozen weights but the head's, as adapters record it.
@@ -57,13 +57,13 @@ class BackboneFacts:
 
 
 class TaskData:
-    """The images of a task that training may see, each division decoded when first asked for.
+    """The images of a task for training, each split decoded on first use.
 
     Args:
         load: decodes the splits of the names given.
         test: hash of the test split's files, unopened; None without one.
         has_val: whether the source has a validation split of its own.
-        source: hash over all files and labels of the source, in order, decodable or not.
+        source: hash over all files and labels of the source, in order, whether decodable or not.
     """
 
     def __init__(
@@ -88,19 +88,19 @@ class TaskData:
         return replace(splits, train=splits.trainval, val=None, trainval=None)
 
     def refits(self, asked: bool) -> bool:
-        """Whether final runs train on validation images: those cut from training always come back.
+        """Whether final runs train on validation images; those held out of training always rejoin.
 
         Args:
-            asked: whether they are to train on a validation split of the source's own, too.
+            asked: whether to train also on the source's own validation split.
         """
         return asked or not self.has_val
 
     def divided(self, *, refit: bool) -> Splits:
-        """What a run trains on and watches."""
+        """The splits that a run trains and validates on."""
         return self.refit if refit else self.selection
 
     def hashes(self, *, refit: bool, scored_on: str) -> dict[str, str]:
-        """Hashes of the splits that decide the result of a run."""
+        """Hashes of the splits that affect the result of a run."""
         found = dict(self._of_refit if refit else self._of_selection)
         if scored_on == "test":
             found.pop("val", None)
@@ -127,13 +127,13 @@ class Workbench:
         self._tests: OrderedDict[tuple[str, ...], Split] = OrderedDict()
 
     def forget(self) -> None:
-        """Read everything anew when it is next asked for."""
+        """Read everything again on next use."""
         self._facts.clear()
         self._tasks.clear()
         self._tests.clear()
 
     def forget_changed(self) -> None:
-        """Read anew, when it is next asked for, whatever changed on disk since it was read."""
+        """Read again, on next use, whatever has changed on disk."""
         listed = {key[0]: _listing(key[0]) for key in (*self._tasks, *self._tests)}
         for key, data in list(self._tasks.items()):
             if combined(listed[key[0]]) != data.source:
@@ -169,13 +169,13 @@ class Workbench:
         return replace(known, preprocessing=config.prepared(known.preprocessing))
 
     def check(self, config: TrainConfig, *, allow_overlap: bool = False) -> ImageList:
-        """See that the task's source can be used, before anything is trained on it.
+        """Check that the task's source can be used, before anything is trained on it.
 
-        Splits must not share images, and every file of the test split must be whole: each is
-        decoded once and its pixels are thrown away at once.
+        Splits must not share images, and every file of the test split must be intact: each is
+        decoded once and its pixels are discarded.
 
         Raises:
-            DataError: what `check_splits` and `require_readable` refuse.
+            DataError: raised by `check_splits` or `require_readable`.
         """
         listed = open_source(config.data)
         test = listed.splits.get("test", ())
@@ -186,7 +186,7 @@ class Workbench:
     def task(
         self, config: TrainConfig, split_seed: int, *, allow_overlap: bool = False
     ) -> TaskData:
-        """The task's training and validation images; its test images stay closed."""
+        """The task's training and validation images; its test images stay sealed."""
         prepared = self.facts(config).preprocessing
         train_size = augmentation(config.augment, prepared.image_size).train_size(
             prepared.image_size
@@ -223,7 +223,7 @@ class Workbench:
         return _kept(self._tasks, key, load)
 
     def open_test(self, config: TrainConfig, classes: tuple[str, ...]) -> Split:
-        """The test split, decoded; for a run whose training and selection are over."""
+        """The decoded test split, for a run that has finished training and selection."""
         prepared = self.facts(config).preprocessing
 
         def load() -> Split:
@@ -233,7 +233,7 @@ class Workbench:
 
 
 def _listing(spec: str) -> dict[str, str]:
-    """The hashes of a source that may be gone by now."""
+    """The hashes of a source whose files may be gone."""
     try:
         return hashes_of_source(open_source(spec))
     except (DataError, OSError):
@@ -245,7 +245,7 @@ def _data_key(config: TrainConfig, prepared: Preprocessing) -> tuple[str, ...]:
 
 
 def _kept(cache: OrderedDict[tuple[str, ...], T], key: tuple[str, ...], load: Callable[[], T]) -> T:
-    """The value at `key`, loaded where it is not there; only the latest few stay."""
+    """The value at `key`, loaded if missing; only the latest few are kept."""
     if key not in cache:
         while len(cache) >= KEPT_TASKS:
             cache.popitem(last=False)

@@ -91,7 +91,7 @@ DEMO: tuple[tuple[str, str, str], ...] = (
 SOURCES = {
     "vtab1k": (
         "the 'processed' VTAB-1k export of the NOAH project (github.com/ZhangYuanhan-AI/NOAH, "
-        "data preparation), one folder a task with images/ and four lists"
+        "data preparation), one folder per task with images/ and four lists"
     ),
     "fgvc": (
         "the data sets from their own sites and the JSON splits of the VPT project "

@@ -78,7 +78,7 @@ class RLRRConfig(MethodConfig):
 
     Raises:
         VituneError: a value outside those named here, or two that contradict each other.
-        BackboneError: at injection, where a role asked for is not in the backbone.
+        BackboneError: at injection, if a requested role is not in the backbone.
     Source: RLRR (CVPR 2024) eq. 5, Table 6 (sides, residual), 10 (init), 11 (w/o W), appendix C
         (rank), H (combination). Reconstructed where the paper is silent: the 1/√r for r > 1, all
         that `init` says of one side, of no residual and of no W.
