@@ -239,7 +239,8 @@ def _may_change(argv: list[str], code: int | None) -> bool:
 
 def _outputs(argv: list[str]) -> list[str]:
     """Where a command may write, relative to the folder."""
-    places = [after for word, after in itertools.pairwise(argv) if word == "--out"]
+    writable = {"--out", *(["--known"] if "--remember" in argv else [])}
+    places = [after for word, after in itertools.pairwise(argv) if word in writable]
     if argv[:2] == ["data", "fake"]:
         places += argv[2:3]
     if argv[0] == "demo" and not places:
