@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.torch_version import TorchVersion
 from torch.utils.checkpoint import checkpoint
 
 from vitune.backbones import find_sites, logits_of
@@ -127,6 +128,10 @@ def test_torch_func_gives_the_same_gradients(method: str, backbone: str) -> None
     assert agree({name: value.sum(0) for name, value in each.items()}, expected)
 
 
+@pytest.mark.skipif(
+    torch.__version__ < TorchVersion("2.10"),
+    reason="torch 2.6 cannot export PEFT's context manager; 2.10 is the oldest that was tried",
+)
 @each_method
 def test_unmerged_models_are_exported(method: str) -> None:
     model, x = trained(method, "vit"), images("vit")
