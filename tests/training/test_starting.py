@@ -180,6 +180,13 @@ def test_choose_best_saves_the_probe_where_training_did_harm(tmp_path: Path) -> 
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["asked"] == "rlrr"
 
 
+def test_a_probe_kept_instead_of_an_unmergeable_method_can_be_merged() -> None:
+    config = {**QUICK, "method": "vpt_deep", "lr": 30.0, "head_lr": 0.3, "select": "last"}
+    summary = fit(TrainConfig.make({**config, "choose_best": True})).summary
+    assert (summary.chosen, summary.method, summary.asked) == ("probe", "linear", "vpt_deep")
+    assert summary.mergeable
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -38,18 +38,11 @@ def facts_of(
     Args:
         settings: with every default filled in.
     """
-    method = get_method(settings.method)
     assert splits.train is not None
-    return RunSummary(
+    facts = RunSummary(
         method=settings.method,
-        method_title=method.title,
-        source=method.source,
         backbone=backbone.name,
-        num_trainable=counts.trainable,
-        num_trainable_without_head=counts.without_head,
-        num_head=counts.head,
         num_total=counts.total,
-        mergeable=method.mergeable,
         data=settings.data,
         num_train=len(splits.train),
         num_val=0 if splits.val is None else len(splits.val),
@@ -69,6 +62,22 @@ def facts_of(
         seed=settings.seed,
         versions=installed_versions(),
         notice=notice,
+    )
+    return with_method(facts, settings.method, counts)
+
+
+def with_method(facts: RunSummary, name: str, counts: ParameterCounts) -> RunSummary:
+    """The facts with what depends on the method whose weights the run holds."""
+    method = get_method(name)
+    return replace(
+        facts,
+        method=method.name,
+        method_title=method.title,
+        source=method.source,
+        mergeable=method.mergeable,
+        num_trainable=counts.trainable,
+        num_trainable_without_head=counts.without_head,
+        num_head=counts.head,
     )
 
 

@@ -11,8 +11,9 @@ from peft import PeftModel
 from vitune.adapters import attach, load_adapter
 from vitune.backbones import load_backbone
 from vitune.counts import count_parameters, trained_parts
-from vitune.methods import PROBE, get_method
+from vitune.methods import PROBE
 from vitune.runs import Calibration, Reported, RunFolder
+from vitune.training.accounting import with_method
 from vitune.training.keeping import Trained, backbone_arguments, write_result
 from vitune.training.probing import Probe
 from vitune.training.train_config import TrainConfig
@@ -28,19 +29,11 @@ def probe_instead(
     """The probe as the run's result; the adapted network moves to RUN/adapted."""
     alone = _probe_alone(settings, folder, probe, len(trained.classes))
     model = alone.to(accelerator.device)
-    counts = count_parameters(model)
-    method = get_method(PROBE)
     found = trained.summary.calibration or Calibration()
     summary = replace(
-        trained.summary,
+        with_method(trained.summary, PROBE, count_parameters(model)),
         chosen="probe",
         asked=settings.method,
-        method=method.name,
-        method_title=method.title,
-        source=method.source,
-        num_trainable=counts.trainable,
-        num_trainable_without_head=counts.without_head,
-        num_head=counts.head,
         trained_parts=trained_parts(model),
         reported=Reported("probe", 0, probe.val_accuracy),
         calibration=replace(found, temperature=probe.temperature),
@@ -49,7 +42,7 @@ def probe_instead(
     if folder is not None and accelerator.is_main_process:
         folder.summary.unlink()
         shutil.copytree(folder.adapter, folder.path / "adapted", dirs_exist_ok=True)
-        update = {"method": method.name, "method_args": {}, "tokens": "keep"}
+        update = {"method": PROBE, "method_args": {}, "tokens": "keep"}
         chosen = write_result(chosen, folder, settings.model_copy(update=update))
     return chosen
 
