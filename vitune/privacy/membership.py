@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
-from scipy.special import betaincinv, log_softmax, logsumexp, ndtri
+from scipy.special import log_softmax, logsumexp, ndtri
 from scipy.stats import hypergeom
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from vitune.errors import VituneError
+from vitune.exits import upper_bound
 
 Values = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -106,8 +107,8 @@ def log_confidences(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Values:
 def log_ratios(target: Values, references: Values, was_out: Mask, a: float) -> Values:
     """log Pr(x | θ) / Pr(x) with Pr(x) = ((1 + a) Pr_out(x) + 1 - a) / 2, RMIA without IN runs.
 
-    Pr_out(x) is the mean confidence of the reference runs that did not train on x. RMIA's score
-    of x (`dominated`) rises with this ratio for any fixed population, so that both have one ROC.
+    Pr_out(x) is what `log_outside` gives the log of. RMIA's score of x (`dominated`) rises with
+    this ratio for any fixed population, so that both have one ROC.
 
     Shapes: target (b,), references (r, b) log confidences, was_out (r, b); returns (b,).
     Args:
@@ -116,16 +117,27 @@ def log_ratios(target: Values, references: Values, was_out: Mask, a: float) -> V
         VituneError: an image that all reference runs trained on.
     Source: Zarifzadeh et al. (ICML 2024), offline variant.
     """
+    outside = log_outside(references, was_out)
+    with np.errstate(divide="ignore"):
+        parts = np.log(np.array([(1 + a) / 2, (1 - a) / 2]))
+    found: Values = target - np.logaddexp(outside + parts[0], parts[1])
+    return found
+
+
+def log_outside(references: Values, was_out: Mask) -> Values:
+    """Log of the mean confidence of the reference runs that did not train on an image.
+
+    Shapes: references (r, b) log confidences, was_out (r, b); returns (b,).
+    Raises:
+        VituneError: an image that all reference runs trained on.
+    """
     counts = was_out.sum(0)
     if not counts.all():
         raise VituneError(
             f"reference runs: got {int((counts == 0).sum())} images that all of them trained on, "
             "expected one run without each. Train more."
         )
-    outside = logsumexp(references, axis=0, b=was_out) - np.log(counts)
-    with np.errstate(divide="ignore"):
-        parts = np.log(np.array([(1 + a) / 2, (1 - a) / 2]))
-    found: Values = target - np.logaddexp(outside + parts[0], parts[1])
+    found: Values = logsumexp(references, axis=0, b=was_out) - np.log(counts)
     return found
 
 
@@ -227,14 +239,13 @@ def tpr_at(members: Values, others: Values, rate: float) -> TprAt | None:
 
 
 def clopper_pearson(successes: int, trials: int) -> Estimate:
-    """k/n with its exact 95 % interval: quantiles of Beta(k, n - k + 1) and Beta(k + 1, n - k).
+    """k/n with its exact 95 % interval: a one-sided bound from above and, of failures, from below.
 
     Source: Clopper and Pearson, Biometrika 1934, two-sided.
     """
-    half, failures = (1 - CONFIDENCE) / 2, trials - successes
-    low = betaincinv(successes, failures + 1, half) if successes else 0.0
-    high = betaincinv(successes + 1, failures, 1 - half) if failures else 1.0
-    return Estimate(successes / trials, float(low), float(high))
+    half = (1 - CONFIDENCE) / 2
+    low = 1 - upper_bound(trials - successes, trials, half)
+    return Estimate(successes / trials, low, upper_bound(successes, trials, half))
 
 
 def estimated_auc(scores: Values, is_member: Mask) -> Estimate:

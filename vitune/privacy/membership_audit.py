@@ -26,6 +26,7 @@ from vitune.privacy.membership import (
     estimated_auc,
     judged,
     log_confidences,
+    log_outside,
     log_ratios,
     most_allowed,
 )
@@ -160,7 +161,9 @@ class _Audit:
                 scores = log_ratios(own, references, ~self.trained_on, choices[title])
                 results.append(judge("rmia", scores=scores))
             if name == RUN:
-                outside = self._outside(references)
+                outside = None
+                if len(references):
+                    outside = np.exp(log_outside(references, ~self.trained_on))
                 exposed = self._exposed(scores, own, outside)
                 blind = None if outside is None else estimated_auc(outside, self.is_member)
         return self._told(results, choices, exposed, blind)
@@ -219,14 +222,6 @@ class _Audit:
         """Log confidences (b,) at temperature 1: whoever holds the adapter can undo its own."""
         logits = torch.cat(list(run.logits(self.pool))) * run.card.temperature
         return log_confidences(logits.numpy(), self.pool.labels)
-
-    def _outside(self, references: Values) -> Values | None:
-        """Mean confidence (b,) of the reference runs that did not train on an image."""
-        if not len(references):
-            return None
-        was_out = ~self.trained_on
-        found: Values = np.where(was_out, np.exp(references), 0.0).sum(0) / was_out.sum(0)
-        return found
 
     def _exposed(self, scores: Values, own: Values, outside: Values | None) -> tuple[Exposed, ...]:
         members = np.flatnonzero(self.is_member)
