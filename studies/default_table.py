@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections import defaultdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 PROBE = "linear"
@@ -59,10 +59,6 @@ def main() -> None:
         for run in seeds.values()
     )
     print(f"\nlargest calibration error: {worst[0]:.3f} ({worst[2]} on {worst[1]})")
-
-
-def mean(values: Any) -> float:
-    return statistics.mean(values)
 
 
 if __name__ == "__main__":

@@ -35,15 +35,12 @@ def quantised(file: Path, kind: str, images: Pixels) -> None:
     kept = {entry.key: entry.value for entry in graph.metadata_props}
     # Shapes recorded by the exporter contradict those of the quantised operations.
     del graph.graph.value_info[:]
-    kept_float = [*_products_of_activations(graph), *_outer_products(graph)]
-    # ONNX Runtime splits a Gemm into a MatMul of this name and an Add before it looks for names.
-    kept_float += [f"{name}_MatMul" for name in kept_float]
     with TemporaryDirectory(dir=file.parent) as aside, quiet():
         plain, result = Path(aside) / "plain.onnx", Path(aside) / "int8.onnx"
         onnx.save(graph, plain)
         common: dict[str, Any] = {
             "op_types_to_quantize": list(PRODUCTS),
-            "nodes_to_exclude": kept_float,
+            "nodes_to_exclude": _float_products(graph),
             "per_channel": True,
             "weight_type": QuantType.QInt8,
         }
@@ -62,27 +59,21 @@ def quantised(file: Path, kind: str, images: Pixels) -> None:
         onnx.save(made, file)
 
 
-def _products_of_activations(graph: Any) -> list[str]:
-    """Names of the matrix products without a weight on either side."""
+def _float_products(graph: Any) -> list[str]:
+    """Names of the matrix products that stay float: without a weight, and the first and last."""
     weights = {tensor.name for tensor in graph.graph.initializer}
-    return [
-        node.name
-        for node in graph.graph.node
-        if node.op_type == "MatMul" and not weights.intersection(node.input)
-    ]
-
-
-def _outer_products(graph: Any) -> list[str]:
-    """Names of the first products with a weight, and of those behind which there is no other."""
-    weights = {tensor.name for tensor in graph.graph.initializer}
-    weighted = [
-        node
-        for node in graph.graph.node
-        if node.op_type in PRODUCTS and weights.intersection(node.input)
-    ]
+    weighted, found = [], []
+    for node in graph.graph.node:
+        if node.op_type in PRODUCTS:
+            if weights.intersection(node.input):
+                weighted.append(node)
+            else:
+                found.append(node.name)
     # Where queries, keys and values are three products, all three read the first one's input.
-    first = [node.name for node in weighted if node.input[0] == weighted[0].input[0]]
-    return first + _last_products(graph)
+    found += [node.name for node in weighted if node.input[0] == weighted[0].input[0]]
+    found += _last_products(graph)
+    # ONNX Runtime splits a Gemm into a MatMul of this name and an Add before it looks for names.
+    return found + [f"{name}_MatMul" for name in found]
 
 
 def _last_products(graph: Any) -> list[str]:
