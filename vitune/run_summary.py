@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -151,16 +150,18 @@ class Verdict:
 
     @property
     def paid(self) -> bool:
-        """Whether adapting was better at all; cross-entropy decides where accuracies tie."""
-        return self.gain > 0 or (self.gain == 0 and self.loss_gain > 0)
+        """Whether to prefer the adapted network; False where it is the probe itself."""
+        return not self.probe_is_better and (self.gain, self.loss_gain) != (0, 0)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether accuracies differ by more than one standard error of the difference."""
+        return self.gain_error is not None and abs(self.gain) > self.gain_error
 
     @property
     def probe_is_better(self) -> bool:
         """Whether to prefer the probe: within one standard error, cross-entropy decides."""
-        error = math.inf if self.gain_error is None else self.gain_error
-        if abs(self.gain) > error:
-            return self.gain < 0
-        return self.loss_gain < 0
+        return self.gain < 0 if self.is_clear else self.loss_gain < 0
 
     def as_dict(self) -> dict[str, Any]:
         """For summary.json."""
