@@ -99,11 +99,16 @@ def per_image_reduction(
         grad = grad.to(x.dtype)
         if not exact and _reduces_in_bf16(x.flatten(0, 1), weight):
             x, grad = x.bfloat16(), grad.bfloat16()
-        pairs = [
-            _scale_gradients(of_y, of_x, weight, scale_out, scale_in)
-            for of_x, of_y in zip(x, grad, strict=True)
-        ]
-    of_out, of_in = (torch.stack(values) for values in zip(*pairs, strict=True))
+        num_images = REDUCTION_TILE // weight.numel()
+        if num_images > 1:  # so small a W that several images fit into one tile
+            chunks = zip(grad.split(num_images), x.split(num_images), strict=True)
+            pairs = [_tile_gradients(*each, weight, scale_out, scale_in) for each in chunks]
+            join = torch.cat
+        else:
+            each_image = zip(grad, x, strict=True)
+            pairs = [_scale_gradients(*each, weight, scale_out, scale_in) for each in each_image]
+            join = torch.stack
+    of_out, of_in = (join(values) for values in zip(*pairs, strict=True))
     return of_out, of_in
 
 
@@ -126,10 +131,10 @@ def _tile_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, scale_out: Tensor, scale_in: Tensor
 ) -> tuple[Tensor, Tensor]:
     num_parts = len(scale_in)
-    change = (grad.T @ x).to(scale_out.dtype).mul_(weight)  # (k·t, i)
-    change = _by_part(change, num_parts)  # (k, t, i)
-    grad_out = (change @ scale_in.mT).flatten(0, 1)  # (k·t, r)
-    return grad_out, _by_part(scale_out, num_parts).mT @ change  # (k, r, i)
+    change = (grad.mT @ x).to(scale_out.dtype).mul_(weight)  # (..., k·t, i)
+    change = change.unflatten(-2, (num_parts, -1))  # (..., k, t, i)
+    grad_out = (change @ scale_in.mT).flatten(-3, -2)  # (..., k·t, r)
+    return grad_out, _by_part(scale_out, num_parts).mT @ change  # (..., k, r, i)
 
 
 def _reduces_in_bf16(x: Tensor, weight: Tensor) -> bool:
