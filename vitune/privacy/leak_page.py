@@ -26,6 +26,13 @@ TITLES = {
     "malicious": "Tampered backbone, method's own parameters",
     "head": "Tampered backbone, head alone",
 }
+SHORT = {
+    "labels": "Labels",
+    "honest": "Matching",
+    "malicious": "Tampered",
+    "head": "Tampered, head",
+}
+"""Titles for the narrow column of the table."""
 
 
 def write_leak_page(
@@ -49,7 +56,7 @@ def write_leak_page(
     page = write_page(
         target,
         "leak.html",
-        {"settings": settings, "rows": rows, "titles": TITLES, "shown": shown},
+        {"settings": settings, "rows": rows, "titles": SHORT, "shown": shown},
         folder=Path(__file__).parent / "templates",
     )
     values = {"method": settings.method, "backbone": settings.backbone, "data": settings.data}
@@ -59,9 +66,9 @@ def write_leak_page(
 
 
 def _sheet(images: Tensor) -> str:
-    """Images side by side as a data URI."""
+    """Images side by side as a data URI, nothing between them."""
     sizes = (TALL, max(1, round(TALL * images.shape[3] / images.shape[2])))
-    strip = Image.new("RGB", (len(images) * (sizes[1] + 4), sizes[0]), "white")
+    strip = Image.new("RGBA", (len(images) * (sizes[1] + 4) - 4, sizes[0]))
     for index, image in enumerate(images):
         pixels = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
         tile = Image.fromarray(pixels).resize((sizes[1], sizes[0]), Image.Resampling.NEAREST)
