@@ -87,7 +87,7 @@ class Client:
         lr: float = 5e-3,
         batch_size: int = 16,
     ) -> dict[str, Tensor]:
-        """Train from the server's numbers; `turn` counts the rounds from 1 and decides the order."""
+        """Train from the server's numbers; `turn`, the round from 1 on, decides the order."""
         self.set_numbers(received)
         optimiser = new_optimiser(self.model, lr, 0.0)
         generator = torch.Generator().manual_seed(turn)

@@ -64,7 +64,7 @@ def test_numbers_of_another_method_are_refused(simulate: ModuleType) -> None:
     (share, *_) = simulate.shares("demo:digits?train=100", 3)
     client, other = (simulate.Client(*share, method=method) for method in ("rlrr", "bitfit"))
     before = client.numbers()
-    with pytest.raises(ValueError, match="numbers from the server: got .* tensors of other names"):
+    with pytest.raises(ValueError, match=r"numbers from the server: got \d+ tensors"):
         client.set_numbers(other.numbers())
     after = client.numbers()
     assert all(torch.equal(after[name], value) for name, value in before.items())
