@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow test-breadth test-lowest fuzz browser docs check lint types clean
+.PHONY: setup demo test test-slow test-breadth test-lowest test-federated fuzz browser docs check lint types clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,15 @@ test-lowest:
 	$(LOWEST)/bin/uv pip install --python $(LOWEST) 'pytest>=8' pytest-xdist hypothesis
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist worksteal $(LOWEST_TESTS) $(NOT_LOWEST)
 
+# Flower needs older libraries than the other extras, so it has an environment of its own: the example
+# of a federation, and the command line with Flower's typer.
+FEDERATED := .venv-federated
+test-federated:
+	test -x $(FEDERATED)/bin/python || $(PYTHON) -m venv $(FEDERATED)
+	$(FEDERATED)/bin/python -m pip install --quiet uv
+	$(FEDERATED)/bin/uv pip install --python $(FEDERATED) --editable '.[federated]' 'pytest>=8'
+	OMP_NUM_THREADS=1 $(FEDERATED)/bin/python -m pytest tests/privacy/test_federated_example.py tests/cli/test_options.py
+
 # 2,000 damaged files, odd options, odd images and odd lists; `make test` runs 200 of this kind.
 # Another seed makes other cases: make fuzz FUZZ_SEED=1
 FUZZ_SEED ?= 0
@@ -65,4 +74,4 @@ types: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(FEDERATED) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

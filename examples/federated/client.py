@@ -1,89 +1,113 @@
-"""One client of a federation that trains an adapter and sends only its numbers.
+"""One client of a federation: it trains an adapter and sends only the adapter's numbers.
 
-The methods are those of Flower's NumPyClient, so that `flower_client` needs no further code;
-`simulate.py` runs them in a plain loop without Flower.
+Flower is not used here: `client_app.py` calls this from Flower, `simulate.py` from a plain loop.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitune.adapters import attach
 from vitune.backbones import load_backbone
-from vitune.data import Split, normalise
+from vitune.data import Split, load_splits, normalise
+from vitune.preprocessing import Preprocessing
 from vitune.training import new_optimiser
 
-Numbers = list[npt.NDArray[np.float32]]
+BACKBONE = "vitune/vit_micro_patch4_32"
+
+
+def numbers_of(model: nn.Module) -> dict[str, Tensor]:
+    """What is trained, by name: the adapter and the head. Nothing else is ever sent."""
+    return {n: value.detach() for n, value in model.named_parameters() if value.requires_grad}
+
+
+def start(method: str, num_classes: int) -> tuple[nn.Module, Preprocessing]:
+    """The network that the server and all clients start from, the same everywhere."""
+    torch.manual_seed(0)
+    backbone = load_backbone(BACKBONE, num_classes=num_classes)
+    return attach(backbone, method), backbone.preprocessing
+
+
+def shares(data: str, num_clients: int) -> list[tuple[Split, Split]]:
+    """The images of `data` dealt out: for each client, its own to train on and its own to score."""
+    preprocessing = load_backbone(BACKBONE).preprocessing
+    splits = load_splits(data, preprocessing, seed=0, include=("train", "val"))
+    assert splits.train is not None and splits.val is not None
+    return list(zip(*(_dealt(s, num_clients) for s in (splits.train, splits.val)), strict=True))
+
+
+def _dealt(split: Split, num_parts: int) -> list[Split]:
+    order = np.random.default_rng(0).permutation(len(split))
+    return [split.subset(part) for part in np.array_split(order, num_parts)]
 
 
 class Client:
-    """Trains `method` on its own images; the frozen backbone is never sent.
+    """Trains `method` on `images`, which never leave it, and scores it on `held_out`.
 
     Every client must hold the same backbone from the same source: check it with
     `vitune audit backbone` before joining.
     """
 
-    def __init__(
-        self, images: Split, *, backbone: str, method: str = "rlrr", seed: int = 0
-    ) -> None:
-        torch.manual_seed(seed)  # the same start for all clients
-        loaded = load_backbone(backbone, num_classes=len(images.classes))
-        self.model = attach(loaded, method)
-        pixels = torch.from_numpy(np.asarray(images.images)).permute(0, 3, 1, 2)
-        self.images = normalise(pixels, loaded.preprocessing)
-        self.labels = torch.from_numpy(images.labels)
+    def __init__(self, images: Split, held_out: Split, *, method: str = "rlrr") -> None:
+        self.model, preprocessing = start(method, len(images.classes))
+        self.images, self.labels = _tensors(images, preprocessing)
+        self.unseen, self.unseen_labels = _tensors(held_out, preprocessing)
 
-    def trained(self) -> list[nn.Parameter]:
-        """The names of the tensors that are sent, in the order of the model."""
-        return [value for value in self.model.parameters() if value.requires_grad]
+    def numbers(self) -> dict[str, Tensor]:
+        """A copy of what is trained."""
+        return {name: value.clone() for name, value in numbers_of(self.model).items()}
 
-    def get_parameters(self, config: dict[str, Any]) -> Numbers:
-        """The trained numbers alone."""
-        return [value.detach().numpy().copy() for value in self.trained()]
+    def set_numbers(self, received: Mapping[str, Tensor]) -> None:
+        """Take over the server's numbers.
 
-    def set_parameters(self, numbers: Numbers) -> None:
-        """Set the server's numbers."""
-        with torch.no_grad():
-            for value, received in zip(self.trained(), numbers, strict=True):
-                value.copy_(torch.from_numpy(received))
+        Raises:
+            ValueError: they are not those of this client's method and classes.
+        """
+        own = numbers_of(self.model)
+        if {n: v.shape for n, v in received.items()} != {n: v.shape for n, v in own.items()}:
+            raise ValueError(
+                f"numbers from the server: got {len(received)} tensors of other names or shapes, "
+                f"expected the {len(own)} that this client trains. Use the same backbone, method "
+                "and classes everywhere."
+            )
+        for name, value in received.items():
+            own[name].copy_(value)
 
-    def fit(self, parameters: Numbers, config: dict[str, Any]) -> tuple[Numbers, int, dict]:
-        """Train on the client's own images; return numbers, image count, and no metrics."""
-        self.set_parameters(parameters)
-        optimiser = new_optimiser(self.model, config.get("lr", 5e-3), 0.0)
-        generator = torch.Generator().manual_seed(config.get("round", 0))
+    def fit(
+        self,
+        received: Mapping[str, Tensor],
+        turn: int,
+        *,
+        epochs: int = 1,
+        lr: float = 5e-3,
+        batch_size: int = 16,
+    ) -> dict[str, Tensor]:
+        """Train from the server's numbers; `turn`, the round from 1 on, decides the order."""
+        self.set_numbers(received)
+        optimiser = new_optimiser(self.model, lr, 0.0)
+        generator = torch.Generator().manual_seed(turn)
         self.model.train()
-        for _ in range(config.get("epochs", 1)):
+        for _ in range(epochs):
             order = torch.randperm(len(self.labels), generator=generator)
-            for chosen in order.split(config.get("batch_size", 16)):
+            for chosen in order.split(batch_size):
                 F.cross_entropy(self.model(self.images[chosen]), self.labels[chosen]).backward()
                 optimiser.step()
                 optimiser.zero_grad()
-        return self.get_parameters({}), len(self.labels), {}
+        return self.numbers()
 
     @torch.no_grad()
-    def evaluate(self, parameters: Numbers, config: dict[str, Any]) -> tuple[float, int, dict]:
-        """Loss and accuracy on the client's own images."""
-        self.set_parameters(parameters)
-        logits = self.model.eval()(self.images)
-        loss = F.cross_entropy(logits, self.labels).item()
-        accuracy = (logits.argmax(1) == self.labels).double().mean().item()
-        return loss, len(self.labels), {"accuracy": accuracy}
+    def accuracy(self, received: Mapping[str, Tensor]) -> float:
+        """Accuracy of the server's numbers on the client's held-out images."""
+        self.set_numbers(received)
+        guessed = self.model.eval()(self.unseen).argmax(1)
+        return (guessed == self.unseen_labels).double().mean().item()
 
 
-def flower_client(client: Client) -> Any:
-    """`client` for Flower, where it is installed (see README.md)."""
-    from flwr.client import NumPyClient
-
-    class FlowerClient(NumPyClient):
-        get_parameters = staticmethod(client.get_parameters)
-        fit = staticmethod(client.fit)
-        evaluate = staticmethod(client.evaluate)
-
-    return FlowerClient().to_client()
+def _tensors(split: Split, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    pixels = torch.from_numpy(np.asarray(split.images)).permute(0, 3, 1, 2)
+    return normalise(pixels, preprocessing), torch.from_numpy(split.labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import resource
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from typer.main import get_command
+from typer.models import ArgumentInfo
 
 from vitune.cli import _completion, app, run
 from vitune.cli._options import OTHER
@@ -241,6 +243,10 @@ def test_help_fits_80_columns_and_cuts_nothing(
     for parameter in COMMANDS[words].params:
         assert "".join((getattr(parameter, "help", None) or "").split()) in told
         assert all(name in told for name in parameter.opts if name.startswith("--"))
+    for declared in inspect.signature(COMMANDS[words].callback or tuple).parameters.values():
+        if isinstance(declared.default, ArgumentInfo):
+            assert "".join(declared.default.help.split()) in told
+    assert "\\[" not in shown
     for inner in getattr(COMMANDS[words], "commands", {}).values():
         first = inner.help.split("\n\n")[0].split(". ")[0]
         assert "".join(first.split()).rstrip(".") in told

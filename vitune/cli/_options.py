@@ -51,7 +51,7 @@ class GroupedCommand(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
+            record = _help_record(parameter, ctx)
             if record is not None:
                 is_argument = parameter.param_type_name == "argument"
                 panel = getattr(parameter, "rich_help_panel", None)
@@ -60,6 +60,19 @@ class GroupedCommand(TyperCommand):
             if title in groups:
                 with formatter.section(title):
                     formatter.write_dl(groups[title])
+
+
+def _help_record(parameter: Any, ctx: Any) -> tuple[str, str] | None:
+    """What --help says of an option, without two faults of older releases of typer.
+
+    Up to 0.25, click 8.5 takes the help away from typer's arguments. Up to 0.20, typer writes
+    brackets as rich wants them, and rich does not print this text.
+    """
+    if parameter.param_type_name == "argument" and parameter.help is None:
+        declared = inspect.signature(ctx.command.callback).parameters[parameter.name].default
+        parameter.help = getattr(declared, "help", None)
+    record = parameter.get_help_record(ctx)
+    return record and (record[0], record[1].replace("\\[", "["))
 
 
 class WholeSummaries(TyperGroup):
