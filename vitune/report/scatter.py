@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import compress, pairwise
+from math import hypot
 
 from vitune.report.formatting import percent, shorten
 from vitune.report.scales import Scale, Tick, log_scale, nice_scale
@@ -11,6 +13,7 @@ from vitune.report.scales import Scale, Tick, log_scale, nice_scale
 WIDTH, HEIGHT = 460, 330
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 48
 LETTER_WIDTH = 7.0
+LINE_STEP = 6.0
 OFFSETS = (
     (9, 4, "start"), (-9, 4, "end"), (0, -11, "middle"), (0, 20, "middle"),
     (7, -7, "start"), (7, 16, "start"), (-7, -7, "end"), (-7, 16, "end"),
@@ -83,8 +86,15 @@ class Measured:
     highlighted: bool = False
 
 
-def scatter_chart(title: str, x_title: str, measured: Sequence[Measured]) -> ScatterChart | None:
-    """A scatter plot of accuracy against cost; None where nothing was measured."""
+def scatter_chart(
+    title: str, x_title: str, measured: Sequence[Measured], *, crowded: bool = False
+) -> ScatterChart | None:
+    """A scatter plot of accuracy against cost; None where nothing was measured.
+
+    Args:
+        crowded: highlighted points lie on a line and are named first; any other name that would
+            cover something is left out.
+    """
     if not measured:
         return None
     has_zero = any(entry.cost <= 0 for entry in measured)
@@ -102,7 +112,9 @@ def scatter_chart(title: str, x_title: str, measured: Sequence[Measured]) -> Sca
         (x(entry.cost) if entry.cost > 0 or zero_x is None else zero_x, y(entry.accuracy))
         for entry in measured
     ]
-    labels = place_labels([shorten(entry.name, 24) for entry in measured], places)
+    names = [shorten(entry.name, 24) for entry in measured]
+    needed = [entry.highlighted for entry in measured] if crowded else None
+    labels = place_labels(names, places, needed)
     dots = [
         _dot(entry, place, label, y)
         for entry, place, label in zip(measured, places, labels, strict=True)
@@ -119,20 +131,46 @@ def scatter_chart(title: str, x_title: str, measured: Sequence[Measured]) -> Sca
     )
 
 
-def place_labels(names: Sequence[str], places: Sequence[tuple[float, float]]) -> list[Label]:
+def place_labels(
+    names: Sequence[str],
+    places: Sequence[tuple[float, float]],
+    needed: Sequence[bool] | None = None,
+) -> list[Label]:
     """Place a name beside each dot so that it covers no dot and no earlier name.
 
     The positions of OFFSETS are tried in order; if all are taken, the one that covers least is
     used.
+
+    Args:
+        needed: names that are placed first, clear of the line through their dots. Any other one
+            that would cover something becomes empty. None needs all and draws no line.
     """
     dots = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in places]
     frame = Box(LEFT, 0, WIDTH, HEIGHT - BOTTOM + 8)
-    labels: list[Label] = []
-    for name, (x, y) in zip(names, places, strict=True):
-        taken = [*dots, *(label.box for label in labels)]
-        tried = [_label(name, x, y, *offset) for offset in OFFSETS]
-        labels.append(min(tried, key=lambda label: _covered(label.box, taken, frame)))
-    return labels
+    line = _along(compress(places, needed or ()))
+    labels: dict[int, Label] = {}
+    order = sorted(range(len(names)), key=lambda i: needed is not None and not needed[i])
+    for index in order:
+        taken = [*dots, *line, *(label.box for label in labels.values())]
+        tried = [_label(names[index], *places[index], *offset) for offset in OFFSETS]
+        costs = [_covered(label.box, taken, frame) for label in tried]
+        best = tried[costs.index(min(costs))]
+        if needed is not None and not needed[index] and min(costs) > 0:
+            best = _label("", *places[index], *OFFSETS[0])
+        labels[index] = best
+    return [labels[index] for index in range(len(names))]
+
+
+def _along(places: Iterable[tuple[float, float]]) -> list[Box]:
+    """Small boxes along the line through the places, from left to right."""
+    corners = sorted(places)
+    boxes = []
+    for (x, y), (to_x, to_y) in pairwise(corners):
+        number = max(1, round(hypot(to_x - x, to_y - y) / LINE_STEP))
+        for step in range(1, number):
+            at_x, at_y = x + (to_x - x) * step / number, y + (to_y - y) * step / number
+            boxes.append(Box(at_x - 2, at_y - 2, at_x + 2, at_y + 2))
+    return boxes
 
 
 def _label(name: str, x: float, y: float, right: float, down: float, anchor: str) -> Label:
