@@ -152,11 +152,11 @@ def place_labels(
     order = sorted(range(len(names)), key=lambda i: needed is not None and not needed[i])
     for index in order:
         taken = [*dots, *line, *(label.box for label in labels.values())]
-        tried = [_label(names[index], *places[index], *offset) for offset in OFFSETS]
+        tried = [_label(names[index], places[index], *offset) for offset in OFFSETS]
         costs = [_covered(label.box, taken, frame) for label in tried]
         best = tried[costs.index(min(costs))]
         if needed is not None and not needed[index] and min(costs) > 0:
-            best = _label("", *places[index], *OFFSETS[0])
+            best = _label("", places[index], *OFFSETS[0])
         labels[index] = best
     return [labels[index] for index in range(len(names))]
 
@@ -173,9 +173,11 @@ def _along(places: Iterable[tuple[float, float]]) -> list[Box]:
     return boxes
 
 
-def _label(name: str, x: float, y: float, right: float, down: float, anchor: str) -> Label:
+def _label(
+    name: str, place: tuple[float, float], right: float, down: float, anchor: str
+) -> Label:
     width = LETTER_WIDTH * len(name)
-    at_x, at_y = x + right, y + down
+    at_x, at_y = place[0] + right, place[1] + down
     start = at_x - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
     return Label(name, at_x, at_y, anchor, Box(start, at_y - 10, start + width, at_y + 3))
 
