@@ -19,6 +19,8 @@ OFFSETS = (
     (7, -7, "start"), (7, 16, "start"), (-7, -7, "end"), (-7, 16, "end"),
     (0, -25, "middle"), (0, 34, "middle"),
 )  # fmt: skip
+BESIDE = OFFSETS[:2]
+"""Where a name can only belong to its own dot, however many there are."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ def scatter_chart(
     """A scatter plot of accuracy against cost; None where nothing was measured.
 
     Args:
-        crowded: highlighted points lie on a line and are named first; any other name that would
-            cover something is left out.
+        crowded: highlighted points lie on a line and are all named; other names are left out
+            where there is no room beside their dots.
     """
     if not measured:
         return None
@@ -143,21 +145,22 @@ def place_labels(
 
     Args:
         needed: names that are placed first, clear of the line through their dots. Any other one
-            that would cover something becomes empty. None needs all and draws no line.
+            becomes empty unless there is room on the left or right of its dot. None needs all and
+            draws no line.
     """
     dots = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in places]
     frame = Box(LEFT, 0, WIDTH, HEIGHT - BOTTOM + 8)
     line = _along(compress(places, needed or ()))
+    is_needed = needed or [True] * len(names)
     labels: dict[int, Label] = {}
-    order = sorted(range(len(names)), key=lambda i: needed is not None and not needed[i])
-    for index in order:
+    for index in sorted(range(len(names)), key=lambda index: not is_needed[index]):
         taken = [*dots, *line, *(label.box for label in labels.values())]
-        tried = [_label(names[index], places[index], *offset) for offset in OFFSETS]
+        offsets = OFFSETS if is_needed[index] else BESIDE
+        tried = [_label(names[index], places[index], *offset) for offset in offsets]
         costs = [_covered(label.box, taken, frame) for label in tried]
-        best = tried[costs.index(min(costs))]
-        if needed is not None and not needed[index] and min(costs) > 0:
-            best = _label("", places[index], *OFFSETS[0])
-        labels[index] = best
+        labels[index] = tried[costs.index(min(costs))]
+        if not is_needed[index] and min(costs) > 0:
+            labels[index] = _label("", places[index], *BESIDE[0])
     return [labels[index] for index in range(len(names))]
 
 
