@@ -81,6 +81,51 @@ def test_both_ways_to_call_it_behave_the_same(arguments: tuple[str, ...]) -> Non
     )
 
 
+UNCOLLECTED = """
+import atexit, gc, sys, types
+from vitune.cli import run
+from vitune.errors import VituneError
+
+collecting = []
+
+def stopped(*args, **kwargs):
+    assert not collecting[0] and gc.isenabled() and gc.get_freeze_count() > 1000
+    raise VituneError("got here")
+
+class Heavy(types.ModuleType):
+    def __getattr__(self, name):  # first asked for a name while it is imported
+        if name.startswith("__"):
+            raise AttributeError(name)
+        collecting.append(gc.isenabled())
+        return stopped
+
+atexit.register(lambda: print(gc.get_freeze_count()))
+for name in {modules!r}:
+    sys.modules[name] = Heavy(name)
+assert run({arguments!r}) == 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("modules", "arguments"),
+    [
+        (["vitune.training.fitting"], ["train", "--data", "photos", "--out", "run"]),
+        (["vitune.inference"], ["evaluate", "run"]),
+        (["vitune.inference", "vitune.data"], ["predict", "run", "photos"]),
+    ],
+    ids=["train", "evaluate", "predict"],
+)
+def test_libraries_are_loaded_without_garbage_collection(
+    modules: list[str], arguments: list[str], tmp_path: Path
+) -> None:
+    """Collected again when the process ends: some libraries report leaks otherwise."""
+    code = UNCOLLECTED.format(modules=modules, arguments=arguments)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "vitune: error: got here\n"), done.stderr
+    assert done.stdout == "0\n"
+
+
 REGISTERED = (
     "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known; "
     "assert any('RLRR' in str(config) for config in known.values())"

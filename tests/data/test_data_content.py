@@ -135,6 +135,12 @@ def test_a_cache_that_grew_too_large_begins_anew(
     assert sha256(b"b") in text and sha256(b"a") not in text
 
 
+def test_no_files_need_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn images have none, and a cache of many files takes a while to read."""
+    monkeypatch.setattr(content, "_known_hashes", lambda: pytest.fail("the cache was read"))
+    assert content_hashes([]) == []
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"file '.*absent': got 'No such file or directory'"):
         content_hash(tmp_path / "absent")

@@ -123,6 +123,9 @@ def test_log_scale_marks_powers_of_ten() -> None:
     assert max(spaces) - min(spaces) < 0.05
     assert 0 < scale(1e5) < scale(1e8) < 300
     assert len(log_scale([40.0], 0, 300)[1]) >= 1
+    narrow, ticks = log_scale([1040.0, 1223.0], 0, 300)
+    assert [tick.label for tick in ticks] == ["1\xa0k", "1.1\xa0k", "1.2\xa0k", "1.3\xa0k"]
+    assert narrow(1223.0) - narrow(1040.0) > 100, "a third of the width"
 
 
 def _epochs(losses: list[float | None]) -> list[Epoch]:
@@ -217,6 +220,32 @@ def test_squares_cover_the_shares(inside: int, head: int) -> None:
 def _area(path: str) -> float:
     """Squares that a path of rectangles covers, from its signed widths."""
     return sum(map(float, re.findall(r"\dh([\d.e-]+?)v", path))) / 10
+
+
+def test_crowded_scatter_names_the_line_and_what_else_has_room() -> None:
+    """Nine dots in a knot, three of them on the line, and one apart."""
+    knot = [
+        Measured(f"method {index}", 100.0 + index, 0.8 + index / 500, None, "", index % 4 == 0)
+        for index in range(9)
+    ]
+    apart = Measured("apart", 400.0, 0.3, None, "")
+    chart = scatter_chart("t", "x", [*knot, apart], crowded=True)
+    assert chart is not None
+    named = {dot.label.text for dot in chart.dots} - {""}
+    assert {"method 0", "method 4", "method 8", "apart"} <= named and len(named) < 10
+    assert [dot.title.split(":")[0] for dot in chart.dots] == [m.name for m in (*knot, apart)]
+    boxes = [dot.label.box for dot in chart.dots if dot.label.text]
+    assert not any(one.overlap(two) for i, one in enumerate(boxes) for two in boxes[i + 1 :])
+    every = scatter_chart("t", "x", [*knot, apart])
+    assert every is not None and all(dot.label.text for dot in every.dots)
+
+
+def test_names_stay_clear_of_the_line() -> None:
+    places = [(200.0, 200.0), (320.0, 196.0)]
+    beside = place_labels(["a name", "another"], places)
+    assert beside[0].anchor == "start", "where the line would be"
+    clear = place_labels(["a name", "another"], places, [True, True])
+    assert clear[0].anchor == "end" and clear[1].anchor == "start"
 
 
 def test_scatter_names_cover_nothing() -> None:

@@ -73,7 +73,7 @@ def show_front(asked: Asked, out: str, *, jobs: int, fresh: bool, force: bool) -
 
     from vitune.bench.pareto import front_of, pareto_study
     from vitune.bench.study.protocol import run_study
-    from vitune.bench.tables.front_page import HEADS, front_lines, write_front_page
+    from vitune.bench.tables.front_page import SHORT_HEADS, short_lines, write_front_page
     from vitune.cli._progress import console
     from vitune.cli._study import StudyProgress, check_study_folder, end_with, new_executor
     from vitune.cli._tables import print_columns
@@ -94,10 +94,13 @@ def show_front(asked: Asked, out: str, *, jobs: int, fresh: bool, force: bool) -
     finally:
         watcher.close()
     points = front_of(study, outcome.results)
-    print_columns(HEADS, front_lines(points), num_names=2)
+    print_columns(SHORT_HEADS, short_lines(points), num_names=2)
     seeds = "1 seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
     tasks = ", ".join(task.name for task in study.tasks)
-    note = f"{tasks} on {study.backbone}, {seeds}, defaults; accuracy on test images, opened once."
+    note = (
+        f"{tasks} with {study.backbone}, {seeds}, every method at its defaults. Accuracy is "
+        "on the test images, which each run opens once, at its end."
+    )
     page = write_front_page(points, Path(out) / "pareto.html", note=note)
     console.print(f"page: {page}", soft_wrap=True)
     end_with([outcome])

@@ -10,6 +10,7 @@ import typer
 from vitune.cli._options import DATA, MODEL, PATHS, RUNNING
 from vitune.cli._plugins import with_plugins
 from vitune.cli._words import paths
+from vitune.late_imports import uncollected
 
 
 def add_to(app: typer.Typer) -> None:
@@ -55,8 +56,10 @@ def evaluate(
     RUN/report.html.
     """
     from vitune.cli._progress import Counting, console, percent, print_named
-    from vitune.inference import evaluate_run
     from vitune.report import wilson_interval
+
+    with uncollected():
+        from vitune.inference import evaluate_run
 
     reading, scoring = Counting("reading images"), Counting("scoring")
     try:

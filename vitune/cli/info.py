@@ -41,7 +41,7 @@ def info(
 def _facts(path: str) -> dict[str, Any]:
     from pathlib import Path
 
-    from vitune.cards import AdapterCard, adapter_folder
+    from vitune.cards import KEEP, AdapterCard, adapter_folder
     from vitune.report import read_run
     from vitune.runs import RunFolder
 
@@ -52,6 +52,7 @@ def _facts(path: str) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "method": card.method,
         **({"plugin": card.plugin} if card.plugin else {}),
+        **({"tokens": card.tokens} if card.tokens != KEEP else {}),
         "arguments": card.method_args,
         "backbone": card.backbone,
         "backbone arguments": card.backbone_args,
@@ -68,6 +69,8 @@ def _facts(path: str) -> dict[str, Any]:
     results = read_run(run.path)
     if results.summary is not None:
         summary = results.summary
+        if summary.speed is not None:
+            facts["speed"] = summary.speed
         facts["trained parameters"] = {
             "without head": summary.num_trainable_without_head,
             "head": summary.num_head,

@@ -6,6 +6,7 @@ import typer
 
 from vitune.cli._options import DATA, MODEL, OUTPUT, RUNNING
 from vitune.cli._plugins import with_plugins
+from vitune.late_imports import uncollected
 
 
 def add_to(app: typer.Typer) -> None:
@@ -39,10 +40,12 @@ def predict(
 
     The CSV is UTF-8; other bytes in a file name are written as \\xNN.
     """
-    from vitune import inference
     from vitune.cli._progress import Counting, console, print_named
-    from vitune.data import CacheSettings, load_unlabelled
     from vitune.files import check_output, is_stream, write_output
+
+    with uncollected():
+        from vitune import inference
+        from vitune.data import CacheSettings, load_unlabelled
 
     if out is not None:
         check_output(out, force=force)

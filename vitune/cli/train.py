@@ -11,6 +11,7 @@ from vitune.cli._options import OUTPUT, TRAINING
 from vitune.cli._plugins import with_plugins
 from vitune.cli._settings import read_settings, with_settings
 from vitune.errors import InterruptError, VituneError
+from vitune.late_imports import uncollected
 from vitune.training.train_config import TrainConfig
 
 
@@ -45,8 +46,10 @@ def train(
     """
     from vitune.cli._closing import closing_lines
     from vitune.cli._progress import TrainingProgress, console, percent
-    from vitune.training.fitting import fit
     from vitune.training.train_config import read_yaml
+
+    with uncollected():
+        from vitune.training.fitting import fit
 
     observer = TrainingProgress()
     try:

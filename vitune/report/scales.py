@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from vitune.report.formatting import TIE, number, short_count
 
+MARGIN, LEAST_MARGIN = 1.6, 1.1
+"""Factors that a logarithmic scale extends beyond its values on either side."""
+
 
 @dataclass(frozen=True)
 class Tick:
@@ -79,10 +82,12 @@ def whole_ticks(low: int, high: int, most: int) -> list[int]:
 def log_scale(values: Iterable[float], start: float, stop: float) -> tuple[Scale, list[Tick]]:
     """A logarithmic scale around positive `values` with a margin, ticks at powers of ten.
 
-    Where fewer than two powers of ten fall inside, 2 and 5 times them are marked too.
+    Where fewer than three powers of ten fall inside, 2 and 5 times them are marked too; if that is
+    not enough, round numbers at even distances. Values close together get a smaller margin.
     """
     found = list(values)
-    low, high = min(found) / 1.6, max(found) * 1.6
+    margin = min(MARGIN, max(LEAST_MARGIN, math.sqrt(max(found) / min(found))))
+    low, high = min(found) / margin, max(found) * margin
     scale = Scale(low, high, start, stop, log=True)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks: list[float] = []
@@ -91,6 +96,9 @@ def log_scale(values: Iterable[float], start: float, stop: float) -> tuple[Scale
         ticks = [place for place in places if low <= place <= high]
         if len(ticks) >= 3:
             break
+    else:
+        even = [tick for tick in nice_scale((low, high), start, stop)[1] if low <= tick <= high]
+        ticks = max(ticks, even, key=len)
     return scale, [Tick(scale(tick), _magnitude(tick)) for tick in ticks]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import compress, pairwise
+from math import hypot
 
 from vitune.report.formatting import percent, shorten
 from vitune.report.scales import Scale, Tick, log_scale, nice_scale
@@ -11,11 +13,14 @@ from vitune.report.scales import Scale, Tick, log_scale, nice_scale
 WIDTH, HEIGHT = 460, 330
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 48
 LETTER_WIDTH = 7.0
+LINE_STEP = 6.0
 OFFSETS = (
     (9, 4, "start"), (-9, 4, "end"), (0, -11, "middle"), (0, 20, "middle"),
     (7, -7, "start"), (7, 16, "start"), (-7, -7, "end"), (-7, 16, "end"),
     (0, -25, "middle"), (0, 34, "middle"),
 )  # fmt: skip
+BESIDE = OFFSETS[:2]
+"""Where a name can only belong to its own dot, however many there are."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,15 @@ class Measured:
     highlighted: bool = False
 
 
-def scatter_chart(title: str, x_title: str, measured: Sequence[Measured]) -> ScatterChart | None:
-    """A scatter plot of accuracy against cost; None where nothing was measured."""
+def scatter_chart(
+    title: str, x_title: str, measured: Sequence[Measured], *, crowded: bool = False
+) -> ScatterChart | None:
+    """A scatter plot of accuracy against cost; None where nothing was measured.
+
+    Args:
+        crowded: highlighted points lie on a line and are all named; other names are left out
+            where there is no room beside their dots.
+    """
     if not measured:
         return None
     has_zero = any(entry.cost <= 0 for entry in measured)
@@ -102,7 +114,9 @@ def scatter_chart(title: str, x_title: str, measured: Sequence[Measured]) -> Sca
         (x(entry.cost) if entry.cost > 0 or zero_x is None else zero_x, y(entry.accuracy))
         for entry in measured
     ]
-    labels = place_labels([shorten(entry.name, 24) for entry in measured], places)
+    names = [shorten(entry.name, 24) for entry in measured]
+    needed = [entry.highlighted for entry in measured] if crowded else None
+    labels = place_labels(names, places, needed)
     dots = [
         _dot(entry, place, label, y)
         for entry, place, label in zip(measured, places, labels, strict=True)
@@ -119,25 +133,54 @@ def scatter_chart(title: str, x_title: str, measured: Sequence[Measured]) -> Sca
     )
 
 
-def place_labels(names: Sequence[str], places: Sequence[tuple[float, float]]) -> list[Label]:
+def place_labels(
+    names: Sequence[str],
+    places: Sequence[tuple[float, float]],
+    needed: Sequence[bool] | None = None,
+) -> list[Label]:
     """Place a name beside each dot so that it covers no dot and no earlier name.
 
     The positions of OFFSETS are tried in order; if all are taken, the one that covers least is
     used.
+
+    Args:
+        needed: names that are placed first, clear of the line through their dots. Any other one
+            becomes empty unless there is room on the left or right of its dot. None needs all and
+            draws no line.
     """
     dots = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in places]
     frame = Box(LEFT, 0, WIDTH, HEIGHT - BOTTOM + 8)
-    labels: list[Label] = []
-    for name, (x, y) in zip(names, places, strict=True):
-        taken = [*dots, *(label.box for label in labels)]
-        tried = [_label(name, x, y, *offset) for offset in OFFSETS]
-        labels.append(min(tried, key=lambda label: _covered(label.box, taken, frame)))
-    return labels
+    line = _along(compress(places, needed or ()))
+    is_needed = needed or [True] * len(names)
+    labels: dict[int, Label] = {}
+    for index in sorted(range(len(names)), key=lambda index: not is_needed[index]):
+        taken = [*dots, *line, *(label.box for label in labels.values())]
+        offsets = OFFSETS if is_needed[index] else BESIDE
+        tried = [_label(names[index], places[index], *offset) for offset in offsets]
+        costs = [_covered(label.box, taken, frame) for label in tried]
+        labels[index] = tried[costs.index(min(costs))]
+        if not is_needed[index] and min(costs) > 0:
+            labels[index] = _label("", places[index], *BESIDE[0])
+    return [labels[index] for index in range(len(names))]
 
 
-def _label(name: str, x: float, y: float, right: float, down: float, anchor: str) -> Label:
+def _along(places: Iterable[tuple[float, float]]) -> list[Box]:
+    """Small boxes along the line through the places, from left to right."""
+    corners = sorted(places)
+    boxes = []
+    for (x, y), (to_x, to_y) in pairwise(corners):
+        number = max(1, round(hypot(to_x - x, to_y - y) / LINE_STEP))
+        for step in range(1, number):
+            at_x, at_y = x + (to_x - x) * step / number, y + (to_y - y) * step / number
+            boxes.append(Box(at_x - 2, at_y - 2, at_x + 2, at_y + 2))
+    return boxes
+
+
+def _label(
+    name: str, place: tuple[float, float], right: float, down: float, anchor: str
+) -> Label:
     width = LETTER_WIDTH * len(name)
-    at_x, at_y = x + right, y + down
+    at_x, at_y = place[0] + right, place[1] + down
     start = at_x - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
     return Label(name, at_x, at_y, anchor, Box(start, at_y - 10, start + width, at_y + 3))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ import pytest
 from vitune.bench.pareto import front_of, pareto_study
 from vitune.bench.study.cells import CellResult, Scores
 from vitune.bench.study.plan import Study
-from vitune.bench.tables.front_page import front_lines, write_front_page
+from vitune.bench.tables.front_page import (
+    SHORT_HEADS,
+    front_lines,
+    short_lines,
+    write_front_page,
+)
 from vitune.cli import run
 from vitune.errors import VituneError
 
@@ -58,9 +64,16 @@ def test_a_front_by_hand(tmp_path: Path) -> None:
     on_memory = [point.on_memory_front for point in (short, exact, fast_short, fast)]
     assert on_memory == [False, True, True, True]
     lines = front_lines([fast_short, fast])
-    assert lines[0][-2:] == ("4.0 (1 of 2)", "time, memory") and lines[1][4] == "-1.0"
+    assert lines[0][-2:] == ("4.0 (1 of 2)", "both") and lines[1][4] == "-1.0"
+    assert front_lines([replace(fast, seconds_to_accuracy=None, num_there=0)])[0][-2] == "never"
+    assert [len(line) for line in short_lines([fast])] == [len(SHORT_HEADS)]
+    assert short_lines([fast])[0][SHORT_HEADS.index("cpu x")] == "0.50"
     page = write_front_page([short, exact, fast_short, fast], tmp_path / "p.html", note="Here.")
-    assert page.read_text().count('<path class="front"') == 2
+    text = page.read_text()
+    assert text.count('<path class="front"') == 2 and "Bars are standard deviations" in text
+    assert '<td class="text">exact</td>' in text and '<td class="figure">90.0 ± 2.8</td>' in text
+    one = write_front_page([replace(exact, spread=None)], tmp_path / "one.html", note="Here.")
+    assert "Bars are" not in one.read_text()
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
@@ -84,6 +97,10 @@ def test_the_command_writes_table_and_page(
     words += ["--speeds", "exact,fast", "--seeds", "1", "--batch-size", "4"]
     assert run([*words, "--out", str(tmp_path / "front")]) == 0
     told = capfd.readouterr().out
+    head = next(line for line in told.splitlines() if line.startswith("method "))
+    assert tuple(head.replace("cpu x", "cpu_x").split()) == tuple(
+        name.replace(" ", "_") for name in SHORT_HEADS
+    ), "unbroken in 80 columns"
     assert "bitfit  exact" in told and "bitfit  fast" in told, told
     assert (tmp_path / "front" / "pareto.html").is_file()
     cells = [json.loads(file.read_text()) for file in (tmp_path / "front" / "cells").glob("*.json")]

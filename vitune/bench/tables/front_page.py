@@ -10,9 +10,14 @@ from vitune.report import Measured, ScatterChart, duration, scatter_chart, write
 
 TEMPLATES = Path(__file__).parent / "templates"
 HEADS = (
-    "method", "speed", "ep", "accuracy", "gain", "s", "ratio", "cpu", "ratio", "MiB", "until",
-    "front",
+    "method", "speed", "epochs", "accuracy", "gain", "seconds", "ratio", "CPU seconds", "ratio",
+    "peak MiB", "until equal", "front",
 )  # fmt: skip
+SHORT_HEADS = ("method", "speed", "ep", "accuracy", "gain", "s", "x", "cpu x", "MiB", "until",
+               "front")  # fmt: skip
+SHORT = (*range(7), 8, 9, 10, 11)
+"""The columns under SHORT_HEADS: all but the processor seconds, to fit a terminal."""
+TEXTS = ("method", "speed", "front")
 WITHIN = 0.005
 """How far below the exact run's final accuracy a run still counts as equal: half a point."""
 
@@ -58,11 +63,17 @@ def front_lines(points: Sequence[Point]) -> list[tuple[str, ...]]:
     return [_line(point) for point in points]
 
 
+def short_lines(points: Sequence[Point]) -> list[tuple[str, ...]]:
+    """The same under SHORT_HEADS."""
+    return [tuple(line[column] for column in SHORT) for line in front_lines(points)]
+
+
 def _line(point: Point) -> tuple[str, ...]:
     spread = "" if point.spread is None else f" ± {100 * point.spread:.1f}"
-    there = f"{point.num_there} of {point.num_runs}"
     until = "never" if point.seconds_to_accuracy is None else f"{point.seconds_to_accuracy:.1f}"
-    fronts = (("time", point.on_time_front), ("memory", point.on_memory_front))
+    if 0 < point.num_there < point.num_runs:
+        until += f" ({point.num_there} of {point.num_runs})"
+    front = {(True, True): "both", (True, False): "time", (False, True): "memory"}
     return (
         point.method,
         point.speed,
@@ -74,8 +85,8 @@ def _line(point: Point) -> tuple[str, ...]:
         _number(point.cpu_seconds, 1),
         _number(point.cpu_ratio, 2),
         _number(point.peak_mib, 0),
-        until if point.num_there == point.num_runs else f"{until} ({there})",
-        ", ".join(name for name, is_on in fronts if is_on),
+        until,
+        front.get((point.on_time_front, point.on_memory_front), ""),
     )
 
 
@@ -88,19 +99,25 @@ def write_front_page(points: Sequence[Point], out: str | Path, *, note: str) -> 
     kinds: list[tuple[str, str, Callable[[Point], float], Callable[[Point], bool]]] = [
         (
             "Accuracy against time",
-            "wall-clock seconds of training steps per run (logarithmic)",
+            "seconds of training steps per run (logarithmic)",
             lambda point: point.seconds,
             lambda point: point.on_time_front,
         ),
         (
             "Accuracy against memory",
-            "peak MiB per run, libraries included (logarithmic)",
+            "peak MiB of the process (logarithmic)",
             lambda point: point.peak_mib or 0.0,
             lambda point: point.on_memory_front,
         ),
     ]
     drawn = [_chart(points, *kind) for kind in kinds]
-    context = {"note": note, "heads": HEADS, "lines": front_lines(points), "drawn": drawn}
+    context = {
+        "note": note,
+        "heads": [(head, "text" if head in TEXTS else "number") for head in HEADS],
+        "lines": front_lines(points),
+        "drawn": drawn,
+        "has_spread": any(point.spread is not None for point in points),
+    }
     return write_page(Path(out), "front.html", context, folder=TEMPLATES)
 
 
@@ -116,7 +133,7 @@ def _chart(
     measured = [
         Measured(p.label, cost(p), p.accuracy, p.spread, tell(cost(p)), is_on(p)) for p in points
     ]
-    chart = scatter_chart(title, x_title, measured)
+    chart = scatter_chart(title, x_title, measured, crowded=True)
     dots = sorted((d.x, d.y) for d in chart.dots if d.highlighted) if chart else []
     steps = [f"{'L' if i else 'M'}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(dots)]
     return chart, " ".join(steps)
