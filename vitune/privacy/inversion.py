@@ -29,7 +29,7 @@ class MatchSettings:
 
     iterations: int = 300
     lr: float = 0.1
-    smoothness: float = 1e-2
+    smoothness: float = 1.0
     knows_labels: bool = True
 
 
