@@ -121,12 +121,13 @@ def main() -> None:
     parser.add_argument("--out", default="defences.json")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--methods", default=",".join(METHODS))
     given = parser.parse_args()
     out = Path(given.out)
     rows: list[Row] = json.loads(out.read_text()) if out.is_file() else []
     done = {(row["defence"], row["method"], row["seed"]) for row in rows}
     for seed in range(given.seeds):
-        for method in METHODS:
+        for method in given.methods.split(","):
             for name, asked in DEFENCES.items():
                 if (name, method, seed) in done:
                     continue

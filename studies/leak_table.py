@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--batches", default="1,8,32")
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--only", choices=("prepared", "honest"))
     given = parser.parse_args()
     out = Path(given.out)
@@ -46,7 +47,8 @@ def main() -> None:
         wanted = PREPARED if given.only == "prepared" else HONEST
         plans = [(name, told, tuple(set(wanted) & set(attacks))) for name, told, attacks in plans]
     for batch in map(int, given.batches.split(",")):
-        for method, arguments in METHODS.items():
+        for method in given.methods.split(","):
+            arguments = METHODS[method]
             for name, told, attacks in plans:
                 left = [a for a in attacks if (name, method, a, batch) not in done]
                 if not left:
