@@ -68,8 +68,10 @@ class Defence:
 
 
 def _rounded(value: Tensor, steps: int) -> Tensor:
-    low, high = value.min(), value.max()
-    step = (high - low).clamp_min(1e-45) / steps
+    low = value.min()
+    step = (value.max() - low) / steps
+    if step == 0:  # all entries alike: zeros below a head of zeros, say
+        return value
     return ((value - low) / step).round() * step + low
 
 
