@@ -33,6 +33,9 @@ def test_the_words_agree_with_what_is_kept(
     assert said.startswith(told)
     assert found.paid == ("helped" in told)
     assert not (found.paid and found.probe_is_better)
+    chose = _compared(found, True, "runs/mine")
+    assert chose.startswith("the probe was chosen") and chose.endswith("runs/mine/adapted")
+    assert ("validation, by cross-entropy:" in chose) == ("cross-entropy" in told)
     if "cross-entropy" in told:
         lower = "lower" if loss_gain > 0 else "higher"
         assert f"calibrated cross-entropy {abs(loss_gain):.3f} {lower}" in said

@@ -17,6 +17,7 @@ from vitune.bench.tables.notes import notes_on_runs, speed_text
 from vitune.cli import run
 from vitune.data import load_splits
 from vitune.errors import VituneError
+from vitune.fewer_tokens import TokenPlan, few_patches_notice
 from vitune.inference import add_exits, load_run, merge_run, predict
 from vitune.training import TrainConfig, Trained, fit
 from vitune.training.speed_presets import PRESETS
@@ -44,6 +45,7 @@ def test_a_run_is_loaded_with_its_token_plan(
     assert yaml.safe_load((out / "config.yaml").read_text())["tokens"] == MERGED
     assert json.loads((out / "adapter" / "vitune.json").read_text())["tokens"] == MERGED
     assert trained.summary.tokens == MERGED and trained.summary.speed == "custom"
+    assert "only 64 patches" in str(trained.summary.notice)
     x = torch.randn(4, 3, 32, 32)
     expected = logits(trained.model, x)
     un_merged, folded = (load_run(out, merge=merge) for merge in (False, True))
@@ -57,6 +59,16 @@ def test_a_run_is_loaded_with_its_token_plan(
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     assert not torch.allclose(logits(whole.model, x), expected, atol=1e-2)
+
+
+def test_few_patches_are_warned_of_and_many_are_not() -> None:
+    small, large = (
+        timm.create_model("vit_tiny_patch16_224", img_size=size, depth=1) for size in (128, 224)
+    )
+    plan = TokenPlan.parse("drop:0.5")
+    assert few_patches_notice(small, plan).startswith("tokens drop:0.5: images have only 64")
+    assert few_patches_notice(large, plan) == ""
+    assert few_patches_notice(small, TokenPlan()) == ""
 
 
 def test_images_are_predicted_with_merged_tokens_and_exits_refused(

@@ -57,15 +57,16 @@ def _compared(verdict: Verdict, chose_probe: bool, out: str) -> str:
         f"{_percent(verdict.adapted)} against {_percent(verdict.probe)} of the solved linear "
         f"probe on {verdict.num_images} validation images, {100 * verdict.gain:+.1f}{within} points"
     )
+    judged_by = ""
     if not verdict.is_clear and verdict.loss_gain:
         lower = "lower" if verdict.loss_gain > 0 else "higher"
         figures += f", calibrated cross-entropy {abs(verdict.loss_gain):.3f} {lower}"
+        judged_by = ", by cross-entropy"
     if chose_probe:
         return (
-            f"the probe is better on validation and was chosen: {figures}; the adapted network "
-            f"is in {out}/adapted"
+            f"the probe was chosen, which is better on validation{judged_by}: {figures}; the "
+            f"adapted network is in {out}/adapted"
         )
-    judged_by = "" if verdict.is_clear or not verdict.loss_gain else ", by cross-entropy"
     helped = "helped" if verdict.paid else "did not help"
     return f"adapting {helped}{judged_by}: {figures}; the probe is in {out}/probe"
 

@@ -13,6 +13,7 @@ from vitune.backbones import Backbone, load_backbone, start_heads
 from vitune.counts import count_parameters
 from vitune.data import Split, Splits, UsedImages, open_source
 from vitune.errors import DataError, VituneError
+from vitune.fewer_tokens import few_patches_notice
 from vitune.methods import get_method, method_notice
 from vitune.runs import RunSummary
 from vitune.training.accounting import facts_of
@@ -73,7 +74,8 @@ def described(
 ) -> RunSummary:
     """What is about to be trained; the observer is told."""
     counts = count_parameters(model)
-    notice = method_notice(model)
+    notices = (method_notice(model), few_patches_notice(model, settings.token_plan))
+    notice = " ".join(part for part in notices if part)
     facts = facts_of(settings, made.backbone, counts, made.splits, accelerator, notice)
     facts = replace(facts, backbone_notice=job.known.notice, scarcity_notice=made.scarcity)
     job.observer.described(facts)
