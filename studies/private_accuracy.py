@@ -88,12 +88,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--methods", default=",".join(METHODS))
     given = parser.parse_args()
     out = Path(given.out)
     known: list[Row] = json.loads(out.read_text()) if out.is_file() else []
     rows = {(row["method"], row["epsilon"], row["seed"]): row for row in known}
     for seed in range(given.seeds):
-        for method, lr in METHODS.items():
+        for method in given.methods.split(","):
+            lr = METHODS[method]
             for epsilon in EPSILONS:
                 key = (method, epsilon, seed)
                 if "tpr" in rows.get(key, {}):
