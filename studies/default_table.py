@@ -3,8 +3,9 @@
     python studies/default_rates.py OUT --starts default --methods linear,rlrr,lora,ssf,hta,full
     python studies/default_table.py OUT
 
-Prints test accuracy per task and method, the difference from the solved probe of the same seed,
-and the largest calibration error. Only tasks and seeds with a probe count.
+Prints test accuracy per task and method and the difference from the solved probe of the same seed
+(with more than one seed ± its standard deviation), how many single runs are more than 0.3 points
+below their probe, and the largest calibration error. Only tasks and seeds with a probe count.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import argparse
 import json
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 PROBE = "linear"
+MARGIN = 0.3
 
 
 def main() -> None:
@@ -35,6 +37,7 @@ def main() -> None:
     print(f"| task | seeds | solved probe | {' | '.join(methods)} |")
     print("|---|---:|" + "---:|" * (len(methods) + 1))
     gains: dict[str, list[float]] = defaultdict(list)
+    singles: list[float] = []
     for task in tasks:
         probe = found[task, PROBE]
         cells = [f"{100 * mean(run['test']['accuracy'] for run in probe.values()):.1f}"]
@@ -44,21 +47,25 @@ def main() -> None:
             if not pairs:
                 cells.append("–")
                 continue
-            gain = mean(100 * (a["test"]["accuracy"] - b["test"]["accuracy"]) for a, b in pairs)
-            gains[method].append(gain)
+            differences = [100 * (a["test"]["accuracy"] - b["test"]["accuracy"]) for a, b in pairs]
+            singles += differences
+            gains[method].append(mean(differences))
             reached = 100 * mean(a["test"]["accuracy"] for a, _ in pairs)
-            cells.append(f"{reached:.1f} ({gain:+.1f})")
+            spread = f" ± {stdev(differences):.1f}" if len(pairs) > 1 else ""
+            cells.append(f"{reached:.1f} ({gains[method][-1]:+.1f}{spread})")
         print(f"| {task} | {len(probe)} | {' | '.join(cells)} |")
     means = [f"{mean(gains[m]):+.1f}" if gains[m] else "–" for m in methods]
     lowest = [f"{min(gains[m]):+.1f}" if gains[m] else "–" for m in methods]
     print(f"| mean difference | | | {' | '.join(means)} |")
     print(f"| lowest difference | | | {' | '.join(lowest)} |")
+    below = sum(single < -MARGIN for single in singles)
+    print(f"\nruns more than {MARGIN} below their probe: {below} of {len(singles)}")
     worst = max(
         (run["test"]["ece_tempered"], task, method)
         for (task, method), seeds in found.items()
         for run in seeds.values()
     )
-    print(f"\nlargest calibration error: {worst[0]:.3f} ({worst[2]} on {worst[1]})")
+    print(f"largest calibration error: {worst[0]:.3f} ({worst[2]} on {worst[1]})")
 
 
 if __name__ == "__main__":
