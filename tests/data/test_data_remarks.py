@@ -125,6 +125,14 @@ def test_nearly_black_images_are_told(class_folders: Make, preprocessing: Prepro
     assert not inspected(root)["nearly_black"].is_fault
 
 
+def test_a_dark_photograph_gets_no_hint_about_16_bits(class_folders: Make) -> None:
+    root = class_folders()
+    Image.new("RGB", (20, 20), (3, 2, 0)).save(root / "ant" / "night.jpg")
+    assert inspected(root)["nearly_black"].text == "1 image nearly black"
+    Image.new("L", (20, 20), 3).save(root / "bee" / "scan.tif")
+    assert "16-bit" in inspected(root)["nearly_black"].text
+
+
 def test_skipped_images_are_named(class_folders: Make, preprocessing: Preprocessing) -> None:
     root = class_folders()
     (root / "ant/bad.jpg").write_bytes(b"\xff\xd8 no")

@@ -16,6 +16,9 @@ from vitune.data.records import ImageList, Record
 TOLD = 20
 """Number of names that a run's files keep per remark."""
 
+SIXTEEN_BITS = (".png", ".tif", ".tiff", ".pgm", ".pnm", ".jp2")
+"""File types that can hold 16 bits per pixel."""
+
 
 @dataclass(frozen=True)
 class Remark:
@@ -81,7 +84,9 @@ def skipped(names: Sequence[str]) -> Remark | None:
 
 def nearly_black(names: Sequence[str]) -> Remark | None:
     """Images whose pixels use only the lowest sixteenth of their range."""
-    why = "nearly black as read (12-bit greys in a 16-bit file are: save them with 8 bits)"
+    why = "nearly black"
+    if any(name.lower().endswith(SIXTEEN_BITS) for name in names):
+        why += " as read (12-bit greys in a 16-bit file are: save them with 8 bits)"
     return remark("nearly_black", "image", why, names)
 
 
