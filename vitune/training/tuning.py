@@ -278,7 +278,7 @@ class Tuning:
 
     def _refit(self, chosen: Attempt) -> Trained:
         """Train on training and validation images together, with validation's temperature."""
-        values: dict[str, Any] = {"method": chosen.method, "refit": True}
+        values: dict[str, Any] = {"method": chosen.method, "refit": True, "patience": None}
         if chosen.epochs:
             values |= {"lr": chosen.lr, "head_lr": chosen.head_lr, "start": chosen.start}
             values |= {"epochs": max(1, chosen.epoch), "augment": chosen.augment}
