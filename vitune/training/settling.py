@@ -111,7 +111,7 @@ def require_validation(config: TrainConfig) -> None:
     """
     for name, usual in (("select", ("auto", "last")), ("patience", (None,))):
         value = getattr(config, name)
-        if config.refit and value not in usual:
+        if config.refit and name in config.model_fields_set and value not in usual:
             raise VituneError(
                 f"--{name}: got {value!r} with --refit, which leaves no validation images, "
                 "expected only one of the two. Leave one out."
