@@ -46,8 +46,8 @@ def test_the_words_agree_with_what_is_kept(
 
 
 def finished(**facts: Any) -> RunSummary:
-    known: dict[str, Any] = {"method": "rlrr", "epochs": 10, "status": "finished", "num_val": 200, **facts}
-    return RunSummary(**{"reported": Reported("auto", 10, 0.8), **known})
+    known: dict[str, Any] = {"method": "rlrr", "epochs": 10, "status": "finished", "num_val": 200}
+    return RunSummary(**{"reported": Reported("auto", 10, 0.8), **known, **facts})
 
 
 def test_weights_between_the_probe_and_the_trained_ones_are_named() -> None:
@@ -68,8 +68,16 @@ def test_a_calibration_error_from_a_few_images_is_not_told() -> None:
     assert "13.7" not in line
 
 
+def test_early_stopping_is_told_even_if_the_probe_was_chosen() -> None:
+    facts = {"chosen": "probe", "reported": Reported("probe", 0, 0.8), "epochs": 7}
+    (line,) = closing_lines(finished(**facts, status="stopped"), "run")
+    assert line == "validation loss stopped improving: stopped after epoch 7"
+    assert not list(closing_lines(finished(**facts), "run"))
+
+
 def test_one_image_is_not_images() -> None:
-    assert "on 1 validation image," in _compared(replace(verdict(0, None, 0), num_images=1), False, "r")
+    one = replace(verdict(0, None, 0), num_images=1)
+    assert "on 1 validation image," in _compared(one, False, "run")
 
 
 def test_a_rate_of_its_own_does_not_mean_a_start_at_the_probe() -> None:

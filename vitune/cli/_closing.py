@@ -46,9 +46,11 @@ def _stopped(summary: RunSummary) -> Iterator[str]:
     kept, done = summary.reported.epoch, summary.epochs
     if kept is None or done is None:
         return
-    if summary.chosen is not None:
-        return
     stopped = f"validation loss stopped improving: stopped after epoch {done}"
+    if summary.chosen is not None:
+        if summary.status == "stopped":
+            yield stopped
+        return
     if kept == 0 and summary.reported.which == "auto":
         how = f"{stopped}, and" if summary.status == "stopped" else f"{done} epochs:"
         yield f"{how} none was better on validation than the solved probe, which is kept"
