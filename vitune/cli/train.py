@@ -98,13 +98,11 @@ def _tuned(
 ) -> Any:
     """The result of a search within a time budget; prints what it tries."""
     from vitune.training import Tuning
-    from vitune.training.settling import with_backbone
 
     asked = read_settings(config, settings)
     search = Tuning.within(budget, asked, out, observer=observer, told=_told)
-    _, notice = with_backbone(asked)
-    if notice:
-        _told(notice)
+    if search.notice:
+        _told(search.notice)
     return _with_outcome(search.run(), out)
 
 

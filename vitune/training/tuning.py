@@ -173,6 +173,11 @@ class Tuning:
         return chosen
 
     @property
+    def notice(self) -> str:
+        """What the user should know of the backbone; '' for nothing."""
+        return with_backbone(self.config)[1]
+
+    @property
     def used_s(self) -> float:
         """Seconds used so far, including earlier parts of the search."""
         return self.earlier_s + time.monotonic() - self.started
