@@ -194,6 +194,7 @@ class RunSummary:
         num_trainable: with the head; `num_total` is the whole network without what was added.
         held_out: how validation was split from training, in words.
         head_lr: the classifier's own learning rate; None if it is `lr`.
+        start: where training started: "probe", or "plain" for a new classifier.
         notice: a notice about the method on this backbone.
         backbone_notice, scarcity_notice: notices about a backbone chosen by default, and about
             classes with a single image.
@@ -227,6 +228,7 @@ class RunSummary:
     remarks: tuple[Oddity, ...] = ()
     lr: float | None = None
     head_lr: float | None = None
+    start: str | None = None
     weight_decay: float | None = None
     precision: str | None = None
     speed: str | None = None

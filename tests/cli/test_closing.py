@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from vitune.cli._closing import _compared
-from vitune.runs import Verdict
+from vitune.cli._closing import _compared, closing_lines
+from vitune.cli._progress import _head_rate
+from vitune.runs import Calibration, Reported, RunSummary, Verdict
 
 
 def verdict(gain: float, error: float | None, loss_gain: float) -> Verdict:
@@ -39,3 +43,43 @@ def test_the_words_agree_with_what_is_kept(
     if "cross-entropy" in told:
         lower = "lower" if loss_gain > 0 else "higher"
         assert f"calibrated cross-entropy {abs(loss_gain):.3f} {lower}" in said
+
+
+def finished(**facts: Any) -> RunSummary:
+    known: dict[str, Any] = {"method": "rlrr", "epochs": 10, "status": "finished", "num_val": 200}
+    return RunSummary(**{"reported": Reported("auto", 10, 0.8), **known, **facts})
+
+
+def test_weights_between_the_probe_and_the_trained_ones_are_named() -> None:
+    """Otherwise the accuracy is that of no epoch, and nothing says why."""
+    (line,) = closing_lines(finished(share=0.25), "run")
+    assert "25 % of the way from the solved probe to epoch 10" in line
+    assert not list(closing_lines(finished(share=1.0), "run"))
+    assert not list(closing_lines(finished(), "run"))
+
+
+def test_a_calibration_error_from_a_few_images_is_not_told() -> None:
+    """A perfectly calibrated model has 20 to 30 % on ten images in fifteen bins."""
+    found = Calibration(3.7, 0.137, 0.162)
+    (line,) = closing_lines(finished(calibration=found, num_val=200), "run")
+    assert "13.7 % without it, 16.2 % with it" in line
+    (line,) = closing_lines(finished(calibration=found, num_val=12), "run")
+    assert line.startswith("temperature 3.70 stored with the run, fitted to 12 validation images")
+    assert "13.7" not in line
+
+
+def test_early_stopping_is_told_even_if_the_probe_was_chosen() -> None:
+    facts = {"chosen": "probe", "reported": Reported("probe", 0, 0.8), "epochs": 7}
+    (line,) = closing_lines(finished(**facts, status="stopped"), "run")
+    assert line == "validation loss stopped improving: stopped after epoch 7"
+    assert not list(closing_lines(finished(**facts), "run"))
+
+
+def test_one_image_is_not_images() -> None:
+    one = replace(verdict(0, None, 0), num_images=1)
+    assert "on 1 validation image," in _compared(one, False, "run")
+
+
+def test_a_rate_of_its_own_does_not_mean_a_start_at_the_probe() -> None:
+    assert _head_rate(finished(head_lr=1e-3, start="probe")).endswith("from the solved probe)")
+    assert _head_rate(finished(head_lr=1e-3, start="plain")) == " (classifier 0.001)"

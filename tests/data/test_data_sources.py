@@ -87,6 +87,15 @@ def test_stray_and_empty_class_folders_are_named(class_folders: Make, picture: M
         open_source(other)
 
 
+def test_unlabelled_test_images_beside_train_have_a_remedy(
+    class_folders: Make, picture: Make
+) -> None:
+    root = class_folders("contest", splits=("train",))
+    picture(root / "test" / "1.png", 1)
+    with pytest.raises(DataError, match=r"with images next to 'train'.*Move 'test' elsewhere; vit"):
+        open_source(root)
+
+
 def test_list_images_for_prediction(class_folders: Make, tmp_path: Path) -> None:
     root = class_folders()
     found = list_images(root)

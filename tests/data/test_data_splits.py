@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,15 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(cache, "decode_image", spy)
     return names
+
+
+def test_a_folder_above_the_class_folders_is_told_from_one_class(
+    class_folders: Make, tmp_path: Path, preprocessing: Preprocessing
+) -> None:
+    class_folders("archive/images")
+    where = re.escape(str(tmp_path / "archive" / "images"))
+    with pytest.raises(DataError, match=rf"got one, 'images'.*are the classes, give {where}\."):
+        load_splits(tmp_path / "archive", preprocessing, seed=0)
 
 
 def test_hold_out_is_cut_by_seed_and_recorded(

@@ -43,6 +43,14 @@ def test_a_file_is_read_and_options_win(tmp_path: Path) -> None:
     assert TrainConfig.read(file) == config
 
 
+def test_what_chooses_on_validation_gives_way_to_a_refit(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("data: photos\nselect: best\npatience: 3\nchoose_best: true\n")
+    assert TrainConfig.read(file).patience == 3
+    config = TrainConfig.read(file, {"refit": True})
+    assert (config.select, config.patience, config.choose_best) == ("auto", None, None)
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [("- a\n- b\n", "expected 'key: value' lines"), ("a: [", "expected YAML")],

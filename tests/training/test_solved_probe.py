@@ -166,6 +166,36 @@ def test_features_larger_than_the_budget_lie_in_a_file(monkeypatch: pytest.Monke
     torch.testing.assert_close(in_memory.head.weight, streamed.head.weight, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["linear", "ncm"])
+def test_folds_over_a_file_read_it_in_parts(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features that exceed memory must not be copied to it by the cross-validation."""
+    largest = [0]
+
+    class Watched(np.memmap):
+        def __getitem__(self, part: Any) -> Any:
+            found = super().__getitem__(part)
+            if not isinstance(part, slice):  # a slice of a map is a map, other indices copy
+                largest.append(len(found))
+            return found
+
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 20)
+    features = Watched(tmp_path / "f.bin", np.float32, "w+", shape=(60, 8))
+    features[:] = rng.normal(size=(60, 8)) + 2 * np.eye(8)[labels]
+    monkeypatch.setattr("vitune.methods.linear.STRENGTHS", (0.1, 0.01))
+    config = get_method(method).configure(torch.nn.Linear(1, 1))
+    whole = config.solve(HeadProblem(Labelled(np.array(features), labels), None, 3))
+    monkeypatch.setattr("vitune.ops.logistic.CHUNK_VALUES", 80)
+    monkeypatch.setattr("vitune.methods.ncm.CHUNK", 10)
+    parts = config.solve(HeadProblem(Labelled(features, labels), None, 3))
+    assert 0 < max(largest) <= 10
+    assert parts.chosen == whole.chosen
+    torch.testing.assert_close(parts.weight, whole.weight, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(parts.logits(features), whole.logits(np.array(features)))
+
+
 def test_settings_of_steps_are_refused(tmp_path: Path) -> None:
     with pytest.raises(VituneError, match=r"--lr: got 0\.1 with --method linear.*linear_sgd"):
         fit(data=DIGITS, method="linear", lr=0.1, out=tmp_path / "run")

@@ -18,7 +18,7 @@ from vitune.data import load_splits
 from vitune.errors import AdapterError, VituneError
 from vitune.inference import evaluate_run, load_run
 from vitune.methods import OWN
-from vitune.ops import paired
+from vitune.ops import calibrated_losses, paired
 from vitune.runs import RunFolder
 from vitune.training import Observer, TrainConfig, fit
 from vitune.training.loop import Loop
@@ -192,10 +192,17 @@ def test_a_probe_kept_instead_of_an_unmergeable_method_can_be_merged() -> None:
     [
         (["--choose-best", "--start", "plain"], "--choose-best: got it with --start plain"),
         (["--choose-best", "--refit"], "--choose-best: got it with --refit"),
+        (["--choose-best", "--method", "linear"], "--choose-best: got it with --method linear"),
+        (["--choose-best", "--method", "linear_sgd"], "--choose-best: got it with --method linear"),
+        (["--choose-best", "--head-init", "linear"], "--choose-best: got it with --head-init lin"),
+        (["--select", "best", "--refit"], "--select: got 'best' with --refit, which leaves no val"),
+        (["--patience", "3", "--refit"], "--patience: got 3 with --refit, which leaves no val"),
+        (["--speed", "fast", "--method", "linear"], "--speed: got 'fast' with --method linear"),
         (["--start", "probe", "--head-init", "linear"], "--start: got 'probe' with --head-init"),
         (["--method", "linear", "--lr", "0.1"], "--lr: got 0.1 with --method linear"),
         (["--tune", "1s"], "--tune: got 1 s, expected at least"),
         (["--tune", "soon"], "--tune: got 'soon', expected a duration"),
+        (["--tune", "5m", "--method-arg", "r=8"], "--tune: got --method-arg without --method"),
         (["--tune", "5m", "--refit"], "--tune: got it together with --refit"),
         (["--tune", "5m", "--method", "linear"], "--tune: got --method linear, which is solved"),
     ],
@@ -343,6 +350,21 @@ def test_paired_differences_have_the_error_of_a_mean() -> None:
     spread = torch.tensor([mean for mean, _ in means]).std().item()
     assert spread == pytest.approx(sum(error for _, error in means) / 400, rel=0.15)
     assert paired(torch.ones(1), torch.zeros(1))[1] == float("inf")
+
+
+def test_rounding_is_neither_gain_nor_loss_where_the_probe_was_kept() -> None:
+    logits, labels = logits_with(10, images=20)
+    probe = replace(
+        Probe.of_nothing(),
+        right=(logits.argmax(1) == labels).numpy(),
+        losses=calibrated_losses(logits, labels).numpy(),
+    )
+    for rounded in (logits * torch.linspace(0.99, 1.0, 20)[:, None], logits.bfloat16().float()):
+        found = compare(probe, rounded, labels, share=0.0)
+        assert found is not None and (found.gain, found.loss_gain) == (0, 0)
+        assert not found.paid and not found.probe_is_better
+    trained = compare(probe, logits * torch.linspace(0.9, 1.0, 20)[:, None], labels, share=1.0)
+    assert trained is not None and trained.loss_gain != 0
 
 
 def test_no_verdict_on_other_images() -> None:

@@ -19,7 +19,7 @@ from vitune.errors import VituneError
 from vitune.inference import load_run
 from vitune.runs import Calibration, Reported, RunSummary
 from vitune.training import TrainConfig
-from vitune.training.attempts import Attempt, choose, report
+from vitune.training.attempts import Attempt, choose, outcome, report
 from vitune.training.probing import Probe, solve_probe
 from vitune.training.tune_request import require_tunable, rungs_of, seconds_of
 from vitune.training.tuning import Tuning
@@ -46,6 +46,16 @@ def test_of_equals_within_one_error_the_closest_to_the_rule_is_chosen() -> None:
     assert choose([far_best, clearly_worse]) is far_best
     text = report([far_best, near], near, 12.0)
     assert "| chosen | rlrr" in text and "±" in text
+
+
+def test_the_outcome_names_the_probe_beside_what_was_chosen() -> None:
+    probe = replace(attempt(1.2, epochs=0, noise=0.5), method="linear", lr=None, accuracy=0.4)
+    trained = attempt(1.0, noise=0.5)
+    said = outcome([probe, trained], trained)
+    assert said.startswith("chosen: rlrr, rate 0.001, 3 epochs: validation accuracy 50.0 % against")
+    assert "40.0 % of the solved linear probe, calibrated cross-entropy 0.200 ± 0." in said
+    assert said.endswith(" lower")
+    assert "no trained setting was better" in outcome([probe, attempt(1.5)], probe)
 
 
 def test_a_search_goes_on_where_it_was_killed(tmp_path: Path) -> None:
@@ -135,6 +145,36 @@ def test_durations_and_rungs() -> None:
         with pytest.raises(VituneError, match=r"--tune: got .* expected a duration such as 90s"):
             seconds_of(text)
     assert rungs_of(None) == (3, 10, 30) and rungs_of(10) == (1, 3, 10) and rungs_of(1) == (1,)
+
+
+def test_a_killed_search_goes_on_from_its_folder_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(search: Tuning) -> Attempt:
+        seen.append((search.config.data, search.methods, search.rungs, search.budget_s))
+        raise faults.pop()
+
+    seen: list[Any] = []
+    faults = [VituneError("enough"), VituneError("enough"), KeyboardInterrupt()]
+    monkeypatch.setattr(Tuning, "_searched", stopped)
+    out = str(tmp_path / "run")
+    command = ["train", "--data", DIGITS, "--method", "rlrr", "--epochs", "6", "--tune", "5m"]
+    assert run([*command, "--out", out]) == 130
+    told = capsys.readouterr()
+    assert "demonstration network" in told.out.splitlines()[0]
+    assert "0 runs of the search are kept" in told.err
+    assert f"Continue with: vitune train --out {out} --resume" in told.err
+    again = ["train", "--out", out, "--resume"]
+    assert run(again) == 2 and run([*again, "--tune", "10m", "--data", DIGITS]) == 2
+    assert seen[1] == seen[0] == (DIGITS, ("rlrr",), (1, 2, 6), 300.0)
+    assert seen[2] == (*seen[0][:3], 600.0)
+    capsys.readouterr()
+    assert run([*again, "--epochs", "3"]) == 2
+    assert "--resume: got epochs=3, expected the settings that" in capsys.readouterr().err
+    (tmp_path / "run" / "tune" / "request.json").write_text("{")
+    assert run(again) == 2 and "request.json" in capsys.readouterr().err
+    assert run(["train", "--out", str(tmp_path / "none"), "--resume", "--tune", "5m"]) == 2
+    assert "expected the folder of a search" in capsys.readouterr().err
 
 
 def test_what_the_search_decides_cannot_be_given(

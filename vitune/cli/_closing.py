@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vitune.runs import RunSummary, Verdict
 
+ENOUGH_TO_BIN = 100
+"""Validation images below which a calibration error is mostly chance."""
+
 
 def closing_lines(summary: RunSummary, out: str) -> Iterator[str]:
     """One line each on how a solved head was chosen, early stopping, the probe, confidence."""
@@ -18,13 +21,22 @@ def closing_lines(summary: RunSummary, out: str) -> Iterator[str]:
         copies = " and mirrored copies" if solved.copies == "flip" else ""
         yield f"probe solved on the images{copies}; {name} {value:.3g}, chosen by {solved.how}"
     yield from _stopped(summary)
+    if summary.chosen is None and summary.share not in (None, 0.0, 1.0):
+        yield (
+            f"kept: weights {100 * (summary.share or 0):.0f} % of the way from the solved probe to "
+            f"epoch {summary.reported.epoch}, which validation preferred to both ends"
+        )
     if summary.verdict is not None:
         yield _compared(summary.verdict, summary.chosen == "probe", out)
     found = summary.calibration
     if found is not None and found.val_ece is not None and found.val_ece_tempered is not None:
+        stored = f"temperature {found.temperature:.2f} stored with the run"
+        number = summary.num_val or 0
+        if number < ENOUGH_TO_BIN:
+            yield f"{stored}, fitted to {_images(number)}: too few to state a calibration error"
+            return
         yield (
-            f"temperature {found.temperature:.2f} stored with the run: calibration error on "
-            f"validation {_percent(found.val_ece)} without it, "
+            f"{stored}: calibration error on validation {_percent(found.val_ece)} without it, "
             f"{_percent(found.val_ece_tempered)} with it"
         )
 
@@ -34,9 +46,11 @@ def _stopped(summary: RunSummary) -> Iterator[str]:
     kept, done = summary.reported.epoch, summary.epochs
     if kept is None or done is None:
         return
-    if summary.chosen is not None:
-        return
     stopped = f"validation loss stopped improving: stopped after epoch {done}"
+    if summary.chosen is not None:
+        if summary.status == "stopped":
+            yield stopped
+        return
     if kept == 0 and summary.reported.which == "auto":
         how = f"{stopped}, and" if summary.status == "stopped" else f"{done} epochs:"
         yield f"{how} none was better on validation than the solved probe, which is kept"
@@ -55,7 +69,7 @@ def _compared(verdict: Verdict, chose_probe: bool, out: str) -> str:
     within = "" if math.isnan(error) else f" ± {error:.1f}"
     figures = (
         f"{_percent(verdict.adapted)} against {_percent(verdict.probe)} of the solved linear "
-        f"probe on {verdict.num_images} validation images, {100 * verdict.gain:+.1f}{within} points"
+        f"probe on {_images(verdict.num_images)}, {100 * verdict.gain:+.1f}{within} points"
     )
     judged_by = ""
     if not verdict.is_clear and verdict.loss_gain:
@@ -69,6 +83,10 @@ def _compared(verdict: Verdict, chose_probe: bool, out: str) -> str:
         )
     helped = "helped" if verdict.paid else "did not help"
     return f"adapting {helped}{judged_by}: {figures}; the probe is in {out}/probe"
+
+
+def _images(number: int) -> str:
+    return f"{number} validation image{'' if number == 1 else 's'}"
 
 
 def _percent(share: float) -> str:

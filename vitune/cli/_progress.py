@@ -38,8 +38,10 @@ def percent(share: float | None) -> str:
 
 def _head_rate(facts: RunSummary) -> str:
     """The classifier's own learning rate, if it has one."""
-    rate = facts.head_lr
-    return "" if rate is None else f" (classifier {rate:g}, from the solved probe)"
+    if facts.head_lr is None:
+        return ""
+    origin = ", from the solved probe" if facts.start == "probe" else ""
+    return f" (classifier {facts.head_lr:g}{origin})"
 
 
 def print_named(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -49,14 +50,17 @@ def train(
     from vitune.training.train_config import read_yaml
 
     with uncollected():
+        from vitune.training.attempt_log import AttemptLog
         from vitune.training.fitting import fit
 
     observer = TrainingProgress()
     try:
-        if tune is not None:
-            trained = _tuned(settings, config, out, tune, resume, observer)
+        given = {**(read_yaml(config) if config and resume else {}), **settings}
+        if resume and (tune is not None or AttemptLog(Path(out)).exists()):
+            trained = _tuned_on(given, out, tune, observer)
+        elif tune is not None:
+            trained = _tuned(settings, config, out, tune, observer)
         elif resume:
-            given = {**(read_yaml(config) if config else {}), **settings}
             trained = fit(None, out=out, resume=True, observer=observer, **given)
         else:
             trained = fit(read_settings(config, settings), out=out, observer=observer)
@@ -69,10 +73,13 @@ def train(
         observer.close()
     summary = trained.summary
     reported = summary.reported
-    console.print(
-        f"validation accuracy {percent(reported.val_accuracy)} "
-        f"(epoch {reported.epoch}, {reported.which}) in {summary.seconds:.0f} s"
-    )
+    if reported.val_accuracy is None:
+        console.print(f"trained in {summary.seconds:.0f} s, without validation images")
+    else:
+        console.print(
+            f"validation accuracy {percent(reported.val_accuracy)} "
+            f"(epoch {reported.epoch}, {reported.which}) in {summary.seconds:.0f} s"
+        )
     if summary.privacy is not None:
         spent = summary.privacy
         console.print(
@@ -87,33 +94,52 @@ def train(
 
 
 def _tuned(
-    settings: dict[str, Any], config: str | None, out: str, budget: str, resume: bool,
-    observer: Any,
-) -> Any:  # fmt: skip
+    settings: dict[str, Any], config: str | None, out: str, budget: str, observer: Any
+) -> Any:
     """The result of a search within a time budget; prints what it tries."""
-    from vitune.cli._progress import console
     from vitune.training import Tuning
 
-    search = Tuning.within(
-        budget,
-        read_settings(config, settings),
-        out,
-        observer=observer,
-        told=lambda line: console.print(line, soft_wrap=True),
-    )
-    trained = search.run(resume)
-    console.print(f"what was tried: {out}/tune.md", soft_wrap=True)
+    asked = read_settings(config, settings)
+    search = Tuning.within(budget, asked, out, observer=observer, told=_told)
+    if search.notice:
+        _told(search.notice)
+    return _with_outcome(search.run(), out)
+
+
+def _tuned_on(given: dict[str, Any], out: str, budget: str | None, observer: Any) -> Any:
+    """The result of a search that was stopped and goes on now."""
+    from vitune.training import Tuning
+
+    search = Tuning.resumed(out, given, budget, observer=observer, told=_told)
+    return _with_outcome(search.run(resume=True), out)
+
+
+def _with_outcome(trained: Any, out: str) -> Any:
+    from vitune.training.attempt_log import AttemptLog
+
+    _told(f"{AttemptLog(Path(out)).outcome()}; then trained on training and validation together")
+    _told(f"what was tried: {out}/tune.md")
     return trained
+
+
+def _told(line: str) -> None:
+    from vitune.cli._progress import console
+
+    console.print(line, soft_wrap=True, markup=False)
 
 
 def _what_is_kept(out: str) -> str:
     """What is kept of a run that was stopped, and how to continue it."""
-    from pathlib import Path
-
     from vitune.runs import RunFolder
+    from vitune.training.attempt_log import AttemptLog
     from vitune.training.resume_point import read_progress
 
-    folder = RunFolder(Path(out))
+    folder, search = RunFolder(Path(out)), AttemptLog(Path(out))
+    again = f"Continue with: vitune train --out {shlex.quote(out)} --resume"
+    if not folder.config.is_file() and search.exists():
+        number = search.num_kept()
+        kept = "1 run of the search is" if number == 1 else f"{number} runs of the search are"
+        return f"{kept} kept. {again}"
     if not folder.config.is_file():
         return "Nothing was written."
     try:
@@ -122,4 +148,4 @@ def _what_is_kept(out: str) -> str:
         progress = None
     done = 0 if progress is None else progress.epoch
     kept = f"{done} epochs are kept" if done != 1 else "1 epoch is kept"
-    return f"{kept}. Continue with: vitune train --out {shlex.quote(out)} --resume"
+    return f"{kept}. {again}"

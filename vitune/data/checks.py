@@ -115,8 +115,18 @@ def require_two_classes(records: Sequence[Record], images: ImageList) -> None:
         only = ", ".join(repr(images.classes[label]) for label in labels)
         raise DataError(
             f"classes of {images.spec}: got one, {only}, expected at least 2 among the training "
-            "images. Add images of other classes."
+            f"images. {_deeper(records, images) or 'Add images of other classes.'}"
         )
+
+
+def _deeper(records: Sequence[Record], images: ImageList) -> str:
+    """A remedy if the only class is a folder of class folders, as archives often have; else ''."""
+    only = Path(images.spec).expanduser() / images.classes[records[0].label] if records else Path()
+    files = [record.image for record in records if isinstance(record.image, Path)]
+    inside = [file.relative_to(only).parts for file in files if file.is_relative_to(only)]
+    if len({parts[0] for parts in inside if len(parts) > 1}) < 2:
+        return ""
+    return f"If the folders inside it are the classes, give {only}."
 
 
 def require_two_each(labels: npt.NDArray[np.int64], classes: Sequence[str], spec: str) -> None:

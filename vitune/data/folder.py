@@ -105,6 +105,7 @@ def _class_folders_by_split(root: Path, spec: str) -> Mapping[str, dict[str, Pat
         raise DataError(
             f"folders of {spec}: got {strays[0]!r} with images next to {next(iter(splits))!r}, "
             "expected either class folders or train, val and test folders that hold them."
+            f"{_without_classes(strays[0], others[strays[0]])}"
         )
     empty = {name: path for name, path in others.items() if name.lower() in SPLIT_ALIASES}
     found: dict[str, dict[str, Path]] = {}
@@ -116,6 +117,13 @@ def _class_folders_by_split(root: Path, spec: str) -> Mapping[str, dict[str, Pat
             )
         found[split] = _subfolders(path)
     return found
+
+
+def _without_classes(name: str, folder: Path) -> str:
+    """A remedy for a split without class folders, as contests publish their test images."""
+    if name.lower() not in SPLIT_ALIASES or _subfolders(folder):
+        return ""
+    return f" Move {name!r} elsewhere; vitune predict classifies images without labels."
 
 
 def _require_class_folders(root: Path, children: Mapping[str, Path], spec: str) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vitune.methods.authoring import BackboneError, MethodLayer, Site, VituneError
 from vitune.methods.probe_authoring import HeadProblem, Labelled, SolvedConfig, SolvedHead, folds
-from vitune.ops import calibrated_losses
+from vitune.ops import calibrated_losses, row_chunks
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 SHARPNESS = 1 / 0.07
@@ -44,10 +44,9 @@ class Neighbours(SolvedHead):
 
     def logits(self, features: Any) -> Tensor:
         """Shapes: features (n, d); returns (n, c) float32 on the CPU."""
-        rows = features if isinstance(features, Tensor) else torch.from_numpy(np.array(features))
         count = int(self.chosen["num_neighbours"])
         parts = [vote(part.float().cpu(), self.keys, self.votes, count)
-                 for part in rows.split(CHUNK)]  # fmt: skip
+                 for part in row_chunks(features, self.keys.shape[1], CHUNK)]  # fmt: skip
         return torch.cat(parts)
 
     def arguments(self) -> dict[str, Any]:
@@ -199,7 +198,7 @@ def _tried(
 def _memory(
     data: Labelled, num_classes: int, count: int, how: str, tried: tuple[dict[str, float], ...]
 ) -> Neighbours:
-    keys = torch.from_numpy(np.array(data.features)).float()
+    keys = torch.from_numpy(np.array(data.features[:])).float()
     votes = F.one_hot(torch.from_numpy(np.asarray(data.labels)), num_classes).float()
     return Neighbours(
         torch.zeros(0), torch.zeros(0), {"num_neighbours": count}, how, tried, keys, votes

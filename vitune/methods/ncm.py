@@ -10,9 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitune.methods.probe_authoring import HeadProblem, Labelled, SolvedConfig, SolvedHead, folds
-from vitune.ops import Standardiser
+from vitune.ops import Standardiser, row_chunks
 
 SHARPNESSES = tuple(2.0**power for power in range(-12, 5))
+
+CHUNK = 4096
+"""Images read at a time."""
 
 
 @dataclass
@@ -62,11 +65,11 @@ def _means(data: Labelled, num_classes: int) -> tuple[Tensor, Tensor]:
     """Weight and bias on raw features of the head with sharpness 1."""
     standardiser = Standardiser.of(data.features)
     sums = torch.zeros(num_classes, data.features.shape[1], dtype=torch.float64)
-    for start in range(0, len(data), 4096):
-        part = data.features[start : start + 4096]
-        rows = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
-        labels = torch.from_numpy(np.asarray(data.labels[start : start + 4096]))
-        sums.index_add_(0, labels, standardiser(rows.double().cpu()))
+    start = 0
+    for part in row_chunks(data.features, data.features.shape[1], CHUNK):
+        labels = torch.from_numpy(np.asarray(data.labels[start : start + len(part)]))
+        sums.index_add_(0, labels, standardiser(part.double().cpu()))
+        start += len(part)
     counts = torch.from_numpy(np.bincount(data.labels, minlength=num_classes)).clamp(min=1)
     means = sums / counts[:, None]  # (c, d)
     weight, bias = standardiser.folded(means, -means.square().sum(1) / 2)

@@ -35,9 +35,9 @@ class Standardiser:
         """
         rows, width = features.shape
         mean, square = torch.zeros(width, dtype=torch.float64), torch.zeros(width).double()
-        for part in _chunks(features, width, chunk):
+        for part in row_chunks(features, width, chunk):
             mean += part.double().sum(0) / rows
-        for part in _chunks(features, width, chunk):
+        for part in row_chunks(features, width, chunk):
             square += (part.double() - mean).square().sum(0) / rows
         scale = square.sqrt()
         constant = scale <= 1e-10 * mean.abs().clamp(min=1e-30)
@@ -157,7 +157,7 @@ def _prepared(
 
     def read() -> Iterator[tuple[Tensor, Tensor]]:
         first = 0
-        for part in _chunks(features, width, chunk):
+        for part in row_chunks(features, width, chunk):
             own = classes[first : first + len(part)].to(device)
             first += len(part)
             values = part.to(device=device, dtype=dtype)
@@ -195,8 +195,13 @@ def _chunk_rows(width: int, chunk: int | None) -> int:
     return chunk or max(1, CHUNK_VALUES // max(1, width))
 
 
-def _chunks(features: Any, width: int, chunk: int | None) -> Iterator[Tensor]:
-    """The rows of an array, a memory map or a tensor, a chunk at a time."""
+def row_chunks(features: Any, width: int, chunk: int | None = None) -> Iterator[Tensor]:
+    """The rows of an array, a memory map or a tensor, a chunk at a time.
+
+    Args:
+        width: values that one row takes, here or in what is computed from it.
+        chunk: rows per chunk; None chooses.
+    """
     size = _chunk_rows(width, chunk)
     for start in range(0, len(features), size):
         part = features[start : start + size]

@@ -10,6 +10,7 @@ from vitune.training.speed_presets import FASTER, PRESETS
 from vitune.training.train_config import STEPPING, TrainConfig, read_yaml, settings_in
 
 if TYPE_CHECKING:
+    from vitune.training.attempt_log import AttemptLog
     from vitune.training.fitting import fit
     from vitune.training.keeping import Trained, backbone_arguments
     from vitune.training.last_block import class_tail, lean_training
@@ -24,6 +25,7 @@ __all__ = [
     "FASTER",
     "PRESETS",
     "STEPPING",
+    "AttemptLog",
     "LeanStep",
     "Observer",
     "Running",
@@ -44,6 +46,7 @@ __all__ = [
 ]
 
 _NEEDING_PYTORCH = {
+    "attempt_log": ("AttemptLog",),
     "fitting": ("fit",),
     "keeping": ("Trained", "backbone_arguments"),
     "last_block": ("class_tail", "lean_training"),

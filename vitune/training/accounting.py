@@ -53,6 +53,7 @@ def facts_of(
         remarks=tuple(_oddity(remark) for remark in splits.remarks),
         lr=settings.lr,
         head_lr=settings.head_lr,
+        start=settings.start,
         weight_decay=settings.weight_decay,
         precision=settings.precision,
         speed=settings.speed,

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from vitune.errors import AdapterError
 from vitune.files import write_atomic
-from vitune.training.attempts import Attempt, report
+from vitune.result_files import as_record, read_json
+from vitune.training.attempts import Attempt, outcome, report
 
 SEARCH_FILES = ("tune", "tune.json", "tune.md")
 """What a search leaves in the run folder before its refit."""
+
+REQUEST = "request.json"
+"""In the search's folder: what was asked for."""
 
 
 class AttemptLog:
@@ -20,6 +26,41 @@ class AttemptLog:
 
     def __init__(self, out: Path) -> None:
         self.out, self.folder = out, out / "tune"
+
+    def begin(self, settings: Mapping[str, Any], budget_s: float) -> None:
+        """Record what was asked for, so that the search can go on without being told again."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        request = {"budget_s": budget_s, "settings": dict(settings)}
+        write_atomic(self.folder / REQUEST, json.dumps(request))
+
+    def exists(self) -> bool:
+        """Whether a search has begun here."""
+        return (self.folder / REQUEST).is_file()
+
+    def request(self) -> tuple[dict[str, Any], float]:
+        """The settings and the seconds that the search was given.
+
+        Raises:
+            AdapterError: there is no search.
+            VituneError: its record is damaged.
+        """
+        path = self.folder / REQUEST
+        if not self.exists():
+            raise AdapterError(
+                f"--resume: got {str(self.out)!r} without {self.folder.name}/{REQUEST}, expected "
+                "the folder of a search. Leave --tune out to continue a run."
+            )
+        record = as_record(read_json(path, str(path)), str(path))
+        record.needed("budget_s")
+        return record.mapping("settings"), record.number("budget_s") or 0.0
+
+    def num_kept(self) -> int:
+        """Finished runs of the search."""
+        return len(list(self.folder.glob("losses-*.npy")))
+
+    def outcome(self) -> str:
+        """The chosen setting beside the solved probe, in one line."""
+        return str(json.loads((self.out / "tune.json").read_text())["outcome"])
 
     def add(self, attempt: Attempt, number: int, used_s: float) -> None:
         """One line and one file of losses; the line comes last, so that it means both."""
@@ -55,6 +96,5 @@ class AttemptLog:
         """Write tune.md and tune.json."""
         write_atomic(self.out / "tune.md", report(attempts, chosen, used_s))
         rows = [one.row() for one in attempts]
-        write_atomic(
-            self.out / "tune.json", json.dumps({"chosen": chosen.row(), "tried": rows}, indent=1)
-        )
+        found = {"outcome": outcome(attempts, chosen), "chosen": chosen.row(), "tried": rows}
+        write_atomic(self.out / "tune.json", json.dumps(found, indent=1))

@@ -64,10 +64,29 @@ def choose(attempts: Sequence[Attempt]) -> Attempt:
     return min(near, key=lambda one: (abs(float(np.log(one.factor))), one.loss))
 
 
+def outcome(attempts: Sequence[Attempt], chosen: Attempt) -> str:
+    """One line: the chosen setting beside the solved probe, with the error of the difference."""
+    probe = next((one for one in attempts if not one.epochs), None)
+    accuracy = f"validation accuracy {100 * chosen.accuracy:.1f} %"
+    if not chosen.epochs:
+        return f"chosen: the solved linear probe, {accuracy}; no trained setting was better"
+    settings = f"chosen: {chosen.method}, rate {chosen.lr:.2g}, {chosen.epochs} epochs"
+    if probe is None:
+        return f"{settings}: {accuracy}"
+    gain, error = paired(torch.from_numpy(probe.losses), torch.from_numpy(chosen.losses))
+    lower = "lower" if gain > 0 else "higher"
+    return (
+        f"{settings}: {accuracy} against {100 * probe.accuracy:.1f} % of the solved linear probe, "
+        f"calibrated cross-entropy {abs(gain):.3f} ± {error:.3f} {lower}"
+    )
+
+
 def report(attempts: Sequence[Attempt], chosen: Attempt, used_s: float) -> str:
     """All attempts as a Markdown table, best first."""
     lines = [
         f"# What was tried in {used_s:.0f} s",
+        "",
+        f"C{outcome(attempts, chosen)[1:]}.",
         "",
         "Loss is validation cross-entropy at the best temperature. Difference is the distance to "
         "the lowest loss, ± its standard error. Of the settings within one standard error, the one "

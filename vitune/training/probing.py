@@ -22,6 +22,9 @@ from vitune.training.feature_reader import FeatureReader, View, mirrored
 COPIES: dict[str, tuple[View | None, ...]] = {"none": (None,), "flip": (None, mirrored)}
 """The views of each training image on which a probe may be solved."""
 
+ROWS = 4096
+"""Training images scored at a time."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -119,8 +122,8 @@ def solve_probe(
         }
         chosen, gain = _preferred(found, judged)
         head = found[chosen]
-        train_labels = torch.from_numpy(np.asarray(train.labels))
-        train_loss = F.cross_entropy(head.logits(features[: len(train)]), train_labels).item()
+        plain = Labelled(features[: len(train)], np.asarray(train.labels))
+        train_loss = _mean_loss(head, plain)
     probe = replace(Probe.of_nothing(), head=head, copies=chosen, mirror_gain=gain,
                     train_loss=train_loss)  # fmt: skip
     if judged is not None:
@@ -163,6 +166,16 @@ def _preferred(
     error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else float("inf")
     mean = float(gain.mean())
     return ("flip" if mean > error else "none"), (mean, error)
+
+
+def _mean_loss(head: SolvedHead, data: Labelled) -> float:
+    """Mean cross-entropy; with thousands of classes not even the logits may fit in memory."""
+    total = 0.0
+    for start in range(0, len(data), ROWS):
+        part = slice(start, start + ROWS)
+        losses = _losses(head, Labelled(data.features[part], data.labels[part]))
+        total += losses.sum(dtype=np.float64)
+    return float(total / len(data))
 
 
 def _losses(head: SolvedHead, data: Labelled) -> np.ndarray:

@@ -16,7 +16,7 @@ from vitune.runs import RunFolder
 from vitune.training.private import with_privacy
 from vitune.training.record import RunRecord
 from vitune.training.resume_point import read_progress
-from vitune.training.speed_presets import settled_speed
+from vitune.training.speed_presets import FASTER, settled_speed
 from vitune.training.train_config import STEPPING, TrainConfig
 
 SETTLED_BY_RESUME = ("epochs", "data")
@@ -55,6 +55,7 @@ def new_settings(
     if is_solved:
         require_no_steps(asked)
     require_choice(asked)
+    require_validation(asked)
     if not is_solved and asked.optimiser == "sgd" and asked.lr is None:
         raise VituneError(
             "--optimiser: got 'sgd' without a learning rate, expected --lr as well: the methods' "
@@ -77,18 +78,43 @@ def require_choice(config: TrainConfig) -> None:
     """Refuse --choose-best if there is nothing to choose from or nothing to choose on.
 
     Raises:
-        VituneError: a plain start, for which no probe is solved, or no validation images.
+        VituneError: a start or a method for which no probe is solved, or no validation images.
     """
     if not config.choose_best:
         return
+    method = get_method(config.method)
     for given, why in (
         (config.start == "plain" and "--start plain", "for which no probe is solved"),
+        (
+            config.start is None and config.head_init != "zero"
+            and f"--head-init {config.head_init}",
+            "for which no probe is solved",
+        ),
+        (
+            config.start is None and not method.starts_at_probe and f"--method {config.method}",
+            "which trains the classifier alone",
+        ),
         (config.refit and "--refit", "which leaves no validation images to choose on"),
-    ):
+    ):  # fmt: skip
         if given:
             raise VituneError(
                 f"--choose-best: got it with {given}, {why}, expected only one of the two. Leave "
                 "one out."
+            )
+
+
+def require_validation(config: TrainConfig) -> None:
+    """Refuse settings that read validation if --refit trains on those images too.
+
+    Raises:
+        VituneError: one of them is given.
+    """
+    for name, usual in (("select", ("auto", "last")), ("patience", (None,))):
+        value = getattr(config, name)
+        if config.refit and name in config.model_fields_set and value not in usual:
+            raise VituneError(
+                f"--{name}: got {value!r} with --refit, which leaves no validation images, "
+                "expected only one of the two. Leave one out."
             )
 
 
@@ -100,7 +126,9 @@ def require_no_steps(config: TrainConfig) -> None:
     """
     stepped = get_method(config.method).stepped
     remedy = f"Leave it out, or use --method {stepped}." if stepped else "Leave it out."
-    for name in STEPPING:
+    # A preset of speed has filled in settings that nobody typed.
+    names = ("speed",) if config.speed in FASTER else STEPPING
+    for name in names:
         value = getattr(config, name)
         if value != TrainConfig.model_fields[name].default:
             raise VituneError(

@@ -185,7 +185,7 @@ def _trained(
     # For its side effect: accelerate has put autocast into the model's own `forward`, and
     # unwrapping takes it out again. The model that it returns is the one we have.
     accelerator.unwrap_model(loop.wrapped, keep_fp32_wrapper=False)
-    verdict = None if probe is None or seen is None else compare(probe, *seen)
+    verdict = None if probe is None or seen is None else compare(probe, *seen, loop.share)
     summary = replace(
         with_outcome(facts, loop, accelerator, use),
         calibration=calibration(seen, job.known.temperature),

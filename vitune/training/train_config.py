@@ -241,9 +241,12 @@ class TrainConfig(BaseModel):
                 values.pop(name, None)
         elif given.keys() & {"method_args", *PRESETS["fast"]}:
             values.pop("speed", None)
-        # So does choose_best if the given settings leave nothing to choose from or on.
+        # So does what chooses if the given settings leave nothing to choose from or on.
         if given.get("start") == "plain" or given.get("refit"):
             values.pop("choose_best", None)
+        if given.get("refit"):
+            values.pop("select", None)
+            values.pop("patience", None)
         # A run with a plain start and a choice solved a probe whose features fell short. The rule
         # will find that again; an explicit start would leave out the probe.
         chose = given.get("choose_best", values.get("choose_best"))

@@ -23,7 +23,8 @@ def require_tunable(given: Mapping[str, Any]) -> None:
     """Refuse settings that the search decides.
 
     Raises:
-        VituneError: one of them is given, the method is solved, or the run is private.
+        VituneError: one of them is given, the method is solved, arguments belong to no method, or
+            the run is private.
     """
     for name in ("lr", "head_lr", "start", "head_init", "refit", "select", "choose_best"):
         if name in given:
@@ -35,6 +36,11 @@ def require_tunable(given: Mapping[str, Any]) -> None:
         raise VituneError(
             "--tune: got it together with --dp-epsilon, expected one of the two: every run of a "
             "search would spend privacy. Choose the settings on public images."
+        )
+    if given.get("method_args") and "method" not in given:
+        raise VituneError(
+            "--tune: got --method-arg without --method, expected both or neither: without a method "
+            "it tries several, which take different arguments."
         )
     if "method" in given and get_method(given["method"]).solved:
         raise VituneError(

@@ -9,8 +9,9 @@ stopped.
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from vitune.training.halving import end_trial, halving_study
 from vitune.training.keeping import Trained, backbone_arguments
 from vitune.training.observer import Observer
 from vitune.training.probing import Probe, solve_probe
-from vitune.training.settling import with_backbone
+from vitune.training.settling import with_absolute_paths, with_backbone
 from vitune.training.splits_to_train import prepare_data
 from vitune.training.starting import with_start
 from vitune.training.train_config import TrainConfig
@@ -106,11 +107,39 @@ class Tuning:
             told=told,
         )
 
+    @classmethod
+    def resumed(
+        cls,
+        out: str | Path,
+        given: Mapping[str, Any],
+        budget: str | None = None,
+        *,
+        observer: Observer | None = None,
+        told: Callable[[str], None] = lambda line: None,
+    ) -> Tuning:
+        """The search in `out` with its own settings and, unless another is given, its own time.
+
+        Raises:
+            AdapterError: there is no search.
+            VituneError: `given` differs from the search's own settings.
+        """
+        own, budget_s = AttemptLog(Path(out)).request()
+        asked = _as_given(TrainConfig.make({**own, **given}))
+        for name, value in asked.items():
+            if value != own.get(name):
+                raise VituneError(
+                    f"--resume: got {name}={value!r}, expected the settings that the search began "
+                    "with. Leave it out, or start a new search."
+                )
+        text = budget or f"{budget_s:g}s"
+        return cls.within(text, TrainConfig.make(own), out, observer=observer, told=told)
+
     def run(self, resume: bool = False) -> Trained:
         """Search until the time is up, then train the chosen setting on all labelled images."""
         folder = RunFolder(self.out)
         if not resume:
             folder.check_new()
+            self.log.begin(_as_given(self.config), self.budget_s)
         self.log.folder.mkdir(parents=True, exist_ok=True)
         chosen = self.log.decided()
         if chosen is None:
@@ -118,16 +147,18 @@ class Tuning:
                 with folder.held():
                     chosen = self._searched()
             except VituneError:
-                self._forget()
+                if not resume:
+                    self._forget()
                 raise
         return self._refit(chosen)
 
     def _forget(self) -> None:
-        """Remove what a search left that was refused before its first attempt."""
+        """Remove what a search left that was refused before its first attempt was done."""
         (self.out / LOCK).unlink(missing_ok=True)
-        for folder in (self.log.folder, self.out):
-            with suppress(OSError):  # something was tried
-                folder.rmdir()
+        if not self.log.num_kept():
+            shutil.rmtree(self.log.folder, ignore_errors=True)
+        with suppress(OSError):  # something was tried
+            self.out.rmdir()
 
     def _searched(self) -> Attempt:
         """Search, and return the chosen attempt."""
@@ -140,6 +171,11 @@ class Tuning:
         chosen = choose(self.attempts)
         self.log.decide(self.attempts, chosen, self.used_s)
         return chosen
+
+    @property
+    def notice(self) -> str:
+        """What the user should know of the backbone; '' for nothing."""
+        return with_backbone(self.config)[1]
 
     @property
     def used_s(self) -> float:
@@ -278,7 +314,7 @@ class Tuning:
 
     def _refit(self, chosen: Attempt) -> Trained:
         """Train on training and validation images together, with validation's temperature."""
-        values: dict[str, Any] = {"method": chosen.method, "refit": True}
+        values: dict[str, Any] = {"method": chosen.method, "refit": True, "patience": None}
         if chosen.epochs:
             values |= {"lr": chosen.lr, "head_lr": chosen.head_lr, "start": chosen.start}
             values |= {"epochs": max(1, chosen.epoch), "augment": chosen.augment}
@@ -290,3 +326,9 @@ class Tuning:
         config = TrainConfig.make({**given, **values})
         return fit(config, out=folder, observer=self.observer,
                    temperature=chosen.temperature, share=chosen.share)  # fmt: skip
+
+
+def _as_given(config: TrainConfig) -> dict[str, Any]:
+    """The settings that were given, with absolute paths, as JSON holds them."""
+    values = with_absolute_paths(config).model_dump(mode="json")
+    return {name: value for name, value in values.items() if name in config.model_fields_set}

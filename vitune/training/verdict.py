@@ -17,13 +17,22 @@ from vitune.runs import Calibration, Verdict
 from vitune.training.probing import Probe
 
 
-def compare(probe: Probe, logits: Tensor, labels: Tensor) -> Verdict | None:
+def compare(
+    probe: Probe, logits: Tensor, labels: Tensor, share: float | None = None
+) -> Verdict | None:
     """The verdict on validation; None if the probe was not scored there.
+
+    Args:
+        share: position of the weights on the line from the probe (0) to the trained ones. At 0 the
+            network is the probe, and what rounding makes of it is neither gain nor loss.
 
     Shapes: logits (n, c) of the adapted network; labels (n,) int64.
     """
     if len(probe.right) != len(labels) or not len(labels):
         return None
+    if share == 0:
+        accuracy = float(probe.right.mean())
+        return Verdict(accuracy, accuracy, 0.0, 0.0, 0.0, 0.0, len(labels))
     right = (logits.argmax(1) == labels).double()
     gain, error = paired(right, torch.from_numpy(probe.right))
     losses = calibrated_losses(logits, labels)

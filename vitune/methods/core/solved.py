@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitune.backbones.sites import head_names
 from vitune.errors import VituneError
 from vitune.methods.core.head_only import HeadOnlyConfig
+from vitune.ops import row_chunks
 
 FOLDS = 5
 
@@ -34,8 +35,28 @@ class Labelled:
         return len(self.labels)
 
     def at(self, indices: np.ndarray) -> Labelled:
-        """The rows at `indices`, in memory."""
-        return Labelled(self.features[indices], self.labels[indices])
+        """The rows at `indices`; those of a memory map stay on disk."""
+        is_file = isinstance(self.features, np.memmap)
+        rows = _Rows(self.features, indices) if is_file else self.features[indices]
+        return Labelled(rows, self.labels[indices])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a file, read a slice at a time because all of them may not fit in memory."""
+
+    features: Any
+    indices: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.indices), self.features.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return np.array(self.features[self.indices[part]])
 
 
 @dataclass(frozen=True)
@@ -80,8 +101,11 @@ class SolvedHead:
 
     def logits(self, features: Any) -> Tensor:
         """Shapes: features (n, d); returns (n, c) float32 on the CPU."""
-        rows = features if isinstance(features, Tensor) else torch.from_numpy(np.array(features))
-        return rows.float().cpu() @ self.weight.T + self.bias
+        width = max(self.weight.shape)
+        parts = [
+            part.float().cpu() @ self.weight.T + self.bias for part in row_chunks(features, width)
+        ]
+        return torch.cat(parts) if parts else torch.zeros(0, len(self.bias))
 
     def arguments(self) -> dict[str, Any]:
         """The arguments the method needs for this head."""
