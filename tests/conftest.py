@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,7 +13,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -21,9 +22,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-seed", type=int, default=0, help="what its cases are drawn from")
 
 
+def pytest_collectstart() -> None:
+    """Libraries and 10,000 tests make 1.4 million objects that live as long as the process.
+
+    Garbage collection walks through them again and again: half of the collection's processor time.
+    """
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+    atexit.register(gc.unfreeze)  # libraries that are not collected at exit report leaks
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    import torch  # here: the process that deals tests out to workers runs none
+
+    # `torch.manual_seed` writes down the stack for each kind of GPU that is not in use: 0.7 ms.
+    torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)
