@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -87,8 +88,14 @@ def imported_modules(tree: ast.AST) -> set[str]:
     return found
 
 
-TREES = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
-IMPORTS = {module: imported_modules(tree) for module, tree in TREES.items()}
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text())
+
+
+@cache
+def imports_of(module: str) -> set[str]:
+    return imported_modules(tree_of(module))
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
@@ -119,7 +126,7 @@ def test_every_room_has_a_row() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_a_file_imports_only_rows_below_its_own(module: str) -> None:
     own = room_of(module)
-    rooms = {room_of(name) for name in IMPORTS[module] if name.startswith("vitune.")}
+    rooms = {room_of(name) for name in imports_of(module) if name.startswith("vitune.")}
     wrong = {room for room in rooms if room != own and ROW_OF[room] <= ROW_OF[own]}
     assert not wrong, f"{own} may not import {sorted(wrong)}"
 
@@ -130,7 +137,7 @@ def test_circles_are_seen() -> None:
 
 
 def test_nothing_is_imported_in_a_circle() -> None:
-    assert circles(IMPORTS) == []
+    assert circles({module: imports_of(module) for module in MODULES}) == []
 
 
 CATALOGUE = [
@@ -143,7 +150,7 @@ CATALOGUE = [
 
 @pytest.mark.parametrize("module", CATALOGUE)
 def test_a_method_reaches_the_core_only_through_authoring(module: str) -> None:
-    assert not {name for name in IMPORTS[module] if name.startswith("vitune.methods.core")}
+    assert not {name for name in imports_of(module) if name.startswith("vitune.methods.core")}
 
 
 def test_the_door_for_authors_shows_all_that_it_imports_and_nothing_private() -> None:
@@ -152,7 +159,7 @@ def test_the_door_for_authors_shows_all_that_it_imports_and_nothing_private() ->
     assert len(CATALOGUE) >= 24
     handed_on = {
         alias.asname or alias.name
-        for node in ast.walk(TREES["vitune.methods.authoring"])
+        for node in ast.walk(tree_of("vitune.methods.authoring"))
         if isinstance(node, ast.ImportFrom) and node.module != "__future__"
         for alias in node.names
     }
@@ -218,12 +225,12 @@ def test_a_named_method_is_seen() -> None:
 
 @pytest.mark.parametrize("module", SHARED)
 def test_shared_code_names_no_method(module: str) -> None:
-    assert named_methods(TREES[module]) == set()
+    assert named_methods(tree_of(module)) == set()
 
 
 @pytest.mark.parametrize("module", NAMES_A_METHOD)
 def test_no_reason_to_name_a_method_is_kept_in_vain(module: str) -> None:
-    assert named_methods(TREES[module])
+    assert named_methods(tree_of(module))
 
 
 def test_a_files_name_says_one_thing_in_the_whole_house() -> None:
@@ -236,12 +243,12 @@ def test_a_files_name_says_one_thing_in_the_whole_house() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_is_pickled_or_evaluated(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    assert not imported_modules(tree) & {"dill", "cloudpickle", "joblib"}
+    tree = tree_of(module_of(path))
+    assert not imports_of(module_of(path)) & {"dill", "cloudpickle", "joblib"}
     used = {
         n.attr
         for n in ast.walk(tree)
-        if ast.unparse(n).startswith("pickle.") and isinstance(n, ast.Attribute)
+        if isinstance(n, ast.Attribute) and ast.unparse(n).startswith("pickle.")
     }
     assert used <= {"UnpicklingError"}, "pickle may be named only to catch its error"
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
@@ -257,7 +264,7 @@ def test_nothing_is_pickled_or_evaluated(path: Path) -> None:
 def test_report_reads_files_and_never_torch() -> None:
     for path in FILES:
         if room_of(module_of(path)) == "report":
-            heavy = {n.split(".")[0] for n in imported_modules(ast.parse(path.read_text()))}
+            heavy = {n.split(".")[0] for n in imports_of(module_of(path))}
             assert not heavy & {"torch", "timm", "peft", "transformers"}, path
 
 
@@ -268,13 +275,11 @@ def test_only_bench_and_the_verbs_open_a_test_split() -> None:
             continue
         constants = {
             node.value
-            for node in ast.walk(ast.parse(path.read_text()))
+            for node in ast.walk(tree_of(module_of(path)))
             if isinstance(node, ast.Constant) and isinstance(node.value, str)
         }
         assert "test" not in constants, path
-        assert "vitune.data.load_labelled" not in imported_modules(ast.parse(path.read_text())), (
-            path
-        )
+        assert "vitune.data.load_labelled" not in imports_of(module_of(path)), path
 
 
 MODULE_DOORS = (
@@ -288,7 +293,7 @@ NAME_DOORS = (
 
 def door_of(room: str) -> list[str]:
     """What a room's `__init__` names in `__all__`: names, or of some rooms their files."""
-    for node in TREES[f"vitune.{room}"].body:
+    for node in tree_of(f"vitune.{room}").body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return list(ast.literal_eval(node.value))
     return []
@@ -331,7 +336,7 @@ def test_a_file_imports_only_what_doors_name(module: str) -> None:
     Observer`: importing a whole door can load PyTorch, which the command line must not do before
     it knows that it needs it. The catalogue (`vitune.methods`) has its own tests.
     """
-    assert names_past_the_door(module, TREES[module]) == []
+    assert names_past_the_door(module, tree_of(module)) == []
 
 
 @pytest.mark.parametrize("room", DOORS)
