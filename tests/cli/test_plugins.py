@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from cli_images import paint
@@ -14,33 +16,51 @@ OUTSIDE = Path(__file__).parents[1] / "methods"
 
 
 PROGRAM = """
-import io, json, sys
+import io, json, os, sys
 from contextlib import redirect_stderr, redirect_stdout
+import vitune.inference, vitune.training.fitting
 from vitune.cli import main
 
-told = []
-for words in json.loads(sys.argv[1]):
+def outcome(words):
     code = 0
     with redirect_stdout(io.StringIO()) as text, redirect_stderr(text):
         try:
             main(words)
         except SystemExit as stop:
             code = stop.code or 0
-    told.append((code, text.getvalue()))
-print(json.dumps(told))
+    return code, text.getvalue()
+
+for line in iter(sys.stdin.readline, ""):
+    if os.fork() == 0:
+        print(json.dumps([outcome(words) for words in json.loads(line)]), flush=True)
+        os._exit(0)
+    os.wait()
 """
+Outcomes = list[tuple[int, str]]
 
 
-def vitune(*commands: tuple[object, ...]) -> list[tuple[int, str]]:
-    """Exit code and text of commands in one fresh process, which knows no earlier plugin."""
-    words = json.dumps([list(map(str, command)) for command in commands])
-    command = [sys.executable, "-c", PROGRAM, words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return [(code, text) for code, text in json.loads(done.stdout)]
+@pytest.fixture
+def vitune() -> Iterator[Callable[..., Outcomes]]:
+    """Exit code and text of commands in one process of their own, which knows no earlier plugin.
+
+    All are forks of one that loads the libraries.
+    """
+    start = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(start, stdin=PIPE, stdout=PIPE, text=True) as program:
+        assert program.stdin is not None and program.stdout is not None
+
+        def call(*commands: tuple[object, ...]) -> Outcomes:
+            print(json.dumps([list(map(str, one)) for one in commands]), file=program.stdin)
+            program.stdin.flush()
+            return [(code, text) for code, text in json.loads(program.stdout.readline())]
+
+        yield call
+        program.stdin.close()
 
 
-def test_train_evaluate_merge_and_info(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_evaluate_merge_and_info(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vitune: Callable[..., Outcomes]
+) -> None:
     monkeypatch.syspath_prepend(OUTSIDE)
     from outside_methods import write_method
 
