@@ -353,9 +353,10 @@ def test_ray_that_is_not_installed(
 
 ORPHAN = """
 import multiprocessing, os, time
-from vitune.bench.study.execution import begin_worker
 
 def work():
+    from vitune.bench.study.execution import begin_worker
+
     begin_worker(1)
     print(os.getpid(), flush=True)
     time.sleep(300)
