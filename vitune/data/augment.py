@@ -105,6 +105,7 @@ class Augment:
 PRESETS: dict[str, Callable[[tuple[int, int]], Augment]] = {
     "auto": lambda size: Augment(),  # until training has examined the images
     "none": lambda size: Augment(),
+    "shift": lambda size: Augment(padding_pixels=min(size) // 16),
     "flip": lambda size: Augment(flip_rate=0.5),
     "crop_flip": lambda size: Augment(flip_rate=0.5, padding_pixels=min(size) // 8),
     "fgvc": lambda size: Augment(flip_rate=0.5, enlarge=256 / 224),

@@ -108,7 +108,7 @@ def _settings(job: Job, made: Ingredients, probe: Probe | None) -> TrainConfig:
     num_images = len(made.train)
     asked = with_fitting_batch(asked, num_images)
     asked = with_start(asked, model, num_images, job.process.num_processes, probe)
-    asked = with_augmentation(asked, made.backbone, made.splits.val, probe, device)
+    asked = with_augmentation(asked, made.backbone, made.splits, probe, device)
     return filled_in(asked, get_method(asked.method), precision, device)
 
 

@@ -73,6 +73,7 @@ class Tuning:
         told: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.config, self.out, self.budget_s = config, out, budget_s
+        self._augments: dict[str | None, str] = {}  # by start
         self.methods, self.rungs, self.told = tuple(methods), tuple(rungs), told
         self.observer = observer or Observer()
         self.log = AttemptLog(out)
@@ -291,8 +292,11 @@ class Tuning:
             if rate is not None
         }
         device = "cuda" if self._on_gpu() else "cpu"
-        ruled = with_augmentation(ruled, self.backbone, splits.val, probe, device)
-        return ruled.model_copy(update={**rates, "choose_best": False})
+        if ruled.start not in self._augments:
+            judged = with_augmentation(ruled, self.backbone, splits, probe, device)
+            self._augments[ruled.start] = judged.augment
+        augment = self._augments[ruled.start]
+        return ruled.model_copy(update={**rates, "augment": augment, "choose_best": False})
 
     def _has_time(self, epochs: int, method: str | None) -> bool:
         """Whether there is time for a rung and for the refit of this rung or of the best so far."""
