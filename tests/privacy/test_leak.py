@@ -132,6 +132,25 @@ def test_the_head_alone_gives_images_away_if_classes_differ() -> None:
     assert len(found) == 8 and all(best(found, one) > 20 for one in VICTIMS)
 
 
+@pytest.mark.parametrize("method", ["arc", "hta_sequential", "moppa"])
+def test_the_head_gives_images_away_whatever_the_method_starts_at(method: str) -> None:
+    """ARC starts away from the identity; a route of temperature 0 would divide by 0."""
+    malicious = new_malicious_head(network(), method, {}, PUBLIC, 8)
+    found = malicious.recover(local_update(malicious.model.eval(), VICTIMS, LABELS)).images
+    assert len(found) == 8 and all(best(found, one) > 20 for one in VICTIMS)
+
+
+def test_what_a_defence_leaves_of_the_head_is_still_numbers() -> None:
+    """Where pruning took the constants away there is no image, and nothing to compare."""
+    malicious = new_malicious_head(network(), "linear", {}, PUBLIC, 8)
+    update = local_update(malicious.model.eval(), VICTIMS, LABELS)
+    for sent in (Defence(keep=0.02), Defence(bits=1)):
+        assert all(image.isfinite().all() for image in malicious.recover(sent(update)).images)
+    weight = next(name for name in update if name.endswith("weight"))
+    update[weight] = torch.zeros_like(update[weight])
+    assert malicious.recover(update).images == []
+
+
 def test_clipping_with_noise_hides_what_was_read() -> None:
     malicious = attacked("rlrr", 1)
     update = local_update(malicious.model.eval(), VICTIMS[:1], LABELS[:1])
@@ -140,8 +159,9 @@ def test_clipping_with_noise_hides_what_was_read() -> None:
 
 
 def test_what_cannot_be_attacked_is_said() -> None:
-    with pytest.raises(BackboneError, match="trains nothing at the MLPs"):
-        attacked("linear", 1)
+    for no_gate in ("linear", "hta", "hta_sequential", "lora_add"):
+        with pytest.raises(BackboneError, match="trains nothing at the MLPs"):
+            attacked(no_gate, 1)
     with pytest.raises(BackboneError, match="expected a timm ViT that reads its class token"):
         new_malicious(network(global_pool="avg"), "rlrr", {}, PUBLIC, 1)
     with pytest.raises(BackboneError, match="Give a smaller --image-size"):
@@ -247,6 +267,8 @@ def test_the_verb_writes_page_and_figures(
         (["--batch", "0"], "--batch: got (0,)"),
         (["--batch", "9999"], "expected at least 10099"),
         (["--detail", "2"], "--detail: got 2.0"),
+        (["--method", "knn"], "--method: got 'knn', which is solved from all images and has no gr"),
+        (["--method", "rlr"], "method: got 'rlr', expected a known method. Did you mean rlrr"),
     ],
 )
 def test_bad_input_is_one_line(
