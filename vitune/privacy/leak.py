@@ -333,7 +333,7 @@ def _better(first: Agreement, second: Agreement) -> Agreement:
     kept: dict[str, Any] = {}
     for name, one in vars(first).items():
         other = vars(second)[name]
-        pick = min if name == "mse" else max
+        pick = min if name in ("mse", "lpips") else max
         kept[name] = None if one is None else pick(one, other)
     return Agreement(**kept)
 
