@@ -52,7 +52,7 @@ def match_tokens(keys: Tensor, number: int) -> Matching:
     """
     unit = F.normalize(keys.float(), dim=-1)
     likeness, nearest = (unit[:, ::2] @ unit[:, 1::2].mT).max(-1)  # (b, e)
-    order = likeness.argsort(dim=-1, descending=True, stable=True)
+    order = likeness.sort(dim=-1, descending=True).indices  # ONNX has no sort that says "stable"
     gone = order[:, :number]
     return Matching(order[:, number:].sort(-1).values, gone, nearest.gather(1, gone))
 

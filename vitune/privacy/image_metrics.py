@@ -96,7 +96,8 @@ def agreement(
     errors = ((originals - recovered) ** 2).mean((1, 2, 3)).clamp_min(1e-10)
     pool = torch.cat([originals, decoys])
     window = {"kernel_size": 7, "sigma": 1.0, "data_range": 1.0}
-    multi = perceptual = None
+    multi: float | None = None
+    perceptual: float | None = None
     if min(originals.shape[-2:]) >= LEAST_SIDE:
         multi = float(ms_ssim(recovered, originals, betas=SCALES, normalize="relu", **window))
         if (net := lpips_net()) is not None:
