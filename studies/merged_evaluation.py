@@ -9,12 +9,14 @@ Run: python studies/merged_evaluation.py [--backbone NAME] [--batch 128] [--roun
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.mkldnn import to_mkldnn
 
 from vitune.backbones import load_backbone, logits_of
 
@@ -22,7 +24,7 @@ from vitune.backbones import load_backbone, logits_of
 def ways(model: nn.Module, images: Tensor) -> dict[str, tuple[Callable[[], Tensor], float]]:
     """By name, a forward pass and the seconds that its first call took."""
     last = images.contiguous(memory_format=torch.channels_last)
-    compiled = torch.compile(model)
+    compiled, packed = torch.compile(model), to_mkldnn(copy.deepcopy(model))
 
     def in_bf16() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -31,6 +33,7 @@ def ways(model: nn.Module, images: Tensor) -> dict[str, tuple[Callable[[], Tenso
     found: dict[str, Callable[[], Tensor]] = {
         "plain": lambda: logits_of(model(images)),
         "channels-last": lambda: logits_of(model(last)),
+        "oneDNN": lambda: logits_of(packed(images)),
         "torch.compile": lambda: logits_of(compiled(images)),
         "bf16": in_bf16,
     }

@@ -21,6 +21,7 @@ from vitune.export.export_card import write_card
 from vitune.export.exporting import described
 from vitune.export.target import Job
 from vitune.export.verify import pytorch_answers, verified
+from vitune.fewer_tokens import TokenPlan, reduce_tokens
 from vitune.inference import LoadedRun
 from vitune.methods import get_method
 from vitune.preprocessing import PIXEL_STATS, Preprocessing
@@ -52,6 +53,13 @@ def torchvision_vit() -> nn.Module:
     return VisionTransformer(32, 8, 1, 2, 32, 64, num_classes=len(CLASSES))
 
 
+def merged_tokens() -> nn.Module:
+    """A network of which two thirds of the patches are merged, as a run with `--tokens` has it."""
+    model = vit(depth=3)
+    reduce_tokens(model, TokenPlan.parse("merge:0.66@0,1"))
+    return model
+
+
 def built(name: str, folder: Path) -> nn.Module:
     """A network of one block (Swin: one per stage) with random weights."""
     if name == "clip_tower":
@@ -64,6 +72,7 @@ def built(name: str, folder: Path) -> nn.Module:
             window_size=4, num_classes=len(CLASSES),
         ),
         "transformers_vit": transformers_vit,
+        "merged_tokens": merged_tokens,
         "torchvision_vit": torchvision_vit,
     }[name]()  # fmt: skip
 
@@ -106,6 +115,7 @@ NETWORKS = {
     "swin": "onnx",
     "transformers_vit": "pt2",
     "clip_tower": "pt2",
+    "merged_tokens": "onnx",
     "torchvision_vit": "onnx",
 }
 """And the file each becomes. ONNX starts from the graph of PT2, and takes four times as long."""
@@ -126,7 +136,8 @@ def test_the_file_agrees_at_every_batch_size(name: str, tmp_path: Path) -> None:
     found = verified(tmp_path, expected, images)
     assert found.failure == ""
     assert list(found.by_batch) == [1, 2, 3, 8]
-    assert all(row.top1 == 1 and row.relative < 1e-5 for row in found.by_batch.values())
+    near = 1e-4 if name == "merged_tokens" else 1e-5  # sums of similar tokens round differently
+    assert all(row.top1 == 1 and row.relative < near for row in found.by_batch.values()), found
     assert len(np.unique(expected.logits.argmax(-1))) > 2
     for archive in tmp_path.glob("*.pt2"):  # nothing in it is pickled
         entries = [e for e in ZipFile(archive).infolist() if e.filename.endswith((".pt", ".pkl"))]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
+from peft import PeftModel
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,9 +18,15 @@ from vitune.adapters import inject
 from vitune.cli import main
 from vitune.errors import BackboneError, VituneError
 from vitune.methods import get_method
-from vitune.privacy import Defence, LeakSettings
+from vitune.privacy import Defence, LeakSettings, leak
 from vitune.privacy.bins import Reading, clustered, even_edges, top_edges
-from vitune.privacy.image_metrics import agreement, matched, recovered_patches
+from vitune.privacy.image_metrics import (
+    LPIPS_NETS,
+    agreement,
+    lpips_net,
+    matched,
+    recovered_patches,
+)
 from vitune.privacy.inversion import MatchSettings, labels_from_head, match_gradient
 from vitune.privacy.malicious import Malicious, new_malicious, new_malicious_head
 from vitune.privacy.prepared import cosine_basis
@@ -132,6 +140,25 @@ def test_the_head_alone_gives_images_away_if_classes_differ() -> None:
     assert len(found) == 8 and all(best(found, one) > 20 for one in VICTIMS)
 
 
+@pytest.mark.parametrize("method", ["arc", "hta_sequential", "moppa"])
+def test_the_head_gives_images_away_whatever_the_method_starts_at(method: str) -> None:
+    """ARC starts away from the identity; a route of temperature 0 would divide by 0."""
+    malicious = new_malicious_head(network(), method, {}, PUBLIC, 8)
+    found = malicious.recover(local_update(malicious.model.eval(), VICTIMS, LABELS)).images
+    assert len(found) == 8 and all(best(found, one) > 20 for one in VICTIMS)
+
+
+def test_what_a_defence_leaves_of_the_head_is_still_numbers() -> None:
+    """Where pruning took the constants away there is no image, and nothing to compare."""
+    malicious = new_malicious_head(network(), "linear", {}, PUBLIC, 8)
+    update = local_update(malicious.model.eval(), VICTIMS, LABELS)
+    for sent in (Defence(keep=0.02), Defence(bits=1)):
+        assert all(image.isfinite().all() for image in malicious.recover(sent(update)).images)
+    weight = next(name for name in update if name.endswith("weight"))
+    update[weight] = torch.zeros_like(update[weight])
+    assert malicious.recover(update).images == []
+
+
 def test_clipping_with_noise_hides_what_was_read() -> None:
     malicious = attacked("rlrr", 1)
     update = local_update(malicious.model.eval(), VICTIMS[:1], LABELS[:1])
@@ -140,8 +167,9 @@ def test_clipping_with_noise_hides_what_was_read() -> None:
 
 
 def test_what_cannot_be_attacked_is_said() -> None:
-    with pytest.raises(BackboneError, match="trains nothing at the MLPs"):
-        attacked("linear", 1)
+    for no_gate in ("linear", "hta", "hta_sequential", "lora_add"):
+        with pytest.raises(BackboneError, match="trains nothing at the MLPs"):
+            attacked(no_gate, 1)
     with pytest.raises(BackboneError, match="expected a timm ViT that reads its class token"):
         new_malicious(network(global_pool="avg"), "rlrr", {}, PUBLIC, 1)
     with pytest.raises(BackboneError, match="Give a smaller --image-size"):
@@ -177,6 +205,32 @@ def test_matching_comes_nearer_to_the_gradient() -> None:
     start = match_gradient(adapted, target, LABELS[:1], (3, 16, 16), MatchSettings(iterations=0))
     assert distance(found) < 0.5 * distance(start)
     assert found.abs().max() <= 1
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_matching_is_told_the_labels_or_reads_them(
+    knows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head of zeros tells how often each class is there, but not in which order."""
+    told: list[int] = []
+    truth: list[int] = []
+
+    def match(model: object, update: object, labels: Tensor, *_: object, **__: object) -> Tensor:
+        told.extend(labels.tolist())
+        return torch.zeros(len(labels), 3, 32, 32)
+
+    def updated(model: PeftModel, images: Tensor, labels: Tensor, **_: object) -> dict[str, Tensor]:
+        truth.extend(labels.tolist())
+        return local_update(model, images, labels)
+
+    monkeypatch.setattr(leak, "match_gradient", match)
+    monkeypatch.setattr(leak, "local_update", updated)
+    settings = LeakSettings(
+        "demo:digits?train=160", "bitfit", batches=(6,), attacks=("honest",), head_init="zero",
+        match=MatchSettings(knows_labels=knows),
+    )  # fmt: skip
+    leak.audit_leak(settings)
+    assert truth != sorted(truth) and told == (truth if knows else sorted(truth))
 
 
 def test_local_steps_leave_the_model_as_it_was() -> None:
@@ -226,6 +280,33 @@ def test_agreement_knows_equal_and_foreign_images() -> None:
     assert recovered_patches(truth, truth + 0.1, 8).sum() == 0
 
 
+def test_lpips_is_used_where_a_network_for_it_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = (F.interpolate(pictures(8, 3), size=(32, 32)) + 1) / 2
+    truth, decoys, features = images[:2], images[2:], images.flatten(1)
+
+    def perceptual(recovered: Tensor) -> float | None:
+        return agreement(truth, recovered, decoys, features, features[:2], 8).lpips
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert lpips_net() is None and perceptual(truth) is None
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    network = torchvision.models.squeezenet1_1()
+    torch.save(network.state_dict(), tmp_path / "hub" / "checkpoints" / LPIPS_NETS["squeeze"])
+    assert lpips_net() == "squeeze" and perceptual(truth) == pytest.approx(0, abs=1e-6)
+    slightly, foreign = perceptual((truth + 0.02).clamp(0, 1)), perceptual(decoys[:2])
+    assert slightly is not None and foreign is not None and 0 < slightly < foreign
+    small = truth[..., :16, :16]
+    assert agreement(small, small, decoys[..., :16, :16], features, features[:2], 8).lpips is None
+
+
+def test_files_of_the_networks_are_torchvisions() -> None:
+    weights = torchvision.models
+    found = (weights.AlexNet_Weights, weights.VGG16_Weights, weights.SqueezeNet1_1_Weights)
+    assert [Path(one.IMAGENET1K_V1.url).name for one in found] == list(LPIPS_NETS.values())
+
+
 def test_the_verb_writes_page_and_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,7 +317,9 @@ def test_the_verb_writes_page_and_figures(
     assert [row["attack"] for row in rows] == ["labels", "honest", "malicious", "head"]
     assert rows[2]["found"]["psnr"] > rows[2]["without"]["psnr"] + 10
     page = out.read_text()
-    assert page.count("<img alt") == 6 and "Found by features" in page
+    assert page.count("<img alt") == 6 and "LPIPS" not in page
+    for title in ("MSE", "PSNR", "SSIM", "MS-SSIM", "Found by pixels", "Found by features"):
+        assert f">{title}" in page
     assert "patches" in capsys.readouterr().out
 
 
@@ -247,6 +330,8 @@ def test_the_verb_writes_page_and_figures(
         (["--batch", "0"], "--batch: got (0,)"),
         (["--batch", "9999"], "expected at least 10099"),
         (["--detail", "2"], "--detail: got 2.0"),
+        (["--method", "knn"], "--method: got 'knn', which is solved from all images and has no gr"),
+        (["--method", "rlr"], "method: got 'rlr', expected a known method. Did you mean rlrr"),
     ],
 )
 def test_bad_input_is_one_line(

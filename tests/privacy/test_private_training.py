@@ -20,6 +20,7 @@ from vitune.adapters import inject
 from vitune.cli import main
 from vitune.data import Split
 from vitune.errors import TrainingError, VituneError
+from vitune.fewer_tokens import TokenPlan, reduce_tokens
 from vitune.methods import get_method
 from vitune.privacy.dp import (
     Budget,
@@ -92,6 +93,7 @@ def test_gradients_of_each_image_are_exact(method: str, arguments: dict[str, str
     model = adapted(method, arguments).eval()
     images, targets = batch()
     gradients = PerSampleGradients(model)
+    gradients.check((8, 8))
     assert gradients.is_closed == ((method, arguments) in CLOSED)
     with lean_training(class_tail(model)) if gradients.is_closed else nullcontext():
         loss = gradients(images, targets)
@@ -100,6 +102,20 @@ def test_gradients_of_each_image_are_exact(method: str, arguments: dict[str, str
         assert parameter.requires_grad and parameter.grad is None
         torch.testing.assert_close(parameter.grad_sample, wanted[name], rtol=1e-6, atol=1e-9)
     assert loss == pytest.approx(F.cross_entropy(model(images), targets).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("method", ["rlrr", "houlsby"])
+def test_merged_tokens_keep_images_apart(method: str) -> None:
+    """In closed form and under torch.func: an image's tokens merge among themselves alone."""
+    model = adapted(method, {}).eval()
+    reduce_tokens(model, TokenPlan.parse("merge:0.5@0"))
+    gradients = PerSampleGradients(model)
+    gradients.check((8, 8))
+    assert gradients.is_closed == (method == "rlrr")
+    gradients(*batch())
+    wanted = one_by_one(model, *batch())
+    for name, parameter in gradients.parameters.items():
+        torch.testing.assert_close(parameter.grad_sample, wanted[name], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize(("method", "arguments"), [("rlrr", {"rank": "2"}), ("ssf", {})])
@@ -196,6 +212,35 @@ def test_a_layer_that_mixes_images_is_refused() -> None:
     gradients = PerSampleGradients(model)
     with pytest.raises(VituneError, match="got a method without gradients per image"):
         gradients(*batch())
+
+
+def test_a_closed_form_is_kept_only_where_it_holds() -> None:
+    """Lily weighs its experts by a mean over the batch: one image would show in all gradients."""
+    for method, stays in (("rlrr", True), ("lora", True), ("lily", False)):
+        model = adapted(method, {}).eval()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        gradients = PerSampleGradients(model)
+        assert gradients.is_closed
+        gradients.check((8, 8))
+        assert gradients.is_closed == stays
+        assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
+        gradients(*batch())
+        wanted = one_by_one(model, *batch())
+        if not stays:
+            for name, parameter in gradients.parameters.items():
+                torch.testing.assert_close(parameter.grad_sample, wanted[name])
+
+
+@pytest.mark.parametrize("method", ["osf", "tinylora"])
+def test_gradients_that_are_not_those_of_one_image_are_refused(method: str) -> None:
+    """OSF changes gradients by hooks; TinyLoRA holds a parameter in places torch.func parts."""
+    torch.manual_seed(0)
+    network = VisionTransformer(
+        img_size=8, patch_size=4, embed_dim=12, depth=2, num_heads=2, num_classes=5
+    )
+    model = inject(network, get_method(method).configure(network, {}))
+    with pytest.raises(VituneError, match=r"per image \(they differ from those of one image\)"):
+        PerSampleGradients(model).check((8, 8))
 
 
 class _Sorting(nn.Module):

@@ -158,7 +158,8 @@ def _print_row(row: LeakRow) -> None:
         parts.append(f"labels {percent(row.labels)}")
     if row.found is not None and row.without is not None:
         for name, title in (
-            ("psnr", "PSNR"), ("ssim", "SSIM"), ("found", "found"), ("patches", "patches"),
+            ("psnr", "PSNR"), ("ssim", "SSIM"), ("found", "found"),
+            ("found_by_features", "by features"), ("patches", "patches"),
         ):  # fmt: skip
             value, blind = getattr(row.found, name), getattr(row.without, name)
             parts.append(f"{title} {value:.2f} ({value - blind:+.2f})")

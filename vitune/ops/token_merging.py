@@ -27,13 +27,17 @@ class Matching:
 
     def positions(self, num_tokens: int) -> Tensor:
         """The new position of each of `num_tokens` tokens (b, n)."""
+        # Nothing is written in place: torch.func's batching allows none.
         num_kept, device = self.kept.shape[1], self.kept.device
-        found = torch.empty(len(self.kept), num_tokens, dtype=torch.long, device=device)
-        even = found[:, ::2]
-        even.scatter_(1, self.kept, torch.arange(num_kept, device=device).expand_as(self.kept))
-        even.scatter_(1, self.gone, self.into + num_kept)
-        found[:, 1::2] = num_kept + torch.arange(num_tokens // 2, device=device)
-        return found
+        number = torch.arange(num_tokens, device=device)
+        index = torch.cat([self.kept, self.gone], dim=1)  # (b, e)
+        stay = number[:num_kept].expand_as(self.kept)
+        even = torch.zeros_like(index).scatter(
+            1, index, torch.cat([stay, self.into + num_kept], dim=1)
+        )
+        odd = (num_kept + number[: num_tokens // 2]).expand(index.shape[0], -1)  # (b, o)
+        pairs = number // 2 + (number % 2) * index.shape[1]
+        return torch.cat([even, odd], dim=1)[:, pairs]
 
 
 @torch.no_grad()
@@ -48,7 +52,7 @@ def match_tokens(keys: Tensor, number: int) -> Matching:
     """
     unit = F.normalize(keys.float(), dim=-1)
     likeness, nearest = (unit[:, ::2] @ unit[:, 1::2].mT).max(-1)  # (b, e)
-    order = likeness.argsort(dim=-1, descending=True, stable=True)
+    order = likeness.sort(dim=-1, descending=True).indices  # ONNX has no sort that says "stable"
     gone = order[:, :number]
     return Matching(order[:, number:].sort(-1).values, gone, nearest.gather(1, gone))
 
@@ -79,7 +83,8 @@ def merged_tokens(x: Tensor, sizes: Tensor, matching: Matching) -> tuple[Tensor,
     if not num_gone:
         return x, sizes
     positions = matching.positions(x.shape[1])
-    goes = F.one_hot(positions, x.shape[1] - num_gone).mT.to(sizes.dtype)  # (b, m, n)
+    places = torch.arange(x.shape[1] - num_gone, device=x.device)
+    goes = (positions[:, None] == places[:, None]).to(sizes.dtype)  # (b, m, n)
     totals = (goes @ sizes[..., None]).squeeze(-1)  # (b, m)
     weights = sizes / totals.gather(1, positions)  # (b, n)
     return (goes * weights[:, None]).to(x.dtype) @ x, totals

@@ -101,6 +101,8 @@ class HeadAttack:
                 continue
             size = (line[0] + line[2] - line[1] - line[3]) / (4 * CONSTANT)
             token = line / size
+            if not token.isfinite().all():  # nothing was sent where the constants stood
+                continue
             token = token - token[list(layout.constants)].mean()
             end = self._slot(layout.num_patches, 0)
             values = token[self.first : end].unflatten(0, (layout.num_patches, self.num_read))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torchmetrics.functional.image import learned_perceptual_image_patch_similarity as lpips
 from torchmetrics.functional.image import (
     multiscale_structural_similarity_index_measure as ms_ssim,
 )
@@ -16,6 +19,15 @@ RECOVERED_DB = 25.0
 """A patch counts as recovered from this PSNR."""
 SCALES = (0.3, 0.3, 0.4)
 """MS-SSIM's weights for small images: three scales instead of five."""
+LEAST_SIDE = 32
+"""Pixels per side that MS-SSIM and LPIPS need."""
+Net = Literal["alex", "vgg", "squeeze"]
+LPIPS_NETS: dict[Net, str] = {
+    "alex": "alexnet-owt-7be5be79.pth",
+    "vgg": "vgg16-397923af.pth",
+    "squeeze": "squeezenet1_1-b8a52dc0.pth",
+}
+"""Networks that LPIPS may look through, the usual one first, and torchvision's file of each."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,7 @@ class Agreement:
     Args:
         mse: of pixels in [0, 1]; psnr is the mean over images, in dB.
         ms_ssim: None for images under 32 pixels.
+        lpips: None for these, too, and where no network for it is stored (`lpips_net`).
         found: share of recoveries that are nearer to their original than to any other image of
             the pool (the batch and decoys), in pixels.
         found_by_features: the same in the backbone's features.
@@ -38,6 +51,13 @@ class Agreement:
     found: float
     found_by_features: float
     patches: float
+    lpips: float | None = None
+
+
+def lpips_net() -> Net | None:
+    """The network for LPIPS whose weights torchvision has stored on this machine, if any."""
+    stored = Path(torch.hub.get_dir()) / "checkpoints"
+    return next((net for net, file in LPIPS_NETS.items() if (stored / file).is_file()), None)
 
 
 def matched(originals: Tensor, recovered: Tensor) -> Tensor:
@@ -76,9 +96,12 @@ def agreement(
     errors = ((originals - recovered) ** 2).mean((1, 2, 3)).clamp_min(1e-10)
     pool = torch.cat([originals, decoys])
     window = {"kernel_size": 7, "sigma": 1.0, "data_range": 1.0}
-    multi = None
-    if min(originals.shape[-2:]) >= 32:
+    multi: float | None = None
+    perceptual: float | None = None
+    if min(originals.shape[-2:]) >= LEAST_SIDE:
         multi = float(ms_ssim(recovered, originals, betas=SCALES, normalize="relu", **window))
+        if (net := lpips_net()) is not None:
+            perceptual = float(lpips(recovered, originals, net_type=net, normalize=True))
     return Agreement(
         mse=float(errors.mean()),
         psnr=float(-10 * errors.log10().mean()),
@@ -87,6 +110,7 @@ def agreement(
         found=_identified(recovered.flatten(1), pool.flatten(1)),
         found_by_features=_identified(features, pool_features),
         patches=float(recovered_patches(originals, recovered, patch).float().mean()),
+        lpips=perceptual,
     )
 
 

@@ -16,6 +16,7 @@ from vitune.adapters import attach
 from vitune.backbones import Backbone, head_names, load_backbone, start_heads
 from vitune.data import Split, load_splits, normalise
 from vitune.errors import BackboneError, DataError, VituneError
+from vitune.methods import get_method
 from vitune.privacy.image_metrics import Agreement, agreement, matched
 from vitune.privacy.inversion import MatchSettings, labels_from_head, match_gradient
 from vitune.privacy.malicious import Malicious, Recovered, new_malicious, new_malicious_head
@@ -46,7 +47,7 @@ class LeakSettings:
         seeds: each draws another batch.
 
     Raises:
-        VituneError: an unknown attack, or a number out of range.
+        VituneError: an unknown attack or method, one without gradients, or a number out of range.
     """
 
     data: str
@@ -76,6 +77,12 @@ class LeakSettings:
         for name, values in (("--batch", self.batches), ("--local-steps", self.local_steps)):
             if not values or min(values) < 1:
                 raise VituneError(f"{name}: got {values!r}, expected whole numbers from 1.")
+        method = get_method(self.method)
+        if method.solved and not method.stepped:
+            raise VituneError(
+                f"--method: got {self.method!r}, which is solved from all images and has no "
+                "gradients to share, expected one that takes steps. See 'vitune methods'."
+            )
         if self.detail is not None and not 0 < self.detail <= 1:
             raise VituneError(f"--detail: got {self.detail!r}, expected a share in (0, 1].")
 
@@ -326,7 +333,7 @@ def _better(first: Agreement, second: Agreement) -> Agreement:
     kept: dict[str, Any] = {}
     for name, one in vars(first).items():
         other = vars(second)[name]
-        pick = min if name == "mse" else max
+        pick = min if name in ("mse", "lpips") else max
         kept[name] = None if one is None else pick(one, other)
     return Agreement(**kept)
 

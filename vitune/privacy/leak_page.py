@@ -33,6 +33,17 @@ SHORT = {
     "head": "Tampered, head",
 }
 """Titles for the narrow column of the table."""
+FIGURES = (
+    ("mse", "MSE", 4),
+    ("psnr", "PSNR, dB", 1),
+    ("ssim", "SSIM", 2),
+    ("ms_ssim", "MS-SSIM", 2),
+    ("lpips", "LPIPS", 2),
+    ("found", "Found by pixels", 2),
+    ("found_by_features", "Found by features", 2),
+    ("patches", "Patches recovered", 2),
+)
+"""Fields of `Agreement`, their titles, and digits; LPIPS only where it could be computed."""
 
 
 def write_leak_page(
@@ -56,13 +67,23 @@ def write_leak_page(
     page = write_page(
         target,
         "leak.html",
-        {"settings": settings, "rows": rows, "titles": SHORT, "shown": shown},
+        {
+            "settings": settings,
+            "rows": rows,
+            "titles": SHORT,
+            "shown": shown,
+            "figures": [one for one in FIGURES if one[0] != "lpips" or _has_lpips(rows)],
+        },
         folder=Path(__file__).parent / "templates",
     )
     values = {"method": settings.method, "backbone": settings.backbone, "data": settings.data}
     listed: dict[str, Any] = {**values, "rows": [row.as_dict() for row in rows]}
     write_atomic(target.with_suffix(".json"), json.dumps(listed, indent=1))
     return page
+
+
+def _has_lpips(rows: Sequence[LeakRow]) -> bool:
+    return any(row.found is not None and row.found.lpips is not None for row in rows)
 
 
 def _sheet(images: Tensor) -> str:

@@ -30,7 +30,11 @@ from vitune.privacy.vector_gates import (
 
 PREFIX, IN_PLACE = "vitune_", "vitune_value"
 """How parameters that methods add are named, and those that stand in for the backbone's own."""
-NEUTRAL = {"scale": 1.0, "scale_in": 1.0}
+SHARED = "shared_state"
+"""Where a method keeps parameters that several layers share."""
+NUM_TRIED = 4
+"""Public images that show whether a method changes anything at its start."""
+NEUTRAL = {"scale": 1.0, "scale_in": 1.0, "temperature": 1.0}
 """Where parameters that a method added start, so that they change nothing; all others at 0."""
 
 
@@ -158,9 +162,25 @@ def new_malicious_head(
     """
     prepared = prepare(model, public, copies=False, seed=seed)
     attack = HeadAttack(model, prepared)
+    before = _read_by_head(model, public[:NUM_TRIED])
     adapted = inject(model, get_method(method).configure(model, method_args))
-    _neutralise(adapted)
+    after = _read_by_head(adapted.base_model.model, public[:NUM_TRIED])
+    if not torch.allclose(after, before, rtol=1e-3, atol=1e-3):
+        _neutralise(adapted)
     return Malicious(adapted, attack, prepared, batch)
+
+
+@torch.no_grad()
+def _read_by_head(network: nn.Module, images: Tensor) -> Tensor:
+    """What reaches the classifier."""
+    seen: list[Tensor] = []
+    head = network.get_submodule(head_names(network)[0])
+    handle = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    try:
+        network.eval()(images)
+    finally:
+        handle.remove()
+    return seen[0]
 
 
 def head_gradient(model: PeftModel, update: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -189,7 +209,7 @@ def _neutralise(model: PeftModel) -> None:
     """Start what the method added such that it changes nothing, if only gates are set later."""
     for name, value in trained(model).items():
         steps = name.split(".")
-        kind = next((step for step in steps if step.startswith((PREFIX, "lora_"))), "")
+        kind = next((step for step in steps if step.startswith((PREFIX, SHARED, "lora_"))), "")
         if kind and kind != IN_PLACE:
             value.fill_(NEUTRAL.get(kind.removeprefix(PREFIX), 0.0))
 
@@ -202,11 +222,15 @@ def _sites(model: PeftModel, *roles: str) -> list[Site]:
 
 
 def _behind_branches(model: PeftModel) -> Iterator[Site]:
-    """Where a bottleneck reads what attention or MLP hands on; block 0's attention makes tags."""
+    """Where a bottleneck reads what attention or MLP hands on; block 0's attention makes tags.
+
+    Two thin factors without a bias between them (LoRA's, HTA's) change a weight: no gate.
+    """
     names = trained(model)
     for site in _sites(model, "attn_out", "fc2"):
         is_tagger = site.block == 0 and site.role == "attn_out"
-        if _named(site, f"{PREFIX}down.default") in names and not is_tagger:
+        parts = [_named(site, f"{PREFIX}{part}.default") for part in ("down", "down_bias", "up")]
+        if names.keys() >= set(parts) and not is_tagger:
             yield site
 
 

@@ -124,7 +124,9 @@ class Loop:
         self.wrapped, self.optimiser, self.loader = accelerator.prepare(model, optimiser, loader)
         self.private: PrivateStep | None = None
         if config.dp_epsilon is not None:
-            self.loader, self.private = private_parts(model, train, optimiser, config, accelerator)
+            self.loader, self.private = private_parts(
+                model, train, optimiser, config, accelerator, preprocessing.image_size
+            )
         self.steps_per_epoch = math.ceil(len(self.loader) / config.accumulation_steps)
         self.schedule = new_schedule(
             optimiser,

@@ -77,12 +77,13 @@ def private_parts(
     optimiser: Optimizer,
     config: TrainConfig,
     accelerator: Accelerator,
+    image_size: tuple[int, int],
 ) -> tuple[PoissonBatches, PrivateStep]:
     """Batches and steps of a private run.
 
     Raises:
-        VituneError: several processes, a method that adds to the loss, or an ε that the steps do
-            not allow.
+        VituneError: several processes, a method that adds to the loss or has no gradients per
+            image, or an ε that the steps do not allow.
     """
     assert config.dp_epsilon is not None
     if accelerator.num_processes > 1:
@@ -102,6 +103,7 @@ def private_parts(
     step = PrivateStep(
         model, optimiser, budget, config.batch_size, label_smoothing=config.label_smoothing
     )
+    step.gradients.check(image_size)
     return PoissonBatches(train, rate, steps), step
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,13 @@ from vitune.methods import MethodLayer
 Found = list[tuple[nn.Parameter, Tensor]]
 Rule = Callable[[Tensor, Tensor], Found]
 """(input of a layer, gradient of its output) -> gradients of its parameters, a line per image."""
+TRIED, MOVED, AGREES = 2, 0.02, 0.02
+"""Images of a trial, how far parameters move for it, and the largest relative error it accepts."""
 NORMS_OVER_IMAGES = (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm)
+NOT_ALONE = (
+    "--dp-epsilon: got a method without gradients per image ({}), expected one whose layers treat "
+    "each image alone."
+)
 
 
 class PerSampleGradients:
@@ -55,6 +61,60 @@ class PerSampleGradients:
                     "statistics that no batch changes: one image would show in all gradients. "
                     "Put it in evaluation mode, or choose a backbone with layer norms."
                 )
+
+    def check(self, image_size: tuple[int, int]) -> None:
+        """See on random images that each one's gradient is that of the image alone.
+
+        A closed form that fails (a layer that averages over the batch, one module used in two
+        places) is given up for torch.func.
+
+        Raises:
+            VituneError: that fails too.
+        """
+        generator = torch.Generator().manual_seed(0)
+        like = next(self.model.parameters())
+        images = torch.randn(TRIED, 3, *image_size, generator=generator).to(like)
+        smoothing, was_training, self.smoothing = self.smoothing, self.model.training, 0.0
+        self.model.eval()
+        try:
+            with _moved(self.parameters.values(), generator):
+                self.is_closed = self.is_closed and self._agrees(images)
+                if not self.is_closed and not self._agrees(images):
+                    raise VituneError(NOT_ALONE.format("they differ from those of one image"))
+        finally:
+            self.smoothing = smoothing
+            self.model.train(was_training)
+            for parameter in self.parameters.values():
+                parameter.grad_sample = None
+
+    def _agrees(self, images: Tensor) -> bool:
+        with torch.no_grad():
+            num_classes = logits_of(self.model(images)).shape[-1]
+        targets = torch.arange(len(images), device=images.device) % num_classes
+        try:
+            self(images, targets)
+        except RuntimeError:  # of a closed form, say by a layer whose output needs no gradient
+            return False
+        found = {name: p.grad_sample for name, p in self.parameters.items()}
+        # Afterwards: torch.func parts parameters that a method holds in several places.
+        each = [self._alone(images[i : i + 1], targets[i : i + 1]) for i in range(len(images))]
+        wanted = {name: torch.stack([one[name].detach() for one in each]) for name in found}
+        whole = torch.stack([value.norm() for value in wanted.values()]).norm()
+        return all(
+            bool((found[name] - value).norm() <= AGREES * (value.norm() + AGREES * whole))
+            for name, value in wanted.items()
+        )
+
+    def _alone(self, image: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The plain gradient; with a graph of its own a method rounds and draws nothing."""
+        # Fused attention has no second derivative on a CPU.
+        with sdpa_kernel(SDPBackend.MATH):
+            loss = F.cross_entropy(logits_of(self.model(image)), target)
+            found = torch.autograd.grad(
+                loss, list(self.parameters.values()), create_graph=True, allow_unused=True
+            )
+        pairs = zip(self.parameters.items(), found, strict=True)
+        return {n: torch.zeros_like(p) if value is None else value for (n, p), value in pairs}
 
     def __call__(self, images: Tensor, targets: Tensor) -> float:
         """Fill in `grad_sample`; returns the mean loss.
@@ -107,10 +167,7 @@ class PerSampleGradients:
             with sdpa_kernel(SDPBackend.MATH):
                 found, losses = per_image(values, images, targets)
         except RuntimeError as error:
-            raise VituneError(
-                f"--dp-epsilon: got a method without gradients per image ({_first_line(error)}), "
-                "expected one whose layers treat each image alone."
-            ) from error
+            raise VituneError(NOT_ALONE.format(_first_line(error))) from error
         for name, parameter in self.parameters.items():
             parameter.grad_sample = found[name].detach()
         return float(losses.mean())
@@ -118,6 +175,22 @@ class PerSampleGradients:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:120]
+
+
+@contextmanager
+def _moved(parameters: Iterable[nn.Parameter], generator: torch.Generator) -> Iterator[None]:
+    """Within: parameters a little off their start, where a head of zeros would hide the rest."""
+    kept = [(parameter, parameter.detach().clone()) for parameter in parameters]
+    with torch.no_grad():
+        for parameter, before in kept:
+            noise = torch.randn(before.shape, generator=generator).to(before)
+            parameter.add_(MOVED * noise)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, before in kept:
+                parameter.copy_(before)
 
 
 @contextmanager
