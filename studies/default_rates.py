@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--epochs", default="10")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--starts", default="probe")
-    parser.add_argument("--augments", default="none")
+    parser.add_argument("--augments", default="auto")
     parser.add_argument("--batch-size", type=int, default=32)
     asked = parser.parse_args()
     tasks = json.loads((asked.out / "tasks.json").read_text())
@@ -135,7 +135,7 @@ def main() -> None:
                 "epochs": epochs,
                 "seed": seed,
                 "start": None if solved or start == "default" else start,
-                "augment": None if solved or augment == "none" else augment,
+                "augment": None if solved or augment == "auto" else augment,
                 "batch_size": asked.batch_size,
             }
             if tuple(cell[key] for key in KEY) in done:
