@@ -1,0 +1,75 @@
+"""Whether a task may be shifted: labels that are places, and labels that are not."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vitune.backbones import load_backbone
+from vitune.methods import HeadProblem, Labelled, LinearProbeConfig
+from vitune.ops import calibrated_losses
+from vitune.training import TrainConfig, augmenting
+from vitune.training.probing import Probe
+
+SIZE, CLASSES, BUNDLED = 32, 4, "vitune/vit_micro_patch4_32"
+
+
+def squares(number: int, kind: str, seed: int) -> SimpleNamespace:
+    """A square per image; the label is the column it stands in, or how bright it is."""
+    rng = np.random.default_rng(seed)
+    labels, other = rng.integers(CLASSES, size=number), rng.integers(CLASSES, size=number)
+    place, light = (labels, other) if kind == "place" else (other, labels)
+    images = torch.zeros(number, 3, SIZE, SIZE, dtype=torch.uint8)
+    for image, column, level in zip(images, place, light, strict=True):
+        image[:, 12:20, 10 + 3 * column : 13 + 3 * column] = int(60 + 60 * level)
+    return SimpleNamespace(labels=labels, images=images, classes=tuple("abcd"))
+
+
+class Columns:
+    """In the reader's place: the mean and the largest value of the columns as features."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, *_: Any) -> None: ...
+    def __enter__(self) -> Columns:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+    def __call__(self, split: Any, views: Any = (None,)) -> np.ndarray:
+        images = split.images if views[0] is None else views[0](split.images)
+        profile = images.float().mean((1, 2)) / 255
+        return torch.cat([profile, profile.amax(1, keepdim=True).expand(-1, 8)], 1).numpy()
+
+
+def judged(kind: str, start: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(augmenting, "FeatureReader", Columns)
+    train, val = squares(300, kind, 0), squares(120, kind, 1)
+    read = Columns()
+    problem = HeadProblem(Labelled(read(train), train.labels), None, CLASSES, None, 0, "cpu")
+    head = LinearProbeConfig(penalty=1e-3).solve(problem)
+    losses = calibrated_losses(head.logits(read(val)), torch.as_tensor(val.labels)).numpy()
+    probe = Probe(head, "none", 0.0, 0.0, 1.0, np.ones(120, bool), losses, 1.0, 0.0)
+    splits: Any = SimpleNamespace(train=train, val=val)
+    config = TrainConfig.make({"data": "x", "start": start})
+    backbone = load_backbone(BUNDLED, num_classes=CLASSES)
+    return augmenting.with_augmentation(config, backbone, splits, probe, "cpu").augment
+
+
+@pytest.mark.parametrize(("kind", "chosen"), [("place", "none"), ("light", "shift")])
+def test_a_start_from_zero_shifts_unless_labels_are_places(
+    kind: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert judged(kind, "plain", monkeypatch) == chosen
+
+
+def test_without_validation_or_with_a_choice_nothing_is_judged() -> None:
+    backbone = load_backbone(BUNDLED, num_classes=CLASSES)
+    nothing: Any = SimpleNamespace(train=None, val=None)
+    for given, chosen in (("auto", "none"), ("flip", "flip")):
+        config = TrainConfig.make({"data": "x", "start": "plain", "augment": given})
+        found = augmenting.with_augmentation(config, backbone, nothing, Probe.of_nothing(), "cpu")
+        assert found.augment == chosen
