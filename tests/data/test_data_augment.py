@@ -39,10 +39,11 @@ def test_presets_keep_dtype_and_follow_the_generator(name: str, dtype: torch.dty
 def test_presets_by_name() -> None:
     from_files = {name for name in PRESETS if augmentation(name, (32, 32)).from_files}
     assert from_files == {"window", "resized_crop"}
-    always = {"auto", "none", "flip", "crop_flip", "fgvc", "strong"}
+    always = {"auto", "none", "shift", "flip", "crop_flip", "fgvc", "strong"}
     assert set(PRESETS) - from_files == always
     assert augmentation("fgvc", (224, 224)).train_size((224, 224)) == (256, 256)
     assert augmentation("crop_flip", (32, 32)).padding_pixels == 4
+    assert augmentation("shift", (224, 224)) == Augment(padding_pixels=14)
     with pytest.raises(DataError, match=r"got 'strongg', expected a preset. Did you mean strong\?"):
         augmentation("strongg", (32, 32))
 
