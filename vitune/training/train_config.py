@@ -94,8 +94,8 @@ class TrainConfig(BaseModel):
     )
     augment: str = Field(
         "auto",
-        description="augmentation: none, flip, crop_flip, fgvc, strong, window or resized_crop; "
-        "auto: crop_flip or flip if the solved probe finds that labels survive it",
+        description="augmentation: none, shift, flip, crop_flip, fgvc, strong, window or "
+        "resized_crop; auto: what labels survive, judged with solved probes",
     )
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay per step of the averaged weights"
