@@ -2,11 +2,11 @@
 
     python studies/default_ground.py OUT
     python studies/default_rates.py OUT --starts default --methods rlrr,lora,ssf,hta,full
-    python studies/default_rates.py OUT --starts plain --epochs 5,10 --methods rlrr,lora,ssf,hta \
-        --rates 1e-3,3e-3,1e-2,3e-2
-    python studies/default_rates.py OUT --starts plain --epochs 5,10 --methods full \
-        --rates 1e-4,3e-4,1e-3,3e-3
-    python studies/tuned_gap.py OUT --tune 10m --tasks tiny-10,textures
+    python studies/default_rates.py OUT --starts plain --augments none,shift --epochs 5,10 \
+        --methods rlrr,lora,ssf,hta --rates 1e-3,3e-3,1e-2,3e-2
+    python studies/default_rates.py OUT --starts plain --augments none,shift --epochs 5,10 \
+        --methods full --rates 1e-4,3e-4,1e-3,3e-3
+    python studies/tuned_gap.py OUT --tune 10m --grid 16 --tasks tiny-10,textures
 
 Tuned: of the runs with a given rate, the one with the highest validation accuracy, ties by
 calibrated validation loss. A cell with fewer than `--grid` runs is left out. With `--tune`, each

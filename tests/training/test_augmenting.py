@@ -34,7 +34,9 @@ class Columns:
 
     device = torch.device("cpu")
 
-    def __init__(self, *_: Any) -> None: ...
+    def __init__(self, model: Any, preprocessing: Any, *_: Any) -> None:
+        self.model, self.preprocessing = model, preprocessing
+
     def __enter__(self) -> Columns:
         return self
 
@@ -48,14 +50,14 @@ class Columns:
 def judged(kind: str, start: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(augmenting, "FeatureReader", Columns)
     train, val = squares(300, kind, 0), squares(120, kind, 1)
-    read = Columns()
+    backbone = load_backbone(BUNDLED, num_classes=CLASSES)
+    read = Columns(backbone.model, backbone.preprocessing)
     problem = HeadProblem(Labelled(read(train), train.labels), None, CLASSES, None, 0, "cpu")
     head = LinearProbeConfig(penalty=1e-3).solve(problem)
     losses = calibrated_losses(head.logits(read(val)), torch.as_tensor(val.labels)).numpy()
     probe = Probe(head, "none", 0.0, 0.0, 1.0, np.ones(120, bool), losses, 1.0, 0.0)
     splits: Any = SimpleNamespace(train=train, val=val)
     config = TrainConfig.make({"data": "x", "start": start})
-    backbone = load_backbone(BUNDLED, num_classes=CLASSES)
     return augmenting.with_augmentation(config, backbone, splits, probe, "cpu").augment
 
 

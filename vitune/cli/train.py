@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from vitune.cli._settings import read_settings, with_settings
 from vitune.errors import InterruptError, VituneError
 from vitune.late_imports import uncollected
 from vitune.training.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from vitune.training import Tuning
 
 
 def add_to(app: typer.Typer) -> None:
@@ -103,7 +106,7 @@ def _tuned(
     search = Tuning.within(budget, asked, out, observer=observer, told=_told)
     if search.notice:
         _told(search.notice)
-    return _with_outcome(search.run(), out)
+    return _searched(search, out)
 
 
 def _tuned_on(given: dict[str, Any], out: str, budget: str | None, observer: Any) -> Any:
@@ -111,13 +114,13 @@ def _tuned_on(given: dict[str, Any], out: str, budget: str | None, observer: Any
     from vitune.training import Tuning
 
     search = Tuning.resumed(out, given, budget, observer=observer, told=_told)
-    return _with_outcome(search.run(resume=True), out)
+    return _searched(search, out, resume=True)
 
 
-def _with_outcome(trained: Any, out: str) -> Any:
-    from vitune.training.attempt_log import AttemptLog
-
-    _told(f"{AttemptLog(Path(out)).outcome()}; then trained on training and validation together")
+def _searched(search: Tuning, out: str, *, resume: bool = False) -> Any:
+    """The result of the search; prints what it chose."""
+    trained = search.run(resume)
+    _told(f"{search.log.outcome()}; then trained on training and validation together")
     _told(f"what was tried: {out}/tune.md")
     return trained
 

@@ -16,8 +16,8 @@ from vitune.data.records import ImageList, Record
 TOLD = 20
 """Number of names that a run's files keep per remark."""
 
-SIXTEEN_BITS = (".png", ".tif", ".tiff", ".pgm", ".pnm", ".jp2")
-"""File types that can hold 16 bits per pixel."""
+SIXTEEN_BITS = (".png", ".apng", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
+"""File types, of those that are read, that can hold 16 bits per pixel."""
 
 
 @dataclass(frozen=True)

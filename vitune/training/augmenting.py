@@ -55,57 +55,52 @@ def with_augmentation(
         with FeatureReader(
             backbone.model, backbone.preprocessing, device, config.memory_budget_mib
         ) as read:
-            judge = _Judge(probe, splits, read, backbone, config.seed)
+            judge = Judge(probe, splits, read, config.seed)
             if config.start == "probe":
-                chosen = next((name for name in TRIED if judge.still_knows(name)), NOTHING)
-            elif judge.relearns(TRIED_FROM_ZERO):
+                kept = (name for name in TRIED if judge.share_kept(name) >= SHARE_KEPT)
+                chosen = next(kept, NOTHING)
+            elif judge.share_relearnt(TRIED_FROM_ZERO) >= SHARE_RELEARNT:
                 chosen = TRIED_FROM_ZERO
     return config.model_copy(update={"augment": chosen})
 
 
-class _Judge:
-    """What a probe knows of changed validation images.
+class Judge:
+    """What a probe knows of changed validation images, as a share of what it knows of plain ones.
 
-    Knowledge is log(classes) minus cross-entropy. Mirroring digits destroys nearly all of a
-    probe's knowledge, mirroring photographs nearly nothing.
+    Knowledge is log(classes) minus cross-entropy; without any, every share is 0. Mirroring digits
+    destroys nearly all of a probe's knowledge, mirroring photographs nearly nothing.
+
+    Args:
+        splits: with validation images, on which `probe` was scored.
     """
 
-    def __init__(
-        self, probe: Probe, splits: Splits, read: FeatureReader, backbone: Backbone, seed: int
-    ) -> None:
+    def __init__(self, probe: Probe, splits: Splits, read: FeatureReader, seed: int) -> None:
         assert splits.train is not None and splits.val is not None
-        self.probe, self.read, self.backbone, self.seed = probe, read, backbone, seed
+        self.probe, self.read, self.seed = probe, read, seed
         self.train, self.val = splits.train, splits.val
-        self.chance = math.log(probe.head.bias.numel())
-        self.known = self.chance - float(probe.losses.mean())
+        self.labels = torch.as_tensor(self.val.labels)
 
-    def still_knows(self, name: str) -> bool:
-        """Whether the probe itself knows nearly as much of images that are all mirrored, and
-        shifted if the preset shifts."""
-        preset = self._preset(name)
-        logits = self.probe.head.logits(self._features(self.val, replace(preset, flip_rate=1.0)))
-        labels = torch.as_tensor(self.val.labels)
-        losses = F.cross_entropy(logits / self.probe.temperature, labels)
-        return self._suffices(losses, SHARE_KEPT)
+    def share_kept(self, name: str) -> float:
+        """Of the probe itself, all images mirrored, and shifted if the preset shifts."""
+        change = replace(self._preset(name), flip_rate=1.0)
+        logits = self.probe.head.logits(self._features(self.val, change))
+        return self._share(F.cross_entropy(logits / self.probe.temperature, self.labels))
 
-    def relearns(self, name: str) -> bool:
-        """Whether a probe of images shifted at random, and further, knows nearly as much."""
+    def share_relearnt(self, name: str) -> float:
+        """Of a probe solved on images that are shifted at random, and further, like those."""
         preset = self._preset(name)
-        preset = replace(preset, padding_pixels=HARDER * preset.padding_pixels)
-        train = Labelled(self._features(self.train, preset), np.asarray(self.train.labels))
+        change = replace(preset, padding_pixels=HARDER * preset.padding_pixels)
+        train = Labelled(self._features(self.train, change), np.asarray(self.train.labels))
         penalty = {"penalty": self.probe.head.chosen["penalty"]}
-        config = get_method(PROBE).configure(self.backbone.model, penalty)
+        config = get_method(PROBE).configure(self.read.model, penalty)
         assert isinstance(config, SolvedConfig)
-        problem = HeadProblem(
-            train, None, len(self.train.classes), None, self.seed, str(self.read.device)
-        )
-        logits = config.solve(problem).logits(self._features(self.val, preset))
-        return self._suffices(
-            calibrated_losses(logits, torch.as_tensor(self.val.labels)).mean(), SHARE_RELEARNT
-        )
+        device, num_classes = str(self.read.device), len(self.train.classes)
+        head = config.solve(HeadProblem(train, None, num_classes, None, self.seed, device))
+        logits = head.logits(self._features(self.val, change))
+        return self._share(calibrated_losses(logits, self.labels).mean())
 
     def _preset(self, name: str) -> Augment:
-        return augmentation(name, self.backbone.preprocessing.image_size)
+        return augmentation(name, self.read.preprocessing.image_size)
 
     def _features(self, split: Split, change: Augment) -> Any:
         generator = torch.Generator().manual_seed(self.seed)
@@ -115,5 +110,7 @@ class _Judge:
 
         return self.read(split, views=(changed,))
 
-    def _suffices(self, loss: Tensor, share: float) -> bool:
-        return self.known > 0 and self.chance - loss.item() >= share * self.known
+    def _share(self, loss: Tensor) -> float:
+        chance = math.log(self.probe.head.bias.numel())
+        known = chance - float(self.probe.losses.mean())
+        return (chance - loss.item()) / known if known > 0 else 0.0

@@ -96,12 +96,20 @@ class Tuning:
         Raises:
             VituneError: `budget` is no duration, or `config` sets what the search decides.
         """
+        require_tunable(config.model_dump(exclude_unset=True))
+        return cls._for(config, Path(out), seconds_of(budget), observer, told)
+
+    @classmethod
+    def _for(
+        cls, config: TrainConfig, out: Path, budget_s: float, observer: Observer | None,
+        told: Callable[[str], None],
+    ) -> Tuning:  # fmt: skip
+        """With the methods and lengths that `config` leaves open."""
         given = config.model_dump(exclude_unset=True)
-        require_tunable(given)
         return cls(
             config,
-            Path(out),
-            budget_s=seconds_of(budget),
+            out,
+            budget_s=budget_s,
             methods=(given["method"],) if "method" in given else METHODS,
             rungs=rungs_of(given.get("epochs")),
             observer=observer,
@@ -122,7 +130,7 @@ class Tuning:
 
         Raises:
             AdapterError: there is no search.
-            VituneError: `given` differs from the search's own settings.
+            VituneError: `given` differs from the search's own settings, or `budget` is no duration.
         """
         own, budget_s = AttemptLog(Path(out)).request()
         asked = _as_given(TrainConfig.make({**own, **given}))
@@ -132,8 +140,9 @@ class Tuning:
                     f"--resume: got {name}={value!r}, expected the settings that the search began "
                     "with. Leave it out, or start a new search."
                 )
-        text = budget or f"{budget_s:g}s"
-        return cls.within(text, TrainConfig.make(own), out, observer=observer, told=told)
+        if budget is not None:
+            budget_s = seconds_of(budget)
+        return cls._for(TrainConfig.make(own), Path(out), budget_s, observer, told)
 
     def run(self, resume: bool = False) -> Trained:
         """Search until the time is up, then train the chosen setting on all labelled images."""
