@@ -140,6 +140,32 @@ def test_without_validation_folds_choose_and_copies_stay_together() -> None:
     assert again.chosen["penalty"] == once.chosen["penalty"] > 1e-3
 
 
+def test_how_well_features_suit_hardly_depends_on_the_hold_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same 600 images under six hold-outs: cross-validated, λ stays within a tenfold range."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(600, 16)).astype(np.float32)
+    scores = features @ rng.normal(size=(16, 4)) / 2 + 3 * rng.gumbel(size=(600, 4))
+    labels = scores.argmax(1)
+    config = get_method("linear").configure(torch.nn.Linear(1, 1))
+
+    def spread() -> float:
+        found = []
+        for seed in range(6):
+            train, val = np.split(np.random.default_rng(seed).permutation(600), [480])
+            held_out = Labelled(features[val], labels[val])
+            fitted = Labelled(features[train], labels[train])
+            head = config.solve(HeadProblem(fitted, held_out, 4, None, seed))
+            assert head.how == "validation"
+            found.append(head.chosen["penalty_1se"])
+        return max(found) / min(found)
+
+    assert spread() < 11
+    monkeypatch.setattr("vitune.methods.linear.ENOUGH_HELD_OUT", 0)
+    assert spread() > 30
+
+
 def test_one_image_per_class_is_solved_at_the_prior() -> None:
     config = get_method("linear").configure(torch.nn.Linear(1, 1))
     features = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)

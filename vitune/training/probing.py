@@ -122,6 +122,7 @@ def solve_probe(
         }
         chosen, gain = _preferred(found, judged)
         head = found[chosen]
+        head = replace(head, chosen={**found[wanted[0]].chosen, **head.chosen})
         plain = Labelled(features[: len(train)], np.asarray(train.labels))
         train_loss = _mean_loss(head, plain)
     probe = replace(Probe.of_nothing(), head=head, copies=chosen, mirror_gain=gain,

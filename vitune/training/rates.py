@@ -25,8 +25,9 @@ DEMAND_REFERENCE = 50.0
 MOST_DEMAND = 10.0
 """The largest factor by which the rate rises if the features fall short."""
 
-FALLS_SHORT = 25.0
-"""Summed penalty of the probe below which training does not start at the probe."""
+FALLS_SHORT = 40.0
+"""Summed penalty of the probe below which training does not start at the probe: halfway, as a
+ratio, between drawn images (24 at most) and photographs (80 and more)."""
 
 HEAD_FACTOR = 0.1
 """The classifier's rate relative to the adapter's when it starts at the solved probe."""
@@ -90,7 +91,7 @@ def demand_of(penalty: float | None, num_images: int) -> float:
 
 
 def falls_short(penalty: float | None, num_images: int) -> bool:
-    """Whether λ · n < 25: features were not made for the task, and a probe is a poor start.
+    """Whether λ · n < 40: features were not made for the task, and a probe is a poor start.
 
     A head that relies heavily on such features breaks at the first steps that change them, and it
     holds the blocks back; from zero, at a high rate, head and blocks adapt to each other.
