@@ -166,6 +166,23 @@ def test_how_well_features_suit_hardly_depends_on_the_hold_out(
     assert spread() > 30
 
 
+def test_a_thousand_classes_are_solved() -> None:
+    """Two images each, around centres that a nearest-centre rule tells apart almost perfectly."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(1000, 24))
+
+    def drawn(per_class: int) -> Labelled:
+        labels = np.repeat(np.arange(1000), per_class)
+        noise = 0.5 * rng.normal(size=(len(labels), 24))
+        return Labelled((centres[labels] + noise).astype(np.float32), labels)
+
+    train, val, test = drawn(2), drawn(1), drawn(1)
+    for method in ("linear", "ncm"):
+        config = get_method(method).configure(torch.nn.Linear(1, 1))
+        head = config.solve(HeadProblem(train, val, 1000))
+        assert (head.logits(test.features).argmax(1).numpy() == test.labels).mean() > 0.98
+
+
 def test_one_image_per_class_is_solved_at_the_prior() -> None:
     config = get_method("linear").configure(torch.nn.Linear(1, 1))
     features = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
