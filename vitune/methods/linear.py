@@ -35,6 +35,12 @@ ENOUGH_HELD_OUT = 1000
 MOST_WORK = 2**27
 """Multiplications per pass over the features up to which five more paths are affordable."""
 
+LEAST_SUMMED = 3.0
+"""λ times images below which it makes no difference how weak a penalty the features ask for."""
+
+ROUGH = 1e-3
+"""Largest gradient entry of the solutions that only tell how well features suit the data."""
+
 
 @dataclass
 class LinearProbeConfig(SolvedConfig):
@@ -98,16 +104,20 @@ def _cautious(
     pairs = [] if joined is None else _judgement(joined)[0]
     if joined is not None and pairs:
         judged = pairs
-        tried, losses = _path(joined, judged)
+        needed = [p for p in STRENGTHS if p * len(problem.train) >= LEAST_SUMMED]
+        penalties = STRENGTHS[: len(needed) + 1]
+        tried, losses = _path(joined, judged, penalties, ROUGH)
     penalty = tried[_within_one_error(losses, _best(tried))]["penalty"]
     fitted = float(np.mean([len(fit) for fit, _ in judged]))
     return penalty * fitted / len(problem.train)
 
 
 def _joined(problem: HeadProblem) -> HeadProblem | None:
-    """Training and few validation images as one; None if they are many or lie in a file."""
+    """Training and few validation images as one; None if they are many or not in memory."""
     train, val = problem.train, problem.val
-    if val is None or len(val) >= ENOUGH_HELD_OUT or isinstance(train.features, np.memmap):
+    if val is None or len(val) >= ENOUGH_HELD_OUT:
+        return None
+    if any(type(part.features) is not np.ndarray for part in (train, val)):
         return None
     if len(train) * train.features.shape[1] * problem.num_classes > MOST_WORK:
         return None
@@ -130,7 +140,10 @@ def _judgement(problem: HeadProblem) -> tuple[list[tuple[Labelled, Labelled]], s
 
 
 def _path(
-    problem: HeadProblem, judged: list[tuple[Labelled, Labelled]]
+    problem: HeadProblem,
+    judged: list[tuple[Labelled, Labelled]],
+    penalties: tuple[float, ...] = STRENGTHS,
+    tolerance: float = 1e-4,
 ) -> tuple[list[dict[str, float]], list[Tensor]]:
     """Calibrated cross-entropy and accuracy at each penalty, until it has been worse for a while.
 
@@ -142,10 +155,12 @@ def _path(
     tried: list[dict[str, float]] = []
     losses: list[Tensor] = []
     labels = torch.cat([torch.from_numpy(np.asarray(judge.labels)) for _, judge in judged])
-    for penalty in STRENGTHS:
+    for penalty in penalties:
         logits = []
         for index, (fit, judge) in enumerate(judged):
-            solution = _solve(problem, fit, penalty, standardisers[index], solutions[index], 1e-4)
+            solution = _solve(
+                problem, fit, penalty, standardisers[index], solutions[index], tolerance
+            )
             solutions[index] = solution
             logits.append(_head(solution, standardisers[index]).logits(judge.features))
         together = torch.cat(logits)
