@@ -31,6 +31,8 @@ from vitune.training.validating import inference_weights
 BACKBONE = "vitune/vit_micro_patch4_32"
 NUM_TEST = 1000
 KEY = ("task", "method", "lr", "head_lr", "epochs", "seed", "start", "augment", "batch_size")
+ALSO = "also"
+"""In a run's line: one more setting as NAME=VALUE, or None."""
 
 
 class Curve(Observer):
@@ -71,6 +73,8 @@ def run_one(cell: dict[str, Any], data: str, splits: Splits) -> dict[str, Any]:
     curve, started = Curve(), time.time()
     given = {key: value for key, value in cell.items() if key in KEY and value is not None}
     given.pop("task")
+    name, _, value = (cell[ALSO] or "").partition("=")
+    given |= {name: value} if name else {}
     config = TrainConfig.make({**given, "data": data, "device": "cpu"})
     assert splits.val is not None and splits.test is not None
     trained = fit(config, splits=replace(splits, test=None), observer=curve)
@@ -108,23 +112,26 @@ def main() -> None:
     parser.add_argument("--starts", default="probe")
     parser.add_argument("--augments", default="auto")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--also", default="", help="settings, each alone: ema=0.99,...")
     asked = parser.parse_args()
     tasks = json.loads((asked.out / "tasks.json").read_text())
     path = asked.out / "runs.jsonl"
     lines = path.read_text().splitlines() if path.is_file() else []
-    done = {tuple(json.loads(line).get(key) for key in KEY) for line in lines}
+    named = (*KEY, ALSO)
+    done = {tuple(json.loads(line).get(key) for key in named) for line in lines}
     names = asked.tasks.split(",") if asked.tasks else list(tasks)
     rates = [float(rate) for rate in asked.rates.split(",") if rate] or [None]
     preprocessing = load_backbone(BACKBONE).preprocessing
     for name, seed in itertools.product(names, map(int, asked.seeds.split(","))):
         splits = None
-        for method, epochs, rate, factor, start, augment in itertools.product(
+        for method, epochs, rate, factor, start, augment, also in itertools.product(
             asked.methods.split(","),
             map(int, asked.epochs.split(",")),
             rates,
             map(float, asked.head_factors.split(",")),
             asked.starts.split(","),
             asked.augments.split(","),
+            asked.also.split(","),
         ):
             solved = method in ("linear", "ncm")
             cell = {
@@ -137,18 +144,19 @@ def main() -> None:
                 "start": None if solved or start == "default" else start,
                 "augment": None if solved or augment == "auto" else augment,
                 "batch_size": asked.batch_size,
+                ALSO: also or None,
             }
-            if tuple(cell[key] for key in KEY) in done:
+            if tuple(cell[key] for key in named) in done:
                 continue
             data = tasks[name]["data"]
             splits = splits or load_splits(data, preprocessing, seed=seed)
             result = run_one(cell, data, splits)
-            done.add(tuple(cell[key] for key in KEY))
+            done.add(tuple(cell[key] for key in named))
             with path.open("a") as file:
                 file.write(json.dumps(result) + "\n")
             print(
-                f"{name:12} {method:8} lr {rate} x{factor:g} e{epochs} s{seed} {start} {augment}: "
-                f"val {100 * result['val']['accuracy']:.1f} test "
+                f"{name:12} {method:8} lr {rate} x{factor:g} e{epochs} s{seed} {start} {augment} "
+                f"{also}: val {100 * result['val']['accuracy']:.1f} test "
                 f"{100 * result['test']['accuracy']:.1f} ece {result['test']['ece_tempered']:.3f} "
                 f"{result['seconds']:.0f} s",
                 flush=True,

@@ -21,6 +21,11 @@ PROBE = "linear"
 MARGIN = 0.3
 
 
+def is_untouched(run: dict[str, Any]) -> bool:
+    """Whether a run of default_rates.py was given nothing but its length."""
+    return not any(run.get(key) for key in ("lr", "head_lr", "start", "augment", "also"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
@@ -30,7 +35,7 @@ def main() -> None:
     runs = [run for run in map(json.loads, lines) if run["epochs"] == given.epochs]
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
     for run in runs:
-        if run["lr"] is None and run["start"] is None:
+        if is_untouched(run):
             found[run["task"], run["method"]][run["seed"]] = run
     tasks = list(dict.fromkeys(task for task, _ in found))
     methods = list(dict.fromkeys(name for _, name in found if name != PROBE))

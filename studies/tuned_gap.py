@@ -31,6 +31,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from default_table import is_untouched
+
 from vitune.data import load_labelled
 from vitune.inference import evaluate, load_run
 from vitune.training import TrainConfig, Tuning
@@ -53,7 +55,7 @@ def by_cell(runs: Iterable[Run], epochs: int) -> tuple[dict[Cell, Run], dict[Cel
         cell = (run["task"], run["method"], run["seed"])
         if run["lr"] is not None and run["start"] == "plain":
             given[cell].append(run)
-        elif run["start"] is None and run["method"] != "linear" and run["epochs"] == epochs:
+        elif is_untouched(run) and run["method"] != "linear" and run["epochs"] == epochs:
             untouched[cell] = run
     return untouched, given
 
