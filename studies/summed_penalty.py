@@ -55,7 +55,7 @@ def main() -> None:
         seeds = [int(seed) for seed in asked.seeds.split(",")]
         problems = [problem_of(backbone, tasks[name]["data"], seed) for seed in seeds]
         alone, crossed = (
-            ", ".join(f"{summed(problem, enough):.2g}" for problem in problems)
+            ", ".join(f"{summed(problem, enough):.3g}" for problem in problems)
             for enough in (0, linear.ENOUGH_HELD_OUT)
         )
         print(f"| {name} | {len(problems[0].train)} | {alone} | {crossed} |", flush=True)

@@ -38,7 +38,7 @@ MOST_WORK = 2**27
 LEAST_SUMMED = 3.0
 """λ times images below which it makes no difference how weak a penalty the features ask for."""
 
-ROUGH = 1e-3
+ROUGH = 3e-4
 """Largest gradient entry of the solutions that only tell how well features suit the data."""
 
 
