@@ -63,12 +63,18 @@ def test_the_command_records_what_validation_chose(
 
 def test_recorded_settings_are_what_training_uses() -> None:
     records = json.loads(FILE.read_text())
-    for backbone, entry in [(name, entry) for name, found in records.items() for entry in found]:
-        assert entry["command"].startswith("vitune bench defaults")
-        assert set(entry["settings"]) <= set(METHODS) and len(entry["tasks"]) >= 2
-        for name, settings in entry["settings"].items():
-            TrainConfig.make({"data": "demo:digits", "method": name, **settings})
-            assert get_method(name).default_lr(backbone) == settings["lr"]
+    for backbone, found in records.items():
+        latest: dict[str, float] = {}
+        for entry in found:
+            assert entry["command"].startswith(("vitune bench defaults ", "python studies/"))
+            assert set(entry["settings"]) <= set(METHODS) and len(entry["tasks"]) >= 2
+            for name, settings in entry["settings"].items():
+                TrainConfig.make({"data": "demo:digits", "method": name, **settings})
+                latest[name] = settings["lr"]
+        assert latest
+        for name, rate in latest.items():
+            assert get_method(name).default_lr(backbone) == rate
+    assert get_method("full").default_lr("vitune/vit_micro_patch4_32") == 1e-3
     assert get_method("full").default_lr("vit_base_patch16_224") == 1e-4
 
 

@@ -1,4 +1,4 @@
-"""Settings used when the user gives none, as `vitune bench defaults` recorded them.
+"""Settings used when the user gives none, as recorded by the commands named beside them.
 
 They apply to the backbone they were chosen on. A rate that suits a narrow network is too high for a
 wide one, so other backbones use a method's usual rate, the class attribute `default_lr`.
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("default_settings.json")
-"""By backbone: the command that chose them, its tasks and studies, and settings by method."""
+"""By backbone, oldest first: the command that chose them, its tasks and studies, and settings by
+method. The latest record of a method counts."""
 
 
 def recorded(backbone: str, method: str, name: str, otherwise: Any) -> Any:
