@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     asked = parser.parse_args()
     tasks = json.loads((asked.out / "tasks.json").read_text())
-    print("| task | linear | ECE | s | λ | λ, one error | ncm | sklearn C .03 | C chosen |")
+    print("| task | n | linear | ECE | s | λ | ncm | C = 0.03 | C chosen |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     rows = []
     for name, task in tasks.items():
@@ -101,14 +101,14 @@ def main() -> None:
             fixed, chosen = scikit_learn(found)
             rows.append((linear["accuracy"], ncm["accuracy"], fixed, chosen))
             print(
-                f"| {name} | {linear['accuracy']:.1f} | {linear['ece']:.3f} | "
-                f"{linear['seconds']:.1f} | {linear['penalty']:g} | {linear['penalty_1se']:g} | "
+                f"| {name} | {linear['images']:.0f} | {linear['accuracy']:.1f} "
+                f"| {linear['ece']:.3f} | {linear['seconds']:.1f} | {linear['penalty']:g} | "
                 f"{ncm['accuracy']:.1f} | {fixed:.1f} | {chosen:.1f} |",
                 flush=True,
             )
     means = np.mean(rows, 0)
     print(
-        f"| mean | {means[0]:.1f} | | | | | {means[1]:.1f} | {means[2]:.1f} | {means[3]:.1f} |"
+        f"| mean | | {means[0]:.1f} | | | | {means[1]:.1f} | {means[2]:.1f} | {means[3]:.1f} |"
     )
 
 
