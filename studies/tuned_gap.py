@@ -8,11 +8,12 @@
         --methods full --rates 1e-4,3e-4,1e-3,3e-3
     python studies/tuned_gap.py OUT --tune 10m --grid 16 --tasks tiny-10,textures
 
-Tuned: of the runs with a given rate, the one with the highest validation accuracy, ties by
-calibrated validation loss. A cell with fewer than `--grid` runs is left out. With `--tune`, each
-task and seed gets one search; its result is a line of OUT/tuned.jsonl, and a search that is there
-already is not run again. It is compared with the tuned run of the best method, chosen on validation
-as well. Test images are scored after training and choose nothing.
+Tuned: of the runs with a given rate and at most `--epochs` epochs, the one with the highest
+validation accuracy, ties by calibrated validation loss. A cell with fewer than `--grid` runs is
+left out. With `--tune`, each task and seed gets one search; its result is a line of
+OUT/tuned.jsonl, and a search that is there already is not run again. It is compared with the tuned
+run of the best method, chosen on validation as well. Test images are scored after training and
+choose nothing.
 
 A third table leaves one task out: the rate and length of a task are those with the highest
 validation accuracy in the mean of the *other* tasks, so it says what one fixed default would cost.
@@ -48,13 +49,13 @@ def best(runs: Iterable[Run]) -> Run:
 
 
 def by_cell(runs: Iterable[Run], epochs: int) -> tuple[dict[Cell, Run], dict[Cell, list[Run]]]:
-    """(untouched run of `epochs`, runs with a given rate) per task, method and seed."""
+    """(untouched run of `epochs`, no longer runs with a given rate) per task, method and seed."""
     untouched: dict[Cell, Run] = {}
     given: dict[Cell, list[Run]] = defaultdict(list)
     for run in runs:
         cell = (run["task"], run["method"], run["seed"])
         if run["lr"] is not None and run["start"] == "plain":
-            given[cell].append(run)
+            given[cell] += [run] if run["epochs"] <= epochs else []
         elif is_untouched(run) and run["method"] != "linear" and run["epochs"] == epochs:
             untouched[cell] = run
     return untouched, given
