@@ -181,7 +181,7 @@ def test_what_cannot_be(
 
 
 def test_a_run_whose_method_mixes_tokens(photos: Path, tmp_path: Path, refused: Refused) -> None:
-    words = ["--data", str(photos), "--epochs", "1", "--batch-size", "8"]
+    words = ["--data", str(photos), "--epochs", "1", "--batch-size", "8", "--no-choose-best"]
     assert run(["train", "--method", "lily", *words, "--out", str(tmp_path / "run")]) == 0
     error = refused("exits", "add", tmp_path / "run", "--at", "2", "--out", tmp_path / "new")
     assert "got a method that mixes tokens" in error and not (tmp_path / "new").exists()

@@ -29,6 +29,9 @@ PRIOR = 0.1
 PATIENCE = 2
 """The path ends after this many penalties in a row that are worse than the best."""
 
+FEWEST_IMAGES = 100
+"""Training images below which folds tell no more about the features than the hold-out."""
+
 ENOUGH_HELD_OUT = 1000
 """Validation images from which on they alone tell how strong the penalty may be."""
 
@@ -113,9 +116,9 @@ def _cautious(
 
 
 def _joined(problem: HeadProblem) -> HeadProblem | None:
-    """Training and few validation images as one; None if they are many or not in memory."""
+    """Training and validation images as one; None if they are too few, too many or in a file."""
     train, val = problem.train, problem.val
-    if val is None or len(val) >= ENOUGH_HELD_OUT:
+    if val is None or len(val) >= ENOUGH_HELD_OUT or len(train) < FEWEST_IMAGES:
         return None
     if any(type(part.features) is not np.ndarray for part in (train, val)):
         return None
