@@ -29,7 +29,7 @@ PRIOR = 0.1
 PATIENCE = 2
 """The path ends after this many penalties in a row that are worse than the best."""
 
-FEWEST_IMAGES = 100
+FEWEST_IMAGES = 200
 """Training images below which folds tell no more about the features than the hold-out."""
 
 ENOUGH_HELD_OUT = 1000
