@@ -169,11 +169,11 @@ def test_how_well_features_suit_hardly_depends_on_the_hold_out(
 def test_a_thousand_classes_are_solved() -> None:
     """Two images each, around centres that a nearest-centre rule tells apart almost perfectly."""
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(1000, 24))
+    centres = rng.normal(size=(1000, 12))
 
     def drawn(per_class: int) -> Labelled:
         labels = np.repeat(np.arange(1000), per_class)
-        noise = 0.5 * rng.normal(size=(len(labels), 24))
+        noise = 0.2 * rng.normal(size=(len(labels), 12))
         return Labelled((centres[labels] + noise).astype(np.float32), labels)
 
     train, val, test = drawn(2), drawn(1), drawn(1)
