@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
-from vitune.ops.logistic import Standardiser, solve_logistic
+from vitune.ops.logistic import Curvature, Standardiser, solve_logistic
 from vitune.ops.temperature import (
     RANGE,
     calibrated_losses,
@@ -68,6 +68,33 @@ def test_chunks_of_a_file_give_the_same_solution(tmp_path: Path) -> None:
     torch.testing.assert_close(many.weight, one.weight, atol=1e-6, rtol=0)
     warm = solve_logistic(features, labels, 4, 0.01, standardiser=whole, start=one)
     assert warm.num_passes < one.num_passes
+
+
+def test_principal_axes_change_the_way_and_not_the_solution(tmp_path: Path) -> None:
+    """Features whose variances fall a thousandfold, as a network's do, and one exact copy."""
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(400, 40))
+    labels = (hidden[:, 10:13] + 0.5 * rng.normal(size=(400, 3))).argmax(1)
+    features = (hidden * np.geomspace(1, 0.03, 40)) @ rng.normal(size=(40, 40))
+    features[:, 7] = features[:, 8]
+    standardiser = Standardiser.of(features)
+    plain = solve_logistic(features, labels, 3, 1e-3, standardiser=standardiser)
+    curvature = Curvature.of(features, standardiser)
+    near = solve_logistic(features, labels, 3, 1e-3, standardiser=standardiser, curvature=curvature)
+    assert plain.converged and near.converged
+    torch.testing.assert_close(near.weight, plain.weight, atol=1e-4, rtol=0)
+    assert near.num_passes < 0.7 * plain.num_passes
+    on_disk = np.memmap(tmp_path / "f.bin", np.float64, "w+", shape=features.shape)
+    on_disk[:] = features
+    of_part = Curvature.of(on_disk[100:], standardiser)  # of other images than it is used for
+    warm = solve_logistic(
+        features, labels, 3, 1e-3, standardiser=standardiser, curvature=of_part, start=near
+    )
+    assert warm.converged and warm.num_passes < 3
+
+
+def test_axes_are_not_sought_where_images_are_fewer_than_features() -> None:
+    assert Curvature.of(np.ones((10, 20))) is None
 
 
 def test_the_folded_map_reads_raw_features() -> None:

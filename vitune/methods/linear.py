@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,14 @@ from vitune.methods.probe_authoring import (
     SolvedHead,
     folds,
 )
-from vitune.ops import Solution, Standardiser, calibrated_losses, paired, solve_logistic
+from vitune.ops import (
+    Curvature,
+    Solution,
+    Standardiser,
+    calibrated_losses,
+    paired,
+    solve_logistic,
+)
 
 STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4, 1e-5)
 """The path of penalties, strongest first, so that each solution is the start of the next."""
@@ -40,6 +46,9 @@ MOST_WORK = 2**27
 
 LEAST_SUMMED = 3.0
 """λ times images below which it makes no difference how weak a penalty the features ask for."""
+
+CLOSE = 3e-5
+"""Largest gradient entry of the solutions that a penalty is chosen by."""
 
 ROUGH = 3e-4
 """Largest gradient entry of the solutions that only tell how well features suit the data."""
@@ -76,141 +85,162 @@ class LinearProbeConfig(SolvedConfig):
 
     def solve(self, problem: HeadProblem) -> SolvedHead:
         """The head at the chosen penalty, fitted to all training features."""
+        solver = _Solver.of(problem)
         if self.penalty is not None:
-            return _fitted(problem, (self.penalty,), self.penalty, "given", ())
+            return solver.fitted((self.penalty,), "given")
         judged, how = _judgement(problem)
         if not judged:
-            return _fitted(problem, (PRIOR,), PRIOR, "prior", ())
-        tried, losses = _path(problem, judged)
-        best = _best(tried)
-        path = tuple(entry["penalty"] for entry in tried[: best + 1])
-        head = _fitted(problem, path[-2:], path[-1], how, tuple(tried))
+            return solver.fitted((PRIOR,), "prior")
+        path = solver.path(judged)
+        head = solver.fitted(STRENGTHS[: path.best + 1][-2:], how, tuple(path.tried))
         if problem.groups is not None:  # mirrored copies say nothing new about the features
             return head
-        cautious = _cautious(problem, judged, tried, losses)
-        return replace(head, chosen={**head.chosen, CAUTIOUS: cautious})
+        return replace(head, chosen={**head.chosen, CAUTIOUS: solver.cautious(judged, path)})
 
 
-def _cautious(
-    problem: HeadProblem,
-    judged: list[tuple[Labelled, Labelled]],
-    tried: list[dict[str, float]],
-    losses: list[Tensor],
-) -> float:
-    """The strongest λ within one standard error of the best, for the images of training.
+@dataclass(frozen=True)
+class _Path:
+    """What one penalty after the other gave on images that chose none of the solutions.
 
-    On a hold-out of a few hundred images it differs up to tenfold between splits, so training and
-    validation images are cross-validated together where that is affordable. The best λ is in
-    inverse proportion to the number of images, and folds have fewer or more than training has.
+    Args:
+        tried: one entry per penalty, with "loss" (calibrated cross-entropy) and "accuracy".
+        losses: those of the single images at each penalty.
     """
-    joined = _joined(problem)
-    pairs = [] if joined is None else _judgement(joined)[0]
-    if joined is not None and pairs:
-        judged = pairs
-        needed = [p for p in STRENGTHS if p * len(problem.train) >= LEAST_SUMMED]
-        penalties = STRENGTHS[: len(needed) + 1]
-        tried, losses = _path(joined, judged, penalties, ROUGH)
-    penalty = tried[_within_one_error(losses, _best(tried))]["penalty"]
-    fitted = float(np.mean([len(fit) for fit, _ in judged]))
-    return penalty * fitted / len(problem.train)
+
+    tried: list[dict[str, float]]
+    losses: list[Tensor]
+
+    @property
+    def best(self) -> int:
+        """The place of the lowest loss."""
+        return min(range(len(self.tried)), key=lambda place: self.tried[place]["loss"])
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether the losses have been worse than the best for a while."""
+        return len(self.tried) - 1 - self.best >= PATIENCE
+
+    @property
+    def within_one_error(self) -> float:
+        """The strongest penalty whose loss is within one standard error of the best."""
+        best = self.best
+        for place in range(best):
+            mean, error = paired(self.losses[place], self.losses[best])
+            if mean <= error:
+                return self.tried[place]["penalty"]
+        return self.tried[best]["penalty"]
 
 
-def _joined(problem: HeadProblem) -> HeadProblem | None:
-    """Training and validation images as one; None if they are too few, too many or in a file."""
-    train, val = problem.train, problem.val
-    if val is None or len(val) >= ENOUGH_HELD_OUT or len(train) < FEWEST_IMAGES:
-        return None
-    if any(type(part.features) is not np.ndarray for part in (train, val)):
-        return None
-    if len(train) * train.features.shape[1] * problem.num_classes > MOST_WORK:
-        return None
-    features = np.concatenate([np.asarray(train.features), np.asarray(val.features)])
-    both = Labelled(features, np.concatenate([train.labels, val.labels]))
-    return replace(problem, train=both, val=None)
+@dataclass(frozen=True)
+class _Solver:
+    """Solves heads of one problem; all its subsets of images are curved alike."""
 
+    problem: HeadProblem
+    curvature: Curvature | None
 
-def _best(tried: list[dict[str, float]]) -> int:
-    """The place of the lowest loss."""
-    return min(range(len(tried)), key=lambda place: tried[place]["loss"])
+    @classmethod
+    def of(cls, problem: HeadProblem) -> _Solver:
+        features = problem.train.features
+        return cls(problem, Curvature.of(features, Standardiser.of(features)))
+
+    def path(
+        self,
+        judged: list[tuple[Labelled, Labelled]],
+        penalties: tuple[float, ...] = STRENGTHS,
+        tolerance: float = CLOSE,
+    ) -> _Path:
+        """Solutions fitted to the first part of each pair and judged on the second."""
+        standardisers = [Standardiser.of(fit.features) for fit, _ in judged]
+        solutions: list[Solution | None] = [None] * len(judged)
+        labels = torch.cat([torch.from_numpy(np.asarray(judge.labels)) for _, judge in judged])
+        path = _Path([], [])
+        for penalty in penalties:
+            logits = []
+            for index, (fit, judge) in enumerate(judged):
+                solution = self._solve(
+                    fit, penalty, standardisers[index], solutions[index], tolerance
+                )
+                solutions[index] = solution
+                logits.append(_head(solution, standardisers[index]).logits(judge.features))
+            together = torch.cat(logits)
+            right = (together.argmax(1) == labels).float().mean().item()
+            path.losses.append(calibrated_losses(together, labels))
+            loss = path.losses[-1].mean().item()
+            path.tried.append({"penalty": penalty, "loss": loss, "accuracy": right})
+            if path.has_passed:
+                break
+        return path
+
+    def cautious(self, judged: list[tuple[Labelled, Labelled]], path: _Path) -> float:
+        """The strongest λ within one standard error of the best, for the images of training.
+
+        On a hold-out of a few hundred images it differs up to tenfold between splits, so training
+        and validation images are cross-validated together where that is affordable. The best λ is
+        in inverse proportion to the number of images, and folds have fewer or more than training
+        has.
+        """
+        num_train = len(self.problem.train)
+        if pairs := _joint_folds(self.problem):
+            needed = [p for p in STRENGTHS if p * num_train >= LEAST_SUMMED]
+            judged, path = pairs, self.path(pairs, STRENGTHS[: len(needed) + 1], ROUGH)
+        fitted = float(np.mean([len(fit) for fit, _ in judged]))
+        return path.within_one_error * fitted / num_train
+
+    def fitted(
+        self, path: tuple[float, ...], how: str, tried: tuple[dict[str, float], ...] = ()
+    ) -> SolvedHead:
+        """The head at the last penalty of `path`, on all training features."""
+        train = self.problem.train
+        standardiser, penalty, solution = Standardiser.of(train.features), path[-1], None
+        for step in path:
+            tolerance = 1e-7 if step == penalty else ROUGH
+            solution = self._solve(train, step, standardiser, solution, tolerance)
+        assert solution is not None
+        head = _head(solution, standardiser)
+        return replace(head, chosen={"penalty": penalty}, how=how, tried=tried)
+
+    def _solve(
+        self, fit: Labelled, penalty: float, standardiser: Standardiser, start: Solution | None,
+        tolerance: float,
+    ) -> Solution:  # fmt: skip
+        return solve_logistic(
+            fit.features, fit.labels, self.problem.num_classes, penalty,
+            standardiser=standardiser, curvature=self.curvature, start=start,
+            device=self.problem.device, tolerance=tolerance,
+        )  # fmt: skip
 
 
 def _judgement(problem: HeadProblem) -> tuple[list[tuple[Labelled, Labelled]], str]:
     """(fit, judge) pairs for choosing the penalty, and their name."""
     if problem.val is not None and len(problem.val):
         return [(problem.train, problem.val)], "validation"
-    pairs = [(problem.train.at(fit), problem.train.at(judge)) for fit, judge in folds(problem)]
+    pairs = _folded(problem)
     return pairs, f"{len(pairs)}-fold cross-validation"
 
 
-def _path(
-    problem: HeadProblem,
-    judged: list[tuple[Labelled, Labelled]],
-    penalties: tuple[float, ...] = STRENGTHS,
-    tolerance: float = 1e-4,
-) -> tuple[list[dict[str, float]], list[Tensor]]:
-    """Calibrated cross-entropy and accuracy at each penalty, until it has been worse for a while.
+def _joint_folds(problem: HeadProblem) -> list[tuple[Labelled, Labelled]]:
+    """(fit, judge) pairs of training and validation images together.
 
-    Returns:
-        One entry per penalty, and the losses of the judged images at each.
+    Empty if there are too few or too many of either, or if their features are in a file.
     """
-    standardisers = [Standardiser.of(fit.features) for fit, _ in judged]
-    solutions: list[Solution | None] = [None] * len(judged)
-    tried: list[dict[str, float]] = []
-    losses: list[Tensor] = []
-    labels = torch.cat([torch.from_numpy(np.asarray(judge.labels)) for _, judge in judged])
-    for penalty in penalties:
-        logits = []
-        for index, (fit, judge) in enumerate(judged):
-            solution = _solve(
-                problem, fit, penalty, standardisers[index], solutions[index], tolerance
-            )
-            solutions[index] = solution
-            logits.append(_head(solution, standardisers[index]).logits(judge.features))
-        together = torch.cat(logits)
-        right = (together.argmax(1) == labels).float().mean().item()
-        losses.append(calibrated_losses(together, labels))
-        loss = losses[-1].mean().item()
-        tried.append({"penalty": penalty, "loss": loss, "accuracy": right})
-        if len(tried) - 1 - _best(tried) >= PATIENCE:
-            break
-    return tried, losses
+    train, val = problem.train, problem.val
+    if val is None or len(val) >= ENOUGH_HELD_OUT or len(train) < FEWEST_IMAGES:
+        return []
+    if any(type(part.features) is not np.ndarray for part in (train, val)):
+        return []
+    if len(train) * train.features.shape[1] * problem.num_classes > MOST_WORK:
+        return []
+    both = Labelled(
+        np.concatenate([train.features, val.features]), np.concatenate([train.labels, val.labels])
+    )
+    return _folded(replace(problem, train=both, val=None))
 
 
-def _within_one_error(losses: list[Tensor], best: int) -> int:
-    """The first penalty whose loss is within one standard error, image by image, of the best."""
-    for place in range(best):
-        mean, error = paired(losses[place], losses[best])
-        if mean <= error:
-            return place
-    return best
+def _folded(problem: HeadProblem) -> list[tuple[Labelled, Labelled]]:
+    return [(problem.train.at(fit), problem.train.at(judge)) for fit, judge in folds(problem)]
 
 
 def _head(solution: Solution, standardiser: Standardiser) -> SolvedHead:
     """The solution as a head on raw features."""
     weight, bias = standardiser.folded(solution.weight.cpu(), solution.bias.cpu())
     return SolvedHead(weight.float(), bias.float(), {}, "")
-
-
-def _solve(
-    problem: HeadProblem, fit: Labelled, penalty: float, standardiser: Standardiser,
-    start: Solution | None, tolerance: float,
-) -> Solution:  # fmt: skip
-    return solve_logistic(
-        fit.features, fit.labels, problem.num_classes, penalty, standardiser=standardiser,
-        start=start, device=problem.device, tolerance=tolerance,
-    )  # fmt: skip
-
-
-def _fitted(
-    problem: HeadProblem, path: tuple[float, ...], penalty: float, how: str,
-    tried: tuple[dict[str, Any], ...],
-) -> SolvedHead:  # fmt: skip
-    """The head at `penalty` on all training features, solved along `path`."""
-    standardiser = Standardiser.of(problem.train.features)
-    solution = None
-    for step in path:
-        tolerance = 1e-7 if step == penalty else 1e-4
-        solution = _solve(problem, problem.train, step, standardiser, solution, tolerance)
-    assert solution is not None
-    head = _head(solution, standardiser)
-    return replace(head, chosen={"penalty": penalty}, how=how, tried=tried)

@@ -4,7 +4,7 @@ from vitune.ops.attention import attention, attention_reference, prefers_attenti
 from vitune.ops.exit_adapter import exit_adapter
 from vitune.ops.hardware import cpu_multiplies_bf16
 from vitune.ops.lean_step import first_token_only, lean_step
-from vitune.ops.logistic import Solution, Standardiser, row_chunks, solve_logistic
+from vitune.ops.logistic import Curvature, Solution, Standardiser, row_chunks, solve_logistic
 from vitune.ops.partial_linear import partial_linear, partial_weight
 from vitune.ops.rescaled_linear import (
     per_sample_scale_gradients,
@@ -31,6 +31,7 @@ from vitune.ops.token_merging import (
 from vitune.ops.token_sampling import sample_tokens
 
 __all__ = [
+    "Curvature",
     "Matching",
     "Solution",
     "Standardiser",

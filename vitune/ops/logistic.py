@@ -16,6 +16,15 @@ CHUNK_VALUES = 2**25
 MAX_EXACT = 2**31
 """Multiplications per pass up to which a CPU solves in float64; above, float32 will do."""
 
+MAX_CURVED = 2048
+"""Features up to which their principal axes are worth finding; the work grows with the cube."""
+
+ROWS_PER_FEATURE = 4
+"""Images per feature that suffice for axes that only have to be about right."""
+
+CONFIDENCE = 0.3
+"""Mean p (1 - p) of a fitted classifier's answers, relative to its start at p = 1 / c."""
+
 
 @dataclass(frozen=True)
 class Standardiser:
@@ -58,6 +67,72 @@ class Standardiser:
 
 
 @dataclass(frozen=True)
+class Curvature:
+    """The principal axes of standardised features, in whose coordinates a solution is near.
+
+    The Hessian of the objective is about p (1 - p) · cov(x) + λ for every class. Measured along the
+    axes of cov(x) in units of its square root, all directions are about equally steep, and L-BFGS
+    takes a third to a half of the steps. It changes the way, not the solution, so axes of a part of
+    the images, or of nearly the same images, will do.
+
+    Shapes: axes (d, d), one per column; variances (d,) along them; both float64.
+    """
+
+    axes: Tensor
+    variances: Tensor
+
+    @classmethod
+    def of(cls, features: Any, standardiser: Standardiser | None = None) -> Curvature | None:
+        """From evenly spaced rows; None if there are more features than rows, or too many.
+
+        Shapes: features (n, d), a NumPy array, a memory map or a tensor.
+        """
+        rows, width = features.shape
+        if width > min(rows, MAX_CURVED):
+            return None
+        some = features[:: max(1, rows // (ROWS_PER_FEATURE * width))]
+        covariance = torch.zeros(width, width, dtype=torch.float64)
+        for part in row_chunks(some, width):
+            values = part.cpu().double()
+            values = values if standardiser is None else standardiser(values)
+            covariance.addmm_(values.T, values, alpha=1 / len(some))
+        variances, axes = torch.linalg.eigh(covariance)
+        return cls(axes, variances.clamp(min=0))
+
+
+class Coordinates:
+    """Where the solver moves: z with (W, b) = `weights(z)`, linear in z."""
+
+    def __init__(self, curvature: Curvature | None, penalty: float, like: Tensor) -> None:
+        """`like`: parameters [W, b], (c, d + 1), for the shape, dtype and device."""
+        self._axes = None if curvature is None else curvature.axes.to(like)
+        self._units = torch.ones_like(like[0])
+        if curvature is not None:
+            steepness = torch.cat([curvature.variances, torch.ones(1)])  # b: a constant feature
+            steepness *= CONFIDENCE / len(like)
+            steepness[:-1] += penalty
+            self._units = steepness.rsqrt().to(like)
+
+    def weights(self, z: Tensor) -> Tensor:
+        """[W, b] of a place. Shapes: (c, d + 1) both."""
+        return self._turned(z * self._units, back=True)
+
+    def place(self, weights: Tensor) -> Tensor:
+        """The z of [W, b]."""
+        return self._turned(weights, back=False) / self._units
+
+    def slope(self, gradient: Tensor) -> Tensor:
+        """The gradient in z from that in [W, b]."""
+        return self._turned(gradient, back=False) * self._units
+
+    def _turned(self, rows: Tensor, *, back: bool) -> Tensor:
+        if self._axes is None:
+            return rows
+        axes = self._axes.T if back else self._axes
+        return torch.cat([rows[:, :-1] @ axes, rows[:, -1:]], 1)
+
+
+@dataclass(frozen=True)
 class Solution:
     """A solved classifier on standardised features.
 
@@ -83,6 +158,7 @@ def solve_logistic(
     penalty: float,
     *,
     standardiser: Standardiser | None = None,
+    curvature: Curvature | None = None,
     start: Solution | None = None,
     device: torch.device | str = "cpu",
     max_iterations: int = 500,
@@ -98,6 +174,7 @@ def solve_logistic(
     Args:
         penalty: above 0.
         standardiser: applied to every chunk; None leaves the features unchanged.
+        curvature: of the standardised features, to get there in fewer passes.
         start: a solution for another penalty to start from.
         tolerance: largest gradient entry at which the solution is accepted.
         chunk: images per chunk; None chooses.
@@ -113,36 +190,68 @@ def solve_logistic(
         tolerance = max(tolerance, 1e-5)
     prepared = _prepared(features, labels, standardiser, max(width, num_classes), chunk, target,
                          dtype)  # fmt: skip
-    parameters = torch.zeros(num_classes, width + 1, dtype=dtype, device=target)
+    weights = torch.zeros(num_classes, width + 1, dtype=dtype, device=target)
     if start is not None:
-        parameters.copy_(torch.cat([start.weight, start.bias[:, None]], 1))
-    parameters.requires_grad_()
+        weights.copy_(torch.cat([start.weight, start.bias[:, None]], 1))
+    coordinates = Coordinates(curvature, penalty, weights)
+    place = coordinates.place(weights).requires_grad_()
     optimiser = torch.optim.LBFGS(
-        [parameters],
+        [place],
         max_iter=max_iterations,
         max_eval=2 * max_iterations,
         history_size=20,
-        tolerance_grad=tolerance,
+        tolerance_grad=0.0,  # it would be one in the coordinates of `place`
         tolerance_change=1e-12 if exact else 1e-9,
         line_search_fn="strong_wolfe",
     )
     passes = 0
 
-    def closure() -> float:
+    @torch.no_grad()
+    def here() -> _Point:
         nonlocal passes
         passes += 1
-        with torch.no_grad():
-            loss, parameters.grad = _loss_and_gradient(parameters, prepared, rows, penalty)
-        return loss
+        weights = coordinates.weights(place)
+        return _Point(weights, *_loss_and_gradient(weights, prepared, rows, penalty))
 
-    final = float(optimiser.step(closure))
-    final = closure()
-    solved = parameters.detach()
-    assert parameters.grad is not None
-    largest = parameters.grad.abs().max().item()
+    def closure() -> float:
+        point = here()
+        if point.steepest <= tolerance:
+            raise _Arrived(point)
+        place.grad = coordinates.slope(point.gradient)
+        return point.loss
+
+    try:
+        optimiser.step(closure)
+        final = here()
+    except _Arrived as arrived:
+        final = arrived.point
     return Solution(
-        solved[:, :-1].clone(), solved[:, -1].clone(), final, passes, largest <= 100 * tolerance
+        final.weights[:, :-1].clone(),
+        final.weights[:, -1].clone(),
+        final.loss,
+        passes,
+        converged=final.steepest <= 100 * tolerance,
     )
+
+
+@dataclass(frozen=True)
+class _Point:
+    """The objective at [W, b]. Shapes: weights, gradient (c, d + 1)."""
+
+    weights: Tensor
+    loss: float
+    gradient: Tensor
+
+    @property
+    def steepest(self) -> float:
+        return self.gradient.abs().max().item()
+
+
+class _Arrived(Exception):  # noqa: N818 - not an error
+    """Ends a search at a point that is flat enough."""
+
+    def __init__(self, point: _Point) -> None:
+        self.point = point
 
 
 Prepared = Callable[[], Iterator[tuple[Tensor, Tensor]]]
