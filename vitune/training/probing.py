@@ -121,8 +121,9 @@ def solve_probe(
             for name in wanted
         }
         chosen, gain = _preferred(found, judged)
-        head = found[chosen]
-        head = replace(head, chosen={**found[wanted[0]].chosen, **head.chosen})
+        # What the first solution tells of the features holds whichever copies are preferred.
+        told_of = {**found[wanted[0]].chosen, **found[chosen].chosen}
+        head = replace(found[chosen], chosen=told_of)
         plain = Labelled(features[: len(train)], np.asarray(train.labels))
         train_loss = _mean_loss(head, plain)
     probe = replace(Probe.of_nothing(), head=head, copies=chosen, mirror_gain=gain,
