@@ -56,7 +56,7 @@ def main() -> None:
             singles += differences
             gains[method].append(mean(differences))
             reached = 100 * mean(a["test"]["accuracy"] for a, _ in pairs)
-            spread = f" ± {stdev(differences):.1f}" if len(pairs) > 1 else ""
+            spread = f"\u00a0±\u00a0{stdev(differences):.1f}" if len(pairs) > 1 else ""
             cells.append(f"{reached:.1f} ({gains[method][-1]:+.1f}{spread})")
         print(f"| {task} | {len(probe)} | {' | '.join(cells)} |")
     means = [f"{mean(gains[m]):+.1f}" if gains[m] else "–" for m in methods]
