@@ -30,9 +30,10 @@ from vitune.training.validating import inference_weights
 
 BACKBONE = "vitune/vit_micro_patch4_32"
 NUM_TEST = 1000
-KEY = ("task", "method", "lr", "head_lr", "epochs", "seed", "start", "augment", "batch_size")
-ALSO = "also"
-"""In a run's line: one more setting as NAME=VALUE, or None."""
+KEY = (
+    "task", "method", "lr", "head_lr", "epochs", "seed", "start", "augment", "batch_size", "also"
+)  # fmt: skip
+"""What tells runs of one backbone apart; "also" is one more setting as NAME=VALUE, or None."""
 
 
 class Curve(Observer):
@@ -68,14 +69,16 @@ def _dict(part: SolvedFacts | None) -> dict[str, Any] | None:
     return None if part is None else asdict(part)
 
 
-def run_one(cell: dict[str, Any], data: str, splits: Splits) -> dict[str, Any]:
+def run_one(
+    cell: dict[str, Any], data: str, splits: Splits, backbone: str = BACKBONE
+) -> dict[str, Any]:
     """One run from its description to its scores."""
     curve, started = Curve(), time.time()
-    given = {key: value for key, value in cell.items() if key in KEY and value is not None}
+    given = {key: value for key, value in cell.items() if value is not None}
     given.pop("task")
-    name, _, value = (cell[ALSO] or "").partition("=")
-    given |= {name: value} if name else {}
-    config = TrainConfig.make({**given, "data": data, "device": "cpu"})
+    setting, _, value = given.pop("also", "").partition("=")
+    given |= {setting: value} if setting else {}
+    config = TrainConfig.make({**given, "data": data, "backbone": backbone, "device": "cpu"})
     assert splits.val is not None and splits.test is not None
     trained = fit(config, splits=replace(splits, test=None), observer=curve)
     val = scores(trained, splits.val, None)
@@ -103,6 +106,7 @@ def main() -> None:
     """Run what is not there yet, task by task, so that images are decoded once."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
+    parser.add_argument("--backbone", default=BACKBONE, help="another one: another OUT")
     parser.add_argument("--tasks", default="")
     parser.add_argument("--methods", default="rlrr")
     parser.add_argument("--rates", default="", help="empty: the rule's")
@@ -117,11 +121,10 @@ def main() -> None:
     tasks = json.loads((asked.out / "tasks.json").read_text())
     path = asked.out / "runs.jsonl"
     lines = path.read_text().splitlines() if path.is_file() else []
-    named = (*KEY, ALSO)
-    done = {tuple(json.loads(line).get(key) for key in named) for line in lines}
+    done = {tuple(json.loads(line).get(key) for key in KEY) for line in lines}
     names = asked.tasks.split(",") if asked.tasks else list(tasks)
     rates = [float(rate) for rate in asked.rates.split(",") if rate] or [None]
-    preprocessing = load_backbone(BACKBONE).preprocessing
+    preprocessing = load_backbone(asked.backbone).preprocessing
     for name, seed in itertools.product(names, map(int, asked.seeds.split(","))):
         splits = None
         for method, epochs, rate, factor, start, augment, also in itertools.product(
@@ -144,14 +147,14 @@ def main() -> None:
                 "start": None if solved or start == "default" else start,
                 "augment": None if solved or augment == "auto" else augment,
                 "batch_size": asked.batch_size,
-                ALSO: also or None,
+                "also": also or None,
             }
-            if tuple(cell[key] for key in named) in done:
+            if tuple(cell[key] for key in KEY) in done:
                 continue
             data = tasks[name]["data"]
             splits = splits or load_splits(data, preprocessing, seed=seed)
-            result = run_one(cell, data, splits)
-            done.add(tuple(cell[key] for key in named))
+            result = run_one(cell, data, splits, asked.backbone)
+            done.add(tuple(cell[key] for key in KEY))
             with path.open("a") as file:
                 file.write(json.dumps(result) + "\n")
             print(

@@ -45,11 +45,12 @@ def summed(problem: HeadProblem, enough_held_out: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
+    parser.add_argument("--backbone", default=BACKBONE)
     parser.add_argument("--tasks", default="")
     parser.add_argument("--seeds", default="0,1,2,3,4")
     asked = parser.parse_args()
     tasks = json.loads((asked.out / "tasks.json").read_text())
-    backbone = load_backbone(BACKBONE, num_classes=2)
+    backbone = load_backbone(asked.backbone, num_classes=2)
     print("| task | n | hold-out alone | cross-validated |\n|---|---:|---|---|")
     for name in asked.tasks.split(",") if asked.tasks else tasks:
         seeds = [int(seed) for seed in asked.seeds.split(",")]

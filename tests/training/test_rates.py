@@ -33,6 +33,12 @@ def test_every_quantity_enters_by_its_square_root(changed: Shape, factor: float)
     assert rate_of(1e-3, changed) == pytest.approx(1e-3 * factor, rel=0.05)
 
 
+def test_networks_smaller_than_the_bundled_one_get_its_rate() -> None:
+    bundled = rate_of(1e-3, Shape(128, 6, 300, 32))
+    assert bundled == rate_of(1e-3, Shape(64, 6, 300, 32)) == rate_of(1e-3, Shape(64, 3, 300, 32))
+    assert rate_of(1e-3, Shape(160, 6, 300, 32)) < bundled
+
+
 def test_a_weak_penalty_asks_for_a_higher_rate_within_bounds() -> None:
     assert demand_of(None, 800) == demand_of(0.1, 800) == demand_of(1.0, 400) == 1.0
     assert demand_of(0.03, 800) == pytest.approx(50 / 24)

@@ -16,6 +16,10 @@ REFERENCE_STEPS, REFERENCE_BATCH = 300, 32
 REFERENCE_WIDTH, REFERENCE_DEPTH = 768, 12
 """A ViT-B trained for 10 epochs on 1,000 images: a method's own rate applies there unchanged."""
 
+MOST_FOR_SIZE = 12.0
+"""(768 / width) · (12 / depth) of the smallest network whose rate still rises, 128 wide and 6 deep.
+At half that width the higher rate made LoRA stop learning (docs/defaults.md)."""
+
 FEWEST_STEPS = 100
 """Below this many steps a higher rate does not make up for them."""
 
@@ -55,7 +59,7 @@ def rate_of(usual: float, shape: Shape) -> float:
 
     Each step of AdamW moves a parameter by about the rate: over n steps of noise that is a random
         walk of length rate · √n, which the rule keeps constant. The square roots of width and depth
-        keep the change of the network's function constant.
+        keep the change of the network's function constant; their product is √12 at most.
 
     Args:
         usual: the method's rate on a ViT-B in 300 steps of 32 images.
@@ -64,9 +68,9 @@ def rate_of(usual: float, shape: Shape) -> float:
         for adaptive gradient algorithms (NeurIPS 2022); the others are vitune's own;
         docs/defaults.md says what they were tested on.
     """
+    size = (REFERENCE_WIDTH / max(1, shape.width)) * (REFERENCE_DEPTH / max(1, shape.depth))
     factor = (
-        (REFERENCE_WIDTH / max(1, shape.width))
-        * (REFERENCE_DEPTH / max(1, shape.depth))
+        min(MOST_FOR_SIZE, size)
         * (shape.batch / REFERENCE_BATCH)
         * (REFERENCE_STEPS / max(FEWEST_STEPS, shape.steps))
     )
