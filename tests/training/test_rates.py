@@ -6,10 +6,19 @@ import math
 
 import pytest
 
-from vitune.backbones import load_backbone
+from vitune.backbones import BUNDLED, load_backbone
 from vitune.methods import get_method
 from vitune.training import TrainConfig, fit
-from vitune.training.rates import Shape, demand_of, falls_short, plain_rate, rate_of, shape_of
+from vitune.training.probing import Probe
+from vitune.training.rates import (
+    Shape,
+    demand_of,
+    falls_short,
+    plain_rate,
+    rate_from_zero,
+    rate_of,
+    shape_of,
+)
 
 VIT_B = Shape(768, 12, 300, 32)
 
@@ -70,6 +79,19 @@ def test_a_method_without_a_recorded_rate_takes_the_rule_s_where_features_fall_s
     demand = demand_of(found.probe.chosen["penalty_1se"], 32)
     expected = rate_of(1e-3, Shape(128, 6, 2, 16)) * math.sqrt(demand)
     assert found.lr == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize(("name", "factor"), [("vit_small", math.sqrt(1 / 3)), ("vit_tiny", 0.816)])
+def test_from_zero_other_backbones_take_the_rates_recorded_on_the_bundled_one(
+    name: str, factor: float
+) -> None:
+    name = f"{name}_patch16_224"
+    model = load_backbone(name, pretrained=False).model
+    for method in ("rlrr", "lora", "full"):
+        config = TrainConfig.make({"backbone": name, "method": method, "data": "x", "epochs": 1})
+        expected = factor * get_method(method).default_lr(BUNDLED)
+        found = rate_from_zero(config, model, 800, 1, Probe.of_nothing())
+        assert found == pytest.approx(expected, rel=0.03)
 
 
 def test_a_given_rate_and_a_plain_start_are_left_alone() -> None:

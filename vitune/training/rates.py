@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vitune.backbones import find_sites
+from vitune.backbones import BUNDLED, find_sites
 from vitune.methods import CAUTIOUS, get_method
 from vitune.training.probing import Probe
 from vitune.training.train_config import TrainConfig
@@ -17,8 +17,12 @@ REFERENCE_WIDTH, REFERENCE_DEPTH = 768, 12
 """A ViT-B trained for 10 epochs on 1,000 images: a method's own rate applies there unchanged."""
 
 MOST_FOR_SIZE = 12.0
-"""(768 / width) · (12 / depth) of the smallest network whose rate still rises, 128 wide and 6 deep.
-At half that width the higher rate made LoRA stop learning (docs/defaults.md)."""
+"""Smallness (see `Shape`) up to which the rate rises: 128 wide and 6 deep. At half that width the
+higher rate made LoRA stop learning (docs/defaults.md)."""
+
+SAME_FROM_ZERO = 6.0
+"""Smallness of the largest network, 256 wide and 6 deep, on which the bundled backbone's rates
+for a start from zero were found to hold."""
 
 FEWEST_STEPS = 100
 """Below this many steps a higher rate does not make up for them."""
@@ -53,6 +57,11 @@ class Shape:
     steps: int
     batch: int
 
+    @property
+    def smallness(self) -> float:
+        """(768 / width) · (12 / depth): 1 for a ViT-B, 12 for the bundled backbone."""
+        return (REFERENCE_WIDTH / max(1, self.width)) * (REFERENCE_DEPTH / max(1, self.depth))
+
 
 def rate_of(usual: float, shape: Shape) -> float:
     """usual · √(768 / width) · √(12 / depth) · √(batch / 32) · √(300 / max(steps, 100)).
@@ -68,9 +77,8 @@ def rate_of(usual: float, shape: Shape) -> float:
         for adaptive gradient algorithms (NeurIPS 2022); the others are vitune's own;
         docs/defaults.md says what they were tested on.
     """
-    size = (REFERENCE_WIDTH / max(1, shape.width)) * (REFERENCE_DEPTH / max(1, shape.depth))
     factor = (
-        min(MOST_FOR_SIZE, size)
+        min(MOST_FOR_SIZE, shape.smallness)
         * (shape.batch / REFERENCE_BATCH)
         * (REFERENCE_STEPS / max(FEWEST_STEPS, shape.steps))
     )
@@ -138,15 +146,19 @@ def rate_from_zero(
 ) -> float:
     """The peak rate of a run that does not start at a probe.
 
-    It is the one recorded for the method on this backbone, scaled by `plain_rate`. Without a record
-    it is the rule's, times the square root of how far the features fall short: on the bundled
-    backbone this gives 0.012, and most rates recorded there are 0.01. Without a probe that is
-    unknown, and the method's usual rate is used.
+    It is the one recorded for the method on this backbone, in longer runs scaled by `plain_rate`.
+    Another backbone takes the rate recorded on the bundled one: it was found to hold from 64 to
+    256 features, and larger networks get less, by the square root of width and depth. A method
+    without any record takes the rule's rate, times the square root of how far the features fall
+    short. Without a probe that is unknown, and the method's usual rate is used.
     """
-    method = get_method(config.method)
+    method, steps = get_method(config.method), num_steps(config, num_images, num_processes)
     if probe is None or method.has_recorded_lr(config.backbone):
-        steps = num_steps(config, num_images, num_processes)
         return plain_rate(method.default_lr(config.backbone), steps)
+    if method.has_recorded_lr(BUNDLED):
+        smallness = shape_of(model, steps, config.batch_size).smallness
+        factor = math.sqrt(min(1.0, smallness / SAME_FROM_ZERO))
+        return plain_rate(method.default_lr(BUNDLED) * factor, steps)
     demand = demand_of(probe.head.chosen.get(CAUTIOUS), num_images)
     scaled = _scaled(config, model, num_images, num_processes)
     return float(f"{scaled * math.sqrt(demand):.2g}")
