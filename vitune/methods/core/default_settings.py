@@ -1,7 +1,7 @@
 """Settings used when the user gives none, as recorded by the commands named beside them.
 
-They apply to the backbone they were chosen on. A rate that suits a narrow network is too high for a
-wide one, so other backbones use a method's usual rate, the class attribute `default_lr`.
+They apply to the backbone they were chosen on; others use a method's usual rate, the class
+attribute `default_lr`. What a run makes of either is the business of `vitune.training.rates`.
 """
 
 from __future__ import annotations
