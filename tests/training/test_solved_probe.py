@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.preprocessing import StandardScaler
@@ -207,6 +208,20 @@ def test_features_larger_than_the_budget_lie_in_a_file(monkeypatch: pytest.Monke
     monkeypatch.setattr("vitune.training.feature_reader._budget", lambda mib: 0)
     streamed = solve_probe(backbone, splits, method_args={"penalty": 0.1})
     torch.testing.assert_close(in_memory.head.weight, streamed.head.weight, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["linear", "knn", "rlrr"])
+def test_a_backbone_that_computes_no_numbers_is_refused(
+    method: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    weights = load_backbone(BUNDLED, num_classes=10).model.state_dict()
+    weights["blocks.3.mlp.fc1.weight"][0, 0] = float("nan")
+    save_file(weights, tmp_path / "damaged.safetensors")
+    backbone = f"{BUNDLED}@{tmp_path / 'damaged.safetensors'}"
+    words = ["--data", DIGITS, "--method", method, "--backbone", backbone]
+    told = refused("train", *words, "--out", tmp_path / "run")
+    assert "probe: got features that are not finite, expected numbers." in told
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("method", ["linear", "ncm"])

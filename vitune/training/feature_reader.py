@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitune.backbones import head_name
 from vitune.data import Split, batches, default_cache_dir, normalise
-from vitune.errors import BackboneError
+from vitune.errors import BackboneError, TrainingError
 from vitune.preprocessing import Preprocessing
 
 BATCH = 128
@@ -75,6 +75,10 @@ class FeatureReader:
             views: changes of uint8 images; None leaves them as they are.
 
         Shapes: returns (v · n, d) float32, an array or a memory map.
+
+        Raises:
+            BackboneError: the head reads more than one vector per image.
+            TrainingError: a feature is NaN or infinite.
         """
         total = len(split) * len(views)
         found: Any = None
@@ -108,6 +112,11 @@ class FeatureReader:
                             f"probe: got features of shape {tuple(features.shape)}, expected one "
                             "vector per image. Use --start plain and a method that trains by "
                             "gradient steps."
+                        )
+                    if not features.isfinite().all():
+                        raise TrainingError(
+                            "probe: got features that are not finite, expected numbers. The "
+                            "backbone's weights may be damaged."
                         )
                     yield features.float().cpu().numpy()
 
