@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+from tiny_imagenet import Archive
 
 PER_CLASS = {"train": 100, "test": 100}
 SIZE = 48
@@ -28,20 +29,18 @@ NEIGHBOURS = 4
 
 def write_tiny(out: Path, shared: Path) -> str:
     """Images of ten groups of classes as JPEG files, and a table over them."""
-    content = np.load(shared / "backbones" / "tiny_imagenet_32.npz")
-    header, scans = content["jpeg_header"].tobytes(), content["val_scans"].tobytes()
-    offsets, labels = content["val_offsets"], content["val_labels"]
-    order = np.argsort(content["wnids"])
+    archive = Archive(shared, "val")
+    order = np.argsort(archive.wnids)
     rng = np.random.default_rng(0)
     rows = []
     for group in range(10):
         start = group * 20 + 8
         classes = order[start : start + NEIGHBOURS]
-        found = rng.permutation(np.flatnonzero(np.isin(labels, classes)))
+        found = rng.permutation(np.flatnonzero(np.isin(archive.labels, classes)))
         for place, index in enumerate(found[: sum(PER_CLASS.values())]):
             file = out / "tiny-10" / f"{group}-{index}.jpg"
             file.parent.mkdir(exist_ok=True)
-            file.write_bytes(header + scans[offsets[index] : offsets[index + 1]])
+            file.write_bytes(archive.file(index))
             rows.append((file, group, "train" if place < PER_CLASS["train"] else "test"))
     return write_table(out / "tiny-10.csv", rows)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from default_proxies import write_table
+from tiny_imagenet import Archive
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
@@ -31,8 +32,7 @@ from vitune.preprocessing import Preprocessing
 
 NUM_CLASSES, NUM_LEFT_OUT = 200, 40
 TASKS = {"left-10": (10, 100), "left-40": (40, 25)}
-"""Classes, and training images of each."""
-TEST_PER_CLASS = {"left-10": 100, "left-40": 25}
+"""Classes, and training images of each; as many are test images."""
 PIXELS = Preprocessing(image_size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
 SMALL = 24
 """Pixels of the crops seen in all epochs but the last: about half the tokens."""
@@ -40,22 +40,10 @@ PEAK_RATE = 1.5e-3
 """At width 128; it falls with the square root of the width."""
 
 
-class Archive:
-    """The JPEG scans of one split, and their labels (n,)."""
-
-    def __init__(self, path: Path, split: str) -> None:
-        content = np.load(path)
-        self.header, self.scans = (content[n].tobytes() for n in ("jpeg_header", f"{split}_scans"))
-        self.offsets, self.labels = content[f"{split}_offsets"], content[f"{split}_labels"]
-
-    def file(self, index: int) -> bytes:
-        """One image as a JPEG file."""
-        return self.header + self.scans[self.offsets[index] : self.offsets[index + 1]]
-
-    def images(self, indices: np.ndarray) -> Tensor:
-        """Decoded images (n, 3, 32, 32) uint8."""
-        files = [torch.frombuffer(bytearray(self.file(i)), dtype=torch.uint8) for i in indices]
-        return torch.stack(decode_jpeg(files, mode=ImageReadMode.RGB))
+def decoded(archive: Archive, indices: np.ndarray) -> Tensor:
+    """Images (n, 3, 32, 32) in uint8."""
+    files = [torch.frombuffer(bytearray(archive.file(i)), dtype=torch.uint8) for i in indices]
+    return torch.stack(decode_jpeg(files, mode=ImageReadMode.RGB))
 
 
 def left_out() -> np.ndarray:
@@ -70,7 +58,7 @@ def write_tasks(out: Path, archive: Archive) -> None:
         rows, rng = [], np.random.default_rng(1)
         for label, one in enumerate(left_out()[:num_classes]):
             found = rng.permutation(np.flatnonzero(archive.labels == one))
-            for place, index in enumerate(found[: per_class + TEST_PER_CLASS[task]]):
+            for place, index in enumerate(found[: 2 * per_class]):
                 file = out / task / f"{label}-{index}.jpg"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(archive.file(index))
@@ -146,17 +134,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    path = asked.shared / "backbones" / "tiny_imagenet_32.npz"
-    archive = Archive(path, "train")
+    archive = Archive(asked.shared, "train")
     if asked.width is None:
         write_tasks(asked.out, archive)
         return
     seen = np.setdiff1d(np.arange(NUM_CLASSES), left_out())
     parts = []
-    for split in (archive, Archive(path, "val")):
+    for split in (archive, Archive(asked.shared, "val")):
         indices = np.flatnonzero(np.isin(split.labels, seen))
         labels = torch.from_numpy(np.searchsorted(seen, split.labels[indices]))
-        parts.append((split.images(indices), labels))
+        parts.append((decoded(split, indices), labels))
     network = new_network(asked.width, asked.depth, len(seen))
     train(network, *parts[0], asked.epochs)
     folder = asked.out / f"vit-{asked.width}-{asked.depth}"

@@ -136,12 +136,14 @@ class _Solver:
     """Solves heads of one problem; all its subsets of images are curved alike."""
 
     problem: HeadProblem
+    standardiser: Standardiser
     curvature: Curvature | None
 
     @classmethod
     def of(cls, problem: HeadProblem) -> _Solver:
         features = problem.train.features
-        return cls(problem, Curvature.of(features, Standardiser.of(features)))
+        standardiser = Standardiser.of(features)
+        return cls(problem, standardiser, Curvature.of(features, standardiser))
 
     def path(
         self,
@@ -150,7 +152,10 @@ class _Solver:
         tolerance: float = CLOSE,
     ) -> _Path:
         """Solutions fitted to the first part of each pair and judged on the second."""
-        standardisers = [Standardiser.of(fit.features) for fit, _ in judged]
+        standardisers = [
+            self.standardiser if fit is self.problem.train else Standardiser.of(fit.features)
+            for fit, _ in judged
+        ]
         solutions: list[Solution | None] = [None] * len(judged)
         labels = torch.cat([torch.from_numpy(np.asarray(judge.labels)) for _, judge in judged])
         path = _Path([], [])
@@ -190,13 +195,12 @@ class _Solver:
         self, path: tuple[float, ...], how: str, tried: tuple[dict[str, float], ...] = ()
     ) -> SolvedHead:
         """The head at the last penalty of `path`, on all training features."""
-        train = self.problem.train
-        standardiser, penalty, solution = Standardiser.of(train.features), path[-1], None
+        penalty, solution = path[-1], None
         for step in path:
             tolerance = 1e-7 if step == penalty else ROUGH
-            solution = self._solve(train, step, standardiser, solution, tolerance)
+            solution = self._solve(self.problem.train, step, self.standardiser, solution, tolerance)
         assert solution is not None
-        head = _head(solution, standardiser)
+        head = _head(solution, self.standardiser)
         return replace(head, chosen={"penalty": penalty}, how=how, tried=tried)
 
     def _solve(

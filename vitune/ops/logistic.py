@@ -72,8 +72,8 @@ class Curvature:
 
     The Hessian of the objective is about p (1 - p) · cov(x) + λ for every class. Measured along the
     axes of cov(x) in units of its square root, all directions are about equally steep, and L-BFGS
-    takes a third to a half of the steps. It changes the way, not the solution, so axes of a part of
-    the images, or of nearly the same images, will do.
+    takes a third to two thirds of the steps. It changes the way, not the solution, so axes of a
+    part of the images, or of nearly the same images, will do.
 
     Shapes: axes (d, d), one per column; variances (d,) along them; both float64.
     """
