@@ -18,13 +18,15 @@ async function loaded() {
   return { card, session };
 }
 
-// RGB bytes of a file, upright, without the page's colour management or blending.
+// RGB bytes of a file, upright, on white where it is transparent, without colour management.
 async function pixelsOf(file) {
   const bitmap = await createImageBitmap(file, {
     imageOrientation: "from-image", colorSpaceConversion: "none", premultiplyAlpha: "none",
   });
   const { width, height } = bitmap;
   const context = new OffscreenCanvas(width, height).getContext("2d");
+  context.fillStyle = "white";
+  context.fillRect(0, 0, width, height);
   context.drawImage(bitmap, 0, 0);
   const { data } = context.getImageData(0, 0, width, height);
   const pixels = new Uint8Array(width * height * 3);

@@ -85,11 +85,53 @@ def test_modes_become_rgb(tmp_path: Path, preprocessing: Preprocessing) -> None:
         image.save(tmp_path / f"{name}.png")
         pixels, _ = decode_image(tmp_path / f"{name}.png", Decoding(preprocessing))
         assert pixels.shape == (8, 8, 3) and pixels.dtype == np.uint8
-        if name in ("grey", "alpha", "deep"):
+        if name in ("grey", "deep"):
             assert np.array_equal(pixels[..., 1], grey)
     Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(DataError, match=r"float.tiff.*floating-point pixels have no fixed range"):
         decode_image(tmp_path / "float.tiff", Decoding(preprocessing))
+
+
+@pytest.mark.parametrize("hidden", [0, 90, 255])
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [("png", "RGBA"), ("png", "LA"), ("png", "P"), *((s, "RGBA") for s in ("webp", "tiff", "gif"))],
+)
+def test_what_lies_behind_transparent_pixels_is_not_seen(
+    suffix: str, mode: str, hidden: int, tmp_path: Path, preprocessing: Preprocessing
+) -> None:
+    """A dark bar on nothing looks like a dark bar on white, whatever colour the nothing has."""
+    colours = np.full((8, 8, 4), hidden, np.uint8)
+    colours[..., 3] = 0
+    colours[2:4] = 40, 40, 40, 255
+    image = Image.fromarray(colours)
+    few = image.quantize(4, method=Image.Quantize.FASTOCTREE)
+    image = few if mode == "P" else image.convert(mode)
+    image.save(tmp_path / f"a.{suffix}", lossless=True)
+    pixels, _ = decode_image(tmp_path / f"a.{suffix}", Decoding(preprocessing))
+    assert pixels[:2].min() == pixels[4:].min() == 255
+    assert pixels[2:4].min() == pixels[2:4].max() == 40
+
+
+@pytest.mark.parametrize(("mode", "clear"), [("1", 255), ("L", 90), ("RGB", (90, 90, 90))])
+def test_a_colour_that_the_file_declares_transparent_is_white(
+    mode: str, clear: int | tuple[int, ...], tmp_path: Path, preprocessing: Preprocessing
+) -> None:
+    image = Image.new(mode, (8, 8), clear)
+    image.paste(0, (0, 2, 8, 4))
+    image.save(tmp_path / "a.png", transparency=clear)
+    pixels, _ = decode_image(tmp_path / "a.png", Decoding(preprocessing))
+    assert pixels[:2].min() == pixels[4:].min() == 255 and pixels[2:4].max() == 0
+
+
+def test_half_transparent_pixels_mix_with_white(
+    tmp_path: Path, preprocessing: Preprocessing
+) -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    Image.fromarray(np.stack([grey] * 4, -1)).save(tmp_path / "a.png")
+    pixels, _ = decode_image(tmp_path / "a.png", Decoding(preprocessing))
+    share = grey / 255
+    assert np.abs(pixels[..., 1] - (share * grey + (1 - share) * 255)).max() <= 1
 
 
 def test_bombs_are_refused_by_their_header(

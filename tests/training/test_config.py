@@ -14,7 +14,12 @@ from transformers import ViTConfig, ViTForImageClassification
 from vitune.errors import VituneError
 from vitune.ops import cpu_multiplies_bf16
 from vitune.training import TrainConfig
-from vitune.training.precision import BF16_WIDTH, network_width, resolve_precision
+from vitune.training.precision import (
+    BF16_WIDTH,
+    emulation_notice,
+    network_width,
+    resolve_precision,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +73,17 @@ def test_auto_precision_is_a_stated_rule() -> None:
     assert resolve_precision("fp32", "cpu", 768) == "fp32"
     assert resolve_precision("auto", "cpu", BF16_WIDTH - 1) == "fp32"
     assert resolve_precision("auto", "cpu", 768) == ("bf16" if cpu_multiplies_bf16() else "fp32")
+
+
+def test_a_number_format_that_the_processor_emulates_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert emulation_notice("fp32", "cpu") == ""
+    monkeypatch.setattr("vitune.training.precision.slowdown", lambda *_: 61.4)
+    expected = "bf16: this processor has no instructions for it, and a matrix product takes 61 "
+    assert emulation_notice("bf16", "cpu").startswith(expected)
+    monkeypatch.setattr("vitune.training.precision.slowdown", lambda *_: 0.6)
+    assert emulation_notice("bf16", "cpu") == ""
 
 
 @pytest.mark.parametrize(

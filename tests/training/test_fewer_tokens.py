@@ -106,8 +106,14 @@ def test_a_preset_fills_in_what_it_stands_for() -> None:
     assert exact.tokens == "keep"
 
 
-def test_a_fast_run_says_what_it_gave_up_and_can_be_done_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_fast_run_says_what_it_gave_up_and_can_be_done_again(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_bf16 = precision == "bf16"
+    monkeypatch.setattr("vitune.training.precision.cpu_multiplies_bf16", lambda: has_bf16)
     trained = fit(TrainConfig.make({**QUICK, "speed": "fast"}), out=tmp_path / "run")
+    assert trained.summary.precision == precision
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["speed"] == "fast" and config["tokens"] == PRESETS["fast"]["tokens"]
     assert config["method_args"] == {"token_share": 0.25}
@@ -118,6 +124,10 @@ def test_a_fast_run_says_what_it_gave_up_and_can_be_done_again(tmp_path: Path) -
     assert TrainConfig.read(file, {"speed": "exact", "method_args": {}}).tokens == "keep"
     single = TrainConfig.read(file, {"tokens": "drop:0.5"})
     assert (single.speed, single.tokens) == (None, "drop:0.5")
+    monkeypatch.setattr("vitune.training.precision.cpu_multiplies_bf16", lambda: not has_bf16)
+    assert load_run(tmp_path / "run").card.tokens == PRESETS["fast"]["tokens"]
+    longer = fit(out=tmp_path / "run", resume=True, epochs=2).summary
+    assert (longer.epochs, longer.speed, longer.precision) == (2, "fast", precision)
 
 
 def cell(label: str, speed: str | None) -> CellResult:

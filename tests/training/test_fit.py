@@ -192,6 +192,14 @@ def test_reduced_precision_trains(precision: str) -> None:
     assert all(p.isfinite().all() for p in trained.model.parameters())
 
 
+def test_an_emulated_number_format_is_told_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vitune.training.precision.slowdown", lambda *_: 61.4)
+    told = fit(TrainConfig.make({**QUICK, "epochs": 1, "precision": "bf16"})).summary.notice
+    assert "takes 61 times as long as in fp32. --precision fp32 is faster." in (told or "")
+
+
 @pytest.mark.parametrize("variant", ["full", "fast", "lazy_half"])
 def test_the_pace_objective_trains_through_the_same_loop(variant: str) -> None:
     settings = {"objective": "pace", "objective_args": {"variant": variant, "pace_sigma": "0.5"}}

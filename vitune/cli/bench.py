@@ -250,7 +250,10 @@ class Timed:
     precision: Annotated[
         list[str] | None,
         typer.Option(
-            "--precision", metavar=NAMES, help="default fp32,bf16", rich_help_panel=MEASURE
+            "--precision",
+            metavar=NAMES,
+            help="default fp32, and bf16 unless the device emulates it",
+            rich_help_panel=MEASURE,
         ),
     ] = None
     rounds: Annotated[
@@ -291,7 +294,7 @@ def speed(
         backbone=timed.backbone,
         methods=words(timed.methods) or ALL_METHODS,
         batches=whole_numbers(timed.batch, "--batch") or [8, 32],
-        precisions=words(timed.precision) or ["fp32", "bf16"],
+        precisions=words(timed.precision),
         device=device,
         rounds=timed.rounds,
         image_size=timed.image_size,

@@ -27,7 +27,7 @@ NEARLY_BLACK = 24
 """An image whose largest pixel is below this shows nothing; 12 bits read as 16 reach 15, and a
 little more if resizing overshoots."""
 
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 _MIB = 2**20
 
 

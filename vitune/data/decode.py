@@ -178,7 +178,11 @@ def _broken(name: Path | str, what: str, reason: str) -> DataError:
 
 
 def _upright_rgb(opened: Image.Image) -> Image.Image:
-    """Rotated by its EXIF orientation, in RGB."""
+    """Rotated by its EXIF orientation, in RGB, laid on white where it is transparent.
+
+    Pillow's conversion alone would show what lies behind transparent pixels, usually black: a black
+    drawing on nothing would become a black square.
+    """
     opened.load()
     with suppress(Exception):  # a broken EXIF block does not mean broken pixels
         ImageOps.exif_transpose(opened, in_place=True)
@@ -186,6 +190,9 @@ def _upright_rgb(opened: Image.Image) -> Image.Image:
         raise ValueError("floating-point pixels have no fixed range")
     if opened.mode.startswith("I"):
         return _from_deep_greys(opened)
+    if opened.has_transparency_data:
+        seen = opened.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
     return opened.convert("RGB")
 
 

@@ -2,7 +2,7 @@
 
 from vitune.ops.attention import attention, attention_reference, prefers_attention
 from vitune.ops.exit_adapter import exit_adapter
-from vitune.ops.hardware import cpu_multiplies_bf16
+from vitune.ops.hardware import EMULATED_FROM, cpu_multiplies_bf16, slowdown
 from vitune.ops.lean_step import first_token_only, lean_step
 from vitune.ops.logistic import Curvature, Solution, Standardiser, row_chunks, solve_logistic
 from vitune.ops.partial_linear import partial_linear, partial_weight
@@ -31,6 +31,7 @@ from vitune.ops.token_merging import (
 from vitune.ops.token_sampling import sample_tokens
 
 __all__ = [
+    "EMULATED_FROM",
     "Curvature",
     "Matching",
     "Solution",
@@ -63,6 +64,7 @@ __all__ = [
     "sample_tokens",
     "sized_attention",
     "sized_attention_reference",
+    "slowdown",
     "solve_logistic",
     "spread_tokens",
 ]

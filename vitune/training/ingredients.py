@@ -20,6 +20,7 @@ from vitune.training.accounting import facts_of
 from vitune.training.job import Job
 from vitune.training.keeping import backbone_arguments
 from vitune.training.memory import require_memory
+from vitune.training.precision import emulation_notice
 from vitune.training.scarce import lone_classes, scarcity_notice
 from vitune.training.splits_to_train import prepare_data
 from vitune.training.train_config import TrainConfig
@@ -74,7 +75,11 @@ def described(
 ) -> RunSummary:
     """What is about to be trained; the observer is told."""
     counts = count_parameters(model)
-    notices = (method_notice(model), few_patches_notice(model, settings.token_plan))
+    notices = (
+        method_notice(model),
+        few_patches_notice(model, settings.token_plan),
+        emulation_notice(settings.precision, accelerator.device.type),
+    )
     notice = " ".join(part for part in notices if part)
     facts = facts_of(settings, made.backbone, counts, made.splits, accelerator, notice)
     facts = replace(facts, backbone_notice=job.known.notice, scarcity_notice=made.scarcity)

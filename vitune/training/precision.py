@@ -7,7 +7,10 @@ from torch import nn
 
 from vitune.backbones import find_sites
 from vitune.errors import BackboneError
-from vitune.ops import cpu_multiplies_bf16
+from vitune.ops import EMULATED_FROM, cpu_multiplies_bf16, slowdown
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Number formats by the names that `--precision` takes."""
 
 BF16_WIDTH = 128
 NO_LAYERS = ("block", "head")
@@ -26,6 +29,17 @@ def resolve_precision(asked: str, device_type: str, width: int) -> str:
     if device_type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     return "bf16" if width >= BF16_WIDTH and cpu_multiplies_bf16() else "fp32"
+
+
+def emulation_notice(precision: str, device_type: str) -> str:
+    """One line if the device has no instructions for products in this number format; else ''."""
+    times = slowdown(DTYPES[precision], device_type)
+    if times < EMULATED_FROM:
+        return ""
+    return (
+        f"{precision}: this processor has no instructions for it, and a matrix product takes "
+        f"{times:.0f} times as long as in fp32. --precision fp32 is faster."
+    )
 
 
 def network_width(model: nn.Module) -> int:

@@ -214,7 +214,8 @@ def resumed_record(
             f"{unknown[0]}: unknown option. {nearest(unknown[0], TrainConfig.model_fields)}"
         )
     own = record.settings.model_dump(mode="json")
-    asked = with_absolute_paths(TrainConfig.make({**own, **given})).model_dump(mode="json")
+    both = TrainConfig.make({**own, **given}, is_record=True)
+    asked = with_absolute_paths(both).model_dump(mode="json")
     changed = {
         name: asked[name]
         for name in given

@@ -22,18 +22,25 @@ FASTER = ("fast", "fastest")
 ALIKE = {"precision": ("auto", "bf16", "fp16")}
 """Values that do not contradict a faster preset's."""
 
+RESOLVED = {"precision": (*ALIKE["precision"], "fp32")}
+"""The same in a run's own record: fp32 is what "auto" became on a processor without bf16."""
 
-def with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
+
+def with_preset(values: Mapping[str, Any], *, is_record: bool = False) -> dict[str, Any]:
     """Settings with those of their `speed` filled in.
+
+    Args:
+        is_record: the settings are those of a run, in which "auto" has become a number format.
 
     Raises:
         VituneError: a given setting contradicts the preset.
     """
     speed = values.get("speed")
     filled = dict(values)
+    alike = RESOLVED if is_record else ALIKE
     for name, value in PRESETS.get(str(speed), {}).items():
         given = filled.setdefault(name, value)
-        if given not in ALIKE.get(name, (value,)):
+        if given not in alike.get(name, (value,)):
             raise contradiction(str(speed), f"--{name.replace('_', '-')} {given}", str(value))
     return filled
 

@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -25,6 +26,7 @@ from vitune.training.speed_presets import PRESETS, Speed, with_preset
 DecayRule = Literal["vitune", "published"]
 HeadInit = Literal["zero", "linear", "trunc_normal", "kaiming_normal"]
 
+IS_RECORD = "is_record"
 CHECKSUM = "sha256"
 BESIDE_SETTINGS = ("resolved", "starts", CHECKSUM)
 """What a run's config.yaml holds besides its settings: see `vitune.training.record`."""
@@ -188,8 +190,10 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _with_preset(cls, values: Any) -> Any:
-        return with_preset(values) if isinstance(values, dict) else values
+    def _with_preset(cls, values: Any, info: ValidationInfo) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return with_preset(values, is_record=bool((info.context or {}).get(IS_RECORD)))
 
     @property
     def token_plan(self) -> TokenPlan:
@@ -214,14 +218,17 @@ class TrainConfig(BaseModel):
         return replace(preprocessing, **changes)
 
     @classmethod
-    def make(cls, values: Mapping[str, Any]) -> TrainConfig:
+    def make(cls, values: Mapping[str, Any], *, is_record: bool = False) -> TrainConfig:
         """A configuration from plain values.
+
+        Args:
+            is_record: the values are those of a run, in which nothing is left open.
 
         Raises:
             VituneError: an unknown key (the nearest is named) or a value out of range.
         """
         try:
-            return cls.model_validate(dict(values))
+            return cls.model_validate(dict(values), context={IS_RECORD: is_record})
         except ValidationError as error:
             raise VituneError(explain(error, cls.model_fields)) from None
 
@@ -252,7 +259,7 @@ class TrainConfig(BaseModel):
         chose = given.get("choose_best", values.get("choose_best"))
         if "resolved" in written and chose and values.get("start") == "plain":
             values["start"] = None
-        return cls.make({**values, **given})
+        return cls.make({**values, **given}, is_record="resolved" in written)
 
 
 def settings_in(values: Mapping[str, Any], file: Path) -> TrainConfig:
@@ -263,7 +270,7 @@ def settings_in(values: Mapping[str, Any], file: Path) -> TrainConfig:
     """
     settings = _without_record(values)
     try:
-        return TrainConfig.make(settings)
+        return TrainConfig.make(settings, is_record=True)
     except VituneError as error:
         raise AdapterError(f"{file}: {error} Put the file back as training wrote it.") from None
 

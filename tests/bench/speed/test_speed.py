@@ -325,6 +325,36 @@ def test_an_unknown_label_is_refused(label: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("times", "asked", "measured", "told"),
+    [
+        (0.5, (), ["fp32", "bf16"], []),
+        (60.0, (), ["fp32"], ["bf16 is left out: this processor emulates it"]),
+        (60.0, ("bf16",), ["bf16"], ["60 times as long as in fp32"]),
+    ],
+)
+def test_bf16_is_left_out_where_it_is_emulated_unless_named(
+    times: float,
+    asked: tuple[str, ...],
+    measured: list[str],
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = {torch.float32: 1.0, torch.bfloat16: times}
+    monkeypatch.setattr("vitune.training.precision.slowdown", lambda dtype, _: slow[dtype])
+    monkeypatch.setattr("vitune.bench.speed.measuring.RATE_SIZES", (64, 64, 64))
+    plan = SpeedPlan(
+        backbone=BACKBONE, methods=("bitfit",), batches=(2,), precisions=asked, device="cpu",
+        rounds=1, memory=False, inference=False,
+    )  # fmt: skip
+    said: list[str] = []
+    result = bench_speed(plan, say=said.append)
+    assert [row["precision"] for row in result["rows"]] == measured
+    spoken = [line for line in said if "processor" in line]
+    assert len(spoken) == len(told)
+    assert all(words in line for words, line in zip(told, spoken, strict=True))
+
+
+@pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"precisions": ("fp8",)}, "got 'fp8', expected some of fp32"),

@@ -13,7 +13,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import product
@@ -25,15 +25,17 @@ import torch
 from vitune.bench.speed.products import count_products, formats_text
 from vitune.bench.speed.references import TEXTBOOKS
 from vitune.bench.speed.step_memory import Question, ask
-from vitune.bench.speed.subject import DTYPES, Contestant, Subject
+from vitune.bench.speed.subject import Contestant, Subject
 from vitune.environment import installed_versions
 from vitune.errors import VituneError
 from vitune.files import write_output
+from vitune.training.precision import DTYPES, emulation_notice
 
 FORMAT = 1
 ALL_METHODS = (
     "rlrr", "rlrr+exact=true", "lora", "lora+plain", "hira", "ssf", "bitfit", "full", *TEXTBOOKS
 )  # fmt: skip
+USUAL_PRECISIONS = ("fp32", "bf16")
 RATE_SIZES = (2048, 768, 3072)
 
 
@@ -45,7 +47,8 @@ class SpeedPlan:
         backbone: a name of `load_backbone`; its weights are random.
         methods: labels of `Contestant.parse`.
         batches: images per step.
-        precisions: fp32, bf16 or fp16, the latter two under autocast.
+        precisions: fp32, bf16 or fp16, the latter two under autocast; none named: fp32, and bf16
+            unless the device emulates it.
         device: auto, cpu or cuda.
         rounds: timed rounds, after one warm-up round.
         image_size: pixels; None means the backbone's own.
@@ -59,7 +62,7 @@ class SpeedPlan:
     backbone: str = "vit_base_patch16_224"
     methods: Sequence[str] = ALL_METHODS
     batches: Sequence[int] = (8, 32)
-    precisions: Sequence[str] = ("fp32", "bf16")
+    precisions: Sequence[str] = ()
     device: str = "auto"
     rounds: int = 5
     image_size: int | None = None
@@ -133,6 +136,7 @@ def bench_speed(
     """
     contestants = [Contestant.parse(label) for label in plan.methods]
     previous = read_result(out) if out is not None and Path(out).is_file() else None
+    plan = _with_precisions(plan, say)
     load_before = _load()
     measured: list[Measured] = []
     rates: dict[str, list[float]] = {precision: [] for precision in plan.precisions}
@@ -178,6 +182,20 @@ def read_result(path: str | Path) -> dict[str, Any]:
     raise VituneError(
         f"--out: got {str(path)!r}, expected a result of 'vitune bench speed' or no file yet."
     )
+
+
+def _with_precisions(plan: SpeedPlan, say: Say) -> SpeedPlan:
+    """The plan with its number formats named; what the device emulates is said."""
+    kept = []
+    for precision in plan.precisions or USUAL_PRECISIONS:
+        notice = emulation_notice(precision, plan.torch_device.type)
+        if notice and not plan.precisions:
+            say(f"{precision} is left out: this processor emulates it")
+            continue
+        if notice:
+            say(notice)
+        kept.append(precision)
+    return replace(plan, precisions=kept)
 
 
 def _build(contestant: Contestant, plan: SpeedPlan) -> Subject:

@@ -25,6 +25,7 @@ from vitune.fewer_tokens import TokenPlan, reduce_tokens
 from vitune.methods import METHODS
 from vitune.training.last_block import class_tail, lean_training
 from vitune.training.optimiser import new_optimiser
+from vitune.training.precision import DTYPES
 from vitune.training.speed_presets import FASTER, PRESETS
 
 NUM_CLASSES = 100
@@ -32,7 +33,6 @@ USUAL_ARGUMENTS: Mapping[str, Mapping[str, Any]] = {"lora": {"r": 8}, "hira": {"
 FLAGS = ("plain", "checkpointing", "compile", *FASTER)
 TEXTBOOK_FLAGS = ("fused", "lean")
 """The flags every method has unless it is `plain`; the textbook has them only if named."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
