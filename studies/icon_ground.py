@@ -8,7 +8,7 @@
 writes folders of links to the images and ICONS/tasks.json for default_rates.py:
 
 - `emoji`: Google's and Apple's drawings of 64 px, in Unicode's nine categories. A symbol is in the
-  training or in the test images in both drawings, never in both.
+  training or in the test images, in both drawings; of equal flags one is taken.
 - `stamps`: cut-out photographs and drawings of animals, food, vehicles and so on, eight folders of
   Tux Paint's stamps with 33 to 247 images, of many shapes and sizes.
 """  # noqa: E501
@@ -30,17 +30,27 @@ MOST = 55
 def emoji(raw: Path) -> dict[str, list[list[Path]]]:
     """Per category the symbols, each as the files of its drawings."""
     found: dict[str, list[list[Path]]] = {}
+    seen: set[bytes] = set()
     for symbol in json.loads((raw / "google/emoji.json").read_text()):
-        if symbol["category"] != "Component":  # five patches of skin
-            files = [raw / f"{name}/img/{name}/64/{symbol['image']}" for name in VENDORS]
-            found.setdefault(symbol["category"], []).append([f for f in files if f.is_file()])
+        if symbol["category"] == "Component":  # five patches of skin
+            continue
+        files = [raw / f"{name}/img/{name}/64/{symbol['image']}" for name in VENDORS]
+        files = [file for file in files if file.is_file()]
+        contents = {file.read_bytes() for file in files}
+        if not contents & seen:  # Norway's flag is also Svalbard's
+            found.setdefault(symbol["category"], []).append(files)
+        seen |= contents
     return found
 
 
 def stamps(raw: Path) -> dict[str, list[list[Path]]]:
-    """Per kind the stamps, each as one file."""
+    """Per kind the stamps, each as one file; the mirrored doubles of some are left out."""
     root = raw / "usr/share/tuxpaint/stamps"
-    return {kind: [[file] for file in sorted((root / kind).rglob("*.png"))] for kind in KINDS}
+    files = {kind: sorted((root / kind).rglob("*.png")) for kind in KINDS}
+    return {
+        kind: [[file] for file in found if "_mirror" not in file.stem]
+        for kind, found in files.items()
+    }
 
 
 def write(out: Path, classes: dict[str, list[list[Path]]], rng: np.random.Generator) -> None:
