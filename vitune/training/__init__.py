@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vitune.training.last_block import class_tail, lean_training
     from vitune.training.lean_anywhere import LeanStep, lean_step
     from vitune.training.optimiser import new_optimiser
+    from vitune.training.precision import NUMBER_FORMATS, emulation_notice
     from vitune.training.resume_point import read_progress
     from vitune.training.settling import with_fitting_batch
     from vitune.training.tuning import Tuning
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FASTER",
+    "NUMBER_FORMATS",
     "PRESETS",
     "STEPPING",
     "AttemptLog",
@@ -34,6 +36,7 @@ __all__ = [
     "Tuning",
     "backbone_arguments",
     "class_tail",
+    "emulation_notice",
     "fit",
     "inference_weights",
     "lean_step",
@@ -52,6 +55,7 @@ _NEEDING_PYTORCH = {
     "last_block": ("class_tail", "lean_training"),
     "lean_anywhere": ("LeanStep", "lean_step"),
     "optimiser": ("new_optimiser",),
+    "precision": ("NUMBER_FORMATS", "emulation_notice"),
     "resume_point": ("read_progress",),
     "settling": ("with_fitting_batch",),
     "tuning": ("Tuning",),

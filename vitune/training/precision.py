@@ -9,7 +9,7 @@ from vitune.backbones import find_sites
 from vitune.errors import BackboneError
 from vitune.ops import EMULATED_FROM, cpu_multiplies_bf16, slowdown
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NUMBER_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Number formats by the names that `--precision` takes."""
 
 BF16_WIDTH = 128
@@ -33,7 +33,7 @@ def resolve_precision(asked: str, device_type: str, width: int) -> str:
 
 def emulation_notice(precision: str, device_type: str) -> str:
     """One line if the device has no instructions for products in this number format; else ''."""
-    times = slowdown(DTYPES[precision], device_type)
+    times = slowdown(NUMBER_FORMATS[precision], device_type)
     if times < EMULATED_FROM:
         return ""
     return (

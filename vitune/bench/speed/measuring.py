@@ -29,7 +29,7 @@ from vitune.bench.speed.subject import Contestant, Subject
 from vitune.environment import installed_versions
 from vitune.errors import VituneError
 from vitune.files import write_output
-from vitune.training.precision import DTYPES, emulation_notice
+from vitune.training.precision import NUMBER_FORMATS, emulation_notice
 
 FORMAT = 1
 ALL_METHODS = (
@@ -71,9 +71,9 @@ class SpeedPlan:
 
     def __post_init__(self) -> None:
         for precision in self.precisions:
-            if precision not in DTYPES:
+            if precision not in NUMBER_FORMATS:
                 raise VituneError(
-                    f"--precision: got {precision!r}, expected some of {', '.join(DTYPES)}."
+                    f"--precision: got {precision!r}, expected some of {', '.join(NUMBER_FORMATS)}."
                 )
         if self.rounds < 1 or not self.batches or min(self.batches) < 1 or not self.methods:
             raise VituneError(
@@ -296,7 +296,8 @@ def _take_memory(plan: SpeedPlan, measured: Sequence[Measured], say: Say) -> Non
 
 def _set_floors(measured: Sequence[Measured], gflops: dict[str, float]) -> None:
     """Time of only a step's matrix products, each at the rate measured for its number format."""
-    rates = {str(DTYPES[name]).removeprefix("torch."): rate for name, rate in gflops.items()}
+    formats = {name: str(NUMBER_FORMATS[name]).removeprefix("torch.") for name in gflops}
+    rates = {formats[name]: rate for name, rate in gflops.items()}
     for row in measured:
         if row.products:
             own = gflops[row.precision]
@@ -307,8 +308,9 @@ def _set_floors(measured: Sequence[Measured], gflops: dict[str, float]) -> None:
 def _matmul_gflops(device: torch.device, precision: str) -> float:
     """Floating-point operations a second of a large matrix product, in units of 1e9."""
     n, i, o = RATE_SIZES
-    x = torch.randn(n, i, device=device).to(DTYPES[precision])  # zeros and ones can be faster
-    weight = torch.randn(i, o, device=device).to(DTYPES[precision])
+    dtype = NUMBER_FORMATS[precision]
+    x = torch.randn(n, i, device=device).to(dtype)  # zeros and ones can be faster
+    weight = torch.randn(i, o, device=device).to(dtype)
     repeats = 3 if device.type == "cpu" else 50
     durations = []
     for _ in _synchronised(device, range(repeats)):

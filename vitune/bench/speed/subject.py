@@ -25,7 +25,7 @@ from vitune.fewer_tokens import TokenPlan, reduce_tokens
 from vitune.methods import METHODS
 from vitune.training.last_block import class_tail, lean_training
 from vitune.training.optimiser import new_optimiser
-from vitune.training.precision import DTYPES
+from vitune.training.precision import NUMBER_FORMATS
 from vitune.training.speed_presets import FASTER, PRESETS
 
 NUM_CLASSES = 100
@@ -237,7 +237,7 @@ def _names_of(model: nn.Module, modules: Sequence[nn.Module]) -> list[str]:
 
 
 def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    dtype = DTYPES[precision]
+    dtype = NUMBER_FORMATS[precision]
     is_on = dtype != torch.float32
     return torch.autocast(device.type, dtype=dtype if is_on else None, enabled=is_on)
 
