@@ -36,7 +36,7 @@ _TRIED_SIZE = 256
 def slowdown(dtype: torch.dtype, device_type: str) -> float:
     """How many times as long a matrix product takes in `dtype` as in float32; 1 but on a CPU.
 
-    Measured once per process, the fastest of three products each: at most half a second.
+    Measured once per process, the fastest of five products each: at most half a second.
     """
     if device_type != "cpu" or dtype == torch.float32:
         return 1.0
@@ -47,7 +47,7 @@ def _fastest_product(dtype: torch.dtype) -> float:
     """Seconds."""
     matrix = torch.ones(_TRIED_SIZE, _TRIED_SIZE, dtype=dtype)
     seconds = []
-    for _ in range(3):
+    for _ in range(5):
         start = time.perf_counter()
         matrix @ matrix
         seconds.append(time.perf_counter() - start)
