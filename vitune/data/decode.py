@@ -191,8 +191,9 @@ def _upright_rgb(opened: Image.Image) -> Image.Image:
     if opened.mode.startswith("I"):
         return _from_deep_greys(opened)
     if opened.has_transparency_data:
-        seen = opened.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+        seen, white = opened.convert("RGBA"), Image.new("RGB", opened.size, "white")
+        white.paste(seen, mask=seen)
+        return white
     return opened.convert("RGB")
 
 

@@ -68,8 +68,8 @@ class Model:
                 height = max(height, int(width * image.height / image.width))
         method = Image.Resampling[rule["interpolation"].upper()]
         if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            seen, image = image.convert("RGBA"), Image.new("RGB", image.size, "white")
+            image.paste(seen, mask=seen)
         resized = np.asarray(image.convert("RGB").resize((width, height), method))
         top, left = round((height - high) / 2), round((width - wide) / 2)
         return resized[top : top + high, left : left + wide]
