@@ -91,6 +91,7 @@ def run_one(
         "share": summary.share,
         "chosen": summary.chosen,
         "probe": _dict(summary.probe),
+        "verdict": None if summary.verdict is None else summary.verdict.as_dict(),
         "solved": _dict(summary.solved),
         "val": val,
         "test": scores(trained, test, val["temperature"]),

@@ -150,18 +150,24 @@ class Verdict:
 
     @property
     def paid(self) -> bool:
-        """Whether to prefer the adapted network; False where it is the probe itself."""
-        return not self.probe_is_better and (self.gain, self.loss_gain) != (0, 0)
+        """Whether to prefer the adapted network: it is better by more than one standard error, in
+        accuracy or, where accuracies are closer than that, in cross-entropy."""
+        return self.gain > 0 if self.is_clear else self.loss_is_clear and self.loss_gain > 0
 
     @property
     def is_clear(self) -> bool:
         """Whether accuracies differ by more than one standard error of the difference."""
-        return self.gain_error is not None and abs(self.gain) > self.gain_error
+        return _exceeds(self.gain, self.gain_error)
+
+    @property
+    def loss_is_clear(self) -> bool:
+        """Whether cross-entropies differ by more than one standard error of the difference."""
+        return _exceeds(self.loss_gain, self.loss_gain_error)
 
     @property
     def probe_is_better(self) -> bool:
-        """Whether to prefer the probe: within one standard error, cross-entropy decides."""
-        return self.gain < 0 if self.is_clear else self.loss_gain < 0
+        """Whether to prefer the probe: in all other cases, unless the network is the probe."""
+        return not self.paid and (self.gain, self.loss_gain) != (0, 0)
 
     def as_dict(self) -> dict[str, Any]:
         """For summary.json."""
@@ -181,6 +187,10 @@ class Verdict:
             record.number("loss_gain_error"),
             record.whole("num_images") or 0,
         )
+
+
+def _exceeds(difference: float, error: float | None) -> bool:
+    return error is not None and abs(difference) > error
 
 
 @dataclass(frozen=True, kw_only=True)

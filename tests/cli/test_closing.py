@@ -26,6 +26,8 @@ def verdict(gain: float, error: float | None, loss_gain: float) -> Verdict:
         (0.025, 0.03, -0.12, "adapting did not help, by cross-entropy: 75.0 % against 72.5 %"),
         (0.0, 0.0, 0.12, "adapting helped, by cross-entropy: 75.0 % against 75.0 %"),
         (0.5, None, 0.1, "adapting helped, by cross-entropy: 75.0 % against 25.0 %"),
+        (0.025, 0.03, 0.008, "adapting made no clear difference: 75.0 % against 72.5 %"),
+        (0.0, 0.03, -0.008, "adapting made no clear difference: 75.0 % against 75.0 %"),
         (0.0, 0.0, 0.0, "adapting did not help: 75.0 % against 75.0 %"),
     ],
 )
@@ -40,9 +42,25 @@ def test_the_words_agree_with_what_is_kept(
     chose = _compared(found, True, "runs/mine")
     assert chose.startswith("the probe was chosen") and chose.endswith("runs/mine/adapted")
     assert ("validation, by cross-entropy:" in chose) == ("cross-entropy" in told)
-    if "cross-entropy" in told:
+    assert ("as adapting made no clear difference" in chose) == ("no clear" in told)
+    if "cross-entropy" in told or "no clear" in told:
         lower = "lower" if loss_gain > 0 else "higher"
-        assert f"calibrated cross-entropy {abs(loss_gain):.3f} {lower}" in said
+        assert f"calibrated cross-entropy {abs(loss_gain):.3f} ± 0.010 {lower}" in said
+
+
+@pytest.mark.parametrize(
+    ("gain", "loss_gain", "is_kept"),
+    [
+        (0.04, -0.2, True),  # accuracy is clear
+        (0.02, 0.02, True),  # cross-entropy is
+        (0.02, 0.005, False),  # neither: the probe is the simpler model
+        (-0.02, -0.005, False),
+        (-0.04, 0.2, False),
+    ],
+)
+def test_near_ties_go_to_the_probe(gain: float, loss_gain: float, is_kept: bool) -> None:
+    found = verdict(gain, 0.03, loss_gain)
+    assert found.paid == is_kept and found.probe_is_better != is_kept
 
 
 def finished(**facts: Any) -> RunSummary:

@@ -74,15 +74,23 @@ def _compared(verdict: Verdict, chose_probe: bool, out: str) -> str:
     judged_by = ""
     if not verdict.is_clear and verdict.loss_gain:
         lower = "lower" if verdict.loss_gain > 0 else "higher"
-        figures += f", calibrated cross-entropy {abs(verdict.loss_gain):.3f} {lower}"
+        loss_error = verdict.loss_gain_error
+        within = "" if loss_error is None else f" ± {loss_error:.3f}"
+        figures += f", calibrated cross-entropy {abs(verdict.loss_gain):.3f}{within} {lower}"
         judged_by = ", by cross-entropy"
+    is_tie = verdict.probe_is_better and not verdict.is_clear and not verdict.loss_is_clear
     if chose_probe:
-        return (
-            f"the probe was chosen, which is better on validation{judged_by}: {figures}; the "
-            f"adapted network is in {out}/adapted"
+        why = (
+            "as adapting made no clear difference on validation"
+            if is_tie
+            else f"which is better on validation{judged_by}"
         )
-    helped = "helped" if verdict.paid else "did not help"
-    return f"adapting {helped}{judged_by}: {figures}; the probe is in {out}/probe"
+        return f"the probe was chosen, {why}: {figures}; the adapted network is in {out}/adapted"
+    if is_tie:
+        what = "made no clear difference"
+    else:
+        what = f"{'helped' if verdict.paid else 'did not help'}{judged_by}"
+    return f"adapting {what}: {figures}; the probe is in {out}/probe"
 
 
 def _images(number: int) -> str:
