@@ -2,8 +2,9 @@
 
     python studies/fewer_images.py OUT --tasks sign-digits,textures --per-class 10,25
 
-writes OUT/TASK-NUMBER.csv and adds TASK-NUMBER to OUT/tasks.json. The test images stay. The smaller
-set is a part of the larger one: both take the first images of one random order per class.
+draws images as `vitune bench run --shots` does, writes OUT/TASK-NUMBER-0.csv and adds
+TASK-NUMBERshot to OUT/tasks.json. The test images stay, and the smaller set is a part of the larger
+one.
 """
 
 from __future__ import annotations
@@ -12,23 +13,8 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
-from default_proxies import write_table
-
-from vitune.data import Record, open_source
-
-
-def first_of_each(records: list[Record], per_class: int) -> list[Record]:
-    """At most `per_class` records of each label, in an order that does not depend on the number."""
-    order = np.random.default_rng(0).permutation(len(records))
-    left = dict.fromkeys({record.label for record in records}, per_class)
-    chosen = []
-    for index in order:
-        record = records[index]
-        left[record.label] -= 1
-        if left[record.label] >= 0:
-            chosen.append(record)
-    return chosen
+from vitune.bench.study.plan import Task
+from vitune.bench.suites.shots import with_shots
 
 
 def main() -> None:
@@ -39,18 +25,11 @@ def main() -> None:
     asked = parser.parse_args()
     path = asked.out / "tasks.json"
     tasks = json.loads(path.read_text())
-    for name in asked.tasks.split(","):
-        splits = open_source(tasks[name]["data"]).splits
-        for per_class in map(int, asked.per_class.split(",")):
-            rows = [
-                (Path(record.name), record.label, split)
-                for split in ("train", "test")
-                for record in first_of_each(
-                    list(splits[split]), per_class if split == "train" else len(splits[split])
-                )
-            ]
-            data = write_table(asked.out / f"{name}-{per_class}.csv", rows)
-            tasks[f"{name}-{per_class}"] = {**tasks[name], "data": data}
+    whole = [Task(name=name, data=tasks[name]["data"]) for name in asked.tasks.split(",")]
+    numbers = [int(number) for number in asked.per_class.split(",")]
+    for few in with_shots(whole, numbers, asked.out.resolve()):
+        kind = tasks[few.name.removesuffix(f"-{few.shots}shot")]["kind"]
+        tasks[few.name] = {"data": few.data, "kind": kind}
     path.write_text(json.dumps(tasks, indent=1) + "\n")
 
 
