@@ -21,7 +21,7 @@ demo: setup
 test: setup lint types
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-# More of kinds of which `make test` runs some: presets on wide and tall images, fresh processes.
+# More of kinds of which `make test` runs some: networks of the contract, presets, fresh processes.
 test-slow: setup
 	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 

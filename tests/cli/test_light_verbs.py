@@ -175,4 +175,7 @@ def test_methods_count_flops_only_when_asked(
     assert "GFLOPs" in capsys.readouterr().out and len(counted) == 2
     assert run(["methods", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
+    assert row["extra_gflops"] is None and len(counted) == 2
+    assert run(["methods", "--json", "--flops"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
     assert row["extra_gflops"] is not None

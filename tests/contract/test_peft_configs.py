@@ -14,7 +14,7 @@ from torch import nn
 
 from vitune.backbones import bare_name, find_sites, head_name
 from vitune.errors import BackboneError, VituneError
-from vitune.methods import OWN, MethodConfig
+from vitune.methods import OWN, MethodConfig, MethodLayer
 from vitune.methods.core.peft_options import OPTIONS
 from vitune.testing.cases import (
     CASES,
@@ -266,7 +266,7 @@ def _places_of(model: BaseTuner) -> set[str]:
     network = model.get_base_model()
     found = set()
     for name, module in network.named_modules():
-        if module in layers_of(model):
+        if isinstance(module, MethodLayer):
             found.add(name.partition(".parametrizations")[0].replace(".base_layer", ""))
     return found - {""}
 

@@ -25,6 +25,13 @@ from PIL import Image
 MOST_LINES = 4
 STUDY_VERBS = ("compare", "bench run", "bench study")
 """Exit code 1 of these says that some runs failed or diverged."""
+HEAVY = [
+    "timm", "peft", "transformers.models.vit.modeling_vit", "torch._dynamo",
+    "torchmetrics.classification", "matplotlib.pyplot", "pandas", "pyarrow.parquet",
+    "scipy.stats", "sklearn.linear_model",
+    "vitune.training.fitting", "vitune.bench.study.protocol",
+]  # fmt: skip
+"""What most commands import: the first of them need not do so in a process that then ends."""
 SETTINGS: dict[str, Any] = {"data": "photos", "epochs": 1, "image_size": 16, "batch_size": 4}
 STUDY: dict[str, Any] = {
     "variants": [{"label": "probe", "method": "linear"}],
@@ -74,6 +81,7 @@ class Place:
     def fill(self) -> None:
         """Make what a user may have; every later command finds its modules imported."""
         _write_photos(self.here)
+        self.ask({"import": HEAVY})
         start = "train --data photos --image-size 16 --batch-size 4 --epochs"
         for words in (
             f"{start} 1 --out run", "evaluate run", "merge run --out merged",

@@ -45,9 +45,24 @@ def begun(out: Path, after: int = 1, **settings: Any) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def begun_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after two epochs, to be copied."""
+    return begun(tmp_path_factory.mktemp("begun") / "run", 2)
+
+
+@pytest.fixture(scope="module")
+def plain_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with plain settings that came to its end, to be read."""
+    out = tmp_path_factory.mktemp("plain") / "run"
+    fit(TrainConfig.make(PLAIN), out=out)
+    return out
+
+
 def settings_of(run: Path) -> dict[str, Any]:
     """What a run's config.yaml holds beside what it records."""
-    return {name: recorded(run)[name] for name in TrainConfig.model_fields}
+    found = recorded(run)
+    return {name: found[name] for name in TrainConfig.model_fields}
 
 
 def photos(folder: Path, per_class: int = 8) -> Path:
@@ -221,27 +236,25 @@ def test_every_start_is_listed_and_other_software_is_told(
     assert second["environment"]["packages"]["torch"] == "9.9"
 
 
-def test_a_run_s_config_can_start_another(tmp_path: Path) -> None:
-    fit(TrainConfig.make(PLAIN), out=tmp_path / "one")
-    config = TrainConfig.read(tmp_path / "one" / "config.yaml")
+def test_a_run_s_config_can_start_another(plain_once: Path, tmp_path: Path) -> None:
+    config = TrainConfig.read(plain_once / "config.yaml")
     assert config.lr is not None
     fit(config, out=tmp_path / "two")
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    one, two = weights(plain_once), weights(tmp_path / "two")
     assert one.keys() == two.keys()
     assert all(torch.equal(value, two[name]) for name, value in one.items())
-    assert settings_of(tmp_path / "one") == settings_of(tmp_path / "two")
+    assert settings_of(plain_once) == settings_of(tmp_path / "two")
 
 
 @pytest.mark.parametrize("given", [{"start": "plain"}, {"refit": True}])
 def test_what_is_given_beside_a_run_s_config_wins_over_what_the_run_chose(
-    given: dict[str, Any], tmp_path: Path
+    given: dict[str, Any], plain_once: Path, tmp_path: Path
 ) -> None:
-    fit(TrainConfig.make(PLAIN), out=tmp_path / "one")
-    assert recorded(tmp_path / "one")["choose_best"] is True
-    config = TrainConfig.read(tmp_path / "one" / "config.yaml", given)
+    assert recorded(plain_once)["choose_best"] is True
+    config = TrainConfig.read(plain_once / "config.yaml", given)
     fit(config, out=tmp_path / "two")
     assert settings_of(tmp_path / "two") == {
-        **settings_of(tmp_path / "one"), **given, "choose_best": False,
+        **settings_of(plain_once), **given, "choose_best": False,
     }  # fmt: skip
     again = TrainConfig.read(tmp_path / "two" / "config.yaml")
     fit(again, out=tmp_path / "three")
@@ -269,17 +282,19 @@ def test_a_run_on_all_images_has_none_to_choose_on(tmp_path: Path) -> None:
     ],
 )
 def test_other_settings_are_refused_and_nothing_is_written(
-    tmp_path: Path, given: dict[str, Any], told: str
+    begun_once: Path, tmp_path: Path, given: dict[str, Any], told: str
 ) -> None:
-    run = begun(tmp_path / "run", 2)
+    run = tmp_path / "run"
+    shutil.copytree(begun_once, run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(VituneError, match=told):
         fit(out=run, resume=True, **given)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_what_the_run_says_itself_is_no_other_setting(tmp_path: Path) -> None:
-    run = begun(tmp_path / "run", 2)
+def test_what_the_run_says_itself_is_no_other_setting(begun_once: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(begun_once, run)
     own = {**QUICK, "lr": None, "precision": "auto", "device": "cpu", "epochs": 4}
     trained = fit(TrainConfig.make(own), out=run, resume=True)
     assert trained.summary.epochs == 4 and recorded(run)["epochs"] == 4

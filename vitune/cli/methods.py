@@ -47,9 +47,7 @@ def methods(
 
     loaded = load_backbone(backbone, num_classes=10, pretrained=False)
     known = METHODS if everything else {**OWN, **OUTSIDE}
-    rows = method_rows(
-        loaded.model, loaded.preprocessing.image_size, known.values(), flops=flops or as_json
-    )
+    rows = method_rows(loaded.model, loaded.preprocessing.image_size, known.values(), flops=flops)
     if as_json:
         typer.echo(json.dumps([row.as_dict() for row in rows], indent=2))
         return

@@ -45,9 +45,11 @@ def tiny() -> nn.Module:
 
 
 @pytest.mark.parametrize("name", PEFT_NAMES)
-def test_method_of_peft_trains_on_a_vit(name: str) -> None:
+def test_method_of_peft_trains_on_a_vit(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     model = tiny()
     peft_model = get_peft_model(model, METHODS[name].configure(model, SMALL.get(name)))
+    told = capfd.readouterr()
+    assert told.out == "" and "%|" not in told.err  # a progress bar would mix with vitune's lines
     before = {key: value.detach().clone() for key, value in peft_model.named_parameters()}
     optimiser = torch.optim.Adam([p for p in peft_model.parameters() if p.requires_grad], lr=1e-2)
     peft_model.train()

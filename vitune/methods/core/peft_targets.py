@@ -21,6 +21,9 @@ TARGET_ROLES: dict[str, tuple[str, ...]] = {
 EXTRA_ROLES: dict[str, dict[str, tuple[str, ...]]] = {"ia3": {"feedforward_modules": ("fc2",)}}
 """Further arguments of a PEFT config that name modules."""
 
+QUIET: dict[str, dict[str, Any]] = {"frod": {"progressbar": False}}
+"""Arguments that keep a PEFT method from writing between vitune's own lines."""
+
 MIXING_TOKENS = frozenset({"lily"})
 """Methods whose linears mix tokens: Lily's router averages its probabilities over tokens."""
 
@@ -43,7 +46,7 @@ UNSUPPORTED: dict[str, str] = {
 
 
 def peft_targets(name: str, model: nn.Module) -> dict[str, Any]:
-    """The module names that the config of PEFT's method `name` takes, and the head.
+    """What the config of PEFT's method `name` is given: names of modules, the head, and silence.
 
     A layer whose owner reads its weight instead of calling it is left out: PEFT's layers act in
         their forward pass, which would be bypassed.
@@ -55,7 +58,7 @@ def peft_targets(name: str, model: nn.Module) -> dict[str, Any]:
     roles = {"target_modules": TARGET_ROLES.get(name, LINEAR_ROLES), **EXTRA_ROLES.get(name, {})}
     named = {argument: _modules(name, model, wanted) for argument, wanted in roles.items()}
     exact = {argument: _exactly(model, modules) for argument, modules in named.items()}
-    return {**exact, "modules_to_save": [head] if head else None}
+    return {**exact, **QUIET.get(name, {}), "modules_to_save": [head] if head else None}
 
 
 def _modules(name: str, model: nn.Module, roles: Sequence[str]) -> list[str]:
