@@ -23,7 +23,9 @@ from vitune.training import TrainConfig, Trained, fit
 from vitune.training.speed_presets import PRESETS
 
 DIGITS = "demo:digits?train=32"
-QUICK: dict[str, Any] = {"data": DIGITS, "batch_size": 16, "epochs": 1, "lr": 5e-3}
+QUICK: dict[str, Any] = {
+    "data": DIGITS, "batch_size": 16, "epochs": 1, "lr": 5e-3, "start": "plain",
+}  # fmt: skip
 MERGED = "merge:0.5@1"
 
 
