@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -11,14 +12,18 @@ from vitune.methods import get_method
 from vitune.training import TrainConfig, fit
 from vitune.training.probing import Probe
 from vitune.training.rates import (
+    FEWEST_STEPS,
+    MOST_DEMAND_WHEN_SHORT,
     Shape,
     demand_of,
     falls_short,
+    num_steps,
     plain_rate,
     rate_from_zero,
     rate_of,
     shape_of,
 )
+from vitune.training.starting import with_start
 
 VIT_B = Shape(768, 12, 300, 32)
 
@@ -51,13 +56,33 @@ def test_networks_smaller_than_the_bundled_one_get_its_rate() -> None:
 def test_a_weak_penalty_asks_for_a_higher_rate_within_bounds() -> None:
     assert demand_of(None, 800) == demand_of(0.1, 800) == demand_of(1.0, 400) == 1.0
     assert demand_of(0.03, 800) == pytest.approx(50 / 24)
-    assert demand_of(1e-3, 800) == 10.0
+    assert demand_of(1e-3, 800) == 10.0 and demand_of(1e-3, 800, most=2.0) == 2.0
 
 
 def test_short_features_are_told_by_the_summed_penalty() -> None:
     assert falls_short(0.01, 800) and not falls_short(0.1, 800) and not falls_short(None, 800)
     assert falls_short(0.01, 2000) and not falls_short(0.01, 20_000)
     assert plain_rate(0.03, 250) == 0.03 and plain_rate(0.03, 1200) == 0.015
+
+
+def test_short_runs_start_at_the_probe_unless_a_rate_is_given() -> None:
+    """From zero, 3 epochs of 25 steps do not get beyond the probe; 4 are enough to try."""
+    model = load_backbone(BUNDLED, pretrained=False).model
+    probe = Probe.of_nothing()
+    probe = replace(probe, head=replace(probe.head, chosen={"penalty_1se": 0.003}))
+    assert falls_short(0.003, 800)
+
+    def started(longest: int | None = None, **settings: object) -> TrainConfig:
+        config = TrainConfig.make({"data": "x", **settings})
+        return with_start(config, model, 800, 1, probe, longest=longest)
+
+    short, long, given = started(epochs=3), started(epochs=4), started(epochs=3, lr=0.02)
+    assert num_steps(short, 800, 1) < FEWEST_STEPS == num_steps(long, 800, 1)
+    assert (short.start, long.start, given.start) == ("probe", "plain", "plain")
+    doubled = rate_of(1e-3, Shape(128, 6, 75, 32)) * MOST_DEMAND_WHEN_SHORT
+    assert short.lr == pytest.approx(doubled, rel=0.02) and short.choose_best
+    assert long.lr == get_method("rlrr").default_lr(BUNDLED) and given.lr == 0.02
+    assert started(epochs=3, longest=30).start == "plain"  # the first part of a longer run
 
 
 def test_width_and_depth_are_read_from_the_network() -> None:
@@ -73,6 +98,7 @@ def test_a_method_without_a_recorded_rate_takes_the_rule_s_where_features_fall_s
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("vitune.training.rates.FALLS_SHORT", 1e9)
+    monkeypatch.setattr("vitune.training.starting.FEWEST_STEPS", 0)
     quick = {"data": "demo:digits?train=40", "epochs": 1, "batch_size": 16, "method": "met"}
     found = fit(TrainConfig.make(quick)).summary
     assert found.head_lr is None and found.probe is not None
@@ -100,7 +126,7 @@ def test_a_given_rate_and_a_plain_start_are_left_alone() -> None:
     }  # fmt: skip
     by_rule = fit(TrainConfig.make(quick)).summary
     chosen = by_rule.probe.chosen["penalty_1se"]
-    expected = rate_of(1e-3, Shape(128, 6, 2, 16)) * demand_of(chosen, 32)
+    expected = rate_of(1e-3, Shape(128, 6, 2, 16)) * demand_of(chosen, 32, MOST_DEMAND_WHEN_SHORT)
     assert by_rule.lr == pytest.approx(expected, rel=0.05)
     assert by_rule.head_lr == pytest.approx(by_rule.lr / 10)
     given = fit(TrainConfig.make({**quick, "lr": 2e-3, "head_lr": 7e-4})).summary

@@ -87,7 +87,7 @@ def test_nothing_is_left_to_a_default_before_the_first_step(tmp_path: Path) -> N
     trained = fit(TrainConfig.make({**QUICK, "epochs": 1}), out=tmp_path / "run", observer=Reads())
     config, resolved = Reads.found, Reads.found["resolved"]
     assert set(TrainConfig.model_fields) | {"resolved", "starts", "sha256"} == set(config)
-    assert config["lr"] == trained.summary.lr == METHODS["rlrr"].default_lr(config["backbone"])
+    assert config["lr"] == trained.summary.lr > 0 and config["start"] == "probe"
     assert config["weight_decay"] == trained.summary.weight_decay
     assert config["warmup_epochs"] == 0.1
     assert (config["precision"], config["device"]) == (trained.summary.precision, "cpu")

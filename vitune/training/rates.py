@@ -25,13 +25,15 @@ SAME_FROM_ZERO = 6.0
 for a start from zero were found to hold."""
 
 FEWEST_STEPS = 100
-"""Below this many steps a higher rate does not make up for them."""
+"""Below this many steps a higher rate does not make up for them, and training starts at the probe
+whatever the features: from zero it would not get beyond it (docs/defaults.md)."""
 
 DEMAND_REFERENCE = 50.0
 """Summed penalty (λ times images) of a probe from which on the features suit the task."""
 
-MOST_DEMAND = 10.0
-"""The largest factor by which the rate rises if the features fall short."""
+MOST_DEMAND, MOST_DEMAND_WHEN_SHORT = 10.0, 2.0
+"""The largest factor by which the rate rises if the features fall short; in fewer than
+`FEWEST_STEPS` a probe that was broken by a high rate does not recover."""
 
 FALLS_SHORT = 40.0
 """Summed penalty of the probe below which training does not start at the probe: halfway, as a
@@ -85,8 +87,8 @@ def rate_of(usual: float, shape: Shape) -> float:
     return float(f"{usual * math.sqrt(factor):.2g}")
 
 
-def demand_of(penalty: float | None, num_images: int) -> float:
-    """min(10, max(1, 50 / (λ · n))): how far features fall short, estimated from the probe's
+def demand_of(penalty: float | None, num_images: int, most: float = MOST_DEMAND) -> float:
+    """min(most, max(1, 50 / (λ · n))): how far features fall short, estimated from the probe's
     penalty.
 
     A weak best penalty means that the probe squeezes what it can out of features that were not made
@@ -99,7 +101,7 @@ def demand_of(penalty: float | None, num_images: int) -> float:
     """
     if penalty is None:
         return 1.0
-    return min(MOST_DEMAND, max(1.0, DEMAND_REFERENCE / (penalty * max(1, num_images))))
+    return min(most, max(1.0, DEMAND_REFERENCE / (penalty * max(1, num_images))))
 
 
 def falls_short(penalty: float | None, num_images: int) -> bool:
@@ -137,7 +139,9 @@ def rate_by_rule(
     config: TrainConfig, model: nn.Module, num_images: int, num_processes: int, probe: Probe
 ) -> float:
     """The peak rate of a run that starts at `probe`, by vitune's rule."""
-    demand = demand_of(probe.head.chosen.get(CAUTIOUS), num_images)
+    is_short = num_steps(config, num_images, num_processes) < FEWEST_STEPS
+    most = MOST_DEMAND_WHEN_SHORT if is_short else MOST_DEMAND
+    demand = demand_of(probe.head.chosen.get(CAUTIOUS), num_images, most)
     return float(f"{_scaled(config, model, num_images, num_processes) * demand:.2g}")
 
 

@@ -22,7 +22,14 @@ from vitune.runs import RunFolder, SolvedFacts
 from vitune.training.keeping import card_for
 from vitune.training.observer import Observer
 from vitune.training.probing import Probe, solve_probe
-from vitune.training.rates import HEAD_FACTOR, falls_short, rate_by_rule, rate_from_zero
+from vitune.training.rates import (
+    FEWEST_STEPS,
+    HEAD_FACTOR,
+    falls_short,
+    num_steps,
+    rate_by_rule,
+    rate_from_zero,
+)
 from vitune.training.train_config import TrainConfig
 
 RECORD = "probe.json"
@@ -79,14 +86,29 @@ def starting_probe(
 
 
 def with_start(
-    config: TrainConfig, model: nn.Module, num_images: int, num_processes: int, probe: Probe | None
+    config: TrainConfig,
+    model: nn.Module,
+    num_images: int,
+    num_processes: int,
+    probe: Probe | None,
+    *,
+    longest: int | None = None,
 ) -> TrainConfig:
     """The settings with the start and the matching learning rates filled in.
 
-    Rates are as given, else by rule from the probe, else the method's own.
+    Training starts at the probe if the features suit the task, or if no rate was given and from
+    zero it would not get beyond the probe in so few steps. Rates are as given, else by rule from
+    the probe, else the method's own.
+
+    Args:
+        longest: epochs of the run that this one is a trial for; None: it stands for itself.
     """
+    whole = config.model_copy(update={"epochs": longest or config.epochs})
+    is_short = num_steps(whole, num_images, num_processes) < FEWEST_STEPS
     from_probe = probe is not None and (
-        config.start == "probe" or not falls_short(probe.head.chosen.get(CAUTIOUS), num_images)
+        config.start == "probe"
+        or (is_short and config.lr is None)
+        or not falls_short(probe.head.chosen.get(CAUTIOUS), num_images)
     )
     lr, head_lr = config.lr, config.head_lr
     if lr is None and from_probe and probe is not None:
