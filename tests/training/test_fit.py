@@ -36,9 +36,7 @@ EVERYTHING = {
 
 def test_snapshots_hold_the_weights_that_would_be_reported(tmp_path: Path) -> None:
     """With averaged weights too: the last epoch's snapshot is the adapter that is kept."""
-    fit(
-        TrainConfig.make({**QUICK, "ema": 0.9, "snapshot_every_epochs": 2}), out=tmp_path / "run"
-    )
+    fit(TrainConfig.make({**QUICK, "ema": 0.9, "snapshot_every_epochs": 2}), out=tmp_path / "run")
     snapshots = RunFolder(tmp_path / "run").snapshots()
     assert list(snapshots) == [0, 2, 3]
     stored = {
