@@ -66,7 +66,7 @@ def test_short_features_are_told_by_the_summed_penalty() -> None:
 
 
 def test_short_runs_start_at_the_probe_unless_a_rate_is_given() -> None:
-    """From zero, 3 epochs of 25 steps do not get beyond the probe; 4 are enough to try."""
+    """Three epochs of 25 steps are fewer than 100; four are not."""
     model = load_backbone(BUNDLED, pretrained=False).model
     probe = Probe.of_nothing()
     probe = replace(probe, head=replace(probe.head, chosen={"penalty_1se": 0.003}))

@@ -26,7 +26,7 @@ for a start from zero were found to hold."""
 
 FEWEST_STEPS = 100
 """Below this many steps a higher rate does not make up for them, and training starts at the probe
-whatever the features: from zero it would not get beyond it (docs/defaults.md)."""
+whatever the features: from zero it seldom gets beyond it (docs/defaults.md)."""
 
 DEMAND_REFERENCE = 50.0
 """Summed penalty (λ times images) of a probe from which on the features suit the task."""

@@ -96,9 +96,9 @@ def with_start(
 ) -> TrainConfig:
     """The settings with the start and the matching learning rates filled in.
 
-    Training starts at the probe if the features suit the task, or if no rate was given and from
-    zero it would not get beyond the probe in so few steps. Rates are as given, else by rule from
-    the probe, else the method's own.
+    Training starts at the probe if the features suit the task, or if no rate was given and the
+    steps are so few that from zero it seldom gets beyond the probe. Rates are as given, else by
+    rule from the probe, else the method's own.
 
     Args:
         longest: epochs of the run that this one is a trial for; None: it stands for itself.
