@@ -98,7 +98,7 @@ def test_a_method_without_a_recorded_rate_takes_the_rule_s_where_features_fall_s
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("vitune.training.rates.FALLS_SHORT", 1e9)
-    monkeypatch.setattr("vitune.training.starting.FEWEST_STEPS", 0)
+    monkeypatch.setattr("vitune.training.rates.FEWEST_STEPS", 0)
     quick = {"data": "demo:digits?train=40", "epochs": 1, "batch_size": 16, "method": "met"}
     found = fit(TrainConfig.make(quick)).summary
     assert found.head_lr is None and found.probe is not None

@@ -27,6 +27,7 @@ from vitune.methods import METHODS, Method
 from vitune.objectives import Pace
 from vitune.training import Observer, TrainConfig, fit
 from vitune.training.optimiser import parameter_groups
+from vitune.training.rates import MOST_DEMAND_WHEN_SHORT, Shape, rate_of
 
 QUICK: dict[str, Any] = {
     "data": "demo:digits?train=40",
@@ -87,7 +88,9 @@ def test_nothing_is_left_to_a_default_before_the_first_step(tmp_path: Path) -> N
     trained = fit(TrainConfig.make({**QUICK, "epochs": 1}), out=tmp_path / "run", observer=Reads())
     config, resolved = Reads.found, Reads.found["resolved"]
     assert set(TrainConfig.model_fields) | {"resolved", "starts", "sha256"} == set(config)
-    assert config["lr"] == trained.summary.lr > 0 and config["start"] == "probe"
+    by_rule = MOST_DEMAND_WHEN_SHORT * rate_of(METHODS["rlrr"].usual_lr, Shape(128, 6, 2, 16))
+    assert config["lr"] == trained.summary.lr == pytest.approx(by_rule, rel=0.02)
+    assert config["start"] == "probe" and config["head_lr"] == pytest.approx(config["lr"] / 10)
     assert config["weight_decay"] == trained.summary.weight_decay
     assert config["warmup_epochs"] == 0.1
     assert (config["precision"], config["device"]) == (trained.summary.precision, "cpu")

@@ -83,7 +83,7 @@ def test_features_that_fall_short_are_no_place_to_start(monkeypatch: pytest.Monk
     """The probe is kept for the comparison, and the run is that of a plain start."""
     by_rule = {**QUICK, "epochs": 1, "start": None, "lr": None}
     monkeypatch.setattr("vitune.training.rates.FALLS_SHORT", 1e9)
-    monkeypatch.setattr("vitune.training.starting.FEWEST_STEPS", 0)
+    monkeypatch.setattr("vitune.training.rates.FEWEST_STEPS", 0)
     short = fit(TrainConfig.make(by_rule)).summary
     assert short.head_lr is None and short.probe and short.verdict
     assert short.lr == OWN["rlrr"].default_lr("vitune/vit_micro_patch4_32")

@@ -139,7 +139,7 @@ def rate_by_rule(
     config: TrainConfig, model: nn.Module, num_images: int, num_processes: int, probe: Probe
 ) -> float:
     """The peak rate of a run that starts at `probe`, by vitune's rule."""
-    is_short = num_steps(config, num_images, num_processes) < FEWEST_STEPS
+    is_short = has_few_steps(config, num_images, num_processes)
     most = MOST_DEMAND_WHEN_SHORT if is_short else MOST_DEMAND
     demand = demand_of(probe.head.chosen.get(CAUTIOUS), num_images, most)
     return float(f"{_scaled(config, model, num_images, num_processes) * demand:.2g}")
@@ -179,3 +179,8 @@ def num_steps(config: TrainConfig, num_images: int, num_processes: int) -> int:
     """Optimiser steps of the whole run."""
     batches = math.ceil(num_images / (config.batch_size * num_processes))
     return math.ceil(batches / config.accumulation_steps) * config.epochs
+
+
+def has_few_steps(config: TrainConfig, num_images: int, num_processes: int) -> bool:
+    """Whether the whole run is shorter than `FEWEST_STEPS`."""
+    return num_steps(config, num_images, num_processes) < FEWEST_STEPS

@@ -23,10 +23,9 @@ from vitune.training.keeping import card_for
 from vitune.training.observer import Observer
 from vitune.training.probing import Probe, solve_probe
 from vitune.training.rates import (
-    FEWEST_STEPS,
     HEAD_FACTOR,
     falls_short,
-    num_steps,
+    has_few_steps,
     rate_by_rule,
     rate_from_zero,
 )
@@ -104,10 +103,9 @@ def with_start(
         longest: epochs of the run that this one is a trial for; None: it stands for itself.
     """
     whole = config.model_copy(update={"epochs": longest or config.epochs})
-    is_short = num_steps(whole, num_images, num_processes) < FEWEST_STEPS
     from_probe = probe is not None and (
         config.start == "probe"
-        or (is_short and config.lr is None)
+        or (config.lr is None and has_few_steps(whole, num_images, num_processes))
         or not falls_short(probe.head.chosen.get(CAUTIOUS), num_images)
     )
     lr, head_lr = config.lr, config.head_lr

@@ -294,8 +294,9 @@ class Tuning:
         """The settings of a trial; its rate is `factor` times the rule's for so many steps."""
         assert splits.train is not None
         base = self.config.model_copy(update={"method": method, "epochs": epochs, "refit": False})
-        longest = max(epochs, self.rungs[-1])
-        ruled = with_start(base, self.backbone.model, len(splits.train), 1, probe, longest=longest)
+        ruled = with_start(
+            base, self.backbone.model, len(splits.train), 1, probe, longest=self.rungs[-1]
+        )
         rates = {
             name: float(f"{factor * rate:.3g}")
             for name, rate in (("lr", ruled.lr), ("head_lr", ruled.head_lr))
