@@ -65,9 +65,7 @@ def _yolos() -> nn.Module:
 def test_heads_of_other_tasks_are_named(
     make: Callable[[], nn.Module], heads: list[str], place: str, method: str
 ) -> None:
-    with pytest.warns(
-        UserWarning, match=rf"found; {', '.join(heads)} stay frozen\. Name what"
-    ):
+    with pytest.warns(UserWarning, match=rf"found; {', '.join(heads)} stay frozen\. Name what"):
         silent = get_peft_model(make(), config_of(method))
     places = [layer.site.name for layer in layers_of(silent)]
     assert places and all(name.startswith(place) for name in places)

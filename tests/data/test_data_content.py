@@ -96,9 +96,7 @@ def _append(folder: str, cache: str, number: int) -> None:
 
 
 @pytest.mark.usefixtures("at_once")
-def test_several_processes_write_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_processes_write_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [write(tmp_path / f"{n}-{i}", b"%d %d" % (n, i)) for n in range(4) for i in range(50)]
     context = multiprocessing.get_context("fork")
     writers = [

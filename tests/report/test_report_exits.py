@@ -88,8 +88,6 @@ def test_a_page_without_exits_has_no_such_part(run_dir: Callable[..., Path]) -> 
         ({"certificate": {"risk": 0.1}}, r"certificate: definition: got None"),
     ],
 )
-def test_damaged_exits(
-    run_dir: Callable[..., Path], changed: dict[str, Any], text: str
-) -> None:
+def test_damaged_exits(run_dir: Callable[..., Path], changed: dict[str, Any], text: str) -> None:
     with pytest.raises(VituneError, match=text):
         write_report(run_dir(evaluations=[with_exits(**changed)]))

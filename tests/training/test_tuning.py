@@ -95,9 +95,7 @@ def test_a_search_goes_on_where_it_was_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("budget_s", [40.0, 100.0, 400.0])
-def test_it_stops_on_time(
-    budget_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_stops_on_time(budget_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock of its own: an epoch of RLRR takes 1 s, one of LoRA 2 s, reading images 3 s."""
     clock = [0.0]
     seconds_per_epoch = {"linear": 0.1, "rlrr": 1.0, "lora": 2.0}

@@ -122,9 +122,7 @@ def load_splits(
     listed = spec if isinstance(spec, ImageList) else open_source(spec)
     images, missing = without_missing(listed, skip=skip_bad_images)
     findings = check_splits(images, allow_overlap=allow_overlap)
-    records, held_out = _divided(
-        images, findings, wanted, val_fraction, seed, lone_classes
-    )
+    records, held_out = _divided(images, findings, wanted, val_fraction, seed, lone_classes)
     settings = CacheSettings(
         memory_budget_mib, cache_dir, num_workers, skip_bad_images, on_progress
     )

@@ -199,9 +199,7 @@ def _behind(
             handle.remove()
 
 
-def observed(
-    model: nn.Module, blocks: Sequence[str], see: Callable[[int, Tensor], None]
-) -> Any:
+def observed(model: nn.Module, blocks: Sequence[str], see: Callable[[int, Tensor], None]) -> Any:
     """Within the context, `see(index, tokens)` is called after each of `blocks`."""
 
     def action(index: int) -> Callable[[Tensor], Tensor]:

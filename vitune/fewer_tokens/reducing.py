@@ -145,9 +145,7 @@ class TokenReducer:
         positions = matching.positions(patches.number)
         if patches.positions is not None:
             positions = positions.gather(1, patches.positions)
-        after = replace(
-            patches, number=patches.number - number, sizes=sizes, positions=positions
-        )
+        after = replace(patches, number=patches.number - number, sizes=sizes, positions=positions)
         return torch.cat([prefix, own], dim=1), after
 
 

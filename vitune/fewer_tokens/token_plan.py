@@ -129,4 +129,3 @@ class TokenPlan:
             removed[place] = min(left // 2, left - round(num_patches * stays**number))
             left -= removed[place]
         return removed
-

@@ -57,9 +57,7 @@ def match_tokens(keys: Tensor, number: int) -> Matching:
     return Matching(order[:, number:].sort(-1).values, gone, nearest.gather(1, gone))
 
 
-def merged_tokens_reference(
-    x: Tensor, sizes: Tensor, matching: Matching
-) -> tuple[Tensor, Tensor]:
+def merged_tokens_reference(x: Tensor, sizes: Tensor, matching: Matching) -> tuple[Tensor, Tensor]:
     """Σ s_i x_i / Σ s_i and Σ s_i, token by token; the arguments are those of `merged_tokens`."""
     positions = matching.positions(x.shape[1])
     means, totals = [], []

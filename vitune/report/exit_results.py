@@ -155,9 +155,7 @@ def _bars(scores: ExitScores) -> ShareBars | None:
     return ShareBars(
         bars=tuple(bars),
         x_ticks=tuple(Tick(LEFT + at * step, f"{at / 10:g}") for at in range(0, 11, 2)),
-        y_ticks=tuple(
-            Tick(BOTTOM - at / 4 * (BOTTOM - TOP), f"{25 * at} %") for at in range(5)
-        ),
+        y_ticks=tuple(Tick(BOTTOM - at / 4 * (BOTTOM - TOP), f"{25 * at} %") for at in range(5)),
         names=tuple(_exit_name(name) for name in names),
         description=f"Where images left, by the first exit's confidence: {shares}.",
     )

@@ -176,9 +176,7 @@ def _along(places: Iterable[tuple[float, float]]) -> list[Box]:
     return boxes
 
 
-def _label(
-    name: str, place: tuple[float, float], right: float, down: float, anchor: str
-) -> Label:
+def _label(name: str, place: tuple[float, float], right: float, down: float, anchor: str) -> Label:
     width = LETTER_WIDTH * len(name)
     at_x, at_y = place[0] + right, place[1] + down
     start = at_x - {"start": 0.0, "middle": width / 2, "end": width}[anchor]

@@ -108,9 +108,7 @@ def prepared(
     preset = load_preset(name)
     study = preset.study([Task(name=task, data=source)], name=name, protocol=protocol)
     variant = study.variants[0]
-    config = study.config(
-        variant, study.tasks[0], study.grid_of(variant)[0], seed=0, refit=True
-    )
+    config = study.config(variant, study.tasks[0], study.grid_of(variant)[0], seed=0, refit=True)
     train = bench.task(config, 0).refit.train
     assert train is not None
     return config, bench.facts(config).preprocessing, train, bench.open_test(config, ("0", "1"))
@@ -180,9 +178,7 @@ def test_trained_pixels_of_resized_crops(bench: Workbench, source: str, name: st
     assert views.shape == (2, 224, 224, 3) and views.std() > 20
 
 
-def trained(
-    config: TrainConfig, preprocessing: Preprocessing, train: Split, step: int
-) -> Array:
+def trained(config: TrainConfig, preprocessing: Preprocessing, train: Split, step: int) -> Array:
     """A training batch of both images, as the loop makes it, before it is normalised."""
     generator = seeded_generator(0, step)
     augment = augmentation(config.augment, preprocessing.image_size)

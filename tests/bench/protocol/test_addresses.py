@@ -74,8 +74,15 @@ def test_addresses_outlive_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
         task="t",
         group=None,
         config=TrainConfig(
-            data="d", method="linear", lr=0.01, weight_decay=0.0, drop_path=0.1, epochs=100,
-            start="plain", select="last", augment="none",
+            data="d",
+            method="linear",
+            lr=0.01,
+            weight_decay=0.0,
+            drop_path=0.1,
+            epochs=100,
+            start="plain",
+            select="last",
+            augment="none",
         ),
         setting={},
         scored_on="test",
@@ -117,9 +124,7 @@ def test_pixels_replaced_at_equal_size_and_date(
     assert changed_since(own_study, again.results) == []
 
 
-def test_the_same_workbench_sees_what_changed(
-    own_study: Study, tmp_path: Path
-) -> None:
+def test_the_same_workbench_sees_what_changed(own_study: Study, tmp_path: Path) -> None:
     """A notebook keeps its process: what it decoded may be older than the files."""
     bench = Workbench()
     first = run_study(own_study, tmp_path / "out", executor=InProcess(bench))

@@ -211,9 +211,7 @@ def test_a_study_that_goes_on_adds_no_line_twice(
     assert (tmp_path / JOURNAL).read_bytes() == before
 
 
-def test_two_drivers_write_one_journal(
-    tiny_study: Make, bench: Workbench, tmp_path: Path
-) -> None:
+def test_two_drivers_write_one_journal(tiny_study: Make, bench: Workbench, tmp_path: Path) -> None:
     study = tiny_study(tasks=TWO_TASKS, seeds=list(range(6)))
     planner = Planner(study, bench)
     cells = [
@@ -223,8 +221,7 @@ def test_two_drivers_write_one_journal(
     ]
     journals = [Journal.begin(tmp_path, study) for _ in range(2)]
     drivers = [
-        threading.Thread(target=lambda j=j: [j.planned([cell]) for cell in cells])
-        for j in journals
+        threading.Thread(target=lambda j=j: [j.planned([cell]) for cell in cells]) for j in journals
     ]
     for driver in drivers:
         driver.start()

@@ -30,9 +30,7 @@ from vitune.inference import load_run
 Make = Callable[..., Any]
 
 
-def test_logits_give_every_statistic_again(
-    tiny_study: Make, photos: Make, tmp_path: Path
-) -> None:
+def test_logits_give_every_statistic_again(tiny_study: Make, photos: Make, tmp_path: Path) -> None:
     task = {"name": "photos", "data": str(photos())}
     study: Study = tiny_study(tasks=[task], settings={"batch_size": 4, "lr": 0.1}, seeds=[0, 1])
     outcome = run_study(study, tmp_path, executor=InProcess())

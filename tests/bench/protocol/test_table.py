@@ -315,7 +315,7 @@ def test_the_page_of_a_study(result: Make, tmp_path: Any) -> None:
     for title in ("parameters", "processor time", "drift"):
         assert f"Accuracy against {title}" in text or f"against trainable {title}" in text
     assert "lr=0.001" in text and "HTA (NeurIPS 2024)" in text
-    assert "tasks like these" in text and "Holm" in text and "class=\"chart ranks\"" not in text
+    assert "tasks like these" in text and "Holm" in text and 'class="chart ranks"' not in text
 
 
 def test_the_page_draws_the_critical_difference(result: Make, tmp_path: Any) -> None:
@@ -329,7 +329,7 @@ def test_the_page_draws_the_critical_difference(result: Make, tmp_path: Any) -> 
     ]
     table = make_table(results)
     text = write_study_page(table, tmp_path / "page.html", heading="Ranks").read_text()
-    assert "class=\"chart ranks\"" in text and "critical difference 1.66" in text
+    assert 'class="chart ranks"' in text and "critical difference 1.66" in text
     assert verdict(table) in text.replace("&#39;", "'")
     assert text.count('<line class="group"') == len(table.ranking.groups)  # type: ignore[union-attr]
     diagram = rank_diagram(table.ranking)  # type: ignore[arg-type]
@@ -339,7 +339,7 @@ def test_the_page_draws_the_critical_difference(result: Make, tmp_path: Any) -> 
     assert all(bar.x < diagram.width for bar in diagram.bars)
     few = make_table([one for one in results if one.task in VTAB[:3]])
     text = write_study_page(few, tmp_path / "few.html", heading="Few").read_text()
-    assert "class=\"chart ranks\"" not in text and "No critical-difference diagram" in text
+    assert 'class="chart ranks"' not in text and "No critical-difference diagram" in text
 
 
 def test_defaults_are_chosen_over_all_tasks(result: Make) -> None:

@@ -62,9 +62,7 @@ def test_the_joint_loss_is_the_sum_over_exits() -> None:
     layers = [m for m in model.modules() if isinstance(m, MethodLayer)]
     tokens: dict[int, torch.Tensor] = {}
     for layer in layers:
-        layer.register_forward_hook(
-            lambda layer, _, y: tokens.__setitem__(layer.site.block + 1, y)
-        )
+        layer.register_forward_hook(lambda layer, _, y: tokens.__setitem__(layer.site.block + 1, y))
     model.eval()
     model(images)
     shared = layers[0].shared["default"]
