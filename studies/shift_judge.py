@@ -1,4 +1,4 @@
-"""How much a probe of shifted images knows, which decides about shifts, for docs/defaults.md.
+"""How much a probe of shifted images knows, which decides about shifts, for docs/defaults-log.md.
 
     python studies/default_ground.py OUT
     python studies/shift_judge.py OUT --tasks location,mnist,sign-digits --seeds 0,1,2

@@ -18,7 +18,7 @@ REFERENCE_WIDTH, REFERENCE_DEPTH = 768, 12
 
 MOST_FOR_SIZE = 12.0
 """Smallness (see `Shape`) up to which the rate rises: 128 wide and 6 deep. At half that width the
-higher rate made LoRA stop learning (docs/defaults.md)."""
+higher rate made LoRA stop learning (docs/defaults-log.md)."""
 
 SAME_FROM_ZERO = 6.0
 """Smallness of the largest network, 256 wide and 6 deep, on which the bundled backbone's rates
@@ -26,7 +26,7 @@ for a start from zero were found to hold."""
 
 FEWEST_STEPS = 100
 """Below this many steps a higher rate does not make up for them, and training starts at the probe
-whatever the features: from zero it seldom gets beyond it (docs/defaults.md)."""
+whatever the features: from zero it seldom gets beyond it (docs/defaults-log.md)."""
 
 DEMAND_REFERENCE = 50.0
 """Summed penalty (λ times images) of a probe from which on the features suit the task."""
@@ -77,7 +77,7 @@ def rate_of(usual: float, shape: Shape) -> float:
 
     Source: the square root in the batch is that of Malladi et al., On the SDEs and scaling rules
         for adaptive gradient algorithms (NeurIPS 2022); the others are vitune's own;
-        docs/defaults.md says what they were tested on.
+        docs/defaults-log.md says what they were tested on.
     """
     factor = (
         min(MOST_FOR_SIZE, shape.smallness)
