@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+)
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
@@ -66,16 +70,88 @@ def test_a_plain_loop_has_the_same_gradients_and_keeps_less(method: str) -> None
     lean: list[int] = []
     expected = gradients(model, x, usual)
     with vitune.lean_step(model):
+        first = gradients(model, x)
         found = gradients(model, x, lean)
         model.eval()
         model(x)
         with torch.no_grad():
             model.train()(x)
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    for a, b, c in zip(first, found, expected, strict=True):
+        torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(b, c, rtol=1e-4, atol=1e-6)
     assert sum(lean) < 0.9 * sum(usual)
     model(x)
-    assert calls == [(True, 17), (True, 1), (False, 17), (True, 17), (True, 17)]
+    assert calls == [(True, 17), (True, 17), (True, 1), (False, 17), (True, 17), (True, 17)]
+
+
+class MeanOfPatches(nn.Module):
+    """A network whose own head reads the patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit = adapt("lora", "vit")
+        self.vit.head.requires_grad_(False)
+        self.head = nn.Linear(self.vit.num_features, NUM_CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.vit.forward_features(x)[:, 1:].mean(1))
+
+
+@pytest.mark.parametrize("outside", [True, False], ids=["whole", "tower"])
+def test_a_loss_that_reads_patches_sees_them_in_every_step(outside: bool) -> None:
+    torch.manual_seed(0)
+    model, x = MeanOfPatches().train(), images("vit")
+    expected = gradients(model, x)
+    with vitune.lean_step(model if outside else model.vit):
+        for _ in range(3):
+            for a, b in zip(gradients(model, x), expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_hidden_states_of_transformers_are_whole() -> None:
+    model, x = adapt("rlrr", "transformers_vit").train(), images("transformers_vit")
+
+    def slopes() -> list[Tensor]:
+        loss = model(x, output_hidden_states=True).hidden_states[-1].square().sum()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        found = torch.autograd.grad(loss, trained, allow_unused=True)
+        return [slope for slope in found if slope is not None]
+
+    expected = slopes()
+    with vitune.lean_step(model):
+        for _ in range(2):
+            for a, b in zip(slopes(), expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["timm", "wrapper"])
+def test_blocks_that_are_computed_again_see_what_they_saw(how: str) -> None:
+    model, x = adapt("rlrr", "vit").train(), images("vit")
+    expected = gradients(model, x)
+    if how == "timm":
+        model.set_grad_checkpointing(True)
+    else:
+        apply_activation_checkpointing(model, check_fn=lambda part: isinstance(part, Block))
+    with vitune.lean_step(model):
+        for _ in range(2):
+            for a, b in zip(gradients(model, x), expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("compiled_first", [True, False])
+def test_a_compiled_model_trains_as_it_was_compiled(compiled_first: bool) -> None:
+    model, x = adapt("rlrr", "vit").train(), images("vit")
+    expected = gradients(model, x)
+    compiled: Any = torch.compile(model, backend="aot_eager")
+    if compiled_first:
+        with pytest.warns(UserWarning, match="the model is compiled, so its steps stay"):
+            lean = vitune.lean_step(compiled).__enter__()
+    else:
+        lean = vitune.lean_step(model).__enter__()
+    for _ in range(2):
+        for a, b in zip(gradients(compiled, x), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    lean.end()
 
 
 def test_a_pass_that_raises_leaves_nothing_behind() -> None:
@@ -145,7 +221,7 @@ def test_lightning_ends_with_the_same_weights(tmp_path: Path) -> None:
                 default_root_dir=tmp_path,
             ).fit(Module(network), DataLoader(Images(), batch_size=4))  # fmt: skip
     assert [tokens for _, tokens in seen[0]] == [17, 17]
-    assert [tokens for _, tokens in seen[1]] == [1, 1]
+    assert [tokens for _, tokens in seen[1]] == [17, 1]  # the first step tells what is read
     for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5, msg=name)
 

@@ -78,6 +78,8 @@ def test_short_runs_start_at_the_probe_unless_a_rate_is_given() -> None:
 
     short, long, given = started(epochs=3), started(epochs=4), started(epochs=3, lr=0.02)
     assert num_steps(short, 800, 1) < FEWEST_STEPS == num_steps(long, 800, 1)
+    dropped = started(epochs=3, drop_last=True)
+    assert (num_steps(short, 63, 1), num_steps(dropped, 63, 1)) == (6, 3)
     assert (short.start, long.start, given.start) == ("probe", "plain", "plain")
     doubled = rate_of(1e-3, Shape(128, 6, 75, 32)) * MOST_DEMAND_WHEN_SHORT
     assert short.lr == pytest.approx(doubled, rel=0.02) and short.choose_best

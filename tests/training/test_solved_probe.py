@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
@@ -17,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from vitune.adapters import AdapterCard
 from vitune.backbones import load_backbone
-from vitune.data import Split, load_splits
+from vitune.data import Split, augmentation, load_splits
 from vitune.errors import AdapterError, VituneError
 from vitune.inference import evaluate_run, load_run, merge_run, predict
 from vitune.methods import HeadProblem, Labelled, get_method
@@ -94,6 +96,9 @@ def test_ncm_answers_as_scikit_learn_s_nearest_centroid() -> None:
     known = NearestCentroid().fit(inputs, labels).predict(inputs)
     assert (head.logits(features).argmax(1).numpy() == known).mean() == 1
     assert head.how == "5-fold cross-validation" and len(head.tried) > 10
+    with_absent = config.solve(HeadProblem(Labelled(features, labels), None, 5))
+    far = 100 * features
+    assert (with_absent.logits(far).argmax(1) == head.logits(far).argmax(1)).all()
 
 
 def test_neighbours_vote_as_scikit_learn_s_and_their_memory_is_saved(tmp_path: Path) -> None:
@@ -208,6 +213,36 @@ def test_features_larger_than_the_budget_lie_in_a_file(monkeypatch: pytest.Monke
     monkeypatch.setattr("vitune.training.feature_reader._budget", lambda mib: 0)
     streamed = solve_probe(backbone, splits, method_args={"penalty": 0.1})
     torch.testing.assert_close(in_memory.head.weight, streamed.head.weight, atol=1e-5, rtol=1e-4)
+
+
+def test_images_kept_larger_are_read_as_validation_images_are(tmp_path: Path) -> None:
+    """Exactly so where validation cuts the centre of images of that size, else nearly."""
+    rng = np.random.default_rng(0)
+    for place in range(8):
+        (tmp_path / "ab"[place % 2]).mkdir(exist_ok=True)
+        pixels = rng.integers(0, 256, (9, 11, 3), np.uint8)
+        Image.fromarray(pixels).resize((80, 60)).save(tmp_path / "ab"[place % 2] / f"{place}.png")
+    backbone = load_backbone(BUNDLED, num_classes=2)
+
+    def read(crop_pct: float, size: tuple[int, int] | None) -> np.ndarray:
+        prepared = replace(backbone.preprocessing, crop_pct=crop_pct)
+        train = load_splits(
+            tmp_path, prepared, seed=0, val_fraction=0, include=("train",), train_size=size
+        ).train
+        assert train is not None and train.images.shape[1:3] == (size or (32, 32))
+        with FeatureReader(backbone.model, prepared, "cpu") as reader:
+            return np.array(reader(train))
+
+    np.testing.assert_array_equal(read(0.875, (36, 36)), read(0.875, None))
+    scaled, plain = read(1.0, augmentation("fgvc", (32, 32)).train_size((32, 32))), read(1.0, None)
+    alike = [np.corrcoef(a, b)[0, 1] for a, b in zip(scaled, plain, strict=True)]
+    others = [np.corrcoef(a, b)[0, 1] for a, b in zip(scaled, plain[::-1], strict=True)]
+    assert min(alike) > 0.95 and min(alike) > max(others)
+
+
+def test_windows_of_larger_images_start_at_the_probe_too() -> None:
+    found = fit(data=DIGITS, augment="fgvc", epochs=1, batch_size=32).summary
+    assert found.probe is not None and found.probe.val_accuracy > 0.5
 
 
 @pytest.mark.parametrize("method", ["linear", "knn", "rlrr"])

@@ -18,7 +18,7 @@ from vitune.data import load_splits
 from vitune.errors import AdapterError, VituneError
 from vitune.inference import evaluate_run, load_run
 from vitune.methods import OWN
-from vitune.ops import calibrated_losses, paired
+from vitune.ops import calibrated_losses, expected_calibration_error, paired
 from vitune.runs import RunFolder
 from vitune.training import Observer, TrainConfig, fit
 from vitune.training.loop import Loop
@@ -179,6 +179,25 @@ def test_choose_best_saves_the_probe_where_training_did_harm(tmp_path: Path) -> 
     alone = evaluate_run(tmp_path / "run" / "probe", DIGITS, device="cpu")
     assert found["top1"] == alone["top1"]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["asked"] == "rlrr"
+    logits, labels = trained.seen
+    assert (logits.argmax(1) == labels).double().mean().item() == pytest.approx(verdict.probe)
+    told = trained.summary.calibration
+    assert told.val_ece == expected_calibration_error(logits, labels)
+    tempered = expected_calibration_error(logits / told.temperature, labels)
+    assert told.val_ece_tempered == pytest.approx(tempered, abs=1e-3)
+
+
+def test_the_probe_s_weights_are_not_the_probe_where_inference_merges_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Validation may prefer the weights of the probe, but half of the patches are still gone."""
+    monkeypatch.setattr("vitune.training.kept_weights.chosen_share", lambda *seen: 0.0)
+    config = {**QUICK, "epochs": 1, "tokens": "merge:0.75@0,1", "choose_best": True}
+    trained = fit(TrainConfig.make({**config, "select": "auto"}))
+    assert trained.summary.share == 0
+    verdict, reported = trained.summary.verdict, trained.summary.reported
+    assert verdict.adapted < verdict.probe
+    assert trained.summary.chosen == "probe" and reported.val_accuracy == verdict.probe
 
 
 def test_a_probe_kept_instead_of_an_unmergeable_method_can_be_merged() -> None:

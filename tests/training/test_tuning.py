@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from vitune.adapters import AdapterCard
 from vitune.cli import run
-from vitune.errors import VituneError
+from vitune.errors import TrainingError, VituneError
 from vitune.inference import load_run
 from vitune.runs import Calibration, Reported, RunSummary
-from vitune.training import TrainConfig
+from vitune.training import TrainConfig, fit
 from vitune.training.attempts import Attempt, choose, outcome, report
 from vitune.training.probing import Probe, solve_probe
 from vitune.training.tune_request import require_tunable, rungs_of, seconds_of
@@ -68,7 +68,7 @@ def test_a_search_goes_on_where_it_was_killed(tmp_path: Path) -> None:
 
     def tuning(told: Any) -> Tuning:
         return Tuning(
-            TrainConfig.make(QUICK), tmp_path / "run", budget_s=60, methods=("rlrr", "lora"),
+            TrainConfig.make(QUICK), tmp_path / "run", budget_s=600, methods=("rlrr", "lora"),
             rungs=(1, 2), told=told,
         )  # fmt: skip
 
@@ -129,6 +129,75 @@ def test_it_stops_on_time(budget_s: float, tmp_path: Path, monkeypatch: pytest.M
     assert 0.4 * budget_s < clock[0] <= budget_s
     longest = max(config.epochs for config in ran[:-1])
     assert longest < 30 if budget_s == 40 else longest == 30 or budget_s < 400
+
+
+def diverging(methods: tuple[str, ...]) -> Any:
+    """`fit`, but the loss of `methods` diverges."""
+
+    def fitted(config: TrainConfig, **given: Any) -> Any:
+        if config.method in methods and not config.refit:
+            raise TrainingError("loss: got nan at step 3, expected a number.")
+        return fit(config, **given)
+
+    return fitted
+
+
+def test_a_run_that_diverges_costs_the_search_nothing_but_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitune.training.tuning.fit", diverging(("lora",)))
+    lines: list[str] = []
+    tuning = Tuning(
+        TrainConfig.make(QUICK), tmp_path / "run", budget_s=600, methods=("rlrr", "lora"),
+        rungs=(1, 2), told=lines.append,
+    )  # fmt: skip
+    tuning._has_time = lambda epochs, method: len(tuning.attempts) < 4  # type: ignore[method-assign]
+    trained = tuning.run()
+    assert any("lora at rate" in line and "failed: loss: got nan" in line for line in lines)
+    assert trained.summary.method in ("rlrr", "linear")
+    text = (tmp_path / "run" / "tune.md").read_text()
+    assert "| failed |" in text and "What failed, and why:" in text and "nan |" not in text
+    tried = json.loads((tmp_path / "run" / "tune.json").read_text(), parse_constant=pytest.fail)
+    failed = [row for row in tried["tried"] if row["failure"]]
+    assert failed and all(row["method"] == "lora" and row["loss"] is None for row in failed)
+    again, _ = tuning.log.read()
+    assert [one.has_failed for one in again] == [one.has_failed for one in tuning.attempts[1:]]
+
+
+def test_a_search_in_which_nothing_can_be_trained_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitune.training.tuning.fit", diverging(("rlrr", "lora")))
+    tuning = Tuning(
+        TrainConfig.make(QUICK), tmp_path / "run", budget_s=600, methods=("rlrr", "lora")
+    )
+    tuning._has_time = lambda epochs, method: len(tuning.attempts) < 9  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match="loss: got nan"):
+        tuning.run()
+    assert len(tuning.attempts) == 3  # the probe and two, the third ended it
+
+
+def test_what_is_chosen_can_be_trained_again_in_time(tmp_path: Path) -> None:
+    """Within one standard error lies a slow run, for whose refit there is no time."""
+    quick = replace(attempt(1.00, factor=8.0, noise=0.5), seconds=20.0)
+    slow = replace(attempt(1.01, factor=1.0, noise=0.5), seconds=200.0)
+    probe = replace(attempt(2.0, epochs=0), seconds=3.0)
+    tuning = Tuning(TrainConfig.make(QUICK), tmp_path / "run", budget_s=600)
+    tuning.attempts, tuning.earlier_s = [probe, quick, slow], 300.0
+    assert choose(tuning.attempts) is slow and tuning._can_refit(slow)
+    assert tuning._has_time(1, "lora")
+    tuning.earlier_s = 400.0
+    assert not tuning._can_refit(slow) and tuning._can_refit(quick)
+    assert not tuning._has_time(1, "lora")
+
+
+def test_trials_see_images_prepared_as_the_settings_say(tmp_path: Path) -> None:
+    asked = {**QUICK, "crop_mode": "center", "crop_pct": 0.5, "pixel_stats": "imagenet"}
+    tuning = Tuning(TrainConfig.make(asked), tmp_path / "run", budget_s=600)
+    tuning._images()
+    prepared = tuning.backbone.preprocessing
+    assert (prepared.crop_mode, prepared.crop_pct) == ("center", 0.5)
+    assert prepared.mean == pytest.approx((0.485, 0.456, 0.406))
 
 
 def test_a_budget_too_small_says_what_a_run_takes(tmp_path: Path) -> None:

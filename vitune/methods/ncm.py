@@ -17,6 +17,9 @@ SHARPNESSES = tuple(2.0**power for power in range(-12, 5))
 CHUNK = 4096
 """Images read at a time."""
 
+FAR = 1e6
+"""Half the squared distance to a class that has no image: it is never the nearest."""
+
 
 @dataclass
 class NearestClassMeanConfig(SolvedConfig):
@@ -70,9 +73,10 @@ def _means(data: Labelled, num_classes: int) -> tuple[Tensor, Tensor]:
         labels = torch.from_numpy(np.asarray(data.labels[start : start + len(part)]))
         sums.index_add_(0, labels, standardiser(part.double().cpu()))
         start += len(part)
-    counts = torch.from_numpy(np.bincount(data.labels, minlength=num_classes)).clamp(min=1)
-    means = sums / counts[:, None]  # (c, d)
-    weight, bias = standardiser.folded(means, -means.square().sum(1) / 2)
+    counts = torch.from_numpy(np.bincount(data.labels, minlength=num_classes))
+    means = sums / counts.clamp(min=1)[:, None]  # (c, d)
+    halves = torch.where(counts > 0, means.square().sum(1) / 2, torch.full_like(means[:, 0], FAR))
+    weight, bias = standardiser.folded(means, -halves)
     return weight.float(), bias.float()
 
 

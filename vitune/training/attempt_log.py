@@ -82,7 +82,7 @@ class AttemptLog:
                 continue
             used_s = row.pop("used_s")
             losses = np.load(self.folder / row.pop("losses"))
-            attempts.append(Attempt(**row, losses=losses))
+            attempts.append(Attempt.of_row(row, losses))
         return attempts, used_s
 
     def decided(self) -> Attempt | None:
@@ -90,7 +90,7 @@ class AttemptLog:
         path = self.out / "tune.json"
         if not path.is_file():
             return None
-        return Attempt(**json.loads(path.read_text())["chosen"], losses=np.zeros(0))
+        return Attempt.of_row(json.loads(path.read_text())["chosen"], np.zeros(0))
 
     def decide(self, attempts: Sequence[Attempt], chosen: Attempt, used_s: float) -> None:
         """Write tune.md and tune.json."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ class Attempt:
         start: "probe" or "plain".
         augment: augmentation during training.
         share: how far validation moved from the probe to the trained weights.
+        failure: why training gave up; its losses are then infinite. None if it did not.
     """
 
     trial: int
@@ -43,10 +45,23 @@ class Attempt:
     start: str = "probe"
     augment: str = "none"
     share: float | None = None
+    failure: str | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether there is no result, only the reason why."""
+        return self.failure is not None
 
     def row(self) -> dict[str, Any]:
-        """The entry in tune.json, without the losses per image."""
-        return {key: value for key, value in vars(self).items() if key != "losses"}
+        """The entry in tune.json, without the losses per image; JSON has no infinite loss."""
+        row = {key: value for key, value in vars(self).items() if key != "losses"}
+        return {**row, "loss": None} if self.has_failed else row
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any], losses: np.ndarray) -> Attempt:
+        """The attempt that `row` describes. Shapes: losses (n,)."""
+        loss = math.inf if row["loss"] is None else row["loss"]
+        return cls(**{**row, "loss": loss}, losses=losses)
 
 
 def choose(attempts: Sequence[Attempt]) -> Attempt:
@@ -100,9 +115,20 @@ def report(attempts: Sequence[Attempt], chosen: Attempt, used_s: float) -> str:
         mean, error = paired(torch.from_numpy(one.losses), torch.from_numpy(best.losses))
         mark = "chosen" if one is chosen else ""
         rate = "solved" if one.lr is None else f"{one.lr:.2g}"
-        difference = "" if one is best else f"{mean:.3f} ± {error:.3f}"
+        figures = f"{one.loss:.3f} | {mean:.3f} ± {error:.3f} | {100 * one.accuracy:.1f}"
+        if one is best:
+            figures = f"{one.loss:.3f} | | {100 * one.accuracy:.1f}"
+        if one.has_failed:
+            figures = "failed | | "
         lines.append(
             f"| {mark} | {one.method} | {rate} | {one.factor:.2g} | {one.epochs or '–'} | "
-            f"{one.loss:.3f} | {difference} | {100 * one.accuracy:.1f} | {one.seconds:.0f} |"
+            f"{figures} | {one.seconds:.0f} |"
         )
+    failures = [one for one in attempts if one.has_failed]
+    if failures:
+        lines += ["", "What failed, and why:", ""]
+        lines += [
+            f"- {one.method} at rate {one.lr:.2g}, {one.epochs} epochs: {one.failure}"
+            for one in failures
+        ]
     return "\n".join(lines) + "\n"

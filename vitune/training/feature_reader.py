@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vitune.backbones import head_name
 from vitune.data import Split, batches, default_cache_dir, normalise
@@ -103,7 +104,7 @@ class FeatureReader:
         with _caught(self.head) as seen:
             for view in views:
                 for batch in batches(split, BATCH):
-                    images = batch["images"]
+                    images = _as_judged(batch["images"], self.preprocessing)
                     images = images if view is None else view(images)
                     self.model(normalise(images, self.preprocessing, device=self.device))
                     features = seen.pop()
@@ -132,6 +133,24 @@ class FeatureReader:
         self._num_files += 1
         path = Path(self._folder.name) / f"{self._num_files}.bin"
         return np.memmap(path, np.float32, "w+", shape=(rows, width))
+
+
+def _as_judged(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Images kept larger for random windows, cut and scaled as validation images are.
+
+    Shapes: images (b, 3, h, w) uint8; returns (b, 3, height, width) of the image size, uint8.
+    """
+    size, kept = preprocessing.image_size, images.shape[2:]
+    if kept == size:
+        return images
+    whole = preprocessing.resize_size
+    height, width = (round(kept[i] * size[i] / whole[i]) for i in (0, 1))
+    top, left = (kept[0] - height) // 2, (kept[1] - width) // 2
+    images = images[:, :, top : top + height, left : left + width]
+    if (height, width) == size:
+        return images
+    scaled = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+    return scaled.round().clamp(0, 255).to(torch.uint8)
 
 
 @contextmanager

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 
 from vitune.backbones import find_sites
 from vitune.errors import BackboneError, VituneError
@@ -17,6 +21,8 @@ from vitune.training.last_block import class_tail, lean_training
 
 CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing")
 """Attributes by which timm's and transformers' modules declare that they recompute activations."""
+
+COMPILED = "lean_step: the model is compiled, so its steps stay as torch.compile made them."
 
 
 def lean_step(model: nn.Module | None = None) -> LeanStep:
@@ -28,7 +34,9 @@ def lean_step(model: nn.Module | None = None) -> LeanStep:
         lightning.Trainer(..., callbacks=[vitune.lean_step().for_lightning()])
 
     Gradients are the same: activations that are cheap to recompute are not kept, and the layers
-        after the last attention see only the class token if only that is read.
+        after the last attention see only the class token if only that is read. Whether it is, the
+        gradients of the first step tell: that step is not shortened. A loss that reads other tokens
+        from some later step on needs a new `lean_step`. Steps of a compiled model are unchanged.
 
     Args:
         model: any network, with an adapter or without; a callback finds it itself.
@@ -48,6 +56,7 @@ class LeanStep:
         self._handles: list[Any] = []
         self._open: list[AbstractContextManager[None] | None] = []
         self._tail: tuple[nn.Module, ...] = ()
+        self._reads = ReadTokens()
 
     def __enter__(self) -> LeanStep:
         if self.model is None:
@@ -66,7 +75,9 @@ class LeanStep:
     def begin(self, model: nn.Module) -> None:
         """Make training passes of `model` lean until `end`."""
         self.end()
-        self._tail = class_tail(model)
+        if _is_compiled(model):
+            warnings.warn(COMPILED, stacklevel=2)
+        self._tail, self._reads = class_tail(model), ReadTokens()
         self._handles = [
             model.register_forward_pre_hook(self._enter),
             model.register_forward_hook(self._leave, always_call=True),
@@ -115,10 +126,19 @@ class LeanStep:
 
     def _enter(self, model: nn.Module, _: Any) -> None:
         context = None
-        if model.training and torch.is_grad_enabled():
-            context = lean_training(self._tail, checkpointing=_is_checkpointed(model))
+        is_step = model.training and torch.is_grad_enabled()
+        if is_step and not torch.compiler.is_compiling() and not _is_compiled(model):
+            context = self._lean(is_checkpointed=_is_checkpointed(model))
             context.__enter__()
         self._open.append(context)
+
+    @contextmanager
+    def _lean(self, *, is_checkpointed: bool) -> Iterator[None]:
+        # A block that is computed again in the backward pass must then see what it saw before.
+        tail = () if is_checkpointed else self._tail
+        shortened = tail if self._reads.only_first else ()
+        with self._reads.watching(tail), lean_training(shortened, checkpointing=is_checkpointed):
+            yield
 
     def _leave(self, *_: Any) -> None:
         context = self._open.pop()
@@ -147,5 +167,54 @@ def network_in(module: nn.Module) -> nn.Module:
     )
 
 
+class ReadTokens:
+    """Whether the loss reads only the first token of a layer's output, told by its gradient.
+
+    Until a backward pass has shown it, the answer is no, and for good as soon as any other token
+    has a gradient. Where the first has none either, as under a classifier of zeros, nothing is
+    learnt yet.
+    """
+
+    def __init__(self) -> None:
+        self._found: bool | None = None
+
+    @property
+    def only_first(self) -> bool:
+        """Whether it was seen that no other token is read."""
+        return self._found is True
+
+    @contextmanager
+    def watching(self, layers: Sequence[nn.Module]) -> Iterator[None]:
+        """Within: outputs (b, n, d) of `layers` are watched, unless the answer is known."""
+        handles = []
+        if self._found is None:
+            handles = [layer.register_forward_hook(self._watch) for layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _watch(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        if output.requires_grad and output.dim() == 3:
+            output.register_hook(self._learn)
+
+    def _learn(self, gradient: Tensor) -> None:
+        if gradient[:, 1:].count_nonzero():
+            self._found = False
+        elif self._found is None and gradient[:, 0].count_nonzero():
+            self._found = True
+
+
 def _is_checkpointed(model: nn.Module) -> bool:
-    return any(getattr(part, name, False) for part in model.modules() for name in CHECKPOINTING)
+    return any(
+        isinstance(part, CheckpointWrapper) or any(getattr(part, n, False) for n in CHECKPOINTING)
+        for part in model.modules()
+    )
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    return any(
+        isinstance(part, OptimizedModule) or getattr(part, "_compiled_call_impl", None) is not None
+        for part in model.modules()
+    )

@@ -22,6 +22,7 @@ from vitune.methods import method_penalty
 from vitune.objectives import Step
 from vitune.preprocessing import Preprocessing
 from vitune.privacy.dp import PrivateStep
+from vitune.training.accumulation import Accumulation
 from vitune.training.averaging import Averager
 from vitune.training.epoch_start import seed_epoch, training_mode
 from vitune.training.inputs import TrainingInputs
@@ -128,6 +129,12 @@ class Loop:
                 model, train, optimiser, config, accelerator, preprocessing.image_size
             )
         self.steps_per_epoch = math.ceil(len(self.loader) / config.accumulation_steps)
+        self.accumulation = Accumulation(
+            config.accumulation_steps,
+            len(self.loader),
+            config.batch_size,
+            len(train) if accelerator.num_processes == 1 else None,  # several fill up the last
+        )
         self.schedule = new_schedule(
             optimiser,
             num_steps=self.steps_per_epoch * config.epochs,
@@ -276,7 +283,7 @@ class Loop:
                 losses = self.objective(self.wrapped, images, targets, self._circumstances(batch))
             loss = torch.stack([part.float() for part in losses.values()]).sum()
             due = list(watch.add(loss, self.progress.step + 1, epoch + 1))
-            self.accelerator.backward(loss)
+            self.accelerator.backward(loss * self.accumulation.weight(index, len(images)))
             if self.accelerator.sync_gradients:
                 if self.config.clip_grad:
                     self.accelerator.clip_grad_norm_(

@@ -11,34 +11,44 @@ from peft import PeftModel
 from vitune.adapters import attach, load_adapter
 from vitune.backbones import load_backbone
 from vitune.counts import count_parameters, trained_parts
+from vitune.data import Split
 from vitune.methods import PROBE
-from vitune.runs import Calibration, Reported, RunFolder
+from vitune.runs import Reported, RunFolder
 from vitune.training.accounting import with_method
 from vitune.training.keeping import Trained, backbone_arguments, write_result
 from vitune.training.probing import Probe
 from vitune.training.train_config import TrainConfig
+from vitune.training.validating import scores_on
+from vitune.training.verdict import calibration
 
 
 def probe_instead(
     trained: Trained,
     settings: TrainConfig,
     probe: Probe,
+    val: Split | None,
     folder: RunFolder | None,
     accelerator: Accelerator,
 ) -> Trained:
-    """The probe as the run's result; the adapted network moves to RUN/adapted."""
+    """The probe as the run's result; the adapted network moves to RUN/adapted.
+
+    Args:
+        val: the validation images, on which the probe's confidence is judged.
+    """
     alone = _probe_alone(settings, folder, probe, len(trained.classes))
     model = alone.to(accelerator.device)
-    found = trained.summary.calibration or Calibration()
+    seen = None
+    if val is not None:
+        seen = scores_on(val, model, trained.backbone.preprocessing, accelerator, ()).seen
     summary = replace(
         with_method(trained.summary, PROBE, count_parameters(model)),
         chosen="probe",
         asked=settings.method,
         trained_parts=trained_parts(model),
         reported=Reported("probe", 0, probe.val_accuracy),
-        calibration=replace(found, temperature=probe.temperature),
+        calibration=replace(calibration(seen), temperature=probe.temperature),
     )
-    chosen = replace(trained, model=model, summary=summary)
+    chosen = replace(trained, model=model, summary=summary, seen=seen)
     if folder is not None and accelerator.is_main_process:
         folder.summary.unlink()
         shutil.copytree(folder.adapter, folder.path / "adapted", dirs_exist_ok=True)

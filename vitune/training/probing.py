@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from vitune.backbones import Backbone
 from vitune.data import Split, Splits
 from vitune.methods import PROBE, HeadProblem, Labelled, SolvedConfig, SolvedHead, get_method
-from vitune.ops import calibrated_losses, fit_temperature
+from vitune.ops import calibrated_losses, fit_temperature, paired
 from vitune.runs import SolvedFacts
 from vitune.training.feature_reader import FeatureReader, View, mirrored
 
@@ -37,8 +38,8 @@ class Probe:
         losses: of each validation image at the best temperature; empty without validation.
         temperature: calibrates its confidence on validation; 1 without validation.
         seconds: features and solution together.
-        mirror_gain: by how much validation cross-entropy falls if mirrored copies are added, and
-            the standard error of that; None if not tried.
+        mirror_gain: by how much validation cross-entropy, each at its best temperature, falls if
+            mirrored copies are added, and the standard error of that; None if not tried.
     """
 
     head: SolvedHead
@@ -94,8 +95,8 @@ def solve_probe(
 ) -> Probe:
     """Compute the features of training and validation once and solve `method` on them.
 
-    Mirrored copies are added if the method leaves that open and validation cross-entropy falls by
-    more than one standard error of the difference, image by image.
+    Mirrored copies are added if the method leaves that open and calibrated validation cross-entropy
+    falls by more than one standard error of the difference, image by image.
 
     Raises:
         BackboneError: the network has no linear head that reads one vector per image.
@@ -164,10 +165,13 @@ def _preferred(
     """Mirrored copies, only if they help by more than the standard error of the difference."""
     if len(found) == 1 or val is None:
         return next(iter(found)), None
-    gain = _losses(found["none"], val) - _losses(found["flip"], val)
-    error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else float("inf")
-    mean = float(gain.mean())
-    return ("flip" if mean > error else "none"), (mean, error)
+    labels = torch.from_numpy(np.asarray(val.labels))
+    plain, more = (
+        calibrated_losses(found[name].logits(val.features), labels) for name in ("none", "flip")
+    )
+    mean, error = paired(plain, more)
+    gain = (mean, error) if math.isfinite(error) else None  # a single image has no error
+    return ("flip" if mean > error else "none"), gain
 
 
 def _mean_loss(head: SolvedHead, data: Labelled) -> float:

@@ -177,8 +177,9 @@ def _scaled(config: TrainConfig, model: nn.Module, num_images: int, num_processe
 
 def num_steps(config: TrainConfig, num_images: int, num_processes: int) -> int:
     """Optimiser steps of the whole run."""
-    batches = math.ceil(num_images / (config.batch_size * num_processes))
-    return math.ceil(batches / config.accumulation_steps) * config.epochs
+    batches = num_images / (config.batch_size * num_processes)
+    whole = math.floor(batches) if config.drop_last else math.ceil(batches)
+    return math.ceil(whole / config.accumulation_steps) * config.epochs
 
 
 def has_few_steps(config: TrainConfig, num_images: int, num_processes: int) -> bool:

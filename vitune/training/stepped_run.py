@@ -185,7 +185,9 @@ def _trained(
     # For its side effect: accelerate has put autocast into the model's own `forward`, and
     # unwrapping takes it out again. The model that it returns is the one we have.
     accelerator.unwrap_model(loop.wrapped, keep_fp32_wrapper=False)
-    verdict = None if probe is None or seen is None else compare(probe, *seen, loop.share)
+    # The probe's weights are not the probe where inference merges tokens.
+    share = None if settings.token_plan.in_inference else loop.share
+    verdict = None if probe is None or seen is None else compare(probe, *seen, share)
     summary = replace(
         with_outcome(facts, loop, accelerator, use),
         calibration=calibration(seen, job.known.temperature),
@@ -196,5 +198,5 @@ def _trained(
     if job.folder is not None and accelerator.is_main_process:
         trained = write_result(trained, job.folder, settings)
     if settings.choose_best and probe and verdict and verdict.probe_is_better:
-        trained = probe_instead(trained, settings, probe, job.folder, accelerator)
+        trained = probe_instead(trained, settings, probe, made.splits.val, job.folder, accelerator)
     return trained

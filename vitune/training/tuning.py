@@ -9,18 +9,21 @@ stopped.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vitune.backbones import load_backbone
 from vitune.data import Splits, open_source
-from vitune.errors import VituneError
+from vitune.errors import BackboneError, OutOfMemoryError, TrainingError, VituneError, one_line
 from vitune.ops import calibrated_losses
 from vitune.runs import LOCK, RunFolder
 from vitune.training.attempt_log import SEARCH_FILES, AttemptLog
@@ -35,6 +38,7 @@ from vitune.training.settling import with_absolute_paths, with_backbone
 from vitune.training.splits_to_train import prepare_data
 from vitune.training.starting import with_start
 from vitune.training.train_config import TrainConfig
+from vitune.training.tune_budget import LATER, epoch_s, first_epoch_s, refit_s
 from vitune.training.tune_request import RUNGS, require_tunable, rungs_of, seconds_of
 
 METHODS = ("rlrr", "lora", "ssf", "hta", "full")
@@ -43,8 +47,11 @@ METHODS = ("rlrr", "lora", "ssf", "hta", "full")
 FACTORS = (0.1, 10.0)
 """Smallest and largest multiple of the rule's rate."""
 
-STEP_OVER_FORWARD = 4.0
-"""A training step over a forward pass, for the first estimate of a run's time."""
+OF_ONE_RUN = (TrainingError, OutOfMemoryError, BackboneError)
+"""Errors that may be a rate's or a method's own; the search goes on without the run."""
+
+FEWEST_FAILURES = 3
+"""If the first runs, at least so many and one of every method, all fail, so does the search."""
 
 
 class Tuning:
@@ -80,6 +87,7 @@ class Tuning:
         self.started = time.monotonic()
         self.earlier_s = 0.0
         self.attempts: list[Attempt] = []
+        self._more_images = 1.0  # of a refit, relative to a trial
 
     @classmethod
     def within(
@@ -178,7 +186,7 @@ class Tuning:
         self.attempts += earlier
         self._require_time(probe, splits)
         self._search(splits, probe)
-        chosen = choose(self.attempts)
+        chosen = choose([one for one in self.attempts if self._can_refit(one)] or self.attempts)
         self.log.decide(self.attempts, chosen, self.used_s)
         return chosen
 
@@ -198,10 +206,13 @@ class Tuning:
         backbone = load_backbone(
             self.config.backbone, num_classes=len(classes), **backbone_arguments(self.config)
         )
-        self.backbone = backbone
+        prepared = self.config.prepared(backbone.preprocessing)
+        self.backbone = backbone = replace(backbone, preprocessing=prepared)
         splits = prepare_data(self.config, backbone, self.observer)
         if splits.val is None:
             raise VituneError("--tune: got no validation images, expected some to choose on.")
+        assert splits.train is not None
+        self._more_images = 1 + len(splits.val) / len(splits.train)
         return splits
 
     def _probe(self, splits: Splits) -> Probe:
@@ -224,13 +235,13 @@ class Tuning:
         """Refuse a budget that one run of the first rung and its refit would exceed."""
         if len(self.attempts) > 1:
             return
-        epoch_s = probe.seconds / 2 * STEP_OVER_FORWARD
-        needed = self.used_s + 2.2 * self.rungs[0] * epoch_s
+        run_s = self.rungs[0] * first_epoch_s(probe.seconds)
+        needed = self.used_s + 2.2 * run_s
         if needed > self.budget_s:
             raise VituneError(
                 f"--tune: got {self.budget_s:.0f} s, expected at least {needed:.0f} s: one run of "
                 f"{self.rungs[0]} epochs on {len(splits.train or ())} images takes about "
-                f"{self.rungs[0] * epoch_s:.0f} s here, and it is trained twice."
+                f"{run_s:.0f} s here, and it is trained twice."
             )
 
     def _search(self, splits: Splits, probe: Probe) -> None:
@@ -247,6 +258,9 @@ class Tuning:
                 if not self._has_time(rung, method):
                     break
                 attempt = self._attempt(trial.number, method, factor, rung, splits, probe)
+                if attempt.has_failed:
+                    value = math.inf if value is None else value
+                    break
                 value = attempt.loss
                 trial.report(value, rung)
                 if trial.should_prune():
@@ -269,7 +283,10 @@ class Tuning:
             return known
         begun = time.monotonic()
         config = self.config_of(method, factor, epochs, splits, probe)
-        trained = fit(config, splits=splits, probe=probe)
+        try:
+            trained = fit(config, splits=splits, probe=probe)
+        except OF_ONE_RUN as error:
+            return self._failed(error, trial, method, factor, config, time.monotonic() - begun)
         assert trained.seen is not None and trained.summary.calibration is not None
         losses = calibrated_losses(*trained.seen).numpy()
         reported = trained.summary.reported
@@ -279,11 +296,36 @@ class Tuning:
             time.monotonic() - begun, losses, config.head_lr, config.start or "probe",
             config.augment, trained.summary.share,
         )  # fmt: skip
+        return self._kept(
+            attempt, f"validation loss {attempt.loss:.3f}, accuracy {100 * attempt.accuracy:.1f} %"
+        )
+
+    def _failed(
+        self, error: VituneError, trial: int, method: str, factor: float, config: TrainConfig,
+        seconds: float,
+    ) -> Attempt:  # fmt: skip
+        """A rung that training refused or gave up, such as a rate at which the loss diverges.
+
+        Raises:
+            VituneError: `error`, if all the first runs failed.
+        """
+        tried = [one for one in self.attempts if one.epochs]
+        enough = max(FEWEST_FAILURES, len(self.methods))
+        if len(tried) + 1 >= enough and all(one.has_failed for one in tried):
+            raise error
+        attempt = Attempt(
+            trial, method, factor, config.lr, config.epochs, 0, math.inf, 0.0, 1.0, seconds,
+            np.full_like(self.attempts[0].losses, math.inf), config.head_lr,
+            config.start or "probe", config.augment, failure=one_line(error),
+        )  # fmt: skip
+        return self._kept(attempt, f"failed: {attempt.failure}")
+
+    def _kept(self, attempt: Attempt, what: str) -> Attempt:
+        """The attempt, after it was recorded and told."""
         self.attempts.append(attempt)
         self.log.add(attempt, len(self.attempts), self.used_s)
         self.told(
-            f"{method} at rate {config.lr:.2g}, {epochs} epochs: validation loss "
-            f"{attempt.loss:.3f}, accuracy {100 * attempt.accuracy:.1f} % "
+            f"{attempt.method} at rate {attempt.lr:.2g}, {attempt.epochs} epochs: {what} "
             f"({self.used_s:.0f} of {self.budget_s:.0f} s)"
         )
         return attempt
@@ -310,22 +352,19 @@ class Tuning:
         return ruled.model_copy(update={**rates, "augment": augment, "choose_best": False})
 
     def _has_time(self, epochs: int, method: str | None) -> bool:
-        """Whether there is time for a rung and for the refit of this rung or of the best so far."""
-        run_s = self._epoch_s(method) * epochs
-        trained = [one for one in self.attempts if one.epochs]
-        best = min(trained, key=lambda one: one.loss, default=None)
-        refit_s = 1.3 * max(run_s, 0.0 if best is None else best.seconds)
-        return self.used_s + 1.1 * run_s + refit_s <= self.budget_s
+        """Whether there is time for a rung and then the refit of this rung or of today's choice."""
+        run_s = epoch_s(self.attempts, method) * epochs
+        choice = choose(self.attempts)
+        longer_s = max(run_s, choice.seconds if choice.epochs else 0.0)
+        return self.used_s + LATER * run_s + self._refit_s(longer_s) <= self.budget_s
 
-    def _epoch_s(self, method: str | None) -> float:
-        """Measured seconds per epoch of a method; before its first run, of the slowest method."""
-        measured = [(one.method, one.seconds / one.epochs) for one in self.attempts if one.epochs]
-        own = [seconds for name, seconds in measured if name == method]
-        if own:
-            return own[-1]
-        if measured:
-            return max(seconds for _, seconds in measured)
-        return self.attempts[0].seconds / 2 * STEP_OVER_FORWARD
+    def _can_refit(self, attempt: Attempt) -> bool:
+        """Whether there is time to train it again; the solved probe takes next to none."""
+        needed = self._refit_s(attempt.seconds) if attempt.epochs else 0.0
+        return self.used_s + needed <= self.budget_s
+
+    def _refit_s(self, seconds: float) -> float:
+        return refit_s(self.attempts, seconds, self._more_images)
 
     def _refit(self, chosen: Attempt) -> Trained:
         """Train on training and validation images together, with validation's temperature."""

@@ -156,7 +156,8 @@ def interval_on_these(tasks: Sequence[tuple[Runs, Runs]]) -> Interval | None:
 
     Where correctness by image was not kept, I_t is p(1 - p)/n of each method, which is too large
     rather than too small, and E is left out. If either method has a single seed, the interval
-    accounts for images only; if image counts are unknown, for seeds only.
+    accounts for images only; if image counts are unknown, for seeds only, and if those do not
+    differ at all, there is none.
 
     Source: Satterthwaite 1946; Searle, Casella, McCulloch, "Variance Components", 1992, chapter 4.
     """
@@ -167,6 +168,8 @@ def interval_on_these(tasks: Sequence[tuple[Runs, Runs]]) -> Interval | None:
     of_images = math.fsum(part.images for part in parts)
     of_seeds = math.fsum(part.seeds - part.shared for part in parts)
     variance = of_images + max(of_seeds, 0.0)
+    if over == ("seeds",) and not variance:  # equal seeds of unknown images say nothing of chance
+        return None
     mean = math.fsum(float(a.total - b.total) for a, b in tasks) / len(tasks)
     spread = math.fsum(part.uncertainty for part in parts)
     freedom = variance**2 / spread if spread else math.inf

@@ -90,8 +90,8 @@ def friedman(ranks: Floats) -> float:
         return 1.0
     chi_square = float(between / within)
     rest = num_tasks * (num_methods - 1) - chi_square
-    if rest <= 1e-9:  # every task orders all methods alike
-        return 0.0
+    if rest <= 1e-9:  # every task orders all methods alike, where F is infinite but p is known
+        return float(math.factorial(num_methods) ** (1 - num_tasks))
     statistic = (num_tasks - 1) * chi_square / rest
     return float(f.sf(statistic, num_methods - 1, (num_methods - 1) * (num_tasks - 1)))
 
