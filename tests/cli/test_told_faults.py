@@ -106,12 +106,27 @@ def test_evaluate_and_predict_name_what_they_skip(
 def test_a_bad_file_is_no_new_image_to_score(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing of it trained the run, yet the validation images are what is left to score."""
+    """Nothing of it trained the run, yet the validation images are what is left to score.
+
+    The run skipped it, so its own images are read without being told so again.
+    """
     copy = tmp_path / "run"
     shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("evaluation"))
-    assert run(["evaluate", str(copy), "--skip-bad-images"]) == 0
+    assert run(["evaluate", str(copy)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "run's validation images" in shown and "1 unreadable images skipped" in shown
+    assert "too few to state a calibration error" in shown
+    assert "run's validation images" in shown and "1 unreadable image skipped" in shown
+
+
+def test_a_run_that_lost_its_list_of_images_says_so(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("evaluation"))
+    (copy / "images.npz").unlink()
+    assert run(["evaluate", str(copy)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "trained on these images: images.npz is missing from the run folder." in shown
 
 
 @pytest.mark.parametrize("name", ["scale_out", "shift", "head.weight"])

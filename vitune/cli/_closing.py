@@ -52,8 +52,11 @@ def _stopped(summary: RunSummary) -> Iterator[str]:
             yield stopped
         return
     if kept == 0 and summary.reported.which == "auto":
-        how = f"{stopped}, and" if summary.status == "stopped" else f"{done} epochs:"
-        yield f"{how} none was better on validation than the solved probe, which is kept"
+        how = f"{stopped}, and" if summary.status == "stopped" else f"{_epochs(done)}:"
+        yield (
+            f"{how} by cross-entropy on validation, none was clearly better than the solved "
+            "probe, which is kept"
+        )
     elif summary.status == "stopped":
         yield f"{stopped}, kept epoch {kept}. Try --epochs {max(1, kept)} or a lower --lr."
     elif summary.reported.which == "auto" and kept < done:
@@ -91,6 +94,10 @@ def _compared(verdict: Verdict, chose_probe: bool, out: str) -> str:
     else:
         what = f"{'helped' if verdict.paid else 'did not help'}{judged_by}"
     return f"adapting {what}: {figures}; the probe is in {out}/probe"
+
+
+def _epochs(number: int) -> str:
+    return f"{number} epoch{'' if number == 1 else 's'}"
 
 
 def _images(number: int) -> str:

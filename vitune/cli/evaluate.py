@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from vitune.cli._closing import ENOUGH_TO_BIN
 from vitune.cli._options import DATA, MODEL, PATHS, RUNNING
 from vitune.cli._plugins import with_plugins
 from vitune.cli._words import paths
@@ -55,7 +56,7 @@ def evaluate(
     others, its validation images are scored. The result goes into RUN/evaluation/ and into
     RUN/report.html.
     """
-    from vitune.cli._progress import Counting, console, percent, print_named
+    from vitune.cli._progress import Counting, console, percent, print_named, skipped_images
     from vitune.report import wilson_interval
 
     with uncollected():
@@ -84,31 +85,36 @@ def evaluate(
         f"[bold]accuracy {percent(result['top1'])}[/] (95 % interval {percent(low)} to "
         f"{percent(high)}) on {result['num_images']:,} images"
     )
+    few = result["num_images"] < ENOUGH_TO_BIN
+    confidence = "too few to state a calibration error" if few else "calibration error {}"
     console.print(
         f"top-5 {percent(result['top5'])}, NLL {result['nll']:.3f}, "
-        f"calibration error {percent(result['ece'])}"
+        f"{confidence.format(percent(result['ece']))}"
     )
-    for mark in _marks(result):
+    for mark in _marks(result, run):
         console.print(mark, style="yellow")
     for line in exit_lines(result.get("exits")):
         console.print(line, soft_wrap=True)
     if result["skipped_images"]:
         total = result["skipped_images"]
-        print_named(f"{total:,} unreadable images skipped", result["skipped"], total)
+        print_named(skipped_images(total), result["skipped"], total)
     report = Path(run) / "report.html"
     if report.is_file():
         console.print(f"report: {report}", soft_wrap=True)
 
 
-def _marks(result: dict[str, Any]) -> list[str]:
+def _marks(result: dict[str, Any], run: str) -> list[str]:
     """Warnings about what the score does not mean."""
     from vitune.report import score_marks
+    from vitune.runs import RunFolder
 
     seen, left_out = result["seen"], result["left_out"]
     if seen is None:
-        return [
-            "Unknown whether the model was trained on these images: only a run folder records that."
-        ]
+        folder = RunFolder(Path(run))
+        why = "only a run folder records that"
+        if folder.config.is_file():
+            why = f"{folder.images.name} is missing from the run folder"
+        return [f"Unknown whether the model was trained on these images: {why}."]
     return score_marks(
         result["num_images"], seen["trained"], seen["watched"], sum(left_out.values())
     )

@@ -40,7 +40,7 @@ def predict(
 
     The CSV is UTF-8; other bytes in a file name are written as \\xNN.
     """
-    from vitune.cli._progress import Counting, console, print_named
+    from vitune.cli._progress import Counting, console, print_named, skipped_images
     from vitune.files import check_output, is_stream, write_output
 
     with uncollected():
@@ -56,7 +56,7 @@ def predict(
     bar.close()
     text = inference.predictions_csv(inference.predict(loaded, split, top_k=top_k))
     if skipped:
-        print_named(f"{len(skipped):,} unreadable images skipped", skipped, to_stderr=True)
+        print_named(skipped_images(len(skipped)), skipped, to_stderr=True)
     if out is None:
         typer.echo(text, nl=False)
         return

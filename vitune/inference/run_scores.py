@@ -44,7 +44,8 @@ def evaluate_run(
 
     Args:
         path: a run folder; an adapter or merged model is scored too, but stores no result.
-        data: labelled images; None means the data of the run.
+        data: labelled images; None means the data of the run, without the unreadable ones if the
+            run skipped them.
         split: None means test, or everything if the data has no splits.
         including_training: also score the run's training images; the result says so.
         exits: "auto" lets images leave early if the run supports it, "full" never does.
@@ -75,6 +76,7 @@ def evaluate_run(
         if not is_run:
             raise VituneError("--data: got nothing, expected images: only a run records its data.")
         data = folder.read_data()
+        skip_bad_images = skip_bad_images or bool(folder.read_config().get("skip_bad_images"))
     choose = Chooser(used_images(path), including_training, data)
     settings = CacheSettings(skip_bad_images=skip_bad_images, on_progress=on_read)
     images, skipped = load_labelled(

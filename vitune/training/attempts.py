@@ -85,15 +85,23 @@ def outcome(attempts: Sequence[Attempt], chosen: Attempt) -> str:
     accuracy = f"validation accuracy {100 * chosen.accuracy:.1f} %"
     if not chosen.epochs:
         return f"chosen: the solved linear probe, {accuracy}; no trained setting was better"
-    settings = f"chosen: {chosen.method}, rate {chosen.lr:.2g}, {chosen.epochs} epochs"
+    settings = f"chosen: {chosen.method}, rate {chosen.lr:.2g}, {_length(chosen)}"
     if probe is None:
         return f"{settings}: {accuracy}"
     gain, error = paired(torch.from_numpy(probe.losses), torch.from_numpy(chosen.losses))
     lower = "lower" if gain > 0 else "higher"
     return (
-        f"{settings}: {accuracy} against {100 * probe.accuracy:.1f} % of the solved linear probe, "
+        f"{settings}: {accuracy} against {100 * probe.accuracy:.1f} % of the solved linear probe "
+        f"on {len(chosen.losses)} images, "
         f"calibrated cross-entropy {abs(gain):.3f} ± {error:.3f} {lower}"
     )
+
+
+def _length(chosen: Attempt) -> str:
+    """Epochs of the attempt, and of the final run, which ends where validation was best."""
+    if not 0 < chosen.epoch < chosen.epochs:
+        return f"{chosen.epochs} epochs"
+    return f"{chosen.epoch} epoch{'s' * (chosen.epoch > 1)} (the best of {chosen.epochs})"
 
 
 def report(attempts: Sequence[Attempt], chosen: Attempt, used_s: float) -> str:

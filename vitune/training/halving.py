@@ -18,7 +18,7 @@ WARM_START = (1.0, 0.3, 3.0)
 def halving_study(journal: Path, methods: Sequence[str], *, first_rung: int, seed: int) -> Any:
     """The Optuna study in `journal`; a new one starts with the queued warm start.
 
-    A trial that was interrupted by a kill is queued again.
+    A trial that was interrupted by a kill comes next.
 
     Raises:
         VituneError: Optuna is not installed.
@@ -41,12 +41,26 @@ def halving_study(journal: Path, methods: Sequence[str], *, first_rung: int, see
         for factor in WARM_START:
             for method in methods:
                 study.enqueue_trial({"method": method, "factor": factor})
-    running = optuna.trial.TrialState.RUNNING
-    for trial in study.get_trials(deepcopy=False, states=(running,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        if trial.params:
-            study.enqueue_trial(trial.params)
+    _interrupted_first(study, optuna.trial.TrialState)
     return study
+
+
+def _interrupted_first(study: Any, states: Any) -> None:
+    """Queue a trial that was interrupted before those that wait.
+
+    Optuna takes trials in the order of their numbers, so those that wait are queued again.
+    """
+    interrupted = study.get_trials(deepcopy=False, states=(states.RUNNING,))
+    waiting = study.get_trials(deepcopy=False, states=(states.WAITING,))
+    for trial in interrupted:
+        study.tell(trial.number, state=states.FAIL)
+    again = [trial.params for trial in interrupted if trial.params]
+    if not again:
+        return
+    for params in [*again, *(trial.system_attrs["fixed_params"] for trial in waiting)]:
+        study.enqueue_trial(params)
+    for _ in waiting:  # a kill before this leaves them twice; a run is not trained twice
+        study.tell(study.ask(), state=states.FAIL)
 
 
 def end_trial(study: Any, trial: Any, value: float | None) -> None:
