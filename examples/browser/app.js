@@ -48,7 +48,8 @@ export async function classified(file) {
   const images = prepared(await pixelsOf(file), card.preprocessing);
   const given = new ort.Tensor("uint8", images, [1, height, width, 3]);
   const { logits } = await session.run({ images: given });
-  return softmax(logits.data)
+  const temperature = card.temperature ?? 1; // folders of an older vitune have none
+  return softmax(logits.data.map((value) => value / temperature))
     .map((probability, index) => ({ name: card.classes[index], probability }))
     .sort((a, b) => b.probability - a.probability);
 }

@@ -113,7 +113,7 @@ def expected(model: Path, images: list[Path]) -> dict[str, dict[str, float]]:
     network, found = runner.Model(model), {}
     for path in images:
         with Image.open(path) as image:
-            (row,) = runner.softmax(network.logits(network.prepare(image)[None]))
+            (row,) = network.probabilities(network.logits(network.prepare(image)[None]))
         found[path.name] = dict(zip(network.classes, row.tolist(), strict=True))
     return found
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,72 +13,18 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from PIL import Image
 
 from vitune.cli import run
-from vitune.data import Decoding, decode_image
 from vitune.export import verify
 from vitune.export.deployed import Deployed
-from vitune.export.standalone import Model
+from vitune.export.standalone import Model, softmax
 from vitune.inference import load_run
-from vitune.preprocessing import PIXEL_STATS, Preprocessing
+from vitune.preprocessing import Preprocessing
 
 Refused = Callable[..., str]
 CLASSES = ("dark", "light")
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "browser"
-
-
-def paint(folder: Path, per_class: int, seed: int) -> Path:
-    """Images of no two sizes alike, none square."""
-    generator = np.random.default_rng(seed)
-    for level, name in enumerate(CLASSES):
-        (folder / name).mkdir(parents=True)
-        for index in range(per_class):
-            pixels = generator.integers(0, 128, (30 + 3 * index, 50 + index, 3), dtype=np.uint8)
-            Image.fromarray(pixels + np.uint8(100 * level)).save(folder / name / f"{index}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return paint(tmp_path_factory.mktemp("photos"), 10, seed=0)
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A ViT of two blocks: every block more is a second more in ONNX's exporter."""
-    from transformers import ViTConfig, ViTForImageClassification
-
-    torch.manual_seed(0)
-    size = {"hidden_size": 192, "num_hidden_layers": 2, "num_attention_heads": 2}
-    size |= {"intermediate_size": 384, "image_size": 32, "patch_size": 8}
-    folder = tmp_path_factory.mktemp("backbone")
-    ViTForImageClassification(ViTConfig(**size)).save_pretrained(folder)
-    return f"hf:{folder}"
-
-
-@pytest.fixture(scope="module")
-def trained(photos: Path, backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "run"
-    words = ["--data", str(photos), "--epochs", "2", "--lr", "1e-2", "--head-init", "linear"]
-    words += ["--backbone", backbone, "--batch-size", "8"]
-    assert run(["train", *words, "--out", str(out)]) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("exports") / "onnx"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verify, "TIMED_SECONDS", 0.05)
-        assert run(["export", str(trained), "--int8", "--out", str(out)]) == 0
-    return out
-
-
-@pytest.fixture(autouse=True)
-def _short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "TIMED_SECONDS", 0.05)
 
 
 def card_of(folder: Path) -> dict[str, Any]:
@@ -127,6 +71,7 @@ def test_the_file_says_by_itself_what_it_is(exported: Path, trained: Path) -> No
     assert json.loads(told["vitune.classes"]) == list(CLASSES)
     card = load_run(trained).card
     assert json.loads(told["vitune.fingerprint"]) == card.fingerprint
+    assert json.loads(told["vitune.temperature"]) == card.temperature != 1
     assert Preprocessing.from_dict(json.loads(told["vitune.preprocessing"])) == card.preprocessing
     assert json.loads(told["vitune.exits"]) is None
     (given,) = session.get_inputs()
@@ -135,44 +80,6 @@ def test_the_file_says_by_itself_what_it_is(exported: Path, trained: Path) -> No
         ["batch", 32, 32, 3],
         "tensor(uint8)",
     )
-
-
-@pytest.mark.parametrize("channels", [3, 4])
-@pytest.mark.parametrize("mode", ["squash", "center"])
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos", "nearest"])
-def test_the_runner_prepares_an_image_as_vitune_does(
-    exported: Path, tmp_path: Path, mode: str, interpolation: str, channels: int
-) -> None:
-    model = Model.__new__(Model)
-    rule = Preprocessing((24, 36), *PIXEL_STATS["half"], interpolation, 0.8, mode)
-    model.card = {"preprocessing": json.loads(json.dumps(rule.to_dict()))}
-    generator = np.random.default_rng(0)
-    for height, width in ((41, 30), (30, 41), (24, 36), (9, 70), (200, 31)):
-        pixels = generator.integers(0, 256, (height, width, channels), dtype=np.uint8)
-        image = Image.fromarray(pixels)
-        exif = image.getexif()
-        exif[274] = 6  # turned by a quarter
-        image.save(tmp_path / "a.png", exif=exif)
-        with Image.open(tmp_path / "a.png") as opened:
-            found = model.prepare(opened)
-        expected, _ = decode_image(tmp_path / "a.png", Decoding(rule))
-        assert np.array_equal(found, expected)
-
-
-def test_the_runner_needs_no_vitune(exported: Path, photos: Path) -> None:
-    """It runs in a Python that refuses to import vitune or torch, and gives predict's classes."""
-    images = sorted(photos.glob("*/1*.png"))
-    code = (
-        "import sys, runpy\n"
-        "sys.modules['vitune'] = sys.modules['torch'] = None\n"
-        f"sys.argv = ['run.py', *{[str(path) for path in images]!r}]\n"
-        f"runpy.run_path({str(exported / 'run.py')!r}, run_name='__main__')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    rows = [line.split("\t") for line in done.stdout.splitlines()]
-    assert [row[0] for row in rows] == [str(path) for path in images]
-    assert {row[1] for row in rows} <= set(CLASSES)
-    assert all(0.5 <= float(row[2]) <= 1 for row in rows)
 
 
 def test_a_file_that_computes_something_else_is_not_left_behind(
@@ -191,18 +98,33 @@ def test_a_lossy_8_bit_file_is_refused() -> None:
     assert verify._too_lossy(0.85, 0.825, 40) == "" != verify._too_lossy(0.85, 0.80, 40)
 
 
+def compared(found: np.ndarray, wanted: np.ndarray, temperature: float = 1.0) -> verify.Agreement:
+    """A file's logits, made probabilities at temperature 1, against a run of `temperature`."""
+    expected = verify.Expected(wanted, None, temperature)
+    return verify.compared(found, expected, np.zeros(2, int), softmax(found))
+
+
+def test_a_probability_that_differs_counts_though_the_logits_agree() -> None:
+    logits = np.array([[2.0, 0.0], [0.0, 3.0]], np.float32)
+    assert verify._too_far({1: compared(logits, logits)}) == ""
+    cooler = compared(logits, logits, temperature=2.0)
+    assert cooler.difference == 0
+    assert cooler.probability == pytest.approx(0.1497, abs=1e-4)  # 1 / (1 + e^-2) - 1 / (1 + e^-1)
+    assert "probabilities at batch 1 that differ by 1.5e-01" in verify._too_far({1: cooler})
+
+
 def test_a_class_that_differs_counts_unless_pytorch_is_undecided() -> None:
     wanted = np.array([[1.0, 0.0], [1.0, 0.999999]], np.float32)
     found = np.array([[1.0, 0.0], [0.999999, 1.0]], np.float32)
-    same = verify.compared(found, verify.Expected(wanted, None), np.zeros(2, int))
+    same = compared(found, wanted)
     assert (same.top1, same.ties) == (0.5, 1)
     assert verify._too_far({1: same}) == ""
-    other = verify.compared(found, verify.Expected(found[::-1], None), np.zeros(2, int))
+    other = compared(found, found[::-1].copy())
     assert "logits at batch 1" in verify._too_far({1: other})
     assert "1 of 2 images at batch 3 of another class" in verify._too_far(
         {3: verify.Agreement(2, 0.0, 0.0, 0.5)}
     )
-    broken = verify.compared(found * np.nan, verify.Expected(wanted, None), np.zeros(2, int))
+    broken = compared(found * np.nan, wanted)
     assert "differ by inf" in verify._too_far({8: broken})
 
 
@@ -244,18 +166,6 @@ def test_a_runtime_that_is_not_installed_names_its_extra(
     assert "Run: pip install 'vitune[export]'" in told
     told = refused("export", trained, "--to", "openvino", "--out", tmp_path / "out")
     assert "pip install 'vitune[openvino]'" in told
-
-
-@pytest.fixture(scope="module")
-def with_exits(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run with an exit at which about half of the images leave."""
-    root = tmp_path_factory.mktemp("exits")
-    words = ["--at", "1", "--epochs", "20", "--out", str(root / "run")]
-    assert run(["exits", "add", str(trained), *words]) == 0
-    others = paint(root / "held_out", 20, seed=1)
-    words = ["--data", str(others), "--budget", "0.7"]
-    assert run(["exits", "calibrate", str(root / "run"), *words]) == 0
-    return root / "run"
 
 
 def test_exits_become_one_graph_per_segment(

@@ -13,8 +13,8 @@ CARD = "export.json"
 PAGE = "README.md"
 RUNNER = "run.py"
 GRAPH_FACTS = (
-    "format", "input", "classes", "preprocessing", "exits", "method", "merged", "backbone",
-    "fingerprint", "weights_sha256",
+    "format", "input", "classes", "temperature", "preprocessing", "exits", "method", "merged",
+    "backbone", "fingerprint", "weights_sha256",
 )  # fmt: skip
 """What the file's own metadata also holds, as JSON by name, prefixed with "vitune."."""
 
@@ -45,6 +45,8 @@ def _page(card: Mapping[str, Any]) -> list[str]:
         f"inside the graph. Resizing is outside: `prepare` in `{RUNNER}` does it exactly as vitune "
         "does. Output `logits`: float32, (batch, classes), class names in `export.json` and in the "
         "file's metadata.",
+        f"Divide the logits by the temperature {card['temperature']:.6g} before the softmax: that "
+        f"gives calibrated probabilities, those of `vitune predict`. `{RUNNER}` does so.",
         *_of_exits(card["exits"]),
         "## Checked",
         *_checked(card),
@@ -69,20 +71,22 @@ def _of_exits(exits: Mapping[str, Any] | None) -> list[str]:
         f"probability {1 - proof['delta']:g}."
     )
     return [
-        f"Images leave early {rules}. Each graph is one segment; {RUNNER} chains them. {proven}"
+        f"Images leave early {rules}. This confidence is the largest probability without the "
+        f"temperature. Each graph is one segment; {RUNNER} chains them. {proven}"
     ]
 
 
 def _checked(card: Mapping[str, Any]) -> list[str]:
     found = card["verification"]
     lines = [
-        "| batch | images | same class | largest difference | of the largest logit |",
-        "|---:|---:|---:|---:|---:|",
+        "| batch | images | same class | largest difference of a logit | of the largest logit | "
+        "largest difference of a probability |",
+        "|---:|---:|---:|---:|---:|---:|",
     ]
     for size, row in found["by_batch"].items():
         lines.append(
             f"| {size} | {row['num_images']} | {100 * row['top1']:.2f} % | "
-            f"{row['difference']:.1e} | {row['relative']:.1e} |"
+            f"{row['difference']:.1e} | {row['relative']:.1e} | {row['probability']:.1e} |"
         )
     return [
         f"The file ran in its own runtime on {card['images']['num_checked']} validation images of "

@@ -183,6 +183,7 @@ def described(run: LoadedRun, target: Target, names: tuple[str, ...]) -> dict[st
             "outside": "decoding, EXIF rotation, resizing, cropping: see prepare() in run.py",
         },
         "classes": list(run.classes),
+        "temperature": run.card.temperature,
         "preprocessing": run.card.preprocessing.to_dict(),
         "exits": _exits(run),
         "method": run.card.method,

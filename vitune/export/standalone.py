@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,13 @@ class Model:
         self.parts = [opened(Path(folder) / name, threads) for name in self.card["graphs"]]
         exits = self.card["exits"] or {"thresholds": []}
         self.thresholds = [*exits["thresholds"], -1.0]  # the last exit takes all images
+        self.temperature = self.card.get("temperature", 1.0)  # older folders have none
         self.left = np.zeros(0, int)
 
     def prepare(self, image: Image.Image) -> Array:
         """An image of any size in the network's input format: (h, w, 3) uint8."""
         rule = self.card["preprocessing"]
-        image = ImageOps.exif_transpose(image)
-        if image.mode[0] in "IF":
-            raise SystemExit(f"run.py: got pixels of mode {image.mode}, expected 8-bit channels")
+        image = upright_rgb(image)
         high, wide = rule["image_size"]
         height, width = int(high / rule["crop_pct"]), int(wide / rule["crop_pct"])
         if rule["crop_mode"] == "center":  # the shorter side sets the scale, the longer is cropped
@@ -67,15 +67,15 @@ class Model:
             else:
                 height = max(height, int(width * image.height / image.width))
         method = Image.Resampling[rule["interpolation"].upper()]
-        if image.has_transparency_data:
-            seen, image = image.convert("RGBA"), Image.new("RGB", image.size, "white")
-            image.paste(seen, mask=seen)
-        resized = np.asarray(image.convert("RGB").resize((width, height), method))
+        resized = np.asarray(image.resize((width, height), method))
         top, left = round((height - high) / 2), round((width - wide) / 2)
         return resized[top : top + high, left : left + wide]
 
     def logits(self, images: Array) -> Array:
-        """Logits (b, c) of images (b, h, w, 3); confident images leave, the others continue."""
+        """Logits (b, c) of images (b, h, w, 3); confident images leave, the others continue.
+
+        Thresholds apply to probabilities without the temperature: that is how they were chosen.
+        """
         given, going_on = images, np.arange(len(images))
         self.left = np.zeros(len(images), int)
         found = np.zeros((len(images), len(self.classes)), np.float32)
@@ -89,6 +89,42 @@ class Model:
             given = tokens[0][~leaving]
         return found
 
+    def probabilities(self, logits: Array) -> Array:
+        """Calibrated probabilities (b, c), those of `vitune predict`: softmax(logits / T)."""
+        return softmax(logits / self.temperature)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Rotated by its EXIF orientation, in RGB, laid on white where it is transparent."""
+    image.load()
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range")
+    deep = image.mode.startswith("I")
+    bits = grey_bits(image) if deep else 8
+    with suppress(Exception):  # a broken EXIF block does not mean broken pixels
+        image = ImageOps.exif_transpose(image)
+    if deep:
+        greys = np.asarray(image).astype(np.int64) * 256 >> bits
+        image = Image.fromarray(np.clip(greys, 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        seen, image = image.convert("RGBA"), Image.new("RGB", image.size, "white")
+        image.paste(seen, mask=seen)
+    return image.convert("RGB")
+
+
+def grey_bits(image: Image.Image) -> int:
+    """The bit depth of white: as declared by a TIFF; Pillow scales other formats to 16."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        return 16
+    # MaxSampleValue, SMaxSampleValue, BitsPerSample
+    most, signed, bits = (int(np.ravel(tags.get(tag, 0))[0]) for tag in (281, 341, 258))
+    if max(most, signed) > 0:
+        return max(most, signed).bit_length()
+    if image.mode == "I":
+        raise ValueError("32-bit pixels without a declared range; save the image with 8 bits")
+    return bits or 16
+
 
 def softmax(logits: Array) -> Array:
     """Probabilities (b, c)."""
@@ -97,14 +133,22 @@ def softmax(logits: Array) -> Array:
     return shares
 
 
-def main(paths: Sequence[str]) -> None:
-    """Print the class and its probability of every image."""
-    model = Model(Path(__file__).parent)
+def main(paths: Sequence[str]) -> int:
+    """Print the class and its probability of every image; 2 if an image cannot be read, else 0."""
+    model, status = Model(Path(__file__).parent), 0
     for path in paths:
-        with Image.open(path) as image:
-            chances = softmax(model.logits(model.prepare(image)[None]))[0]
+        try:
+            with Image.open(path) as image:
+                pixels = model.prepare(image)
+        except Exception as error:  # Pillow's readers raise almost anything on broken bytes
+            reason = " ".join(str(error).split()) or type(error).__name__
+            print(f"run.py: error: image {path!r}: {reason}", file=sys.stderr)
+            status = 2
+            continue
+        (chances,) = model.probabilities(model.logits(pixels[None]))
         print(f"{path}\t{model.classes[chances.argmax()]}\t{chances.max():.4f}")
+    return status
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

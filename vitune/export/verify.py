@@ -28,6 +28,8 @@ TIMED_BATCHES = (1, 8)
 TIMED_SECONDS = 2.0
 TOLERANCE = 1e-4
 """Float32: largest difference between two logits, relative to the largest logit."""
+PROBABILITY_TOLERANCE = 1e-3
+"""Float32: largest difference between two probabilities."""
 MAX_LOSS = 0.02
 """8 bits: accuracy that may be lost."""
 
@@ -47,6 +49,7 @@ class Agreement:
             `TOLERANCE`.
         same_exit: share of images that leave at the same exit; None without exits. Only those enter
             the differences.
+        probability: largest difference between two calibrated probabilities.
     """
 
     num_images: int
@@ -55,6 +58,7 @@ class Agreement:
     top1: float
     ties: int = 0
     same_exit: float | None = None
+    probability: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,11 +95,21 @@ class Verdict:
 class Expected:
     """The run's own answers in PyTorch.
 
+    Args:
+        temperature: what the logits are divided by before they become probabilities.
+
     Shapes: logits (b, c); left (b,), None if the network has no exits.
     """
 
     logits: Logits
     left: npt.NDArray[np.int64] | None
+    temperature: float = 1.0
+
+    @property
+    def probabilities(self) -> Logits:
+        """Probabilities (b, c) as `vitune predict` computes them."""
+        scaled = torch.from_numpy(self.logits) / self.temperature
+        return scaled.softmax(-1).numpy()
 
 
 def pytorch_answers(run: LoadedRun, images: Pixels) -> Expected:
@@ -106,7 +120,7 @@ def pytorch_answers(run: LoadedRun, images: Pixels) -> Expected:
         logits.append(answer.logits)
         left.append(answer.left)
     exits = None if left[0] is None else np.concatenate([part for part in left if part is not None])
-    return Expected(np.concatenate(logits), exits)
+    return Expected(np.concatenate(logits), exits, run.card.temperature)
 
 
 @torch.inference_mode()
@@ -114,18 +128,19 @@ def pytorch_answer(run: LoadedRun, images: Pixels) -> Expected:
     """As `pytorch_answers`, in one batch."""
     given = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
     inputs = normalise(given, run.card.preprocessing, device=run.device)
+    temperature = run.card.temperature
     if run.exits is None:
-        return Expected(logits_of(run.model(inputs)).float().cpu().numpy(), None)
+        return Expected(logits_of(run.model(inputs)).float().cpu().numpy(), None, temperature)
     outcome = run.exits(inputs)
-    return Expected(outcome.logits.cpu().numpy(), outcome.left.cpu().numpy())
+    return Expected(outcome.logits.cpu().numpy(), outcome.left.cpu().numpy(), temperature)
 
 
 def verified(folder: Path, expected: Expected, split: Split, *, int8: bool = False) -> Verdict:
     """The file in `folder`, run on the split's images at every batch size of BATCHES.
 
-    It fails in float32 where a logit is off by more than TOLERANCE of the largest, or a class
-    differs that is no tie; in 8 bits where it loses more than MAX_LOSS of accuracy and more than
-    one image.
+    It fails in float32 where a logit is off by more than TOLERANCE of the largest, a probability
+    by more than PROBABILITY_TOLERANCE, or a class differs that is no tie; in 8 bits where it loses
+    more than MAX_LOSS of accuracy and more than one image.
 
     Raises:
         AdapterError: the runtime refuses the file or a batch size.
@@ -136,15 +151,23 @@ def verified(folder: Path, expected: Expected, split: Split, *, int8: bool = Fal
     for size in BATCHES:
         num = len(split) if size == BATCHES[-1] else min(len(split), PER_BATCH_SIZE)
         found, left = _answers(model, split.images[:num], size)
-        by_batch[size] = whole = compared(found, expected, left)
+        by_batch[size] = whole = compared(found, expected, left, model.probabilities(found))
     accuracy = float((found.argmax(-1) == split.labels).mean())
     before = float((expected.logits.argmax(-1) == split.labels).mean())
     failure = _too_lossy(before, accuracy, len(split)) if int8 else _too_far(by_batch)
     return Verdict(by_batch, whole, before, accuracy, failure)
 
 
-def compared(found: Logits, expected: Expected, left: npt.NDArray[np.int64]) -> Agreement:
-    """Two sets of logits (b, c) of the first b images, and the exits at which they left."""
+def compared(
+    found: Logits,
+    expected: Expected,
+    left: npt.NDArray[np.int64],
+    probabilities: npt.NDArray[np.floating],
+) -> Agreement:
+    """Two sets of answers for the first b images.
+
+    Shapes: found (b, c), logits; left (b,), exits at which images left; probabilities (b, c).
+    """
     wanted = expected.logits[: len(found)]
     same = np.ones(len(found), bool)
     if expected.left is not None:
@@ -152,6 +175,7 @@ def compared(found: Logits, expected: Expected, left: npt.NDArray[np.int64]) -> 
     scale = float(np.abs(wanted).max())
     gap = np.abs(found - wanted)[same].max(initial=0.0)
     gap = float(gap) if np.isfinite(found).all() else float("inf")
+    chances = np.abs(probabilities - expected.probabilities[: len(found)])[same]
     own, other = wanted.argmax(-1), found.argmax(-1)
     rows = np.arange(len(found))
     close = wanted[rows, own] - wanted[rows, other] <= TOLERANCE * scale
@@ -162,6 +186,7 @@ def compared(found: Logits, expected: Expected, left: npt.NDArray[np.int64]) -> 
         top1=float((own == other).mean()),
         ties=int(((own != other) & close).sum()),
         same_exit=None if expected.left is None else float(same.mean()),
+        probability=float(chances.max(initial=0.0)) if np.isfinite(gap) else 1.0,
     )
 
 
@@ -192,6 +217,11 @@ def _too_far(by_batch: dict[int, Agreement]) -> str:
             return (
                 f"logits at batch {size} that differ by {found.relative:.1e} of the largest, "
                 f"expected at most {TOLERANCE:.0e}"
+            )
+        if not found.probability <= PROBABILITY_TOLERANCE:
+            return (
+                f"probabilities at batch {size} that differ by {found.probability:.1e}, expected "
+                f"at most {PROBABILITY_TOLERANCE:.0e}"
             )
         others = round((1 - found.top1) * found.num_images) - found.ties
         if others > 0:
