@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitune.backbones import logits_of
 from vitune.errors import BackboneError, VituneError
 from vitune.exits.exit_heads import ExitHeads, norm_of
-from vitune.exits.leaving import EarlyExit, Exit
+from vitune.exits.leaving import EarlyExit, Exit, Outcome
 from vitune.exits.points import find_trunk
 from vitune.exits.thresholds import NEVER, leaving_exit
 
@@ -98,6 +98,12 @@ def test_each_image_gets_the_logits_of_its_exit(network: nn.Module) -> None:
 
 
 @torch.inference_mode()
+def test_the_temperature_is_that_of_the_whole_network() -> None:
+    """Heads of early exits have their own in their weights."""
+    outcome = Outcome(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]), 1)
+    assert outcome.tempered(4.0).tolist() == [[2.0, 0.0], [0.5, 0.0]]
+
+
 def test_nobody_leaves_and_everybody_leaves(network: nn.Module) -> None:
     runner, _ = with_exits(network)
     images = torch.randn(3, 3, 32, 32)

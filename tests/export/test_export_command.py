@@ -100,7 +100,7 @@ def test_a_lossy_8_bit_file_is_refused() -> None:
 
 def compared(found: np.ndarray, wanted: np.ndarray, temperature: float = 1.0) -> verify.Agreement:
     """A file's logits, made probabilities at temperature 1, against a run of `temperature`."""
-    expected = verify.Expected(wanted, None, temperature)
+    expected = verify.Expected(wanted, None, softmax(wanted / temperature))
     return verify.compared(found, expected, np.zeros(2, int), softmax(found))
 
 

@@ -225,7 +225,7 @@ def test_8_bits_are_calibrated_too(
 def test_a_runner_without_the_temperature_fails_the_check(
     trained: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Model, "probabilities", lambda self, logits: softmax(logits))
+    monkeypatch.setattr(Model, "probabilities", lambda self, logits, left=None: softmax(logits))
     told = refused("export", trained, "--to", "pt2", "--out", tmp_path / "out")
     assert "probabilities at batch 1 that differ by" in told
     assert not (tmp_path / "out").exists()

@@ -37,10 +37,22 @@ class Outcome:
     Shapes:
         logits: (b, c) float32, of the exit at which the image left.
         left: (b,) int64, index of that exit; the number of early exits for the last.
+
+    Args:
+        num_early: the number of early exits.
     """
 
     logits: Tensor
     left: Tensor
+    num_early: int
+
+    def tempered(self, temperature: float) -> Tensor:
+        """Logits (b, c) for probabilities: those of the last exit divided by the temperature.
+
+        The heads of early exits have theirs in their weights.
+        """
+        is_last = (self.left == self.num_early).to(self.logits.device)
+        return torch.where(is_last[:, None], self.logits / temperature, self.logits)
 
 
 class _EverybodyLeft(Exception):  # noqa: N818 - it ends a pass, it is no error
@@ -138,7 +150,7 @@ class EarlyExit:
         except _EverybodyLeft:
             pass
         assert batch.logits is not None
-        return Outcome(batch.logits, batch.left)
+        return Outcome(batch.logits, batch.left, len(self.exits))
 
 
 class _Batch:

@@ -72,7 +72,8 @@ def _of_exits(exits: Mapping[str, Any] | None) -> list[str]:
     )
     return [
         f"Images leave early {rules}. This confidence is the largest probability without the "
-        f"temperature. Each graph is one segment; {RUNNER} chains them. {proven}"
+        f"temperature, which is for the last graph's logits: early exits have their own in their "
+        f"weights. Each graph is one segment; {RUNNER} chains them. {proven}"
     ]
 
 

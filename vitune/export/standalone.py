@@ -89,9 +89,14 @@ class Model:
             given = tokens[0][~leaving]
         return found
 
-    def probabilities(self, logits: Array) -> Array:
-        """Calibrated probabilities (b, c), those of `vitune predict`: softmax(logits / T)."""
-        return softmax(logits / self.temperature)
+    def probabilities(self, logits: Array, left: Array | None = None) -> Array:
+        """Calibrated probabilities (b, c), those of `vitune predict`.
+
+        softmax(logits / T) at the last exit; early ones have their own T in their weights. `left`
+        (b,) is where each image left; None means what `logits` found last.
+        """
+        is_last = (self.left if left is None else left) == len(self.parts) - 1
+        return softmax(logits / np.where(is_last, self.temperature, 1.0)[:, None])
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

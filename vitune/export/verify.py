@@ -96,31 +96,25 @@ class Expected:
     """The run's own answers in PyTorch.
 
     Args:
-        temperature: what the logits are divided by before they become probabilities.
+        probabilities: those of `vitune predict`.
 
-    Shapes: logits (b, c); left (b,), None if the network has no exits.
+    Shapes: logits, probabilities (b, c); left (b,), None if the network has no exits.
     """
 
     logits: Logits
     left: npt.NDArray[np.int64] | None
-    temperature: float = 1.0
-
-    @property
-    def probabilities(self) -> Logits:
-        """Probabilities (b, c) as `vitune predict` computes them."""
-        scaled = torch.from_numpy(self.logits) / self.temperature
-        return scaled.softmax(-1).numpy()
+    probabilities: Logits
 
 
 def pytorch_answers(run: LoadedRun, images: Pixels) -> Expected:
     """Logits of `images` (b, h, w, 3) as `vitune predict` computes them, a batch of 8 at a time."""
-    logits, left = [], []
-    for batch in _chunks(images, BATCHES[-1]):
-        answer = pytorch_answer(run, batch)
-        logits.append(answer.logits)
-        left.append(answer.left)
-    exits = None if left[0] is None else np.concatenate([part for part in left if part is not None])
-    return Expected(np.concatenate(logits), exits, run.card.temperature)
+    parts = [pytorch_answer(run, batch) for batch in _chunks(images, BATCHES[-1])]
+    exits = [part.left for part in parts if part.left is not None]
+    return Expected(
+        np.concatenate([part.logits for part in parts]),
+        np.concatenate(exits) if exits else None,
+        np.concatenate([part.probabilities for part in parts]),
+    )
 
 
 @torch.inference_mode()
@@ -130,9 +124,13 @@ def pytorch_answer(run: LoadedRun, images: Pixels) -> Expected:
     inputs = normalise(given, run.card.preprocessing, device=run.device)
     temperature = run.card.temperature
     if run.exits is None:
-        return Expected(logits_of(run.model(inputs)).float().cpu().numpy(), None, temperature)
-    outcome = run.exits(inputs)
-    return Expected(outcome.logits.cpu().numpy(), outcome.left.cpu().numpy(), temperature)
+        logits, left = logits_of(run.model(inputs)).float(), None
+        tempered = logits / temperature
+    else:
+        outcome = run.exits(inputs)
+        logits, left = outcome.logits, outcome.left.cpu().numpy()
+        tempered = outcome.tempered(temperature)
+    return Expected(logits.cpu().numpy(), left, tempered.softmax(-1).cpu().numpy())
 
 
 def verified(folder: Path, expected: Expected, split: Split, *, int8: bool = False) -> Verdict:
@@ -151,7 +149,7 @@ def verified(folder: Path, expected: Expected, split: Split, *, int8: bool = Fal
     for size in BATCHES:
         num = len(split) if size == BATCHES[-1] else min(len(split), PER_BATCH_SIZE)
         found, left = _answers(model, split.images[:num], size)
-        by_batch[size] = whole = compared(found, expected, left, model.probabilities(found))
+        by_batch[size] = whole = compared(found, expected, left, model.probabilities(found, left))
     accuracy = float((found.argmax(-1) == split.labels).mean())
     before = float((expected.logits.argmax(-1) == split.labels).mean())
     failure = _too_lossy(before, accuracy, len(split)) if int8 else _too_far(by_batch)

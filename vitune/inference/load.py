@@ -61,8 +61,9 @@ class LoadedRun:
     def logits(self, split: Split, batch_size: int = BATCH) -> Iterator[Tensor]:
         """Logits of all images in order, a batch at a time, divided by the card's temperature.
 
-        With exits each image's logits are those of the exit it takes, at the same temperature;
-        thresholds apply to the unscaled logits.
+        With exits each image's logits are those of the exit it takes. An early one has a
+        temperature of its own in its weights, so the card's is for images that go to the end;
+        thresholds apply to logits before the card's.
 
         Shapes: yields (b, c) float32 on the CPU.
         """
@@ -70,11 +71,11 @@ class LoadedRun:
         with torch.inference_mode():
             for batch in batches(split, batch_size):
                 inputs = normalise(batch["images"], self.card.preprocessing, device=self.device)
-                if self.exits is not None:
-                    found = self.exits(inputs).logits
-                else:
+                if self.exits is None:
                     found = logits_of(self.model(inputs)).float()
-                yield found.cpu() / self.card.temperature
+                    yield found.cpu() / self.card.temperature
+                else:
+                    yield self.exits(inputs).tempered(self.card.temperature).cpu()
 
 
 def load_run(
