@@ -207,6 +207,19 @@ def test_modules_to_save_are_looked_up(method: str) -> None:
 
 
 @each_method
+def test_one_module_to_save_may_be_a_string(method: str) -> None:
+    if refuses(method, "modules_to_save"):
+        with pytest.raises(VituneError, match=r"modules_to_save: got \['head'\], expected none"):
+            adapt(method, "vit", modules_to_save="head")
+        return
+    found, listed = (adapt(method, "vit", modules_to_save=head) for head in ("head", ["head"]))
+    assert found.peft_config["default"].modules_to_save == ["head"]
+    assert same(found, listed)
+    with pytest.raises(BackboneError, match=r"modules_to_save: got 'haed', .*Did you mean head"):
+        adapt(method, "vit", modules_to_save="haed")
+
+
+@each_method
 def test_a_module_inside_a_block_may_be_trained_whole(method: str, tmp_path) -> None:
     if refuses(method, "modules_to_save"):
         return  # refused whatever it names, see above

@@ -84,6 +84,16 @@ def test_a_second_derivative_is_that_of_the_reference(power: int) -> None:
         torch.testing.assert_close(own, expected)
 
 
+@pytest.mark.parametrize(("b", "h", "n", "m"), [(0, 2, 3, 3), (2, 0, 3, 3), (2, 2, 0, 3)])
+def test_nothing_to_attend_is_accepted(b: int, h: int, n: int, m: int) -> None:
+    inputs = heads(b, h, n, m, 4, torch.float64)
+    found = values_and_gradients(attention, inputs)
+    expected = values_and_gradients(F.scaled_dot_product_attention, inputs)
+    for own, theirs in zip(found, expected, strict=True):
+        assert own.shape == theirs.shape
+        torch.testing.assert_close(own, theirs)
+
+
 @pytest.mark.parametrize(
     ("dtype", "tokens", "has_instructions", "expected"),
     [

@@ -196,10 +196,21 @@ def test_no_gradient_of_the_size_of_the_weight_exists(monkeypatch: pytest.Monkey
     assert max(products_of_x) <= 12
 
 
+@pytest.mark.parametrize("batch", [(), (4,)])
+def test_single_tokens_and_rows_agree_with_the_reference(batch: tuple[int, ...]) -> None:
+    tensors = problem(batch=batch)
+    found = values_and_gradients(rescaled_linear, tensors)
+    assert found[0].dim() == len(batch) + 1
+    assert_same(found, values_and_gradients(rescaled_linear_reference, tensors))
+
+
 @pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("batch", [(), (2, 3)])
 @pytest.mark.parametrize("parts", [1, 3])
-def test_second_derivatives_are_those_of_the_reference(parts: int, power: int) -> None:
-    tensors = problem(parts=parts)
+def test_second_derivatives_are_those_of_the_reference(
+    parts: int, batch: tuple[int, ...], power: int
+) -> None:
+    tensors = problem(parts=parts, batch=batch)
     wanted = [tensors[name] for name in ("x", "scale_out", "scale_in", "shift")]
     found = []
     for function in (rescaled_linear, rescaled_linear_reference):

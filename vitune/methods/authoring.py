@@ -5,6 +5,7 @@ from __future__ import annotations
 from vitune.backbones.sites import Site, find_sites
 from vitune.errors import AdapterError, BackboneError, VituneError
 from vitune.methods.core.base_layers import convolve, require_plain_linear
+from vitune.methods.core.block_hooks import Call, with_tokens
 from vitune.methods.core.bottleneck import (
     BottleneckLayer,
     block_width,
@@ -44,13 +45,7 @@ from vitune.methods.core.token_checks import (
     require_more_tokens,
 )
 from vitune.methods.core.value_checks import check_choice, check_rank, check_rate, check_share
-from vitune.methods.core.wrapper import (
-    BlockConfig,
-    Call,
-    WrapperLayer,
-    tapped,
-    with_tokens,
-)
+from vitune.methods.core.wrapper import BlockConfig, WrapperLayer, tapped
 
 __all__ = [
     "ALL_LINEAR",

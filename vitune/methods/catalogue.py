@@ -22,6 +22,8 @@ from vitune.methods.core.method_config import MethodConfig
 from vitune.methods.core.peft_targets import UNSUPPORTED
 
 HEAD_PART = "modules_to_save"
+PAGE_CLASSES = 100
+"""Classes of the network on the page; with more, a method with heads of its own trains more."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def methods_page() -> str:
     import timm
 
     with torch.device("meta"):
-        model = timm.create_model("vit_base_patch16_224", num_classes=100)
+        model = timm.create_model("vit_base_patch16_224", num_classes=PAGE_CLASSES)
     rows = method_rows(model, (224, 224), [m for m in METHODS.values() if m.ours and not m.plugin])
     theirs = sorted(name for name, method in METHODS.items() if not method.ours)
     return "\n".join(
@@ -173,6 +175,8 @@ def methods_page() -> str:
             "",
             "d is the width, L the number of blocks, r the rank, p the number of prompts.",
             "Extra GFLOPs: added matrix products per image of an adapter that is not merged.",
+            f"Counted on a network with {PAGE_CLASSES} classes; with fewer, a method whose formula",
+            "names the classes trains fewer parameters.",
             "",
             "| method | title | touches | trained | count | MB | merges | starts as pre-trained |"
             " extra GFLOPs | source |",

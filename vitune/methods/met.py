@@ -61,7 +61,7 @@ class METConfig(BlockConfig):
     method = "met"
     title = "MET"
     source = "Multiple-Exit Tuning, arXiv 2409.13999 (reconstruction)"
-    formula = "2·d·r + e·(r + d) + (e - 1)·(d + 1)·c, e exits"
+    formula = "2·d·r + e·(r + d) + (e - 1)·(d + 1)·c, e exits, c classes"
     mergeable = False
     exposes_delta = False
     shares_parameters = True

@@ -101,7 +101,8 @@ class VPTShallowConfig(VPTDeepConfig):
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
         chosen = super().choose(sites)
-        return chosen if len(chosen) == 1 else (chosen[0], chosen[-1])
+        blocks = [site for site in sites if site.role == "block"]
+        return blocks[blocks.index(chosen[0]) : blocks.index(chosen[-1]) + 1]
 
     def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
         _refuse_positions(model, self.title)
@@ -154,13 +155,19 @@ class PromptedBlock(WrapperLayer):
         return torch.cat([y[:, :start], y[:, start + number :]], dim=1)
 
     def _start(self, adapter: str) -> int:
+        return self._plan(adapter).num_prefix
+
+    def _plan(self, adapter: str) -> PromptPlan:
         plan = self.shared[adapter]
         assert isinstance(plan, PromptPlan)
-        return plan.num_prefix
+        return plan
 
 
 class PromptCarryingBlock(PromptedBlock):
-    """The first block, where prompts enter, or the last, after which they are dropped."""
+    """From the first block, where prompts enter, to the last, after which they are dropped.
+
+    Hooks of a block, and so the hidden states that transformers records, see no prompts.
+    """
 
     def new_parameters(self, config: Any, shared: nn.Module | None) -> Mapping[str, Tensor]:
         assert isinstance(shared, PromptPlan)
@@ -169,14 +176,26 @@ class PromptCarryingBlock(PromptedBlock):
 
     def around(self, inner: Call, adapter: str, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         _refuse_tensors(args, kwargs, self.configs[adapter].title)
-        plan = self.shared[adapter]
-        assert isinstance(plan, PromptPlan)
+        plan = self._plan(adapter)
         if self.site.name == plan.first:
             x = self._with_prompts(x, adapter)
         output = inner(x, *args, **kwargs)
         if self.site.name == plan.last:
             output = with_tokens(output, lambda y: self._without_prompts(y, adapter))
         return output
+
+    def hidden(self, adapters: Sequence[str]) -> tuple[slice, slice]:
+        here = self.site.name
+        entering = [name for name in adapters if self._plan(name).first != here]
+        leaving = [name for name in adapters if self._plan(name).last != here]
+        return self._prompts_of(entering), self._prompts_of(leaving)
+
+    def _prompts_of(self, adapters: Sequence[str]) -> slice:
+        """Where the prompts of `adapters` stand."""
+        if not adapters:
+            return slice(0, 0)
+        start = self._start(adapters[0])
+        return slice(start, start + sum(self.configs[name].num_prompts for name in adapters))
 
 
 def _refuse_positions(model: nn.Module, by: str) -> None:

@@ -92,5 +92,6 @@ def _images(q: Tensor, k: Tensor) -> list[slice]:
     """Slices of the batch whose scores fit the cache of the threads that work on them."""
     scores = q.shape[1] * q.shape[2] * k.shape[2]
     most = max(1, torch.get_num_threads() * SCORES_PER_THREAD // max(1, scores))
-    size = -(-len(q) // -(-len(q) // most))  # even slices, rounded up: a remainder of one is slow
+    number = max(1, -(-len(q) // most))
+    size = max(1, -(-len(q) // number))  # even slices, rounded up: a remainder of one is slow
     return [slice(start, start + size) for start in range(0, len(q), size)]

@@ -113,7 +113,8 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
     of_x, of_rows = gradients_of(product, (x, rows), needed, grad)
     of_bias = None
     if ctx.has_bias and ctx.needs_input_grad[4]:
-        of_bias = grad.index_select(-1, indices).flatten(0, -2).sum(0).to(rows.dtype)
+        of_rows_alone = grad.index_select(-1, indices)  # (..., r)
+        of_bias = of_rows_alone.reshape(-1, len(indices)).sum(0).to(rows.dtype)
     return of_x, None, None, of_rows, of_bias, None
 
 

@@ -196,7 +196,8 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
 
     needed = (needs_x, needs_out, needs_in)
     of_x, of_out, of_in = gradients_of(product, (x, scale_out, scale_in), needed, grad)
-    of_shift = grad.flatten(0, -2).sum(0).to(ctx.shift_dtype) if needs_shift else None
+    flat = grad.reshape(-1, grad.shape[-1])  # (n, o)
+    of_shift = flat.sum(0).to(ctx.shift_dtype) if needs_shift else None
     return of_x, None, None, of_out, of_in, of_shift, None, None, None
 
 

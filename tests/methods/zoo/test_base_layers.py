@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from timm.layers import Conv2dSame, ScaledStdConv2d, StdConv2d
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
@@ -250,3 +250,16 @@ def test_ssf_folds_into_a_padding_convolution_and_refuses_a_standardising_one() 
     with pytest.raises(BackboneError, match="got 'StdConv2d', which standardises its weight"):
         model = resnet(StdConv2d)
         get_peft_model(model, get_method("ssf").configure(model))
+
+
+@pytest.mark.filterwarnings("ignore:(Already found|You are trying to modify)")
+@pytest.mark.parametrize("method", ["rlrr", "ssf", "hta", "fact_tt", "apla", "houlsby", "moppa"])
+def test_a_layer_with_an_adapter_of_peft_is_refused_as_that(method: str) -> None:
+    expected = r"a layer that already carries the PEFT adapter default \(lora\.layer\.Linear\)"
+    outer = get_peft_model(vit(), LoraConfig(target_modules="all-linear"))
+    config = get_method(method).config_class()
+    with pytest.raises(BackboneError, match=expected) as caught:
+        get_peft_model(outer, config)
+    assert "merge_and_unload()" in str(caught.value)
+    merged = outer.merge_and_unload()
+    assert torch.isfinite(get_peft_model(merged, config)(pixels())).all()

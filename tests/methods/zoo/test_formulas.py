@@ -183,6 +183,23 @@ def test_partial_linear_equals_its_reference(out: int, into: int, seed: int, bia
         torch.testing.assert_close(fast, slow)
 
 
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_partial_linear_of_any_batch_is_differentiable_twice(batch: tuple[int, ...]) -> None:
+    indices, (weight, bias) = torch.tensor([3, 1]), (torch.randn(4, 5), torch.randn(4))
+    leaves = [torch.randn(*batch, 5), torch.randn(2, 5), torch.randn(2)]
+    weight, bias, *leaves = (tensor.double() for tensor in (weight, bias, *leaves))
+    leaves, found = [leaf.requires_grad_() for leaf in leaves], []
+    for function in (partial_linear, partial_linear_reference):
+        x, rows, row_bias = leaves
+        y = function(x, weight, bias, rows, row_bias, indices)
+        once = torch.autograd.grad(y.square().sum(), leaves, retain_graph=True)
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        total = sum(value.square().sum() for value in first)
+        found.append([y, *once, *first, *torch.autograd.grad(total, leaves)])
+    for fast, slow in zip(*found, strict=True):
+        torch.testing.assert_close(fast, slow)
+
+
 def test_partial_linear_keeps_the_input_once_and_no_weight_gradient() -> None:
     weight, x = torch.randn(64, 32), torch.randn(7, 32, requires_grad=True)
     rows = torch.randn(4, 32, requires_grad=True)

@@ -3,6 +3,7 @@
 __all__ = [
     "adapter_tensors",
     "base_layers",
+    "block_hooks",
     "bottleneck",
     "combination",
     "coverage",

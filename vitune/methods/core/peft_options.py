@@ -55,8 +55,8 @@ class PeftOptions(PeftConfig):
             model's own copy of the config these are the exact names.
         exclude_modules: which of them to leave out, in the same syntax.
         layers_to_transform: PEFT's word for `blocks`.
-        modules_to_save: modules trained whole in addition to the method; None means the classifier
-            head that is found in the model, [] means none.
+        modules_to_save: modules trained whole in addition to the method, by name or last part of
+            the name; None means the classifier head that is found in the model, [] means none.
 
     Raises:
         VituneError: an option that the method does not support.
@@ -87,6 +87,8 @@ class PeftOptions(PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, value if isinstance(value, str) else _as_tuple(value))
+        if isinstance(self.modules_to_save, str):
+            self.modules_to_save = [self.modules_to_save]
         if self.target_modules in (DUMMY_TARGET_MODULES, (DUMMY_TARGET_MODULES,)):
             self.target_modules = None
         self._read_layers()

@@ -17,8 +17,9 @@ from vitune.backbones.observation import Call, Observation, observe, run_once
 from vitune.backbones.sites import Site, token_layout
 from vitune.backbones.wording import one_line
 from vitune.errors import BackboneError
+from vitune.methods.core.block_hooks import with_tokens
 from vitune.methods.core.bottleneck import block_width
-from vitune.methods.core.wrapper import WrapperLayer, with_tokens
+from vitune.methods.core.wrapper import WrapperLayer
 
 REMEDY = "Leave the block out with blocks=..., or choose another method ('vitune methods')."
 

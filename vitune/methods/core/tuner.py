@@ -98,6 +98,7 @@ class SiteTuner(BaseTuner):
         for site in sites:
             module = linear_view(self.model.get_submodule(site.name))
             if not isinstance(module, MethodLayer):
+                _check_free(site, module, peft_config.title)
                 layer_class = peft_config.layer_class(site, module)
                 _check_direct(site, layer_class)
                 layer_class.require_base(site, module, peft_config.title)
@@ -305,6 +306,19 @@ class SiteTuner(BaseTuner):
     def _forget_shared(self, adapter_name: str) -> None:
         if adapter_name in self.shared_state:
             del self.shared_state[adapter_name]
+
+
+def _check_free(site: Site, module: nn.Module, by: str) -> None:
+    """Refuse a layer that holds another PEFT method's adapter."""
+    if isinstance(module, BaseTunerLayer):
+        names = sorted(map(str, module._get_available_adapters()))
+        kind = f"{type(module).__module__.removeprefix('peft.tuners.')}.{type(module).__name__}"
+        raise BackboneError(
+            f"{by} at {site.name!r} ({site.role}): got a layer that already carries the PEFT "
+            f"adapter {', '.join(names)} ({kind}), expected one without. Call merge_and_unload() "
+            "or unload() on the model first, or keep one of the two methods away from the layer "
+            "(target_modules, exclude_modules)."
+        )
 
 
 def _check_direct(site: Site, layer_class: type[MethodLayer]) -> None:

@@ -11,15 +11,18 @@ from torch import Tensor, nn
 
 from vitune.backbones.sites import Site
 from vitune.errors import BackboneError
+from vitune.methods.core.block_hooks import NOTHING, Call, with_hooks, with_tokens, without_hooks
 from vitune.methods.core.layer import MethodLayer, Tensors
 from vitune.methods.core.method_config import MethodConfig
 from vitune.methods.core.roles import choose_sites
 
-Call = Callable[..., Any]
-
 
 class WrapperLayer(MethodLayer):
-    """A module with its call wrapped; several active adapters nest in their order."""
+    """A module with its call wrapped; several active adapters nest in their order.
+
+    Hooks of the module, such as those by which transformers records hidden states, see what it
+    takes and returns together with its adapters.
+    """
 
     mergeable: ClassVar[bool] = False
 
@@ -35,10 +38,18 @@ class WrapperLayer(MethodLayer):
         adapters = [] if self.disable_adapters else self.adapters_here()
         if not adapters:
             return self.base_layer(x, *args, **kwargs)
-        recomputed, call = recomputing(self.base_layer)
+        recomputed, block, call = recomputing(self.base_layer)
         for adapter in adapters:
             call = partial(self.around, call, adapter)
-        return recomputed(partial(call, **kwargs), x, *args)
+
+        def adapted(*given: Any, **named: Any) -> Any:
+            return recomputed(partial(call, **named), *given)
+
+        return with_hooks(block, adapted, (x, *args), kwargs, hidden=self.hidden(adapters))
+
+    def hidden(self, adapters: Sequence[str]) -> tuple[slice, slice]:
+        """Tokens of the adapters among those that enter and leave, not shown to hooks."""
+        return NOTHING, NOTHING
 
     def base_tensors(self) -> Tensors:
         base = self.get_base_layer()
@@ -67,24 +78,26 @@ class WrapperLayer(MethodLayer):
         return int(base.out_features)
 
 
-def recomputing(block: Any) -> tuple[Call, Call]:
-    """How a block is checkpointed, and the block without that: (recomputed(call, *x), call).
+def recomputing(block: Any) -> tuple[Call, nn.Module, Call]:
+    """How a block is checkpointed: (recomputed(call, *x), the block without that, its call).
 
     An adapter reads tensors inside the block, so the block is recomputed together with it: a hook
     around a checkpoint would see tensors without a graph (reentrant) or be gone by then.
     """
     if hasattr(block, "_checkpoint_wrapped_module"):  # PyTorch's apply_activation_checkpointing
-        return block.checkpoint_fn, block._checkpoint_wrapped_module
+        inner = block._checkpoint_wrapped_module
+        return block.checkpoint_fn, inner, without_hooks(inner)
+    call = without_hooks(block)
     if block.training and getattr(block, "gradient_checkpointing", False):  # transformers
-        return block._gradient_checkpointing_func, partial(_uncheckpointed, block)
-    return _as_it_is, block
+        return block._gradient_checkpointing_func, block, partial(_uncheckpointed, block, call)
+    return _as_it_is, block, call
 
 
-def _uncheckpointed(block: Any, *args: Any, **kwargs: Any) -> Any:
+def _uncheckpointed(block: Any, call: Call, *args: Any, **kwargs: Any) -> Any:
     """The output of a transformers block that must not checkpoint itself in this call."""
     block.gradient_checkpointing = False
     try:
-        return block(*args, **kwargs)
+        return call(*args, **kwargs)
     finally:
         block.gradient_checkpointing = True
 
@@ -111,13 +124,6 @@ class BlockConfig(MethodConfig):
         """The transformer blocks that have `inner_roles`; windowed only if `acts_in_windows`."""
         needs, windowed = self.inner_roles, self.acts_in_windows
         return choose_blocks(sites, self.blocks, by=self.title, needs=needs, windowed=windowed)
-
-
-def with_tokens(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """`output` with its tokens changed: a tensor, or a tuple that begins with one."""
-    if isinstance(output, tuple):
-        return (change(output[0]), *output[1:])
-    return change(output)
 
 
 @contextmanager
