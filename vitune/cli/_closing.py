@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from vitune.cli._numbers import counted
+
 if TYPE_CHECKING:
     from vitune.runs import RunSummary, Verdict
 
@@ -52,7 +54,7 @@ def _stopped(summary: RunSummary) -> Iterator[str]:
             yield stopped
         return
     if kept == 0 and summary.reported.which == "auto":
-        how = f"{stopped}, and" if summary.status == "stopped" else f"{_epochs(done)}:"
+        how = f"{stopped}, and" if summary.status == "stopped" else f"{counted(done, 'epoch')}:"
         yield (
             f"{how} by cross-entropy on validation, none was clearly better than the solved "
             "probe, which is kept"
@@ -96,12 +98,8 @@ def _compared(verdict: Verdict, chose_probe: bool, out: str) -> str:
     return f"adapting {what}: {figures}; the probe is in {out}/probe"
 
 
-def _epochs(number: int) -> str:
-    return f"{number} epoch{'' if number == 1 else 's'}"
-
-
 def _images(number: int) -> str:
-    return f"{number} validation image{'' if number == 1 else 's'}"
+    return counted(number, "validation image")
 
 
 def _percent(share: float) -> str:

@@ -44,11 +44,6 @@ def _head_rate(facts: RunSummary) -> str:
     return f" (classifier {facts.head_lr:g}{origin})"
 
 
-def skipped_images(number: int) -> str:
-    """What is said of images that could not be read."""
-    return f"{number:,} unreadable image{'' if number == 1 else 's'} skipped"
-
-
 def print_named(
     text: str, names: Sequence[str], total: int | None = None, *, to_stderr: bool = False
 ) -> None:

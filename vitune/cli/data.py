@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from vitune.cli import _completion
+from vitune.cli._numbers import counted
 from vitune.cli._options import Verbs
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _first(names: tuple[str, ...]) -> Iterable[str]:
 
 
 def _some(number: int, what: str) -> str:
-    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
+    return counted(number, what) if number else f"no {what}s"
 
 
 def _check_suite(root: str, suite: str, as_json: bool) -> bool:

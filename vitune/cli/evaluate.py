@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from vitune.cli._closing import ENOUGH_TO_BIN
+from vitune.cli._numbers import counted
 from vitune.cli._options import DATA, MODEL, PATHS, RUNNING
 from vitune.cli._plugins import with_plugins
 from vitune.cli._words import paths
@@ -56,7 +57,7 @@ def evaluate(
     others, its validation images are scored. The result goes into RUN/evaluation/ and into
     RUN/report.html.
     """
-    from vitune.cli._progress import Counting, console, percent, print_named, skipped_images
+    from vitune.cli._progress import Counting, console, percent, print_named
     from vitune.report import wilson_interval
 
     with uncollected():
@@ -85,19 +86,17 @@ def evaluate(
         f"[bold]accuracy {percent(result['top1'])}[/] (95 % interval {percent(low)} to "
         f"{percent(high)}) on {result['num_images']:,} images"
     )
-    few = result["num_images"] < ENOUGH_TO_BIN
-    confidence = "too few to state a calibration error" if few else "calibration error {}"
-    console.print(
-        f"top-5 {percent(result['top5'])}, NLL {result['nll']:.3f}, "
-        f"{confidence.format(percent(result['ece']))}"
-    )
+    confidence = f"calibration error {percent(result['ece'])}"
+    if result["num_images"] < ENOUGH_TO_BIN:
+        confidence = "too few to state a calibration error"
+    console.print(f"top-5 {percent(result['top5'])}, NLL {result['nll']:.3f}, {confidence}")
     for mark in _marks(result, run):
         console.print(mark, style="yellow")
     for line in exit_lines(result.get("exits")):
         console.print(line, soft_wrap=True)
     if result["skipped_images"]:
         total = result["skipped_images"]
-        print_named(skipped_images(total), result["skipped"], total)
+        print_named(f"{counted(total, 'unreadable image')} skipped", result["skipped"], total)
     report = Path(run) / "report.html"
     if report.is_file():
         console.print(f"report: {report}", soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from vitune.cli._numbers import counted
 from vitune.cli._options import DATA, MODEL, OUTPUT, RUNNING
 from vitune.cli._plugins import with_plugins
 from vitune.late_imports import uncollected
@@ -40,7 +41,7 @@ def predict(
 
     The CSV is UTF-8; other bytes in a file name are written as \\xNN.
     """
-    from vitune.cli._progress import Counting, console, print_named, skipped_images
+    from vitune.cli._progress import Counting, console, print_named
     from vitune.files import check_output, is_stream, write_output
 
     with uncollected():
@@ -56,7 +57,8 @@ def predict(
     bar.close()
     text = inference.predictions_csv(inference.predict(loaded, split, top_k=top_k))
     if skipped:
-        print_named(skipped_images(len(skipped)), skipped, to_stderr=True)
+        told = f"{counted(len(skipped), 'unreadable image')} skipped"
+        print_named(told, skipped, to_stderr=True)
     if out is None:
         typer.echo(text, nl=False)
         return

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vitune.backbones import logits_of
 from vitune.data import Split, normalise
 from vitune.errors import AdapterError, one_line
 from vitune.export.standalone import Model
@@ -122,15 +121,12 @@ def pytorch_answer(run: LoadedRun, images: Pixels) -> Expected:
     """As `pytorch_answers`, in one batch."""
     given = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
     inputs = normalise(given, run.card.preprocessing, device=run.device)
-    temperature = run.card.temperature
-    if run.exits is None:
-        logits, left = logits_of(run.model(inputs)).float(), None
-        tempered = logits / temperature
-    else:
-        outcome = run.exits(inputs)
-        logits, left = outcome.logits, outcome.left.cpu().numpy()
-        tempered = outcome.tempered(temperature)
-    return Expected(logits.cpu().numpy(), left, tempered.softmax(-1).cpu().numpy())
+    outcome = run.outcome(inputs)
+    return Expected(
+        outcome.logits.cpu().numpy(),
+        None if run.exits is None else outcome.left.cpu().numpy(),
+        outcome.tempered(run.card.temperature).softmax(-1).cpu().numpy(),
+    )
 
 
 def verified(folder: Path, expected: Expected, split: Split, *, int8: bool = False) -> Verdict:

@@ -21,7 +21,7 @@ from vitune.backbones import load_backbone, logits_of
 from vitune.counts import ParameterCounts, count_parameters
 from vitune.data import Split, batches, normalise
 from vitune.errors import AdapterError, VituneError
-from vitune.exits import EarlyExit, ExitsFolder, early_exit
+from vitune.exits import EarlyExit, ExitsFolder, Outcome, early_exit
 from vitune.fewer_tokens import TokenPlan, reduce_tokens
 from vitune.hub import local_copy
 from vitune.methods import get_method
@@ -71,11 +71,17 @@ class LoadedRun:
         with torch.inference_mode():
             for batch in batches(split, batch_size):
                 inputs = normalise(batch["images"], self.card.preprocessing, device=self.device)
-                if self.exits is None:
-                    found = logits_of(self.model(inputs)).float()
-                    yield found.cpu() / self.card.temperature
-                else:
-                    yield self.exits(inputs).tempered(self.card.temperature).cpu()
+                yield self.outcome(inputs).tempered(self.card.temperature).cpu()
+
+    def outcome(self, inputs: Tensor) -> Outcome:
+        """Logits before the temperature, and where each image left: all at the last, or only, exit.
+
+        Shapes: inputs (b, 3, h, w), normalised.
+        """
+        if self.exits is not None:
+            return self.exits(inputs)
+        logits = logits_of(self.model(inputs)).float()
+        return Outcome(logits, torch.zeros(len(logits), dtype=torch.int64), 0)
 
 
 def load_run(

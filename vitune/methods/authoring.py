@@ -5,7 +5,7 @@ from __future__ import annotations
 from vitune.backbones.sites import Site, find_sites
 from vitune.errors import AdapterError, BackboneError, VituneError
 from vitune.methods.core.base_layers import convolve, require_plain_linear
-from vitune.methods.core.block_hooks import Call, with_tokens
+from vitune.methods.core.block_hooks import NOTHING, Call, with_tokens, without_tokens
 from vitune.methods.core.bottleneck import (
     BottleneckLayer,
     block_width,
@@ -52,6 +52,7 @@ __all__ = [
     "BLOCK_LINEARS",
     "LINEAR_ROLES",
     "NORM_ROLES",
+    "NOTHING",
     "OPTIONS",
     "PREFIX",
     "QKV_PARTS",
@@ -104,5 +105,6 @@ __all__ = [
     "uniform",
     "weight_coverage",
     "with_tokens",
+    "without_tokens",
     "xavier_uniform",
 ]

@@ -75,7 +75,7 @@ def _means(data: Labelled, num_classes: int) -> tuple[Tensor, Tensor]:
         start += len(part)
     counts = torch.from_numpy(np.bincount(data.labels, minlength=num_classes))
     means = sums / counts.clamp(min=1)[:, None]  # (c, d)
-    halves = torch.where(counts > 0, means.square().sum(1) / 2, torch.full_like(means[:, 0], FAR))
+    halves = torch.where(counts > 0, means.square().sum(1) / 2, FAR)
     weight, bias = standardiser.folded(means, -halves)
     return weight.float(), bias.float()
 

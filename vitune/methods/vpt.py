@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from vitune.backbones.sites import Site, find_sites, num_prefix_tokens
 from vitune.methods.authoring import (
+    NOTHING,
     BackboneError,
     BlockConfig,
     Call,
@@ -24,6 +25,7 @@ from vitune.methods.authoring import (
     require_more_tokens,
     uniform,
     with_tokens,
+    without_tokens,
 )
 
 POSITION_MODULES = ("rope", "rel_pos", "relative_position", "pos_bias")
@@ -151,8 +153,14 @@ class PromptedBlock(WrapperLayer):
         return torch.cat([x[:, :start], prompts, x[:, start:]], dim=1)
 
     def _without_prompts(self, y: Tensor, adapter: str) -> Tensor:
-        start, number = self._start(adapter), self.configs[adapter].num_prompts
-        return torch.cat([y[:, :start], y[:, start + number :]], dim=1)
+        return without_tokens(y, self._prompts_of([adapter]))
+
+    def _prompts_of(self, adapters: Sequence[str]) -> slice:
+        """Where the prompts of `adapters` stand."""
+        if not adapters:
+            return NOTHING
+        start = self._start(adapters[0])
+        return slice(start, start + sum(self.configs[name].num_prompts for name in adapters))
 
     def _start(self, adapter: str) -> int:
         return self._plan(adapter).num_prefix
@@ -189,13 +197,6 @@ class PromptCarryingBlock(PromptedBlock):
         entering = [name for name in adapters if self._plan(name).first != here]
         leaving = [name for name in adapters if self._plan(name).last != here]
         return self._prompts_of(entering), self._prompts_of(leaving)
-
-    def _prompts_of(self, adapters: Sequence[str]) -> slice:
-        """Where the prompts of `adapters` stand."""
-        if not adapters:
-            return slice(0, 0)
-        start = self._start(adapters[0])
-        return slice(start, start + sum(self.configs[name].num_prompts for name in adapters))
 
 
 def _refuse_positions(model: nn.Module, by: str) -> None:

@@ -123,14 +123,11 @@ def report(attempts: Sequence[Attempt], chosen: Attempt, used_s: float) -> str:
         mean, error = paired(torch.from_numpy(one.losses), torch.from_numpy(best.losses))
         mark = "chosen" if one is chosen else ""
         rate = "solved" if one.lr is None else f"{one.lr:.2g}"
-        figures = f"{one.loss:.3f} | {mean:.3f} ± {error:.3f} | {100 * one.accuracy:.1f}"
-        if one is best:
-            figures = f"{one.loss:.3f} | | {100 * one.accuracy:.1f}"
-        if one.has_failed:
-            figures = "failed | | "
+        difference = "" if one is best else f"{mean:.3f} ± {error:.3f}"
+        figures = f"{one.loss:.3f} | {difference} | {100 * one.accuracy:.1f}"
         lines.append(
             f"| {mark} | {one.method} | {rate} | {one.factor:.2g} | {one.epochs or '–'} | "
-            f"{figures} | {one.seconds:.0f} |"
+            f"{'failed | | ' if one.has_failed else figures} | {one.seconds:.0f} |"
         )
     failures = [one for one in attempts if one.has_failed]
     if failures:

@@ -207,14 +207,19 @@ class ReadTokens:
 
 
 def _is_checkpointed(model: nn.Module) -> bool:
-    return any(
-        isinstance(part, CheckpointWrapper) or any(getattr(part, n, False) for n in CHECKPOINTING)
-        for part in model.modules()
-    )
+    return _has_part(model, CheckpointWrapper, CHECKPOINTING)
 
 
 def _is_compiled(model: nn.Module) -> bool:
+    return _has_part(model, OptimizedModule, ("_compiled_call_impl",))
+
+
+def _has_part(model: nn.Module, kind: type[nn.Module], marks: Sequence[str]) -> bool:
+    """Whether a part is of this kind, or has one of these attributes of its own set.
+
+    It is asked in every step: `getattr` takes several times as long where modules have none.
+    """
     return any(
-        isinstance(part, OptimizedModule) or getattr(part, "_compiled_call_impl", None) is not None
+        isinstance(part, kind) or any(vars(part).get(mark) for mark in marks)
         for part in model.modules()
     )

@@ -283,27 +283,34 @@ class Tuning:
             return known
         begun = time.monotonic()
         config = self.config_of(method, factor, epochs, splits, probe)
+        asked = Attempt(
+            trial, method, factor, config.lr, epochs, 0, math.inf, 0.0, 1.0, 0.0,
+            np.full_like(self.attempts[0].losses, math.inf), config.head_lr,
+            config.start or "probe", config.augment,
+        )  # fmt: skip
         try:
             trained = fit(config, splits=splits, probe=probe)
         except OF_ONE_RUN as error:
-            return self._failed(error, trial, method, factor, config, time.monotonic() - begun)
+            seconds = time.monotonic() - begun
+            return self._failed(error, replace(asked, seconds=seconds, failure=one_line(error)))
         assert trained.seen is not None and trained.summary.calibration is not None
         losses = calibrated_losses(*trained.seen).numpy()
         reported = trained.summary.reported
-        attempt = Attempt(
-            trial, method, factor, config.lr, epochs, reported.epoch or 0, float(losses.mean()),
-            reported.val_accuracy or 0.0, trained.summary.calibration.temperature,
-            time.monotonic() - begun, losses, config.head_lr, config.start or "probe",
-            config.augment, trained.summary.share,
-        )  # fmt: skip
+        attempt = replace(
+            asked,
+            epoch=reported.epoch or 0,
+            loss=float(losses.mean()),
+            accuracy=reported.val_accuracy or 0.0,
+            temperature=trained.summary.calibration.temperature,
+            seconds=time.monotonic() - begun,
+            losses=losses,
+            share=trained.summary.share,
+        )
         return self._kept(
             attempt, f"validation loss {attempt.loss:.3f}, accuracy {100 * attempt.accuracy:.1f} %"
         )
 
-    def _failed(
-        self, error: VituneError, trial: int, method: str, factor: float, config: TrainConfig,
-        seconds: float,
-    ) -> Attempt:  # fmt: skip
+    def _failed(self, error: VituneError, attempt: Attempt) -> Attempt:
         """A rung that training refused or gave up, such as a rate at which the loss diverges.
 
         Raises:
@@ -313,11 +320,6 @@ class Tuning:
         enough = max(FEWEST_FAILURES, len(self.methods))
         if len(tried) + 1 >= enough and all(one.has_failed for one in tried):
             raise error
-        attempt = Attempt(
-            trial, method, factor, config.lr, config.epochs, 0, math.inf, 0.0, 1.0, seconds,
-            np.full_like(self.attempts[0].losses, math.inf), config.head_lr,
-            config.start or "probe", config.augment, failure=one_line(error),
-        )  # fmt: skip
         return self._kept(attempt, f"failed: {attempt.failure}")
 
     def _kept(self, attempt: Attempt, what: str) -> Attempt:

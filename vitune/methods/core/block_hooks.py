@@ -44,14 +44,14 @@ def with_hooks(
     """
     if not has_hooks(module):
         return call(*args, **kwargs)
-    shown = (_cut(args[0], hidden[0]), *args[1:])
+    shown = (without_tokens(args[0], hidden[0]), *args[1:])
     given, kwargs = _before(module, shown, dict(kwargs))
     is_same = given[0] is shown[0]
     args = (args[0] if is_same else _put_back(given[0], args[0], hidden[0]), *given[1:])
     tracked, args = _tracked(module, args)
     try:
         output = call(*args, **kwargs)
-    except Exception:
+    except Exception:  # as nn.Module does: those hooks are called, and the error goes on
         for key in module._forward_hooks_always_called:
             _called(module, key, given, kwargs, None)
         raise
@@ -64,6 +64,13 @@ def with_tokens(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(output, tuple):
         return (change(output[0]), *output[1:])
     return change(output)
+
+
+def without_tokens(x: Tensor, hidden: slice) -> Tensor:
+    """(b, n, d) without the hidden tokens."""
+    if hidden.start == hidden.stop:
+        return x
+    return torch.cat([x[:, : hidden.start], x[:, hidden.stop :]], dim=1)
 
 
 def _before(
@@ -85,7 +92,7 @@ def _after(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, hidden: slice
 ) -> Any:
     """The output after the hooks that follow a call."""
-    shown = seen = with_tokens(output, lambda y: _cut(y, hidden))
+    shown = seen = with_tokens(output, lambda y: without_tokens(y, hidden))
     for key in list(module._forward_hooks):
         changed = _called(module, key, args, kwargs, seen)
         seen = seen if changed is None else changed
@@ -110,13 +117,6 @@ def _tracked(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, 
         return None, args
     tracked = BackwardHook(module, after, before)
     return tracked, tracked.setup_input_hook(args)
-
-
-def _cut(x: Tensor, hidden: slice) -> Tensor:
-    """(b, n, d) without the hidden tokens."""
-    if hidden.start == hidden.stop:
-        return x
-    return torch.cat([x[:, : hidden.start], x[:, hidden.stop :]], dim=1)
 
 
 def _put_back(x: Tensor, whole: Tensor, hidden: slice) -> Tensor:
