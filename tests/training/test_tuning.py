@@ -190,7 +190,11 @@ def test_what_is_chosen_can_be_trained_again_in_time(tmp_path: Path) -> None:
     assert tuning._has_time(1, "lora")
     tuning.earlier_s = 400.0
     assert not tuning._can_refit(slow) and tuning._can_refit(quick)
+    assert choose(tuning.attempts, tuning._can_refit) is quick
     assert not tuning._has_time(1, "lora")
+    tuning.earlier_s = 590.0  # runs took longer than expected: rather a little late than the probe
+    assert tuning._can_refit(probe) and not tuning._can_refit(quick)
+    assert choose(tuning.attempts, tuning._can_refit) is quick
 
 
 def test_trials_see_images_prepared_as_the_settings_say(tmp_path: Path) -> None:

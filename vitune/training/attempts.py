@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,11 +64,17 @@ class Attempt:
         return cls(**{**row, "loss": loss}, losses=losses)
 
 
-def choose(attempts: Sequence[Attempt]) -> Attempt:
+def choose(
+    attempts: Sequence[Attempt], can_refit: Callable[[Attempt], bool] = lambda one: True
+) -> Attempt:
     """Of the attempts within one standard error of the best, the one closest to the rule's rate.
 
     The standard error is that of the paired difference of losses per image. Of two attempts that
     are equally close, the one with the lower loss is chosen.
+
+    Args:
+        can_refit: whether there is time to train an attempt again. Those for which there is none
+            are left out; if that is all, the one that took the shortest time is chosen.
     """
     best = min(attempts, key=lambda one: one.loss)
     near = []
@@ -76,7 +82,10 @@ def choose(attempts: Sequence[Attempt]) -> Attempt:
         mean, error = paired(torch.from_numpy(one.losses), torch.from_numpy(best.losses))
         if one is best or (one.epochs and mean <= error):
             near.append(one)
-    return min(near, key=lambda one: (abs(float(np.log(one.factor))), one.loss))
+    in_time = [one for one in near if can_refit(one)]
+    if not in_time:
+        return min(near, key=lambda one: one.seconds)
+    return min(in_time, key=lambda one: (abs(float(np.log(one.factor))), one.loss))
 
 
 def outcome(attempts: Sequence[Attempt], chosen: Attempt) -> str:

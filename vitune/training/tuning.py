@@ -186,7 +186,7 @@ class Tuning:
         self.attempts += earlier
         self._require_time(probe, splits)
         self._search(splits, probe)
-        chosen = choose([one for one in self.attempts if self._can_refit(one)] or self.attempts)
+        chosen = choose(self.attempts, self._can_refit)
         self.log.decide(self.attempts, chosen, self.used_s)
         return chosen
 
