@@ -68,11 +68,14 @@ class Calibration:
         temperature: what logits are divided by before they become probabilities.
         val_ece, val_ece_tempered: expected calibration error without and with it, in [0, 1]; None
             without validation images.
+        val_ece_by_chance: what `val_ece_tempered` would be if all confidences were true; None also
+            in runs of earlier releases.
     """
 
     temperature: float = 1.0
     val_ece: float | None = None
     val_ece_tempered: float | None = None
+    val_ece_by_chance: float | None = None
 
     @classmethod
     def of(cls, record: Record) -> Calibration:
@@ -82,6 +85,7 @@ class Calibration:
             1.0 if temperature is None else temperature,
             record.share("val_ece"),
             record.share("val_ece_tempered"),
+            record.share("val_ece_by_chance"),
         )
 
 

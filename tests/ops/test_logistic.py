@@ -14,6 +14,7 @@ from vitune.ops.logistic import Curvature, Standardiser, solve_logistic
 from vitune.ops.temperature import (
     RANGE,
     calibrated_losses,
+    calibration_error_by_chance,
     expected_calibration_error,
     fit_temperature,
 )
@@ -126,6 +127,17 @@ def test_a_temperature_that_was_put_in_is_found(temperature: float) -> None:
     assert expected_calibration_error(logits / found, labels) < 0.02
     plain = F.cross_entropy(logits.double(), labels).item()
     assert calibrated_losses(logits, labels).mean() <= plain + 1e-9
+
+
+@pytest.mark.parametrize("number", [60, 250, 2000])
+def test_what_true_confidences_show_by_chance(number: int) -> None:
+    """Labels are drawn from the very probabilities, so that all of the error is chance."""
+    generator = torch.Generator().manual_seed(number)
+    logits = torch.randn(number, 6, generator=generator) * 2
+    drawn = torch.multinomial(logits.softmax(1), 2000, replacement=True, generator=generator)
+    errors = [expected_calibration_error(logits, labels) for labels in drawn.T]
+    expected = sum(errors) / len(errors)
+    assert calibration_error_by_chance(logits) == pytest.approx(expected, rel=0.05)
 
 
 def test_a_temperature_stays_in_range_where_all_or_nothing_is_right() -> None:

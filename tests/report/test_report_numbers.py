@@ -155,7 +155,7 @@ def _evaluation(confusion: list[list[int]]) -> Evaluation:
     )
     counts = ConfusionCounts(len(confusion), cells)
     total = sum(map(sum, confusion))
-    return Evaluation("t", None, total, 0.5, None, None, None, names, counts, (), (), ())
+    return Evaluation("t", None, total, 0.5, None, None, None, None, names, counts, (), (), ())
 
 
 def test_heat_map_squares_are_the_counts() -> None:

@@ -18,7 +18,12 @@ from vitune.data import load_splits
 from vitune.errors import AdapterError, VituneError
 from vitune.inference import evaluate_run, load_run
 from vitune.methods import OWN
-from vitune.ops import calibrated_losses, expected_calibration_error, paired
+from vitune.ops import (
+    calibrated_losses,
+    calibration_error_by_chance,
+    expected_calibration_error,
+    paired,
+)
 from vitune.runs import RunFolder
 from vitune.training import Observer, TrainConfig, fit
 from vitune.training.loop import Loop
@@ -185,6 +190,8 @@ def test_choose_best_saves_the_probe_where_training_did_harm(tmp_path: Path) -> 
     assert told.val_ece == expected_calibration_error(logits, labels)
     tempered = expected_calibration_error(logits / told.temperature, labels)
     assert told.val_ece_tempered == pytest.approx(tempered, abs=1e-3)
+    chance = calibration_error_by_chance(logits / told.temperature)
+    assert told.val_ece_by_chance == pytest.approx(chance, abs=1e-3)
 
 
 def test_the_probe_s_weights_are_not_the_probe_where_inference_merges_tokens(

@@ -37,9 +37,11 @@ def closing_lines(summary: RunSummary, out: str) -> Iterator[str]:
         if number < ENOUGH_TO_BIN:
             yield f"{stored}, fitted to {_images(number)}: too few to state a calibration error"
             return
+        chance = found.val_ece_by_chance
+        by_chance = "" if chance is None else f", {_percent(chance)} by chance alone"
         yield (
             f"{stored}: calibration error on validation {_percent(found.val_ece)} without it, "
-            f"{_percent(found.val_ece_tempered)} with it"
+            f"{_percent(found.val_ece_tempered)} with it{by_chance}"
         )
 
 

@@ -86,7 +86,10 @@ def evaluate(
         f"[bold]accuracy {percent(result['top1'])}[/] (95 % interval {percent(low)} to "
         f"{percent(high)}) on {result['num_images']:,} images"
     )
-    confidence = f"calibration error {percent(result['ece'])}"
+    confidence = (
+        f"calibration error {percent(result['ece'])} "
+        f"({percent(result['ece_by_chance'])} by chance alone)"
+    )
     if result["num_images"] < ENOUGH_TO_BIN:
         confidence = "too few to state a calibration error"
     console.print(f"top-5 {percent(result['top5'])}, NLL {result['nll']:.3f}, {confidence}")

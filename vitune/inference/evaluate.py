@@ -20,6 +20,7 @@ from vitune.data import Split
 from vitune.errors import DataError
 from vitune.inference.load import LoadedRun
 from vitune.inference.thumbnails import thumbnail
+from vitune.ops import calibration_error_by_chance
 
 NUM_BINS = 15
 NUM_MISTAKES = 24
@@ -75,6 +76,7 @@ def _scores(logits: Tensor, labels: Tensor, num_classes: int) -> dict[str, float
         "ece": multiclass_calibration_error(
             probabilities, labels, num_classes=num_classes, n_bins=NUM_BINS
         ).item(),
+        "ece_by_chance": calibration_error_by_chance(logits, NUM_BINS),
     }
 
 

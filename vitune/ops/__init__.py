@@ -15,6 +15,7 @@ from vitune.ops.rescaled_linear import (
 from vitune.ops.spectral import filtered, new_tau, response, route_entropy
 from vitune.ops.temperature import (
     calibrated_losses,
+    calibration_error_by_chance,
     expected_calibration_error,
     fit_temperature,
     paired,
@@ -39,6 +40,7 @@ __all__ = [
     "attention",
     "attention_reference",
     "calibrated_losses",
+    "calibration_error_by_chance",
     "cpu_multiplies_bf16",
     "exit_adapter",
     "expected_calibration_error",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -67,6 +66,26 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, num_bins: int = 1
     """
     confidence, predicted = logits.double().softmax(1).max(1)
     correct = (predicted == labels).double()
+    return float(_binned(correct - confidence, confidence, num_bins).abs().sum() / len(labels))
+
+
+def calibration_error_by_chance(logits: Tensor, num_bins: int = 15) -> float:
+    """The calibration error to be expected on these images if every confidence were true.
+
+    It is not 0: where images are right with the probability p that they are given, the number of
+    right ones in a bin has the variance Σ p (1 - p), and the distance from its mean is on average
+    √(2 / π) times its root.
+
+    Shapes: logits (n, c).
+    Deviation: the number of right images is taken to be normally distributed. From 60 images on
+        that is within a twentieth of what a simulation gives.
+    """
+    confidence = logits.double().softmax(1).max(1).values
+    variances = _binned(confidence * (1 - confidence), confidence, num_bins)
+    return float((2 / math.pi * variances).sqrt().sum() / len(logits))
+
+
+def _binned(values: Tensor, confidence: Tensor, num_bins: int) -> Tensor:
+    """The sum of the values in each bin of confidence. Shapes: values (n,); returns (num_bins,)."""
     bins = (confidence * num_bins).long().clamp(max=num_bins - 1)
-    gap = torch.zeros(num_bins, dtype=torch.float64).index_add_(0, bins, correct - confidence)
-    return float(gap.abs().sum() / len(labels))
+    return values.new_zeros(num_bins).index_add_(0, bins, values)

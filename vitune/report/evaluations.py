@@ -96,6 +96,7 @@ class Evaluation:
     top5: float | None
     nll: float | None
     ece: float | None
+    ece_by_chance: float | None
     classes: tuple[str, ...]
     confusion: ConfusionCounts | None
     per_class: tuple[ClassScore, ...]
@@ -202,6 +203,7 @@ def _evaluation(path: Path) -> Evaluation:
         top5=record.share("top5"),
         nll=record.number("nll"),
         ece=record.share("ece"),
+        ece_by_chance=record.share("ece_by_chance"),
         classes=classes,
         confusion=_confusion(record, len(classes)),
         per_class=tuple(_class_score(entry) for entry in record.records("per_class")),

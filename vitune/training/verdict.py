@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vitune.ops import (
     calibrated_losses,
+    calibration_error_by_chance,
     expected_calibration_error,
     fit_temperature,
     paired,
@@ -62,6 +63,7 @@ def calibration(seen: tuple[Tensor, Tensor] | None, otherwise: float | None = No
         temperature,
         expected_calibration_error(logits, labels),
         expected_calibration_error(logits / temperature, labels),
+        calibration_error_by_chance(logits / temperature),
     )
 
 
