@@ -247,6 +247,10 @@ def worlds() -> Iterator[tuple[str, World]]:
     for num_images, spread in itertools.product((1000, 10_000), (0.005, 0.010, 0.019)):
         wide = replace(base, spread=spread, together=0.0, num_images=num_images)
         yield f"methods' seeds independent, {num_images:,} images", wide
+    for tasks, spread in itertools.product((1, 6), (0.005, 0.010, 0.019)):
+        pair = replace(base, num_tasks=tasks, num_seeds=2, spread=spread)
+        yield "two seeds", pair
+        yield "two seeds, methods' seeds independent", replace(pair, together=0.0)
 
 
 def _row(job: tuple[str, World, int, int]) -> str:

@@ -211,6 +211,10 @@ def test_vtab_errors(vtab_task: Make, tmp_path: Path) -> None:
         (task / "test.txt").write_text(line + "\n")
         with pytest.raises(DataError, match=r"test.txt, line 1: got 'images/x.png"):
             open_source(f"vtab:{task}")
+    for label in ("100000", "9" * 5000):
+        (task / "test.txt").write_text(f"images/x.png {label}\n")
+        with pytest.raises(DataError, match=r"expected a label below 100,000"):
+            open_source(f"vtab:{task}")
     (task / "test.txt").write_text("\n\n")
     with pytest.raises(DataError, match=r"split 'test' of .* got no images"):
         open_source(f"vtab:{task}")

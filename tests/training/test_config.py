@@ -13,7 +13,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from vitune.errors import VituneError
 from vitune.ops import cpu_multiplies_bf16
-from vitune.training import TrainConfig
+from vitune.training import TrainConfig, read_yaml
 from vitune.training.precision import (
     BF16_WIDTH,
     emulation_notice,
@@ -115,3 +115,23 @@ def test_precision_follows_the_layers_shapes_not_their_names(
     monkeypatch.setattr("vitune.training.precision.cpu_multiplies_bf16", lambda: True)
     expected = "bf16" if width >= BF16_WIDTH else "fp32"
     assert resolve_precision("auto", "cpu", network_width(network)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("epochs: 3\nlr: 0.1\nepochs: 5\n", "the key 'epochs' twice.*line 3"),
+        ("method_args: {rank: 2, rank: 4}\n", "the key 'rank' twice"),
+        ("3: 4\n", "got the key 3"),
+    ],
+)
+def test_a_key_that_stands_twice_or_is_no_name_is_refused(
+    tmp_path: Path, text: str, match: str
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(VituneError, match=match):
+        TrainConfig.read(file)
+    merged = "a: &a {epochs: 3}\nb: {<<: *a, epochs: 5}\n"
+    file.write_text(merged)
+    assert read_yaml(file)["b"] == {"epochs": 5}

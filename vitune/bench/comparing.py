@@ -13,6 +13,7 @@ from vitune.bench.study.execution import Executor
 from vitune.bench.study.plan import Study, grid_of
 from vitune.bench.study.protocol import Outcome, Watcher, run_study
 from vitune.bench.tables.mixed_model import Difference
+from vitune.bench.tables.study_page import epochs_text
 from vitune.bench.tables.study_table import Table, TableRow, make_table
 from vitune.bench.tables.sureness import explanation, verdict
 from vitune.bench.tables.table_formats import split_text
@@ -143,17 +144,21 @@ def _entry(row: TableRow, study: Study, choices: Sequence[Choice]) -> dict[str, 
     }
 
 
-def _learning_rate(row: TableRow, study: Study, choices: Sequence[Choice]) -> tuple[float, str]:
-    """The learning rate of a method, and where it comes from."""
+def _learning_rate(
+    row: TableRow, study: Study, choices: Sequence[Choice]
+) -> tuple[float | None, str]:
+    """The learning rate of a method, and where it comes from; None for one without steps."""
     choice = next((found for found in choices if found.label == row.label), None)
+    variant = next(found for found in study.variants if found.label == row.label)
+    setting = study.grid_of(variant)[0] if choice is None else choice.setting
+    rate = study.config(variant, study.tasks[0], setting, seed=0, refit=False).lr
+    if rate is None:
+        return None, ""
     if choice is not None and "lr" in choice.setting:
         tried = len({setting.get("lr") for setting, _ in choice.tried})
-        how = f"best of {tried} on validation" if tried > 1 else "given"
-        return float(choice.setting["lr"]), how
-    given = study.settings.get("lr")
-    if given is not None:
-        return float(given), "given"
-    return get_method(row.method).default_lr(study.backbone), "default"
+        return rate, f"best of {tried} on validation" if tried > 1 else "given"
+    given = {**study.settings, **study.tasks[0].settings, **variant.settings}
+    return rate, "given" if {"lr", "lr_factor"} & set(given) else "default"
 
 
 def _tested(found: Difference) -> dict[str, Any]:
@@ -172,6 +177,6 @@ def _tested(found: Difference) -> dict[str, Any]:
 def _note(study: Study, table: Table) -> str:
     """Data, backbone and split in one or two sentences, and the table's warnings."""
     task = study.tasks[0]
-    what = f"{task.data} on {study.backbone}, {study.epochs} epochs."
+    what = f"{task.data} on {study.backbone}, {epochs_text(study)}."
     parts = [f"{what} Accuracy on {split_text(table)}. Speed: {table.speed}."]
     return " ".join(filter(None, [*parts, verdict(table), *table.notes]))

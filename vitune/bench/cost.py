@@ -139,7 +139,7 @@ def _first_splits(planner: Planner, variant: Variant, task: Task) -> Splits:
 
 def _data(planner: Planner, variant: Variant, task: Task) -> TaskData:
     study = planner.study
-    config = study.config(variant, task, study.grid_of(variant)[0], seed=0, refit=False)
+    config = study.config(variant, task, study.tried(variant)[0], seed=0, refit=False)
     return planner.bench.task(config, study.split_seed, allow_overlap=study.allow_overlap)
 
 
@@ -154,7 +154,7 @@ def _repeated(splits: Splits, num_images: int) -> Splits:
 def _estimate(planner: Planner, variant: Variant, task: Task, measured: _Measured) -> Estimate:
     study = planner.study
     listed = open_source(task.data).splits
-    config = study.config(variant, task, study.grid_of(variant)[0], seed=0, refit=False)
+    config = study.config(variant, task, study.tried(variant)[0], seed=0, refit=False)
     data, first = _data(planner, variant, task), _first_splits(planner, variant, task)
     on_test = planner.scored_on(task) == "test"
     final_train = data.refit.train if on_test and data.refits(task.refit) else first.train
@@ -162,7 +162,7 @@ def _estimate(planner: Planner, variant: Variant, task: Task, measured: _Measure
     num_val = 0 if first.val is None else len(first.val)
     num_test = len(listed["test"]) if on_test else num_val
     num_final = len(study.seeds)
-    num_select = num_selection_cells(study, variant)
+    num_select = num_selection_cells(study, variant, task)
     peeks = config.epochs if study.protocol == "as-published" else 1
     select = _seconds(measured, config, len(first.train), num_val * (1 + config.epochs))
     final = _seconds(measured, config, len(final_train), num_test * peeks)

@@ -14,6 +14,7 @@ from vitune.bench.study.cells import CellResult
 from vitune.bench.study.plan import Study, Variant
 from vitune.bench.tables.front_page import WITHIN, Point
 from vitune.errors import VituneError, nearest
+from vitune.methods import get_method
 from vitune.report import mean_and_std
 
 EXACT = "exact"
@@ -54,6 +55,12 @@ def pareto_study(
         raise VituneError(f"--epochs: got {list(epochs)!r}, expected 1 or more each.")
     if not suites:
         raise VituneError("--suite: got none, expected a suite or a data set.")
+    for name in methods:
+        if get_method(name).solved:
+            raise VituneError(
+                f"--methods: got {name!r}, whose head is solved at once, expected methods that are "
+                f"trained by steps.{_instead(name)}"
+            )
     parts = [suite_study(s, methods, out, tune=False, retention=False, **values) for s in suites]
     study = parts[0]
     lengths = tuple(dict.fromkeys(epochs)) or (study.epochs,)
@@ -71,16 +78,20 @@ def pareto_study(
     return Study.make({**dict(study), **changes})
 
 
+def _instead(name: str) -> str:
+    stepped = get_method(name).stepped
+    return f" {stepped!r} trains the same model so." if stepped else ""
+
+
 def front_of(study: Study, results: Sequence[CellResult]) -> list[Point]:
     """The points of a finished study, with those on either front marked.
 
+    A variant that lost a run has no point: its other runs alone are on easier tasks or seeds.
+
     Raises:
-        VituneError: a method has no finished run at the exact preset.
+        VituneError: a method lost a run at the exact preset.
     """
-    by_label: dict[str, list[CellResult]] = {variant.label: [] for variant in study.variants}
-    for result in results:
-        if result.status == "done" and result.scores is not None and result.curve:
-            by_label[result.label].append(result)
+    by_label = _whole_runs(study, results)
     references = {
         method: _reference(method, study.variants, by_label)
         for method in dict.fromkeys(variant.method for variant in study.variants)
@@ -98,6 +109,32 @@ def front_of(study: Study, results: Sequence[CellResult]) -> list[Point]:
     ]
 
 
+def front_note(study: Study, results: Sequence[CellResult]) -> str:
+    """What the front is of: tasks, backbone, seeds, which images, and what it leaves out."""
+    seeds = "1 seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
+    tasks = ", ".join(task.name for task in study.tasks)
+    kinds = {result.scored_on for result in results if result.status == "done"}
+    where = "on the test images, which each run opens once, at its end"
+    if kinds == {"val"}:
+        where = "on validation images, because the data has no test split"
+    elif "val" in kinds:
+        where += "; on validation images where the data has no test split"
+    text = f"{tasks} with {study.backbone}, {seeds}, every method at its defaults. Accuracy is "
+    lost = [label for label, own in _whole_runs(study, results).items() if not own]
+    left_out = f" Left out, because runs have no accuracy: {', '.join(lost)}." if lost else ""
+    return f"{text}{where}.{left_out}"
+
+
+def _whole_runs(study: Study, results: Sequence[CellResult]) -> dict[str, list[CellResult]]:
+    """Every variant's runs, none of a variant that lacks one."""
+    found: dict[str, list[CellResult]] = {variant.label: [] for variant in study.variants}
+    for result in results:
+        if result.status == "done" and result.scores is not None and result.curve:
+            found[result.label].append(result)
+    wanted = len(study.tasks) * len(study.seeds)
+    return {label: own if len(own) == wanted else [] for label, own in found.items()}
+
+
 def _reference(
     method: str, variants: Iterable[Variant], by_label: Mapping[str, Sequence[CellResult]]
 ) -> Sequence[CellResult]:
@@ -107,8 +144,8 @@ def _reference(
     found = by_label[longest.label]
     if not found:
         raise VituneError(
-            f"pareto: got no finished run of {longest.label!r}, expected one as the reference. "
-            "Run the command again to retry the failed runs."
+            f"pareto: got runs of {longest.label!r} without an accuracy or a course, expected all "
+            "as the reference. Run the command again to retry the failed runs."
         )
     return found
 

@@ -71,7 +71,7 @@ def show_front(asked: Asked, out: str, *, jobs: int, fresh: bool, force: bool) -
     """Run the study, print its table and write its page."""
     from pathlib import Path
 
-    from vitune.bench.pareto import front_of, pareto_study
+    from vitune.bench.pareto import front_note, front_of, pareto_study
     from vitune.bench.study.protocol import run_study
     from vitune.bench.tables.front_page import SHORT_HEADS, short_lines, write_front_page
     from vitune.cli._progress import console
@@ -95,12 +95,9 @@ def show_front(asked: Asked, out: str, *, jobs: int, fresh: bool, force: bool) -
         watcher.close()
     points = front_of(study, outcome.results)
     print_columns(SHORT_HEADS, short_lines(points), num_names=2)
-    seeds = "1 seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
-    tasks = ", ".join(task.name for task in study.tasks)
-    note = (
-        f"{tasks} with {study.backbone}, {seeds}, every method at its defaults. Accuracy is "
-        "on the test images, which each run opens once, at its end."
-    )
+    note = front_note(study, outcome.results)
+    if "Left out" in note:
+        console.print(note, markup=False, soft_wrap=True)
     page = write_front_page(points, Path(out) / "pareto.html", note=note)
     console.print(f"page: {page}", soft_wrap=True)
     end_with([outcome])

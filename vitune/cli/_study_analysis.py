@@ -39,6 +39,7 @@ def analyze_study(
     effects: list[tuple[str, int | None, RoleSummary]] = []
     runs: list[tuple[KeptAdapter, Figures]] = []
     seen: set[tuple[str, str]] = set()
+    validated: set[str] = set()
     for kept in kept_adapters(study):
         result = kept.result
         report, retention = measured_run(str(kept.folder), kept.name, images, num_images, rule)
@@ -52,10 +53,12 @@ def analyze_study(
             retentions[kept.name] = retention
         if result.scores is not None:
             accuracies[kept.name] = result.scores.top1
+            if result.scored_on == "val":
+                validated.add(kept.name)
     folder = Path(out) if out is not None else Path(study) / "analysis"
     by_method = over_seeds(runs)
     measured = map_effects(effects)
-    write_spectrum(folder, reports, accuracies, retentions, measured)
+    write_spectrum(folder, reports, accuracies, retentions, measured, validated=validated)
     write_atomic(folder / "runs.csv", runs_csv(runs))
     write_atomic(folder / "methods.csv", methods_csv(by_method))
     _print_methods(by_method)

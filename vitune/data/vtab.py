@@ -8,6 +8,9 @@ from vitune.data.folder import nearest_sibling
 from vitune.data.records import ImageList, Record, require_records
 from vitune.errors import DataError
 
+MAX_CLASSES = 100_000
+"""Every number up to the largest label is a class, so that a wrong label would fill the memory."""
+
 LISTS = {"train800": "train", "val200": "val", "train800val200": "trainval", "test": "test"}
 
 
@@ -57,7 +60,13 @@ def _read_list(path: Path, task: Path) -> list[Record]:
                 f"{path}, line {number}: got {line.strip()!r}, expected a path, a space and a "
                 "label of 0 or more."
             )
-        records.append(Record(task / parts[0], int(parts[1])))
+        label = parts[1].lstrip("0")
+        if len(label) > len(str(MAX_CLASSES)) or int(label or 0) >= MAX_CLASSES:
+            raise DataError(
+                f"{path}, line {number}: got {line.strip()!r}, expected a label below "
+                f"{MAX_CLASSES:,}."
+            )
+        records.append(Record(task / parts[0], int(label or 0)))
     return records
 
 

@@ -288,15 +288,32 @@ def _without_record(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in BESIDE_SETTINGS}
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """Reads YAML and refuses a key that stands twice in one mapping, where the last would win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value!r} twice", problem_mark=key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def _read_mapping(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise VituneError(f"--config: got {str(path)!r}, expected an existing YAML file.")
     try:
-        values = yaml.safe_load(file.read_text()) or {}
+        values = yaml.load(file.read_text(), _EachKeyOnce) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise VituneError(f"--config: got {str(path)!r}, expected YAML: {reason}") from None
     if not isinstance(values, dict):
         raise VituneError(f"--config: got {str(path)!r}, expected 'key: value' lines.")
+    stray = next((key for key in values if not isinstance(key, str)), None)
+    if stray is not None:
+        raise VituneError(f"--config: got the key {stray!r} in {str(path)!r}, expected a name.")
     return values

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import vitune.bench.study.kept_adapters as kept_module
 from vitune.bench.study.execution import InProcess
 from vitune.bench.study.kept import adapter_of, logits_file, read_logits, write_logits
 from vitune.bench.study.kept_adapters import kept_adapters, methods_csv, over_seeds, runs_csv
@@ -110,6 +111,19 @@ def test_a_kept_adapter_scores_as_its_run_did(kept_study: tuple[Study, Path]) ->
         assert (logits - stored).abs().max() < 0.05 * stored.abs().max()
         accuracy = (logits.argmax(1).numpy() == split.labels).mean()
         assert accuracy == pytest.approx(one.result.scores.top1, abs=0.07)
+
+
+def test_analyze_says_which_images_a_studys_accuracies_are_on(
+    kept_study: tuple[Study, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out = kept_study
+    as_run = kept_adapters(out)[:1]
+    for split, name in (("test", "test"), ("val", "validation")):
+        kept = [replace(one, result=replace(one.result, scored_on=split)) for one in as_run]
+        monkeypatch.setattr(kept_module, "kept_adapters", lambda _, kept=kept: kept)
+        assert run(["analyze", str(out), "--out", str(tmp_path / split)]) == 0
+        record = json.loads((tmp_path / split / "spectrum.json").read_text())
+        assert [one["accuracy_on"] for one in record["runs"].values()] == [name]
 
 
 def test_analyze_takes_a_study_and_aggregates_over_seeds(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vitune.bench.pareto import front_of, pareto_study
+from vitune.bench.pareto import front_note, front_of, pareto_study
 from vitune.bench.study.cells import CellResult, Scores
 from vitune.bench.study.plan import Study
 from vitune.bench.tables.front_page import (
@@ -85,8 +85,24 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         study(tmp_path, epochs=[0])
     with pytest.raises(VituneError, match=r"--suite: got none"):
         pareto_study([], ["lora"], tmp_path)
-    with pytest.raises(VituneError, match=r"got no finished run of 'lora exact', expected one"):
+    with pytest.raises(VituneError, match=r"runs of 'lora exact' without an accuracy"):
         front_of(study(tmp_path), [])
+    with pytest.raises(VituneError, match=r"got 'linear', whose head is solved.*'linear_sgd' tr"):
+        pareto_study(["demo"], ["lora", "linear"], tmp_path)
+
+
+def test_a_variant_that_lost_a_run_has_no_point(tmp_path: Path) -> None:
+    made = study(tmp_path, speeds=["exact", "fast"])
+    curve = ((4.0, 8.0, 0.5),)
+    exact = [result("lora exact", seed, top1, curve) for seed, top1 in ((0, 0.9), (1, 0.5))]
+    fast = [result("lora fast", 0, 0.88, curve)]  # seed 1 diverged
+    (point,) = front_of(made, [*exact, *fast])
+    assert point.label == "lora exact"
+    note = front_note(made, [*exact, *fast])
+    assert "on the test images" in note and note.endswith("no accuracy: lora fast.")
+    whole = [replace(one, scored_on="val") for one in (*exact, *fast, replace(fast[0], seed=1))]
+    note = front_note(made, whole)
+    assert "on validation images" in note and "test images" not in note and "Left" not in note
 
 
 def test_the_command_writes_table_and_page(

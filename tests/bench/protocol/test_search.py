@@ -14,8 +14,9 @@ from study_parts import Bomb, Invented, KilledError
 from vitune.bench.launching import suite_study
 from vitune.bench.study.execution import InProcess
 from vitune.bench.study.plan import Range, Search, Study
-from vitune.bench.study.protocol import run_study
+from vitune.bench.study.protocol import Planner, run_study
 from vitune.bench.study.workbench import Workbench
+from vitune.bench.tables.study_page import epochs_text
 from vitune.errors import VituneError
 
 optuna = pytest.importorskip("optuna", reason="the search extra is not installed")
@@ -72,6 +73,17 @@ def test_asha_gives_few_trials_all_epochs(
     assert "epochs" not in choice.setting
     assert sum(value is not None for _, value in choice.tried) == epochs.count(4)
     assert all(result.config["epochs"] == 4 for result in outcome.results)
+
+
+def test_rungs_lead_up_to_the_epochs_that_the_settings_ask_for(
+    tiny_study: Make, bench: Workbench, tmp_path: Path
+) -> None:
+    spec = {"pruner": "asha", "num_trials": 2, "num_parallel": 2, "eta": 2, "space": SPACE}
+    study = tiny_study(search=spec, epochs=8, settings={"batch_size": 8, "epochs": 2})
+    outcome = run_study(study, tmp_path, executor=Judged(bench))
+    assert {result.config["epochs"] for result in outcome.selection} == {1, 2}
+    assert Planner(study, bench).num_cells() == 2 * 2 + 1
+    assert epochs_text(study) == "2 epochs"
 
 
 @pytest.mark.parametrize("pruner", ["none", "asha"])
@@ -154,6 +166,9 @@ def test_rungs() -> None:
     ("changes", "message"),
     [
         ({"grid": [{"lr": 1e-3}, {"lr": 1e-2}]}, "got a grid as well"),
+        ({"grid": [{"lr": 1e-3}]}, "got a grid as well"),
+        ({"search": {"space": {"lr": [0.1, "high", 0.2]}}}, "lr: got 'high'"),
+        ({"search": {"space": {"lr": {"low": 1, "hgih": 2}}}}, "hgih: unknown key.*high"),
         ({"search": {"space": {"lrr": {"low": 1e-4, "high": 1e-2}}}}, "lrr"),
         ({"search": {"space": {"lr": {"low": 1e-2, "high": 1e-4}}}}, "expected low < high"),
         ({"search": {"space": {"lr": {"low": 0, "high": 1e-4, "log": True}}}}, "low > 0"),

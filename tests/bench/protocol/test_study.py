@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vitune.bench.comparing import compare, comparison_study
+from vitune.bench.study.execution import InProcess
 from vitune.bench.study.plan import Study, Variant, grid_of
+from vitune.bench.study.workbench import Workbench
 from vitune.errors import VituneError
 
 Make = Callable[..., Study]
@@ -75,6 +79,13 @@ def test_arguments_of_the_grid_join_those_of_the_variant(tiny_study: Make) -> No
         ({"grid": [{"learn_rate": 1}]}, "setting: got 'learn_rate', expected a training"),
         ({"grid": [{"lr": -1}]}, "lr: got -1"),
         ({"report_on": "train"}, "report_on: got 'train'"),
+        ({"seeds": [0, -1]}, "seeds.1: got -1"),
+        ({"selection_seeds": [2**64]}, "selection_seeds.0: got 18446744073709551616"),
+        ({"settings": {"lr_factor": [1]}}, r"lr_factor: got \[1\], expected a number"),
+        ({"settings": {"lr_factor": "ten"}}, "lr_factor: got 'ten', expected a number"),
+        ({"settings": {"method_args": None}}, "method_args: got None, expected names"),
+        ({"grid": [{"method_args": [1]}]}, r"method_args: got \[1\], expected names"),
+        ({"grid": [{"method_args": {"rang": 1}}]}, "got 'rang', expected an argument of"),
     ],
 )
 def test_a_mistake_is_named(tiny_study: Make, changes: dict[str, Any], match: str) -> None:
@@ -82,9 +93,17 @@ def test_a_mistake_is_named(tiny_study: Make, changes: dict[str, Any], match: st
         tiny_study(**changes)
 
 
+def test_a_recipe_is_read_before_any_run(tiny_study: Make) -> None:
+    variant = {"label": "a", "method": "linear_sgd", "recipe": {"lag_epoch": 1}}
+    with pytest.raises(VituneError, match=r"recipe: lag_epoch: .*lag_epochs"):
+        tiny_study(variants=[variant], protocol="as-published")
+
+
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(VituneError, match=r"label: got nothing"):
         Variant.make({"method": "linear_sgd"})
+    with pytest.raises(VituneError, match="keys should be strings"):
+        Variant.make({"label": "a", "method": "linear_sgd", 1: "a"})
 
 
 def test_a_study_survives_yaml(tiny_study: Make, tmp_path: Any) -> None:
@@ -102,3 +121,19 @@ def test_sgd_is_refused_at_the_rates_of_adamw(tiny_study: Make) -> None:
     study = tiny_study(settings={"optimiser": "sgd"}, grid=[{"lr": 0.5}, {"lr": 5.0}])
     config = study.config(study.variants[0], study.tasks[0], study.grid[1], seed=0, refit=True)
     assert (config.optimiser, config.lr) == ("sgd", 5.0)
+
+
+def test_the_page_tells_the_rate_and_epochs_that_were_used(
+    tmp_path: Path, bench: Workbench
+) -> None:
+    study = comparison_study(
+        "demo:count?train=16&val=8&test=8",
+        ["linear", "linear_sgd"],
+        seeds=1,
+        settings={"batch_size": 8, "epochs": 1, "lr_factor": 2},
+    )
+    text = compare(study, tmp_path, executor=InProcess(bench)).page.read_text()
+    assert "1 epoch." in text
+    assert ">given</small>" in text and ">default</small>" not in text and "0.02" in text
+    rated = comparison_study("demo:count", ["linear", "linear_sgd"], lrs=[1e-3, 1e-2])
+    assert [len(rated.grid_of(variant)) for variant in rated.variants] == [1, 2]

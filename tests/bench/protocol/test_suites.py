@@ -318,3 +318,34 @@ def test_a_preset_with_an_unknown_key_or_recipe_is_refused() -> None:
     odd = Preset.make({**values, "published": {"recipe": {"dropout": 0.1}}})
     with pytest.raises(VituneError, match=r"recipe: dropout: unknown option. Did you mean"):
         odd.variant("as-published")
+
+
+def test_damaged_lists_of_fgvc_and_few_shot_releases(tmp_path: Path) -> None:
+    import numpy as np
+    from scipy.io import savemat
+
+    out, train, test = tmp_path / "o.csv", tmp_path / "train_list.mat", tmp_path / "test_list.mat"
+    test.write_bytes(b"junk")
+    for content, match in (
+        ({"file_list": np.array(["a.jpg", "b.jpg"], object), "labels": [1, 2, 3]}, "equal length"),
+        ({"labels": [1]}, "got 'file_list', expected a .mat file"),
+    ):
+        savemat(train, content)
+        with pytest.raises(DataError, match=match):
+            fgvc_table(tmp_path, "Images", out)
+    train.write_bytes(b"junk")
+    with pytest.raises(DataError, match=r"train_list.mat: got .*expected a .mat file"):
+        fgvc_table(tmp_path, "Images", out)
+    for path in (train, test):
+        savemat(path, {"file_list": np.array(["a.jpg"], object), "labels": [[1]]})
+    assert "a.jpg,1,train" in fgvc_table(tmp_path, "Images", out).read_text()
+    birds = tmp_path / "birds"
+    birds.mkdir()
+    for name in ("image_class_labels.txt", "train_test_split.txt"):
+        (birds / name).write_text("1 1\n")
+    (birds / "images.txt").write_bytes("1 Ä.jpg\n".encode("latin1"))
+    with pytest.raises(DataError, match=r"images.txt: got .* expected UTF-8 text"):
+        fgvc_table(birds, "images", out)
+    (birds / "train_meta.list.num_shot_1.seed_0").write_bytes(b"\xff 1\n")
+    with pytest.raises(DataError, match=r"seed_0: got .* expected UTF-8 text"):
+        fewshot_table(birds, 1, 0, out)

@@ -97,6 +97,20 @@ def test_a_single_seed_is_said_everywhere(result: Make) -> None:
     assert (line["num_seeds"], line["std"], float(line["mean"])) == ("1", "", 0.5)
 
 
+def test_a_run_of_two_studies_counts_once(result: Make) -> None:
+    own = [result(label, "t", 0.5, seed) for label in ("a", "b") for seed in (0, 1)]
+    lost = result("a", "t", seed=1, status="failed", scores=None, error="x", address="")
+    table = make_table(
+        [lost, *own, *own], missing=["u", "u", "t"], unfinished=[("a", "t", 1), ("b", "t", 2)]
+    )
+    assert table.rows == make_table(own, unfinished=[("b", "t", 2)]).rows
+    assert [row.figures["t"].seeds for row in table.rows] == [(0, 1), (0, 1)]
+    assert table.differences == make_table(own).differences
+    assert table.missing == ("u",) and any("lacks 1 task" in note for note in table.notes)
+    with pytest.raises(VituneError, match="two different settings"):
+        make_table([own[0], result("a", config={**own[0].config, "lr": 0.2})])
+
+
 def test_missing_tasks_and_failures_are_named(result: Make) -> None:
     failed = result("a", "u", status="failed", scores=None, error="OSError: full")
     table = make_table([result(), failed], missing=["svhn", "dtd"])

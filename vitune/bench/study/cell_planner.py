@@ -28,8 +28,9 @@ class Planner:
     def num_cells(self) -> int:
         """Cells of both stages if every variant finds a setting on every task."""
         study = self.study
-        searched = sum(num_selection_cells(study, v) for v in study.variants)
-        return len(study.tasks) * (searched + len(study.variants) * len(study.seeds))
+        pairs = [(variant, task) for variant in study.variants for task in study.tasks]
+        searched = sum(num_selection_cells(study, variant, task) for variant, task in pairs)
+        return searched + len(pairs) * len(study.seeds)
 
     def scored_on(self, task: Task) -> Literal["val", "test"]:
         """The split on which the task's figures are computed.
@@ -112,8 +113,7 @@ class Planner:
         ]
 
     def _example(self, variant: Variant) -> Setting:
-        search = self.study.search
-        return self.study.grid_of(variant)[0] if search is None else search.examples()[0]
+        return self.study.tried(variant)[0]
 
     def _cell(
         self,

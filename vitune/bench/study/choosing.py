@@ -33,14 +33,14 @@ def needs_selection(study: Study, variant: Variant) -> bool:
     return study.search is not None or len(study.grid_of(variant)) > 1
 
 
-def num_selection_cells(study: Study, variant: Variant) -> int:
+def num_selection_cells(study: Study, variant: Variant, task: Task) -> int:
     """Number of stage-1 cells of a variant on a task; for a pruning search, the maximum."""
     if not needs_selection(study, variant):
         return 0
     if study.search is None:
         settings = len(study.grid_of(variant))
     else:
-        settings = study.search.num_trials * len(study.search.rungs(study.epochs))
+        settings = study.search.num_trials * len(study.search.rungs(study.epochs_of(variant, task)))
     return settings * len(study.selection_seeds)
 
 

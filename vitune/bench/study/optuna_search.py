@@ -52,7 +52,7 @@ class OptunaSearch:
         assert planner.study.search is not None
         self.planner, self.variant, self.task = planner, variant, task
         self.spec: Search = planner.study.search
-        self.rungs = self.spec.rungs(planner.study.epochs)
+        self.rungs = self.spec.rungs(planner.study.epochs_of(variant, task))
         self.live: list[_Live] = []
         self.ended: list[Any] = []
         self.optuna = _optuna()

@@ -5,27 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vitune.bench.study.recipe import OfficialRecipe
+from vitune.bench.study.settings import EXTRA_SETTINGS, arguments_of, rate_of, require_free
+from vitune.bench.study.settings import Setting as Setting
 from vitune.errors import VituneError, nearest
 from vitune.methods import get_method
 from vitune.training import STEPPING, TrainConfig, read_yaml
 
-Setting = Mapping[str, Any]
-
 Keepable = Literal["adapters"]
-
-SET_BY_STUDY = frozenset(
-    ("data", "backbone", "checkpoint", "image_size", "method", "seed", "refit", "select",
-     "patience", "val_fraction")
-)  # fmt: skip
-"""Fields of TrainConfig that the protocol sets; no setting may change them."""
-
-EXTRA_SETTINGS = ("lr_factor",)
-"""Settings beyond TrainConfig's: `lr_factor` times the method's default learning rate."""
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Frozen(BaseModel):
@@ -41,7 +33,7 @@ class Frozen(BaseModel):
             VituneError: an unknown key (the nearest is named) or a value that does not fit.
         """
         try:
-            return cls(**values)
+            return cls.model_validate(dict(values))
         except ValidationError as error:
             raise VituneError(_explained(error, cls)) from None
 
@@ -148,10 +140,16 @@ class Search(Frozen):
         return tuple(found)
 
     def examples(self) -> tuple[dict[str, Any], ...]:
-        """Settings at the edges of the space."""
+        """Settings that hold both edges of every range and every choice."""
+        number = max(2, *(1 if isinstance(r, Range) else len(r) for r in self.space.values()))
         ends = [
-            {n: r.low if isinstance(r, Range) else r[0] for n, r in self.space.items()},
-            {n: r.high if isinstance(r, Range) else r[-1] for n, r in self.space.items()},
+            {
+                n: (r.high if place else r.low)
+                if isinstance(r, Range)
+                else r[min(place, len(r) - 1)]
+                for n, r in self.space.items()
+            }
+            for place in range(number)
         ]
         return tuple(
             {n: int(v) if is_whole(n) and isinstance(v, float) else v for n, v in end.items()}
@@ -202,8 +200,8 @@ class Study(Frozen):
     settings: dict[str, Any] = Field(default_factory=dict)
     grid: tuple[dict[str, Any], ...] = Field(default=({},), min_length=1)
     search: Search | None = None
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
-    selection_seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
+    selection_seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     split_seed: int = Field(0, ge=0)
     val_fraction: float = Field(0.2, gt=0, lt=1)
     report_on: Literal["auto", "test", "val"] = "auto"
@@ -224,22 +222,20 @@ class Study(Frozen):
         if self.search is not None:
             _require_searchable(self)
         for variant in self.variants:
-            method = get_method(variant.method)
-            for argument in variant.method_args:
-                if argument not in method.argument_names():
-                    raise VituneError(
-                        f"--method-arg: got {argument!r}, expected an argument of "
-                        f"{method.name!r}. {nearest(argument, method.argument_names())}"
-                    )
             for task in self.tasks:
-                tried = self.grid_of(variant) if self.search is None else self.search.examples()
-                for setting in tried:
+                self.recipe_of(variant, task)
+                for setting in self.tried(variant):
                     self.config(variant, task, setting, seed=0, refit=False)
         return self
 
     def grid_of(self, variant: Variant) -> tuple[Setting, ...]:
-        """The settings that stage 1 tries for `variant`."""
-        return self.grid if variant.grid is None else variant.grid
+        """The settings that stage 1 tries for `variant`; a solved head has no rates to try."""
+        grid = self.grid if variant.grid is None else variant.grid
+        if not get_method(variant.method).solved:
+            return grid
+        unused = {*STEPPING, *EXTRA_SETTINGS}
+        left = [{n: value for n, value in s.items() if n not in unused} for s in grid]
+        return tuple(setting for place, setting in enumerate(left) if setting not in left[:place])
 
     def config(
         self, variant: Variant, task: Task, setting: Setting, *, seed: int, refit: bool
@@ -252,20 +248,20 @@ class Study(Frozen):
         values: dict[str, Any] = {"epochs": self.epochs}
         of_task = variant.task_settings.get(task.name, {})
         for source in (self.settings, task.settings, variant.settings, of_task, setting):
-            _require_free(source)
+            require_free(source)
             if "lr" in source:
                 values.pop("lr_factor", None)
             values.update(source)
         method = get_method(variant.method)
         factor = values.pop("lr_factor", None)
         if factor is not None:
-            values["lr"] = float(factor) * method.default_lr(self.backbone)
+            values["lr"] = rate_of(factor, method.default_lr(self.backbone))
         if values.get("optimiser") == "sgd" and "lr" not in values:
             raise VituneError(
                 f"setting: got optimiser 'sgd' without lr for {variant.label!r}, expected a "
                 "learning rate: the methods' default rates are for AdamW."
             )
-        arguments = {**variant.method_args, **values.pop("method_args", {})}
+        arguments = arguments_of(method, variant.method_args, values.pop("method_args", {}))
         if method.solved:
             values = {name: value for name, value in values.items() if name not in STEPPING}
         else:
@@ -289,8 +285,24 @@ class Study(Frozen):
             }
         )
 
+    def tried(self, variant: Variant) -> tuple[Setting, ...]:
+        """The settings of stage 1: the grid's, or those that bound a search."""
+        return self.grid_of(variant) if self.search is None else self.search.examples()
+
+    def epochs_of(self, variant: Variant, task: Task) -> int:
+        """The epochs of a run, the longest of those tried; settings may change the study's."""
+        configs = (
+            self.config(variant, task, setting, seed=0, refit=False)
+            for setting in self.tried(variant)
+        )
+        return max(config.epochs for config in configs)
+
     def recipe_of(self, variant: Variant, task: Task) -> dict[str, Any]:
-        """Deviations of the as-published protocol for a cell; empty under the honest one."""
+        """Deviations of the as-published protocol for a cell; empty under the honest one.
+
+        Raises:
+            VituneError: an unknown deviation or a value out of range.
+        """
         if self.protocol == "honest":
             return {}
         given = {**variant.recipe, **variant.task_recipe.get(task.name, {})}
@@ -311,24 +323,10 @@ def grid_of(**choices: Sequence[Any]) -> tuple[dict[str, Any], ...]:
     return tuple(dict(zip(choices, values, strict=True)) for values in product(*choices.values()))
 
 
-def _require_free(setting: Setting) -> None:
-    for name in setting:
-        if name in SET_BY_STUDY:
-            raise VituneError(
-                f"setting: got {name!r}, expected none that the protocol sets "
-                f"({', '.join(sorted(SET_BY_STUDY))})."
-            )
-        if name not in TrainConfig.model_fields and name not in EXTRA_SETTINGS:
-            free = set(TrainConfig.model_fields) - SET_BY_STUDY | set(EXTRA_SETTINGS)
-            raise VituneError(
-                f"setting: got {name!r}, expected a training setting. {nearest(name, free)}"
-            )
-
-
 def _require_searchable(study: Study) -> None:
     """Check that a search has its own space and no grid."""
     assert study.search is not None
-    if len(study.grid) > 1 or any(v.grid is not None for v in study.variants):
+    if study.grid != ({},) or any(v.grid is not None for v in study.variants):
         raise VituneError("search: got a grid as well, expected only one of the two.")
     if "epochs" in study.search.space:
         raise VituneError("space: got 'epochs', expected none: rungs and refits set them.")
@@ -350,8 +348,9 @@ def _require_unique(what: str, names: Iterable[str]) -> None:
 
 def _explained(error: ValidationError, model: type[BaseModel]) -> str:
     """One line for the first thing pydantic found wrong."""
-    problem = error.errors()[0]
-    name = ".".join(str(step) for step in problem["loc"])
+    unknown = [p for p in error.errors() if p["type"] == "extra_forbidden"]
+    problem = (unknown or error.errors())[0]
+    name = ".".join(step for step in map(str, problem["loc"]) if "[" not in step)
     if problem["type"] == "extra_forbidden":
         return f"{name}: unknown key. {nearest(name.rpartition('.')[2], _keys(model, problem))}"
     if problem["type"] == "missing":
@@ -367,4 +366,6 @@ def _keys(model: type[BaseModel], problem: Any) -> Iterable[str]:
     inner: dict[str, type[BaseModel]] = {"variants": Variant, "tasks": Task, "search": Search}
     if len(problem["loc"]) == 1:
         return model.model_fields
+    if "space" in problem["loc"]:
+        return Range.model_fields
     return inner.get(str(problem["loc"][0]), model).model_fields

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vitune.errors import DataError
+from vitune.errors import DataError, one_line
 from vitune.files import write_atomic
 
 Line = tuple[str, str, str]
@@ -129,12 +129,27 @@ def _dog_files(folder: Path, image_folder: str) -> list[Line]:
         path = folder / f"{split}_list.mat"
         if not path.is_file():
             return []
-        from scipy.io import loadmat
-
-        content: dict[str, Any] = loadmat(str(path), squeeze_me=True)
-        for image, label in zip(content["file_list"], content["labels"], strict=True):
-            lines.append((str(folder / image_folder / str(image)), str(int(label)), split))
+        lines += [
+            (str(folder / image_folder / image), label, split) for image, label in _mat_lines(path)
+        ]
     return lines
+
+
+def _mat_lines(path: Path) -> list[tuple[str, str]]:
+    """The `file_list` of a .mat file with its `labels`."""
+    import numpy as np
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        content: dict[str, Any] = loadmat(str(path), squeeze_me=True)
+        images, labels = (np.atleast_1d(content[name]) for name in ("file_list", "labels"))
+        return [(str(i), str(int(label))) for i, label in zip(images, labels, strict=True)]
+    except (MatReadError, OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path}: got {one_line(error)}, expected a .mat file with file_list and labels of "
+            "equal length."
+        ) from None
 
 
 def _class_folders(folder: Path, image_folder: str) -> list[Line]:
@@ -155,9 +170,16 @@ def _class_folders(folder: Path, image_folder: str) -> list[Line]:
     ]
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: got {one_line(error)}, expected UTF-8 text.") from None
+
+
 def _pairs(path: Path) -> Iterator[tuple[str, str]]:
     """`key value` lines, spaces in the value allowed."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_text(path).splitlines(), start=1):
         if line.strip():
             parts = line.strip().split(maxsplit=1)
             if len(parts) != 2:
@@ -167,7 +189,7 @@ def _pairs(path: Path) -> Iterator[tuple[str, str]]:
 
 def _list_lines(path: Path) -> Iterator[tuple[str, str]]:
     """`path label` lines, spaces in the path allowed."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_text(path).splitlines(), start=1):
         if line.strip():
             parts = line.strip().rsplit(maxsplit=1)
             if len(parts) != 2 or not parts[1].isdecimal():

@@ -50,7 +50,7 @@ def differences_of(
     results: Iterable[CellResult], rows: Sequence[Row], tasks: Sequence[str]
 ) -> tuple[Difference, ...]:
     """Every pair of honest rows on the same backbone and split, corrected for their number."""
-    runs = _runs(results)
+    runs, names = _runs(results), _names(_honest(rows))
     found = []
     for first, second in combinations(_honest(rows), 2):
         if _kind(first) != _kind(second):
@@ -62,7 +62,7 @@ def differences_of(
                 for row in (first, second)
             ]
             pairs = list(zip(*sides, strict=True))
-            found.append(difference(first.label, second.label, pairs))
+            found.append(difference(names[_place(first)], names[_place(second)], pairs))
     return corrected(found)
 
 
@@ -130,6 +130,25 @@ def _runs_of(results: Sequence[CellResult]) -> Runs:
 
 def _honest(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.protocol == HONEST]
+
+
+def _place(row: Row) -> tuple[str, str, str]:
+    return row.label, *_kind(row)
+
+
+def _names(rows: Sequence[Row]) -> dict[tuple[str, str, str], str]:
+    """What to call each row: its label, with whatever else the rows differ in."""
+    backbones, splits = ({_kind(row)[part] for row in rows} for part in (0, 1))
+    return {
+        _place(row): " ".join(
+            [
+                row.label,
+                *([row.backbone] if len(backbones) > 1 else []),
+                *(["(validation)"] if len(splits) > 1 and row.scored_on == "val" else []),
+            ]
+        )
+        for row in rows
+    }
 
 
 def _kind(row: Row) -> tuple[str, str]:

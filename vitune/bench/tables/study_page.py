@@ -14,6 +14,7 @@ from vitune.bench.tables.shots_chart import shots_chart
 from vitune.bench.tables.study_table import Table, TableRow
 from vitune.bench.tables.sureness import SIGNIFICANT, explanation, interval_text, p_text, verdict
 from vitune.bench.tables.table_formats import as_grid, label_of, split_text
+from vitune.methods import get_method
 from vitune.report.formatting import count, duration
 from vitune.report.rendering import write_page
 from vitune.report.scatter import Measured, ScatterChart, scatter_chart
@@ -71,9 +72,8 @@ def write_study_page(
 
 def note_on(study: Study, table: Table) -> str:
     """The note below the heading of a study's page: backbone, runs, protocol, which accuracy."""
-    epochs = "1 epoch" if study.epochs == 1 else f"{study.epochs} epochs"
     seeds = "1 seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
-    parts = [f"{study.backbone}, {epochs}, {seeds}; protocol {study.protocol}."]
+    parts = [f"{study.backbone}, {epochs_text(study)}, {seeds}; protocol {study.protocol}."]
     if study.protocol == "as-published":
         parts.append(
             "The official recipe, which sees the test images every epoch, next to the honest "
@@ -83,6 +83,16 @@ def note_on(study: Study, table: Table) -> str:
     if any(needs_selection(study, variant) for variant in study.variants):
         parts.append("Settings chosen on validation images.")
     return " ".join([*parts, f"Accuracy on {split_text(table)}. Speed: {table.speed}."])
+
+
+def epochs_text(study: Study) -> str:
+    """The epochs of the study's runs: "20 epochs", or "3 to 20 epochs" where settings differ."""
+    stepping = [variant for variant in study.variants if not get_method(variant.method).solved]
+    lengths = {study.epochs_of(variant, task) for variant in stepping for task in study.tasks}
+    least, most = min(lengths, default=study.epochs), max(lengths, default=study.epochs)
+    if least < most:
+        return f"{least} to {most} epochs"
+    return "1 epoch" if most == 1 else f"{most} epochs"
 
 
 def _by_label(choices: Sequence[Choice]) -> dict[str, dict[str, Choice]]:

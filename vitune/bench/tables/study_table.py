@@ -67,18 +67,20 @@ def make_table(
     """The table of final results.
 
     Args:
-        results: of one or more studies; those of stage 1 are skipped. A method keeps its row
-            however many of its runs diverged or failed.
+        results: of one or more studies; those of stage 1 are skipped, and a run that several of
+            them hold counts once. A method keeps its row however many of its runs diverged or
+            failed.
         split_columns: give every protocol and backbone its own row instead of refusing a mixture.
-        missing: tasks that a data root lacked, to be listed.
-        unfinished: runs that are still to come, to be listed.
+        missing: tasks that a data root lacked, to be listed unless another study has them.
+        unfinished: runs that are still to come, to be listed unless another study has them.
         pretraining: which published column to compare with; None derives it from the backbone.
 
     Raises:
         VituneError: nothing finished; two configurations under one name; a mixture of backbones,
             protocols or reported splits without `split_columns`.
     """
-    finals = [r for r in results if r.stage == "final"]
+    finals = _each_once([r for r in results if r.stage == "final"])
+    unfinished = _still_to_come(unfinished, finals)
     done = [r for r in finals if r.status == "done" and r.scores is not None]
     if not done:
         raise nothing_finished(finals, unfinished)
@@ -87,6 +89,7 @@ def make_table(
     if not split_columns:
         require_same_images(done)
     tasks = tuple(dict.fromkeys(result.task for result in finals))
+    missing = [task for task in dict.fromkeys(missing) if task not in tasks]
     groups = _groups(finals)
     suite = suite_of(tasks)
     lost = _lost_by_row([r for r in finals if r.status != "done"], _by_row(done))
@@ -111,6 +114,28 @@ def make_table(
         no_ranking=no_ranking,
         speed=speed_text(done),
     )
+
+
+def _each_once(results: Sequence[CellResult]) -> list[CellResult]:
+    """The results without repetitions; of two on one run, the one with an accuracy counts.
+
+    A run is known by its row, task and seed: the same run of a second study is no second draw.
+    """
+    found: dict[tuple[str, str, str, str, str, int], CellResult] = {}
+    for result in results:
+        key = (result.label, result.protocol, str(result.config["backbone"]), result.scored_on,
+               result.task, result.seed)  # fmt: skip
+        known = found.get(key)
+        if known is not None and result.status == known.status == "done":
+            require_one_config([known, result])
+        if known is None or (result.status == "done") > (known.status == "done"):
+            found[key] = result
+    return list(found.values())
+
+
+def _still_to_come(unfinished: Unfinished, results: Sequence[CellResult]) -> Unfinished:
+    there = {(result.label, result.task, result.seed) for result in results}
+    return [run for run in dict.fromkeys(unfinished) if run not in there]
 
 
 RowKey = tuple[str, str, str, str]

@@ -15,6 +15,13 @@ from vitune.errors import VituneError, nearest
 ABSENT = "–"
 ONE_SEED = " (1 seed)"
 
+TEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+)
+"""What stands for itself in no LaTeX text."""
+
 CSV_COLUMNS = (
     "label", "method", "protocol", "backbone", "split", "task", "mean", "std", "num_seeds", "seeds",
     "values", "val", "published", "difference", "num_parameters_without_head", "seconds",
@@ -163,7 +170,7 @@ def latex(table: Table) -> str:
             cells = [f"\\textit{{{cell}}}" if cell else "" for cell in cells]
         lines.append(" & ".join(cells) + r" \\")
     lines += ["\\bottomrule", "\\end{tabular}"]
-    lines += [f"% {note}" for note in grid.notes]
+    lines += [f"% {' '.join(note.split())}" for note in grid.notes]
     return "\n".join(lines) + "\n"
 
 
@@ -255,6 +262,4 @@ def _pipes(cells: Sequence[str]) -> str:
 
 
 def _tex(text: str) -> str:
-    for character in "&%$#_{}":
-        text = text.replace(character, f"\\{character}")
-    return text.strip().replace(" ± ", " $\\pm$ ").replace(ABSENT, "--")
+    return text.translate(TEX).strip().replace(" ± ", " $\\pm$ ").replace(ABSENT, "--")
