@@ -121,6 +121,17 @@ def test_many_clients_at_once_get_each_their_own_adapters_answers(
     assert max(size for *_, size in answers) > 1
 
 
+def test_a_batch_of_two_names_for_equal_files_counts_for_both(
+    tmp_path: Path, started: Callable[..., Engine]
+) -> None:
+    shutil.copytree(write_adapter(tmp_path / "one"), tmp_path / "two")
+    engine = started(tmp_path, max_wait_ms=500.0)
+    served = [engine.get(name) for name in ("one", "two", "two")]
+    futures = [engine.submit(one, engine.decode(one, IMAGES[:1]))[0] for one in served]
+    assert [future.result().batch_size for future in futures] == [3, 3, 3]
+    assert engine.num_images == {"one": 1, "two": 2}
+
+
 def test_embeddings_are_what_the_classifier_sees(engine: Engine, adapters: Path) -> None:
     (answer,) = engine.predict("rocks", IMAGES[:1])
     head = load_run(adapters / "rocks", device="cpu").model.get_submodule("head")
