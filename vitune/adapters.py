@@ -23,6 +23,7 @@ from vitune.cards import AdapterCard as AdapterCard
 from vitune.cards import adapter_folder as adapter_folder
 from vitune.environment import installed_versions as installed_versions
 from vitune.errors import AdapterError, one_line
+from vitune.fewer_tokens import TokenPlan
 from vitune.files import atomic_folder, check_new_folder, recover_folder
 from vitune.methods import AdapterState, combined_state, current_names, get_method, require_plugin
 from vitune.tensors import disk_errors, read_tensors, write_tensors
@@ -192,6 +193,16 @@ def combine_adapters(
     notes = [str(warning.message) for warning in caught]
     if not same_classes:
         notes.append("The adapters have different classes: head and classes are the first's.")
+    return [*notes, *_taken_from_first(cards)]
+
+
+def _taken_from_first(cards: Sequence[AdapterCard]) -> list[str]:
+    """Notes on what surrounds the weights, where the adapters differ in it."""
+    notes, plans = [], [TokenPlan.parse(card.tokens) for card in cards]
+    if len({plan if plan.in_inference else None for plan in plans}) > 1:
+        notes.append(f"The adapters have different tokens: the first's apply ({plans[0]}).")
+    if any(card.preprocessing != cards[0].preprocessing for card in cards):
+        notes.append("The adapters have different image sizes or preprocessing: the first's apply.")
     return notes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -105,6 +106,27 @@ def test_combine_is_arithmetic_on_folders(trained: Path, tmp_path: Path) -> None
     same = load_file(out / "adapter_model.safetensors")
     assert one.keys() == same.keys()
     assert all(value.allclose(same[name], atol=1e-6) for name, value in one.items())
+
+
+def test_combine_says_whose_tokens_and_preprocessing_apply(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = json.loads((trained / "adapter" / "vitune.json").read_text())
+    cropped = {**values["preprocessing"], "crop_mode": "center"}
+    for name, entries, told in (
+        ("equal", {}, ""),
+        ("training", {"tokens": "merge:0.5:train"}, ""),
+        ("merged", {"tokens": "merge:0.5"}, "have different tokens: the first's apply (keep)."),
+        ("cropped", {"preprocessing": cropped}, "or preprocessing: the first's apply."),
+    ):
+        other, out = tmp_path / name, tmp_path / f"{name}-out"
+        shutil.copytree(trained / "adapter", other)
+        (other / "vitune.json").write_text(json.dumps({**values, **entries}))
+        capsys.readouterr()
+        words = ["combine", str(trained), str(other), "--weights", "0.5,0.5", "--out", str(out)]
+        assert run(words) == 0
+        notes = " ".join(capsys.readouterr().out.split())
+        assert told in notes and ("different" in notes) == bool(told)
 
 
 def test_analyze_joins_the_report(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,6 +65,30 @@ def test_both_kinds_of_8_bits_are_tried_and_the_better_is_kept(exported: Path) -
     assert in_float == [[len(CLASSES), 192]] + [[192, 192]] * 3
 
 
+def test_a_class_with_one_image_is_no_obstacle(
+    photos: Path, backbone: str, tmp_path: Path, refused: Refused
+) -> None:
+    """Training held nothing of it out: what the file is checked on is what the run was."""
+    for name, most in (("few", 8), ("one", 1)):
+        for label, number in (("dark", most), ("light", most), ("other", 1)):
+            (tmp_path / name / label).mkdir(parents=True)
+            for index in range(number):
+                source = photos / ("light" if label == "other" else label) / f"{index}.png"
+                pixels = np.asarray(Image.open(source)) // (2 if label == "other" else 1)
+                Image.fromarray(pixels).save(tmp_path / name / label / f"{index}.png")
+        words = ["--data", str(tmp_path / name), "--method", "linear", "--backbone", backbone]
+        assert run(["train", *words, "--out", str(tmp_path / f"{name}-run")]) == 0
+    few, one, out = tmp_path / "few-run", tmp_path / "one-run", tmp_path / "out"
+    assert run(["export", str(few), "--to", "pt2", "--out", str(out)]) == 0
+    held_out = json.loads((few / "summary.json").read_text())["num_val"]
+    assert card_of(out)["images"]["num_checked"] == held_out > 0
+    for subject in (few, one):
+        words = ["--at", "1", "--epochs", "1", "--out", str(tmp_path / f"{subject.name}-exits")]
+        assert run(["exits", "add", str(subject), *words]) == 0
+    told = refused("export", one, "--to", "pt2", "--out", tmp_path / "another")
+    assert "in which every class has one image, expected validation images" in told
+
+
 def test_the_file_says_by_itself_what_it_is(exported: Path, trained: Path) -> None:
     session = onnxruntime.InferenceSession(exported / "model.onnx")
     told = session.get_modelmeta().custom_metadata_map

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import runpy
+import shutil
 import struct
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from PIL import Image
 from vitune.adapters import AdapterCard, adapter_folder
 from vitune.cli import run
 from vitune.data import Decoding, decode_image
+from vitune.errors import DataError
 from vitune.export.standalone import Model, softmax
 from vitune.preprocessing import PIXEL_STATS, Preprocessing
 
@@ -152,6 +155,60 @@ def test_an_unreadable_image_is_told_and_the_others_are_classified(
     for path, line in zip(bad, lines, strict=True):
         assert line.startswith(f"run.py: error: image {str(path)!r}: ")
     assert lines[0].endswith("floating-point pixels have no fixed range")
+
+
+def test_the_runner_reads_what_vitune_reads_and_nothing_larger(
+    exported: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Huge images are refused by their header, other formats by name: EPS starts Ghostscript."""
+    Image.new("1", (20_000, 6_000)).save(tmp_path / "huge.png")
+    photo = Image.open(photos / "dark" / "0.png")
+    photo.save(tmp_path / "postscript.png", format="EPS")
+    photo.save(tmp_path / "other.png", format="TGA")
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("pixels were read"))
+    rows, told = runner_rows(exported, sorted(tmp_path.iterdir()), capsys, status=2)
+    assert rows == []
+    huge, *others = told.splitlines()
+    assert huge.endswith("got 120.0 megapixels, expected at most 100")
+    assert len(others) == 2 and all("cannot identify image file" in line for line in others)
+
+
+def test_a_thin_image_does_not_become_a_huge_one(tmp_path: Path) -> None:
+    """Its shorter side is stretched to the network's, and the longer one with it."""
+    rule = Preprocessing((224, 224), *PIXEL_STATS["half"], crop_mode="center")
+    thin = Image.new("RGB", (20_000, 1))
+    thin.save(tmp_path / "thin.png")
+    with pytest.raises(DataError, match=r"1003\.5 megapixels, expected at most 100"):
+        decode_image(tmp_path / "thin.png", Decoding(rule))
+    with pytest.raises(ValueError, match=r"1003\.5 megapixels, expected at most 100"):
+        with_rule(rule).prepare(thin)
+
+
+def test_a_runner_without_images_or_network_says_so(
+    exported: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        "images: got none, expected python run.py IMAGE" in runner_rows(exported, [], capsys, 2)[1]
+    )
+    damaged = shutil.copytree(exported, tmp_path / "damaged")
+    (damaged / "model.onnx").write_bytes((exported / "model.onnx").read_bytes()[:1000])
+    rows, told = runner_rows(damaged, [photos / "dark" / "0.png"], capsys, status=2)
+    assert rows == [] and told.startswith("run.py: error: network: ") and told.count("\n") == 1
+
+
+def test_the_runner_shows_odd_names_as_predict_does(
+    exported: Path, photos: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / os.fsdecode(b"caf\xe9.png")
+    shutil.copyfile(photos / "dark" / "0.png", image)
+    done = subprocess.run(
+        [sys.executable, exported / "run.py", image], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(f"{tmp_path}/caf\\xe9.png\tdark\t")
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import huggingface_hub.hf_api
@@ -111,6 +114,28 @@ def test_plain_peft_loads_it(trained: Path, hub: Hub) -> None:
     with torch.inference_mode():
         expected = load_run(trained, merge=False).model(images)
         torch.testing.assert_close(logits_of(model(images)), expected)
+
+
+def test_the_code_on_the_page_gives_the_probabilities_of_predict(
+    trained: Path, hub: Hub, tmp_path: Path
+) -> None:
+    """At the run's own image size, with its merged tokens and its temperature."""
+    words = ["--data", str(trained.parent / "photos"), "--epochs", "1", "--start", "plain"]
+    words += ["--image-size", "48", "--tokens", "merge:0.5", "--lr", "1e-2"]
+    assert run(["train", *words, "--out", str(tmp_path / "run")]) == 0
+    page = pushed(tmp_path / "run", hub)["README.md"].decode()
+    assert "- tokens: merge:0.5\n" in page
+    _, code, rest = re.split(r"With plain PEFT.*:\n|Input: ", page)
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent(code), names)  # the page's own
+    temperature = float(re.findall("the temperature (.*) before the softmax", rest)[0])
+    loaded = load_run(tmp_path / "run")
+    assert temperature == pytest.approx(loaded.card.temperature, rel=1e-5) != 1
+    images = torch.randn(3, 3, 48, 48)
+    with torch.inference_mode():
+        found = logits_of(names["model"](images)) / temperature
+        expected = loaded.outcome(images).tempered(loaded.card.temperature)
+    torch.testing.assert_close(found.softmax(-1), expected.softmax(-1), atol=1e-4, rtol=0)
 
 
 def test_the_page_says_what_it_is_and_keeps_paths_at_home(trained: Path, hub: Hub) -> None:

@@ -27,6 +27,7 @@ def write_adapter(
     backbone: str = BACKBONE,
     backbone_args: Mapping[str, Any] | None = None,
     temperature: float = 1.0,
+    tokens: str = "keep",
 ) -> Path:
     """An adapter whose every value was moved from where it starts."""
     torch.manual_seed(seed)
@@ -44,6 +45,7 @@ def write_adapter(
         backbone_args=backbone_args or {},
         classes=[f"{folder.name} {index}" for index in range(num_classes)],
         temperature=temperature,
+        tokens=tokens,
     )
     save_adapter(model, folder, card)
     return folder

@@ -83,6 +83,27 @@ def test_logits_are_those_of_the_merged_model(
     assert len(engine.cache) == cached
 
 
+def test_merged_tokens_are_merged_while_serving(
+    tmp_path: Path, started: Callable[..., Engine]
+) -> None:
+    """Merged, un-merged, and beside an adapter of the same configuration that keeps its tokens."""
+    kinds = {
+        "all": ("rlrr", "keep"),
+        "half": ("rlrr", "merge:0.5@1"),
+        "apart": ("met", "merge:0.5"),
+        "training": ("rlrr", "merge:0.5:train"),
+    }
+    for name, (method, tokens) in kinds.items():
+        write_adapter(tmp_path / name, method, tokens=tokens)
+    wanted = {name: expected(tmp_path / name) for name in kinds}
+    for cache_mib in (0, 64):
+        engine = started(tmp_path, cache_mib=cache_mib)
+        for name in (*kinds, *kinds):
+            found = torch.stack([one.logits for one in engine.predict(name, IMAGES)])
+            assert difference(found, wanted[name]) < 1e-5, (name, cache_mib)
+        assert engine.get("all").tree is engine.get("training").tree
+
+
 def test_many_clients_at_once_get_each_their_own_adapters_answers(
     engine: Engine, wanted: dict[str, Tensor]
 ) -> None:
@@ -98,6 +119,17 @@ def test_many_clients_at_once_get_each_their_own_adapters_answers(
     for name, image, logits, _ in answers:
         assert difference(logits, wanted[name][image]) < 1e-5
     assert max(size for *_, size in answers) > 1
+
+
+def test_a_batch_of_two_names_for_equal_files_counts_for_both(
+    tmp_path: Path, started: Callable[..., Engine]
+) -> None:
+    shutil.copytree(write_adapter(tmp_path / "one"), tmp_path / "two")
+    engine = started(tmp_path, max_wait_ms=500.0)
+    served = [engine.get(name) for name in ("one", "two", "two")]
+    futures = [engine.submit(one, engine.decode(one, IMAGES[:1]))[0] for one in served]
+    assert [future.result().batch_size for future in futures] == [3, 3, 3]
+    assert engine.num_images == {"one": 1, "two": 2}
 
 
 def test_embeddings_are_what_the_classifier_sees(engine: Engine, adapters: Path) -> None:

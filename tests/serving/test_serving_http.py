@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import threading
@@ -122,6 +123,19 @@ def test_the_pages_load_nothing_from_elsewhere(client: Callable[..., TestClient]
             assert not re.findall(r"""(?:src|href)=["'](?:https?:)?//""", text)
         for file in re.findall(r"/docs-files/[\w.-]+", docs.text):
             assert open_to_all.get(file).status_code == 200
+
+
+def test_every_refusal_is_one_sentence_and_described_as_one(
+    client: Callable[..., TestClient],
+) -> None:
+    refused = ask(client(), top_k=0)
+    assert refused.json() == {"detail": "top_k: Input should be greater than or equal to 1."}
+    refused = client().post("/v1/predict", data={"adapter": "rocks", "images": "text"})
+    assert refused.status_code == 422
+    assert refused.json()["detail"].startswith("images: ")
+    description = client().get("/openapi.json").json()
+    assert "HTTPValidationError" not in json.dumps(description)
+    assert set(description["paths"]["/v1/predict"]["post"]["responses"]) == {"200", "default"}
 
 
 @pytest.mark.parametrize(

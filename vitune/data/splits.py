@@ -107,7 +107,8 @@ def load_splits(
         train_size: (height, width) of the training images if augmentation cuts windows.
         skip_bad_images: leave out and list missing or broken files instead of stopping.
         allow_overlap: count images that two splits share instead of refusing them.
-        lone_classes: keep a class with a single image in training instead of refusing it.
+        lone_classes: keep a class with a single image in training instead of refusing it; if every
+            class has one, none is held out.
         memory_budget_mib: for all splits together; what does not fit is mapped from disk. None is a
             quarter of the available memory.
         cache_dir: folder on disk; None is $VITUNE_CACHE or ~/.cache/vitune.
@@ -187,6 +188,8 @@ def _divided(
     labels = np.array([record.label for record in full], np.int64)
     if not lone_classes:
         require_two_each(labels, images.classes, images.spec)
+    elif np.bincount(labels).max() == 1:
+        return records, None
     repeated = duplicates(findings.content[training])
     train, val = hold_out(labels, val_fraction, seed, keep_in_train=repeated)
     records["train"] = [full[index] for index in train]

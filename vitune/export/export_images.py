@@ -41,7 +41,8 @@ def export_images(
     """The run's own validation and training images, or those of `data` divided in the same way.
 
     Raises:
-        VituneError: no images are given; only a run folder records its own.
+        VituneError: no images are given, as only a run folder records its own; or none of them can
+            be held out for validation.
         DataError: the images cannot be read, or have other classes.
     """
     folder = RunFolder(run.path)
@@ -58,11 +59,16 @@ def export_images(
         seed=int(config.get("seed", 0)),
         val_fraction=config.get("val_fraction") or 0.2,
         include=("train", "val"),
+        lone_classes=True,
         skip_bad_images=bool(config.get("skip_bad_images", False)),
         on_progress=on_read,
     )
     assert splits.train is not None
-    assert splits.val is not None
+    if splits.val is None:
+        raise VituneError(
+            f"--data: got {str(source)!r}, in which every class has one image, expected validation "
+            "images to check the file on. Give more images with --data."
+        )
     return ExportImages(
         Path(str(source)).name,
         _spread(splits.val, NUM_CHECKED),

@@ -6,17 +6,25 @@ Needs numpy, Pillow and the runtime of the file: onnxruntime, openvino or torch.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 Array = np.ndarray[Any, Any]
 Graph = Callable[[Array], list[Array]]
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What vitune reads, besides AVIF; Pillow has further readers, and one starts Ghostscript."""
+
+MAX_MEGAPIXELS = 100.0
+"""Of an image, and of its resized copy before the crop: the limit of `vitune predict`."""
 
 
 def opened(file: Path, threads: int | None = None) -> Graph:
@@ -56,8 +64,13 @@ class Model:
         self.left = np.zeros(0, int)
 
     def prepare(self, image: Image.Image) -> Array:
-        """An image of any size in the network's input format: (h, w, 3) uint8."""
+        """An image in the network's input format: (h, w, 3) uint8.
+
+        Raises:
+            ValueError: more than MAX_MEGAPIXELS, told before any pixel is read.
+        """
         rule = self.card["preprocessing"]
+        require_few(*image.size)
         image = upright_rgb(image)
         high, wide = rule["image_size"]
         height, width = int(high / rule["crop_pct"]), int(wide / rule["crop_pct"])
@@ -66,6 +79,7 @@ class Model:
                 width = max(width, int(height * image.width / image.height))
             else:
                 height = max(height, int(width * image.height / image.width))
+            require_few(width, height)
         method = Image.Resampling[rule["interpolation"].upper()]
         resized = np.asarray(image.resize((width, height), method))
         top, left = round((height - high) / 2), round((width - wide) / 2)
@@ -97,6 +111,13 @@ class Model:
         """
         is_last = (self.left if left is None else left) == len(self.parts) - 1
         return softmax(logits / np.where(is_last, self.temperature, 1.0)[:, None])
+
+
+def require_few(width: int, height: int) -> None:
+    """Refuse more than MAX_MEGAPIXELS."""
+    megapixels = width * height / 1e6
+    if megapixels > MAX_MEGAPIXELS:
+        raise ValueError(f"got {megapixels:.1f} megapixels, expected at most {MAX_MEGAPIXELS:g}")
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -139,20 +160,37 @@ def softmax(logits: Array) -> Array:
 
 
 def main(paths: Sequence[str]) -> int:
-    """Print the class and its probability of every image; 2 if an image cannot be read, else 0."""
-    model, status = Model(Path(__file__).parent), 0
+    """Print the class and its probability of every image.
+
+    Returns:
+        0; 2 if no image is named, the network cannot be opened or an image cannot be read.
+    """
+    if not paths:
+        return told("images", ValueError("got none, expected python run.py IMAGE ..."))
+    try:
+        model, status = Model(Path(__file__).parent), 0
+    except Exception as error:  # the runtimes raise almost anything on a damaged file
+        return told("network", error)
+    formats = (*FORMATS, "AVIF") if features.check("avif") else FORMATS
+    warnings.simplefilter("ignore")  # Pillow's, about odd but readable images
     for path in paths:
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=formats) as image:
                 pixels = model.prepare(image)
         except Exception as error:  # Pillow's readers raise almost anything on broken bytes
-            reason = " ".join(str(error).split()) or type(error).__name__
-            print(f"run.py: error: image {path!r}: {reason}", file=sys.stderr)
-            status = 2
+            status = told(f"image {path!r}", error)
             continue
         (chances,) = model.probabilities(model.logits(pixels[None]))
-        print(f"{path}\t{model.classes[chances.argmax()]}\t{chances.max():.4f}")
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        print(f"{shown}\t{model.classes[chances.argmax()]}\t{chances.max():.4f}")
     return status
+
+
+def told(what: str, error: Exception) -> int:
+    """The exit status after an error, which is one line on stderr."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    print(f"run.py: error: {what}: {reason}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -288,6 +288,7 @@ def _training_images(
         seed=int(config.get("seed", 0)),
         val_fraction=float(config.get("val_fraction", 0.2)),
         include=("train", "val"),
+        lone_classes=True,
         skip_bad_images=bool(config.get("skip_bad_images", False)),
         on_progress=on_read,
     )

@@ -10,9 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vitune.cards import AdapterCard, adapter_folder
+from vitune.cards import KEEP, AdapterCard, adapter_folder
 from vitune.errors import AdapterError
 from vitune.exits import ExitsFolder
+from vitune.fewer_tokens import TokenPlan
 from vitune.hub import FILES, PREFIX, upload
 from vitune.report import RunResults, read_run
 from vitune.runs import RunFolder
@@ -125,15 +126,24 @@ def _with_peft(card: AdapterCard, name: str) -> list[str]:
     if card.merged:
         return []
     height, width = card.preprocessing.image_size
+    given = {"num_classes": len(card.classes), **card.backbone_args}
+    words = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+    merging = ""
+    if TokenPlan.parse(card.tokens).in_inference:
+        merging = (
+            "\n    from vitune.fewer_tokens import TokenPlan, reduce_tokens\n\n"
+            f"    reduce_tokens(model, TokenPlan.parse({card.tokens!r}))"
+        )
     return [
         "With plain PEFT, on the same backbone with a head of the same number of classes:",
         "    import vitune  # makes its methods known to PEFT\n"
         "    from peft import PeftModel\n\n"
-        f"    backbone = vitune.load_backbone({card.backbone!r}, "
-        f"num_classes={len(card.classes)})\n"
-        f"    model = PeftModel.from_pretrained(backbone.model, {name!r})",
+        f"    backbone = vitune.load_backbone({card.backbone!r}, {words})\n"
+        f"    model = PeftModel.from_pretrained(backbone.model, {name!r}).eval(){merging}",
         f"Input: {height} x {width} pixels, {card.preprocessing.interpolation}, mean "
-        f"{card.preprocessing.mean}, std {card.preprocessing.std}.",
+        f"{card.preprocessing.mean}, std {card.preprocessing.std}. Divide the logits by the "
+        f"temperature {card.temperature:.6g} before the softmax: that gives the probabilities of "
+        "`vitune predict`.",
     ]
 
 
@@ -168,6 +178,7 @@ def _protocol(card: AdapterCard, results: RunResults | None) -> list[str]:
         ("method", card.method),
         ("backbone", card.backbone),
         ("backbone fingerprint", card.fingerprint or "none (merged)"),
+        ("tokens", None if card.tokens == KEEP else card.tokens),
         *(("weights", f"sha256 {digest}") for file, digest in card.checksums.items()
           if file.endswith(".safetensors")),
     ]  # fmt: skip

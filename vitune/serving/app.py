@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
@@ -86,6 +87,12 @@ class Embeddings(Response):
     embeddings: list[Embedded]
 
 
+class Refusal(BaseModel):
+    """Why there is no answer."""
+
+    detail: str
+
+
 AdapterName = Annotated[str, Form(description="name of an adapter, as /v1/adapters lists them")]
 Images = Annotated[list[UploadFile], File(description="one image file or several")]
 
@@ -111,8 +118,10 @@ def create_app(service: Service, settings: GuardSettings | None = None) -> Any:
         version=vitune.__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
+        responses={"default": {"model": Refusal, "description": "An error, in a sentence."}},
     )
     app.add_exception_handler(VituneError, _told)
+    app.add_exception_handler(RequestValidationError, _unfit)
 
     async def answers(name: str, images: Sequence[UploadFile]) -> tuple[float, list[Answer]]:
         started = time.perf_counter()
@@ -188,6 +197,14 @@ async def _told(_: Request, error: Exception) -> JSONResponse:
     status = next((code for kind, code in STATUS if isinstance(error, kind)), default)
     headers = {"retry-after": "1"} if status == 503 else {}
     return JSONResponse({"detail": str(error)}, status, headers)
+
+
+async def _unfit(_: Request, error: Exception) -> JSONResponse:
+    """The first field that does not fit, as one sentence."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    field = next((str(step) for step in first["loc"][1:]), "body")
+    return JSONResponse({"detail": f"{field}: {first['msg']}."}, 422)
 
 
 def _name(upload: UploadFile, index: int) -> str:

@@ -197,7 +197,7 @@ class Collection:
         for name in (key, f"{key} {num_classes}"):
             tree = self._trees.get(name)
             if tree is None:
-                tree = Tree(self.network, config, card.method, num_classes)
+                tree = Tree(self.network, config, card)
             try:
                 values = tree.read(place, card)
             except AdapterError:

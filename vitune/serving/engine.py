@@ -230,7 +230,7 @@ class Engine:
         logits = logits / served.card.temperature
         ran_ms = 1000 * (time.perf_counter() - started)
         self.num_batches += 1
-        self.num_images[served.name] += len(batch)
+        self.num_images.update(one.item.served.name for one in batch)  # equal files, other names
         return [
             Answer(
                 one.item.served.name,

@@ -24,6 +24,7 @@ from vitune.adapters import TENSORS, check_tensors, fingerprint_of, inject, merg
 from vitune.backbones import head_names
 from vitune.cards import AdapterCard
 from vitune.errors import AdapterError
+from vitune.fewer_tokens import TokenPlan, reduce_tokens
 from vitune.methods import MethodLayer, current_names, get_method
 from vitune.serving.sharing import extra_bytes, resize_heads, sharing_copy
 from vitune.tensors import read_tensors
@@ -88,13 +89,12 @@ class Tree:
     Args:
         network: the backbone; its tensors are shared, never written to.
         config: of the first adapter.
-        num_classes: of the first adapter; others may have more or fewer, unless the method itself
+        card: of the first adapter; others may have more or fewer classes, unless the method itself
             has tensors of that size.
     """
 
-    def __init__(
-        self, network: nn.Module, config: PeftConfig, method: str, num_classes: int
-    ) -> None:
+    def __init__(self, network: nn.Module, config: PeftConfig, card: AdapterCard) -> None:
+        num_classes = len(card.classes)
         self.num_classes = num_classes
         base = sharing_copy(network)
         resize_heads(base, num_classes)
@@ -106,11 +106,15 @@ class Tree:
         self.fingerprint = fingerprint_of(self.reader)
         self.slots = tuple(_slots(self.reader, known))
         self.runner: PeftModel = sharing_copy(self.reader)
+        self.tokens = TokenPlan.parse(card.tokens)
+        # Merged weights go into copies of a network that keeps every token: `_fewer` adds the rest.
+        self._whole = sharing_copy(self.reader) if self.tokens.in_inference else self.runner
+        self._fewer(self.runner)
         self._shapes = [tuple(self._value(slot).shape) for slot in self.slots]
         self._dtypes = [self._value(slot).dtype for slot in self.slots]
         self._places = self._slots_by_key()
         self._heads = tuple(f"{name}." for name in head_names(self.reader))
-        self.mergeable = get_method(method).mergeable
+        self.mergeable = get_method(card.method).mergeable
         self.merged_bytes = sum(tensor.nbytes for tensor in network.parameters())
         self._bound: Values | None = None
 
@@ -173,12 +177,9 @@ class Tree:
     def bind(self, values: Values) -> PeftModel:
         """The model that runs the adapter of `values`, un-merged; until the next call."""
         if self._bound is not values:
-            for slot, value in zip(self.slots, values, strict=True):
-                owner = self.runner.get_submodule(slot.module)
-                if slot.is_parameter:
-                    owner._parameters[slot.leaf] = nn.Parameter(value, requires_grad=False)
-                else:
-                    owner._buffers[slot.leaf] = value
+            self._put(values, self.runner)
+            if self._whole is not self.runner:
+                self._put(values, self._whole)
             self._bound = values
         return self.runner
 
@@ -187,7 +188,8 @@ class Tree:
 
         Everything that the merge does not change is shared with the backbone.
         """
-        model: Any = sharing_copy(self.bind(values), _written_in_place(self.runner))
+        self.bind(values)
+        model: Any = sharing_copy(self._whole, _written_in_place(self._whole))
         try:
             merged = merged_model(model, safe=False)
         except AdapterError as error:
@@ -196,7 +198,21 @@ class Tree:
             self.mergeable = False
             return None
         self.merged_bytes = extra_bytes(merged, self.base, values.memory)
+        self._fewer(merged)
         return merged
+
+    def _fewer(self, model: nn.Module) -> None:
+        """Merge tokens in `model` if the adapter's runs do so in inference."""
+        if self.tokens.in_inference:
+            reduce_tokens(model, self.tokens)
+
+    def _put(self, values: Values, model: nn.Module) -> None:
+        for slot, value in zip(self.slots, values, strict=True):
+            owner = model.get_submodule(slot.module)
+            if slot.is_parameter:
+                owner._parameters[slot.leaf] = nn.Parameter(value, requires_grad=False)
+            else:
+                owner._buffers[slot.leaf] = value
 
     def _value(self, slot: Slot) -> Tensor:
         owner = self.reader.get_submodule(slot.module)
@@ -208,7 +224,9 @@ class Tree:
 def tree_key(config: PeftConfig, card: AdapterCard) -> str:
     """What adapters must share to run through one tree."""
     values = {k: v for k, v in config.to_dict().items() if k not in WITHOUT_EFFECT}
-    return json.dumps([card.method, card.plugin, values], sort_keys=True, default=_plain)
+    plan = TokenPlan.parse(card.tokens)
+    tokens = str(plan) if plan.in_inference else ""
+    return json.dumps([card.method, card.plugin, tokens, values], sort_keys=True, default=_plain)
 
 
 def _plain(value: Any) -> Any:
