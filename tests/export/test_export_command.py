@@ -89,6 +89,23 @@ def test_a_class_with_one_image_is_no_obstacle(
     assert "in which every class has one image, expected validation images" in told
 
 
+def test_no_images_are_called_validation_that_trained_the_network(
+    photos: Path, backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refitted, out = tmp_path / "run", tmp_path / "out"
+    words = ["--data", str(photos), "--method", "linear", "--backbone", backbone, "--refit"]
+    assert run(["train", *words, "--out", str(refitted)]) == 0
+    assert run(["export", str(refitted), "--to", "pt2", "--out", str(out)]) == 0
+    assert card_of(out)["images"]["were_trained_on"]
+    page = (out / "README.md").read_text()
+    assert "training images of" in page and "validation images" not in page
+    capsys.readouterr()
+    assert run(["exits", "add", str(refitted), "--at", "1", "--out", str(tmp_path / "exits")]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "accuracy on images that trained the network (--refit)" in told
+    assert "validation accuracy" not in told
+
+
 def test_the_file_says_by_itself_what_it_is(exported: Path, trained: Path) -> None:
     session = onnxruntime.InferenceSession(exported / "model.onnx")
     told = session.get_modelmeta().custom_metadata_map

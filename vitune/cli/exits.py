@@ -77,7 +77,10 @@ def add(
         names = [*(f"exit {after}" for after in record["after"]), "last"]
         scores = zip(names, record["val_accuracy"], strict=True)
         shown = ", ".join(f"{name} {percent(score)}" for name, score in scores)
-        console.print(f"validation accuracy: {shown}")
+        where = "validation accuracy"
+        if record["val_was_trained_on"]:
+            where = "accuracy on images that trained the network (--refit), but not the exits"
+        console.print(f"{where}: {shown}")
     console.print(
         f"Next, on images not used for training: vitune exits calibrate {out} --data held_out/ "
         "--risk 0.02",

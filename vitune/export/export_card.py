@@ -89,12 +89,15 @@ def _checked(card: Mapping[str, Any]) -> list[str]:
             f"| {size} | {row['num_images']} | {100 * row['top1']:.2f} % | "
             f"{row['difference']:.1e} | {row['relative']:.1e} | {row['probability']:.1e} |"
         )
+    images, kind, caution = card["images"], "validation", ""
+    if images["were_trained_on"]:
+        kind, caution = "training", " The network has seen these images: new ones are harder."
     return [
-        f"The file ran in its own runtime on {card['images']['num_checked']} validation images of "
-        f"`{card['images']['data']}`, and the run in PyTorch on the same images.",
+        f"The file ran in its own runtime on {images['num_checked']} {kind} images of "
+        f"`{images['data']}`, and the run in PyTorch on the same images.",
         "\n".join(lines),
         f"Accuracy: {100 * found['pytorch_accuracy']:.2f} % in PyTorch, "
-        f"{100 * found['accuracy']:.2f} % here.",
+        f"{100 * found['accuracy']:.2f} % here.{caution}",
     ]
 
 

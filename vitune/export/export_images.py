@@ -28,11 +28,13 @@ class ExportImages:
         data: where they come from.
         checked: validation images, at most NUM_CHECKED, spread evenly over the split.
         calibration: training images, at most NUM_CALIBRATION.
+        were_trained_on: whether `checked` trained the network, too, as with --refit.
     """
 
     data: str
     checked: Split
     calibration: Split
+    were_trained_on: bool = False
 
 
 def export_images(
@@ -73,6 +75,7 @@ def export_images(
         Path(str(source)).name,
         _spread(splits.val, NUM_CHECKED),
         _spread(splits.train, NUM_CALIBRATION),
+        were_trained_on=bool(config.get("refit")) and data is None,
     )
 
 

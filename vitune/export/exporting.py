@@ -296,6 +296,7 @@ class _Tries:
             "images": {
                 "data": self.images.data,
                 "num_checked": len(self.images.checked),
+                "were_trained_on": self.images.were_trained_on,
                 "num_calibration": 0
                 if chosen.precision != "static"
                 else len(self.images.calibration),

@@ -122,6 +122,7 @@ def add_exits(
     }
     if val is not None:
         logits = exit_logits(heads, norm_of(loaded.model, trunk), val)
+        record["val_was_trained_on"] = bool(config.get("refit")) and data == str(config["data"])
         record["val_accuracy"] = (logits.argmax(-1) == val.labels).double().mean(1).tolist()
     seen = {*digests_of_run(source.path), *digests_trained_on(data)}
     with atomic_folder(out) as aside:

@@ -275,13 +275,16 @@ def settings_in(values: Mapping[str, Any], file: Path) -> TrainConfig:
         raise AdapterError(f"{file}: {error} Put the file back as training wrote it.") from None
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path, where: str = "--config") -> dict[str, Any]:
     """The settings in a YAML file; what else a run's config.yaml holds is left out.
+
+    Args:
+        where: what errors call the file.
 
     Raises:
         VituneError: no such file, or it holds no mapping.
     """
-    return _without_record(_read_mapping(path))
+    return _without_record(_read_mapping(path, where))
 
 
 def _without_record(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,18 +305,18 @@ class _EachKeyOnce(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_mapping(path: str | Path) -> dict[str, Any]:
+def _read_mapping(path: str | Path, where: str = "--config") -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
-        raise VituneError(f"--config: got {str(path)!r}, expected an existing YAML file.")
+        raise VituneError(f"{where}: got {str(path)!r}, expected an existing YAML file.")
     try:
         values = yaml.load(file.read_text(), _EachKeyOnce) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise VituneError(f"--config: got {str(path)!r}, expected YAML: {reason}") from None
+        raise VituneError(f"{where}: got {str(path)!r}, expected YAML: {reason}") from None
     if not isinstance(values, dict):
-        raise VituneError(f"--config: got {str(path)!r}, expected 'key: value' lines.")
+        raise VituneError(f"{where}: got {str(path)!r}, expected 'key: value' lines.")
     stray = next((key for key in values if not isinstance(key, str)), None)
     if stray is not None:
-        raise VituneError(f"--config: got the key {stray!r} in {str(path)!r}, expected a name.")
+        raise VituneError(f"{where}: got the key {stray!r} in {str(path)!r}, expected a name.")
     return values

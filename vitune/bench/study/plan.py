@@ -315,7 +315,7 @@ class Study(Frozen):
         Raises:
             VituneError: no such file, not a YAML mapping, or what `make` refuses.
         """
-        return cls.make(read_yaml(path))
+        return cls.make(read_yaml(path, "study"))
 
 
 def grid_of(**choices: Sequence[Any]) -> tuple[dict[str, Any], ...]:

@@ -218,7 +218,7 @@ def _fewshot(
 
 def _custom(path: str) -> list[Task]:
     """The tasks of a user's own YAML file."""
-    values = read_yaml(path)
+    values = read_yaml(path, "--suite")
     odd = sorted(set(values) - {"tasks"})
     if odd:
         raise VituneError(f"{path}: {odd[0]}: unknown key. {nearest(odd[0], ['tasks'])}")

@@ -42,8 +42,9 @@ def notes_on_rows(
             "Validation accuracy, not test: if there was a grid, it also chose the setting."
         )
     if missing:
+        tasks_missing = "1 task" if len(missing) == 1 else f"{len(missing)} tasks"
         notes.append(
-            f"The data lacks {len(missing)} tasks, which no mean includes: {', '.join(missing)}."
+            f"The data lacks {tasks_missing}, which no mean includes: {', '.join(missing)}."
         )
     if any(BEST_EPOCH in row.protocol for row in rows):
         notes.append(
