@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import peft
 import pytest
 import torch
 from backbone_zoo import MODELS, hf_dual, hf_model, image, small, timm_model
 from torch import nn
 
-from vitune.backbones import find_sites, head_name, head_names, sites_with_roles
+from vitune.backbones import (
+    find_sites,
+    head_name,
+    head_names,
+    sites_with_roles,
+    token_layout,
+)
 from vitune.backbones.structure import unwrapped
 from vitune.errors import BackboneError
 
@@ -357,3 +365,36 @@ def test_bundled_backbone_has_all_vit_roles() -> None:
 
     sites = find_sites(load_backbone("vitune/vit_micro_patch4_32").model)
     assert sum(site.role == "qkv" for site in sites) == 6
+
+
+class Holding(nn.Module):
+    """A user's own network around a backbone, which it keeps under a name that PEFT uses too."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.add_module(name, small("vit_base_patch16_224", num_classes=0))
+        self.classifier = nn.Linear(32, 3)
+        self.name = name
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.get_submodule(self.name)(x))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: hf_model("DINOv3ViTModel", "DINOv3ViTConfig"),
+        lambda: Holding("model"),
+        lambda: Holding("base_model"),
+    ],
+    ids=["dinov3", "model", "base_model"],
+)
+def test_a_child_that_is_called_like_one_of_peft(build: Callable[[], nn.Module]) -> None:
+    model = build()
+    bare, heads, layout = find_sites(model), head_names(model), token_layout(model)
+    assert heads == (("classifier",) if isinstance(model, Holding) else ())
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["fc1", "up_proj"]))
+    for again, prefix in ((wrapped.get_base_model(), ""), (wrapped, "base_model.model.")):
+        assert [site.name for site in find_sites(again)] == [prefix + site.name for site in bare]
+        assert head_names(again) == tuple(prefix + head for head in heads)
+        assert token_layout(again) == layout

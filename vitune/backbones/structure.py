@@ -10,6 +10,12 @@ WRAPPED = ("base_layer", "original_module")
 """Attributes under which PEFT layers keep the module they replaced."""
 
 
+HOLDERS = {"base_model": "disable_adapter", "model": "inject_adapter"}
+"""The child in which a model and a tuner of PEFT hold the network, and a verb that only they have.
+
+A network may have such a child as well; transformers' DINOv3 has a `model`.
+"""
+
 STAND_INS = "parametrizations"
 """The child of a module that holds the replacements of its parameters."""
 
@@ -30,11 +36,9 @@ def root_prefix(model: nn.Module) -> str:
     """Dotted path from `model` to the network that PEFT holds, '' when `model` is that network."""
     parts: list[str] = []
     while True:
-        if "base_model" in model._modules:
-            step = "base_model"
-        elif "model" in model._modules and "peft_config" in model.__dict__:
-            step = "model"
-        else:
+        held = (name for name, verb in HOLDERS.items() if hasattr(type(model), verb))
+        step = next((name for name in held if name in model._modules), None)
+        if step is None:
             return ".".join(parts)
         parts.append(step)
         model = model.get_submodule(step)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vitune.backbones import find_sites, token_layout
 from vitune.backbones.heads import num_outputs
-from vitune.errors import VituneError
+from vitune.errors import BackboneError, VituneError
 from vitune.methods.authoring import (
     BlockConfig,
     Call,
@@ -22,6 +22,7 @@ from vitune.methods.authoring import (
     WrapperLayer,
     block_width,
     check_rank,
+    require_features_last,
     uniform,
     with_tokens,
 )
@@ -104,6 +105,15 @@ class METConfig(BlockConfig):
                 f"{depth - 1}: the network has {depth}, and its own head follows the last."
             )
         return (*early, depth)
+
+    def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        require_features_last(model, sites, self.title)
+        widths = sorted({block_width(model, site) for site in sites})
+        if len(widths) > 1:
+            raise BackboneError(
+                f"{self.title}: got blocks of widths {widths}, expected one width, for all exits "
+                "share U and V. Choose another method ('vitune methods')."
+            )
 
     def layer_class(self, site: Site, module: nn.Module) -> type[MethodLayer]:
         return ExitingBlock

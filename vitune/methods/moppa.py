@@ -180,8 +180,14 @@ def grid_of(model: nn.Module, by: str) -> tuple[int, int]:
 
 
 def _entrances(sites: Sequence[Site], blocks: set[int | None]) -> set[Site]:
-    """The norm before attention of each of `blocks`."""
-    norms = {site for site in sites if site.role == "norm1" and site.block in blocks}
+    """The norm before attention of each of `blocks`; `sites` in the order of the forward pass."""
+    norms: set[Site] = set()
+    attended: set[int | None] = set()
+    for site in sites:
+        if site.role == "attn_out":
+            attended.add(site.block)
+        elif site.role == "norm1" and site.block in blocks - attended:
+            norms.add(site)
     if not norms or any(site.windowed for site in norms):
         raise BackboneError(
             "MoPPA: got a backbone that attends in windows or has no norm before attention, "

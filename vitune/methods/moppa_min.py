@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitune.methods.authoring import (
+    BackboneError,
     BlockConfig,
     Call,
     MethodLayer,
@@ -80,6 +81,11 @@ class MoPPAMinConfig(BlockConfig):
         for block in sites:
             inner = [site for site in known if site.name.startswith(f"{block.name}.")]
             ends = {site.role: site for site in inner if site.role in ("norm1", "attn_out")}
+            if next(iter(ends)) != "norm1":  # sites stand in the order of the forward pass
+                raise BackboneError(
+                    f"{self.title} at {block.name!r}: got a block whose norm follows attention, "
+                    "expected one before it. Choose another method ('vitune methods')."
+                )
             places += [(block, ends["norm1"].name), (block, attention_end(ends["attn_out"]))]
         return PriorRates(model, 1, places, self.title)
 

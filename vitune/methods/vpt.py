@@ -142,7 +142,7 @@ class PromptedBlock(WrapperLayer):
         return {"prompts": uniform((config.num_prompts, self.width), bound)}
 
     def around(self, inner: Call, adapter: str, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        _refuse_tensors(args, kwargs, self.configs[adapter].title)
+        args, kwargs = self._fitted(args, kwargs, adapter)
         output = inner(self._with_prompts(x, adapter), *args, **kwargs)
         return with_tokens(output, lambda y: self._without_prompts(y, adapter))
 
@@ -151,6 +151,17 @@ class PromptedBlock(WrapperLayer):
         prompts = F.dropout(self.prompts[adapter].to(x.dtype), rate, self.training)
         prompts = prompts.expand(x.shape[0], -1, -1)  # (b, p, d)
         return torch.cat([x[:, :start], prompts, x[:, start:]], dim=1)
+
+    def _fitted(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], adapter: str
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What comes with the tokens, with room for the prompts in every mask."""
+        config, start = self.configs[adapter], self._start(adapter)
+
+        def fit(value: Any) -> Any:
+            return _fit(value, start, config.num_prompts, config.title)
+
+        return tuple(map(fit, args)), {name: fit(value) for name, value in kwargs.items()}
 
     def _without_prompts(self, y: Tensor, adapter: str) -> Tensor:
         return without_tokens(y, self._prompts_of([adapter]))
@@ -183,7 +194,7 @@ class PromptCarryingBlock(PromptedBlock):
         return super().new_parameters(config, shared) if is_first else {}
 
     def around(self, inner: Call, adapter: str, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        _refuse_tensors(args, kwargs, self.configs[adapter].title)
+        args, kwargs = self._fitted(args, kwargs, adapter)
         plan = self._plan(adapter)
         if self.site.name == plan.first:
             x = self._with_prompts(x, adapter)
@@ -209,14 +220,30 @@ def _refuse_positions(model: nn.Module, by: str) -> None:
             )
 
 
-def _refuse_tensors(args: Sequence[Any], kwargs: Mapping[str, Any], by: str) -> None:
-    """Refuse a mask or rotary table that comes with the tokens, which does not fit more of them.
+def _fit(value: Any, start: int, number: int, by: str) -> Any:
+    """An attention mask (b, 1, n or 1, n) with `number` more tokens at `start`.
 
-    A single number (transformers' Trainer sends the number of images) needs no fitting.
+    Every token attends to them, and they to what any token attends to. transformers makes a
+    mask of ones while a model is exported. A single number (its Trainer sends the number of
+    images) needs no fitting; nothing else, such as a rotary table, can be fitted.
     """
-    given = (*args, *kwargs.values())
-    if any(isinstance(value, Tensor) and value.dim() > 0 for value in given):
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    if value.dim() != 4 or value.shape[1] != 1 or value.shape[2] not in (1, value.shape[3]):
         raise BackboneError(
-            f"{by}: got a block that is called with a mask or positions, expected tokens alone. "
-            "Choose another method ('vitune methods')."
+            f"{by}: got a block that is called with positions or a mask of shape "
+            f"{tuple(value.shape)}, expected tokens alone or a mask (b, 1, n, n). Choose another "
+            "method ('vitune methods')."
         )
+    is_bool = value.dtype == torch.bool  # a mask of numbers is added: 0 is attended to
+    attended = value.new_full((*value.shape[:3], number), is_bool)
+    value = _inserted(value, attended, start, 3)
+    if value.shape[2] == 1:
+        return value
+    by_any = value.any(2, keepdim=True) if is_bool else value.amax(2, keepdim=True)
+    return _inserted(value, by_any.expand(-1, -1, number, -1), start, 2)
+
+
+def _inserted(value: Tensor, more: Tensor, start: int, axis: int) -> Tensor:
+    before, after = value.tensor_split([start], dim=axis)
+    return torch.cat([before, more, after], dim=axis)

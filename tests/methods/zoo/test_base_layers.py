@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from vitune.errors import BackboneError
+from vitune.errors import BackboneError, VituneError
 from vitune.methods import METHODS, MethodLayer, get_method
 from vitune.methods.core.base_layers import scales_with_weight
 
@@ -263,3 +263,40 @@ def test_a_layer_with_an_adapter_of_peft_is_refused_as_that(method: str) -> None
     assert "merge_and_unload()" in str(caught.value)
     merged = outer.merge_and_unload()
     assert torch.isfinite(get_peft_model(merged, config)(pixels())).all()
+
+
+@pytest.mark.filterwarnings("ignore:(Already found|You are trying to modify)")
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("vpt_deep", "adapter_plus", r"default \(vitune\.methods\.vpt\.PromptedBlock\)"),
+        ("adapter_plus", "vpt_deep", "already carries the PEFT adapter default"),
+        ("rlrr", "ssf", "already carries the PEFT adapter default"),
+        ("houlsby", "rlrr", "already carries the PEFT adapter default"),
+        ("vpt_deep", "rlrr", r"inside 'base_model\.model\.blocks\.0', .* Add the adapters in"),
+        ("adaptformer", "houlsby", r"inside 'base_model\.model\.blocks\.0', which already carries"),
+    ],
+)
+def test_two_methods_at_one_layer_are_refused(first: str, second: str, expected: str) -> None:
+    outer = get_peft_model(vit(), get_method(first).config_class())
+    before = outer.eval()(pixels())
+    with pytest.raises(BackboneError, match=expected):
+        get_peft_model(outer, get_method(second).config_class())
+    assert torch.equal(outer(pixels()), before)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "expected"),
+    [
+        ("apla", {"rank": 4000}, "rank: got 4000, expected at most 64"),
+        ("ssf", {"roles": ("q",)}, r"got roles without \['k', 'v'\]"),
+    ],
+)
+def test_a_second_adapter_is_checked_as_the_first(
+    method: str, arguments: dict[str, Any], expected: str
+) -> None:
+    config_class = get_method(method).config_class
+    model = get_peft_model(vit(), config_class())
+    with pytest.raises(VituneError, match=expected):
+        model.add_adapter("second", config_class(**arguments))
+    assert torch.isfinite(model(pixels())).all()

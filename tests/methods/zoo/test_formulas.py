@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 from timm.models.eva import Eva
 from timm.models.resnet import BasicBlock, ResNet
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -319,6 +319,10 @@ def eva() -> nn.Module:
     )
 
 
+def post_norm() -> nn.Module:
+    return tiny(block_fn=ResPostBlock)
+
+
 def resnet() -> nn.Module:
     return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=3, channels=(8, 8, 8, 8), stem_width=8)
 
@@ -356,6 +360,8 @@ def test_wrong_values(name: str, arguments: dict[str, Any], match: str) -> None:
         ("adaptformer", resnet, "AdaptFormer roles: got .* expected roles of this backbone"),
         ("hta", resnet, "HTA roles: got .* expected roles of this backbone"),
         ("vpt_deep", eva, "VPT-deep: got a backbone with positions inside attention"),
+        ("moppa", post_norm, "got a backbone that .* has no norm before attention"),
+        ("moppa_min", post_norm, "got a block whose norm follows attention"),
     ],
 )
 def test_backbones_without_what_a_method_needs(name: str, build: Any, match: str) -> None:
@@ -372,5 +378,8 @@ def test_prompts_refuse_a_mask_at_run_time() -> None:
     model = tiny()
     prompted = get_peft_model(model, get_method("vpt_deep").configure(model))
     block = prompted.get_base_model().blocks[0]
-    with pytest.raises(BackboneError, match="got a block that is called with a mask"):
+    with pytest.raises(
+        BackboneError,
+        match=r"got a block that is called with positions or a mask of shape \(5, 5\)",
+    ):
         block(torch.randn(1, 5, D), attn_mask=torch.ones(5, 5))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import get_peft_model
+from timm.models.crossvit import CrossVit
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional as F
 
-from vitune.errors import VituneError
+from vitune.errors import BackboneError, VituneError
 from vitune.methods import MethodLayer, get_method, method_penalty
 from vitune.methods.met import METConfig
 from vitune.objectives import graph_penalty
@@ -104,3 +105,15 @@ def test_each_segment_has_its_own_scale_and_the_projections_are_shared() -> None
 def test_values_it_does_not_take(arguments: dict[str, object], text: str) -> None:
     with pytest.raises(VituneError, match=text):
         network(**arguments)
+
+
+def test_blocks_that_share_no_tokens_are_refused() -> None:
+    sizes = {
+        "img_size": 48,
+        "img_scale": (1.0, 32 / 48),
+        "patch_size": (12, 16),
+        "mlp_ratio": (2, 2, 1),
+    }
+    two = CrossVit(**sizes, embed_dim=(24, 48), depth=((1, 2, 0),), num_heads=(3, 3), num_classes=3)
+    with pytest.raises(BackboneError, match=r"MET: got blocks of widths \[24, 48\]"):
+        get_peft_model(two, get_method("met").configure(two))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from vitune.backbones import find_sites
 from vitune.methods import OWN, get_method
@@ -247,3 +248,35 @@ def test_a_compiled_model_records_the_same(method: str) -> None:
         expected = hidden_states(model)
         compiled: Any = torch.compile(model, backend="eager")
         torch.testing.assert_close(hidden_states(compiled), expected)
+
+
+@pytest.mark.parametrize("method", ["vpt_deep", "vpt_shallow"])
+def test_prompts_of_a_masked_model(method: str) -> None:
+    """A mask reaches the patches it is about; prompts are attended to, and stand in the maps."""
+    model = adapted(method, num_prompts=3)
+    model.add_adapter("second", get_method(method).configure(network(), {"num_prompts": 2}))
+    model.base_model.set_adapter(["default", "second"])
+    jitter(model)
+    model.get_base_model().set_attn_implementation("eager")
+    plain = model(pixel_values=images(), output_attentions=True)
+    assert [tuple(one.shape) for one in plain.attentions] == [(2, 2, TOKENS + 5, TOKENS + 5)] * 3
+    seen = torch.ones(2, TOKENS, dtype=torch.bool)
+    for mask in (seen, torch.zeros(2, 1, TOKENS, TOKENS, dtype=torch.float64)):
+        masked = model(pixel_values=images(), attention_mask=mask).logits
+        torch.testing.assert_close(masked, plain.logits)
+    seen[:, 5] = False
+    weights = model(pixel_values=images(), attention_mask=seen, output_attentions=True).attentions
+    assert all(one[..., 5 + 5].max() == 0 and one[..., 1:6].min() > 0 for one in weights)
+
+
+@pytest.mark.skipif(
+    torch.__version__ < TorchVersion("2.10"),
+    reason="torch 2.6 cannot export PEFT's context manager; 2.10 is the oldest that was tried",
+)
+@each_method
+def test_a_transformers_model_is_exported(method: str) -> None:
+    """While it is exported, transformers gives every block a mask."""
+    model = adapted(method)
+    with torch.no_grad():
+        exported = torch.export.export(model, (images(),)).module()
+        torch.testing.assert_close(exported(images()).logits, model(images()).logits)

@@ -96,12 +96,18 @@ class SiteTuner(BaseTuner):
         known = find_sites(self.model)
         sites = resolve(peft_config, self.model, known)
         for site in sites:
+            _check_reached(site, self.model, peft_config.title)
             module = linear_view(self.model.get_submodule(site.name))
-            if not isinstance(module, MethodLayer):
+            if isinstance(module, MethodLayer):
+                base = module.get_base_layer()
+            else:
+                base = module
                 _check_free(site, module, peft_config.title)
-                layer_class = peft_config.layer_class(site, module)
+            layer_class = peft_config.layer_class(site, base)
+            if type(module) is not layer_class:
+                _check_free(site, module, peft_config.title)
                 _check_direct(site, layer_class)
-                layer_class.require_base(site, module, peft_config.title)
+                layer_class.require_base(site, base, peft_config.title)
         peft_config.check(self.model, sites)
         self._sites = {site.name: site for site in sites}
         self._known_sites = known
@@ -308,17 +314,37 @@ class SiteTuner(BaseTuner):
             del self.shared_state[adapter_name]
 
 
+def _check_reached(site: Site, model: nn.Module, by: str) -> None:
+    """Refuse a layer inside a module that holds an adapter: PEFT passes over all that is in it."""
+    steps = site.name.split(".")
+    for depth in range(1, len(steps)):
+        outer = ".".join(steps[:depth])
+        module = model.get_submodule(outer)
+        if isinstance(module, BaseTunerLayer):
+            raise BackboneError(
+                f"{by} at {site.name!r} ({site.role}): got a layer inside {outer!r}, which already "
+                f"carries the PEFT adapter {_carried(module)}, expected one that PEFT reaches. Add "
+                "the adapters in the other order, or keep one of the two methods away from it "
+                "(blocks, target_modules, exclude_modules)."
+            )
+
+
 def _check_free(site: Site, module: nn.Module, by: str) -> None:
-    """Refuse a layer that holds another PEFT method's adapter."""
+    """Refuse a layer that holds another method's adapter."""
     if isinstance(module, BaseTunerLayer):
-        names = sorted(map(str, module._get_available_adapters()))
-        kind = f"{type(module).__module__.removeprefix('peft.tuners.')}.{type(module).__name__}"
         raise BackboneError(
             f"{by} at {site.name!r} ({site.role}): got a layer that already carries the PEFT "
-            f"adapter {', '.join(names)} ({kind}), expected one without. Call merge_and_unload() "
+            f"adapter {_carried(module)}, expected one without. Call merge_and_unload() "
             "or unload() on the model first, or keep one of the two methods away from the layer "
             "(target_modules, exclude_modules)."
         )
+
+
+def _carried(layer: BaseTunerLayer) -> str:
+    """The names of a layer's adapters, and what kind it is."""
+    names = sorted(map(str, layer._get_available_adapters()))
+    kind = f"{type(layer).__module__.removeprefix('peft.tuners.')}.{type(layer).__name__}"
+    return f"{', '.join(names)} ({kind})".lstrip()
 
 
 def _check_direct(site: Site, layer_class: type[MethodLayer]) -> None:
