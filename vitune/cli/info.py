@@ -61,6 +61,7 @@ def _facts(path: str) -> dict[str, Any]:
         f"{card.preprocessing.interpolation}, mean {card.preprocessing.mean}, "
         f"std {card.preprocessing.std}",
         "classes": list(card.classes),
+        "temperature": f"{card.temperature:.4g}",
         "bytes on disk": sum(file.stat().st_size for file in tensors),
         "versions": card.versions,
     }
@@ -116,11 +117,11 @@ def _exits(run: RunFolder) -> dict[str, Any]:
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{100 * value:.2f} %"
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, dict):
-        pairs = [f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in value.items()]
-        return ", ".join(pairs) or "-"
+        shown = {k: str(v) if isinstance(v, float) else _shown(v) for k, v in value.items()}
+        return ", ".join(f"{k} {text}" for k, text in shown.items()) or "-"
     if isinstance(value, list):
         more = f" ... ({len(value)})" if len(value) > 10 else f" ({len(value)})"
         return ", ".join(map(str, value[:10])) + more
