@@ -109,6 +109,11 @@ def test_list_images_for_prediction(class_folders: Make, tmp_path: Path) -> None
         list_images(tmp_path / "none")
     with pytest.raises(DataError, match=r"expected an existing folder"):
         list_images(tmp_path / "absent")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match=r"loop', a link that leads to no folder or file"):
+        list_images(tmp_path / "loop")
+    with pytest.raises(DataError, match=r"It is a link that leads to no folder or file"):
+        open_source(tmp_path / "loop")
 
 
 def test_csv_with_splits_blanks_and_quotes(tmp_path: Path, picture: Make) -> None:
