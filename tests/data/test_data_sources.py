@@ -166,6 +166,8 @@ def test_parquet_reads_like_csv(tmp_path: Path) -> None:
         ("path,lable\na.png,1\n", r"Column 'label' is missing; Did you mean lable\?"),
         ("path,label\n", r"got no lines"),
         ("", r"got none, expected path, label"),
+        ("path;label\na.png;1\n", r"got columns separated by semicolons, expected commas"),
+        ("path\tlabel\na.png\t1\n", r"got columns separated by tabs, expected commas"),
         ("path,label\na.png\n", r"column 'label' in .*, line 2: got an empty cell"),
         ("path,label,split\na.png,1,trian\n", r"got 'trian'.*Did you mean train\?"),
     ],
