@@ -166,6 +166,7 @@ def test_parquet_reads_like_csv(tmp_path: Path) -> None:
         ("path,lable\na.png,1\n", r"Column 'label' is missing; Did you mean lable\?"),
         ("path,label\n", r"got no lines"),
         ("", r"got none, expected path, label"),
+        ("a.png,1\nb.png,2\n", r"'path' is missing; the first line must name the columns"),
         ("path;label\na.png;1\n", r"got columns separated by semicolons, expected commas"),
         ("path\tlabel\na.png\t1\n", r"got columns separated by tabs, expected commas"),
         ("path,label\na.png\n", r"column 'label' in .*, line 2: got an empty cell"),

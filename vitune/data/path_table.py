@@ -101,9 +101,17 @@ def _columns(header: list[str], spec: str) -> dict[str, int]:
         if needed not in places:
             raise DataError(
                 f"columns of {spec}: got {', '.join(header) or 'none'}, expected path, label and "
-                f"optionally split. Column {needed!r} is missing; {nearest(needed, header)}"
+                f"optionally split. Column {needed!r} is missing; {_remedy(needed, header)}"
             )
     return places
+
+
+def _remedy(needed: str, header: list[str]) -> str:
+    """A name in the heading that may be meant, else where the names belong."""
+    meant = nearest(needed, header)
+    if meant.startswith("Did you mean"):
+        return meant
+    return "the first line must name the columns: path,label."
 
 
 def _require_commas(header: list[str], spec: str) -> None:
