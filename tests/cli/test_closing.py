@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from vitune.cli._closing import _compared, closing_lines
-from vitune.cli._progress import _head_rate
+from vitune.cli._progress import TrainingProgress, _head_rate, console, plain_console
+from vitune.cli._tables import print_columns
 from vitune.runs import Calibration, Reported, RunSummary, Verdict
 
 
@@ -101,3 +102,18 @@ def test_one_image_is_not_images() -> None:
 def test_a_rate_of_its_own_does_not_mean_a_start_at_the_probe() -> None:
     assert _head_rate(finished(head_lr=1e-3, start="probe")).endswith("from the solved probe)")
     assert _head_rate(finished(head_lr=1e-3, start="plain")) == " (classifier 0.001)"
+
+
+@pytest.mark.parametrize("name", ["runs/[red]x", "runs[/old]", "runs/:cat:"])
+def test_paths_and_names_are_printed_as_they_are(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In rich's markup these would be a colour, an error and an emoji."""
+    facts = RunSummary(method="rlrr", method_title="RLRR", backbone=name, num_train=1, num_val=1)
+    TrainingProgress().described(facts)
+    assert f"RLRR on {name}: " in capsys.readouterr().out
+    console.print(f"report: {name}/report.html", soft_wrap=True)
+    print_columns([name], [[name]])
+    assert capsys.readouterr().out.count(name) == 3
+    plain_console(stderr=True).print(name)
+    assert capsys.readouterr().err == f"{name}\n"

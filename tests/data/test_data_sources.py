@@ -109,6 +109,11 @@ def test_list_images_for_prediction(class_folders: Make, tmp_path: Path) -> None
         list_images(tmp_path / "none")
     with pytest.raises(DataError, match=r"expected an existing folder"):
         list_images(tmp_path / "absent")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match=r"loop', a link that leads to no folder or file"):
+        list_images(tmp_path / "loop")
+    with pytest.raises(DataError, match=r"It is a link that leads to no folder or file"):
+        open_source(tmp_path / "loop")
 
 
 def test_csv_with_splits_blanks_and_quotes(tmp_path: Path, picture: Make) -> None:
@@ -161,6 +166,9 @@ def test_parquet_reads_like_csv(tmp_path: Path) -> None:
         ("path,lable\na.png,1\n", r"Column 'label' is missing; Did you mean lable\?"),
         ("path,label\n", r"got no lines"),
         ("", r"got none, expected path, label"),
+        ("a.png,1\nb.png,2\n", r"'path' is missing; the first line must name the columns"),
+        ("path;label\na.png;1\n", r"got columns separated by semicolons, expected commas"),
+        ("path\tlabel\na.png\t1\n", r"got columns separated by tabs, expected commas"),
         ("path,label\na.png\n", r"column 'label' in .*, line 2: got an empty cell"),
         ("path,label,split\na.png,1,trian\n", r"got 'trian'.*Did you mean train\?"),
     ],

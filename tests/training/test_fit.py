@@ -60,7 +60,8 @@ def test_a_resumed_run_has_all_its_snapshots(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(config, out=tmp_path / "cut", observer=StopsAfter(1))
     assert list(RunFolder(tmp_path / "cut").snapshots()) == [0, 1]
-    fit(out=tmp_path / "cut", resume=True)
+    resumed = fit(out=tmp_path / "cut", resume=True)
+    assert "demonstration network" in (resumed.summary.backbone_notice or "")
     assert list(RunFolder(tmp_path / "cut").snapshots()) == [0, 1, 2, 3]
     fit(TrainConfig.make(QUICK), out=tmp_path / "plain")
     assert RunFolder(tmp_path / "plain").snapshots() == {}

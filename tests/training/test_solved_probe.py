@@ -29,6 +29,7 @@ from vitune.training.probing import solve_probe
 
 DIGITS = "demo:digits?train=100"
 BUNDLED = "vitune/vit_micro_patch4_32"
+BOTH = ("train", "val")
 
 
 def head_of(run: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,6 +145,28 @@ def test_without_validation_folds_choose_and_copies_stay_together() -> None:
     again = config.solve(twice)
     # Copies in two folds would look like perfect validation for the weakest penalty.
     assert again.chosen["penalty"] == once.chosen["penalty"] > 1e-3
+
+
+def test_copies_of_images_change_nothing_in_how_well_features_suit() -> None:
+    """Noisy labels call for a strong penalty; a copy in the other fold would reward a weak one."""
+    backbone = load_backbone(BUNDLED, num_classes=10)
+    splits = load_splits("demo:digits?train=300", backbone.preprocessing, seed=0, include=BOTH)
+    assert splits.train is not None and splits.val is not None
+    rng = np.random.default_rng(0)
+    train, val = (
+        replace(part, labels=np.where(rng.random(len(part)) < 0.5, part.labels, 0))
+        for part in (splits.train, splits.val)
+    )
+
+    def summed(copies: int) -> float:
+        copied = replace(splits, train=train.subset(np.tile(np.arange(240), copies)), val=val)
+        probe = solve_probe(backbone, copied, method_args={"copies": "none"})
+        return probe.head.chosen["penalty_1se"] * 240 * copies
+
+    once = summed(1)
+    assert once > 3
+    assert once / 4 < summed(2) < 4 * once
+    assert once / 4 < summed(4) < 4 * once
 
 
 def test_how_well_features_suit_hardly_depends_on_the_hold_out(

@@ -92,7 +92,7 @@ def membership(
     _print(found)
     console.print(in_words(found), soft_wrap=True)
     for note in found.notes:
-        console.print(f"{note}.", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"{note}.", style="yellow", soft_wrap=True)
     page = write_membership_page(out, found)
     console.print(f"page: {page}", soft_wrap=True)
 

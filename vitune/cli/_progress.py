@@ -14,6 +14,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from vitune.training.observer import Observer
 
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
     from vitune.runs import RunSummary
     from vitune.training.observer import Running
 
-console = Console(highlight=False)
+
+def plain_console(*, stderr: bool = False) -> Console:
+    """A console that prints text as it is: paths and class names may hold [brackets] or :words:."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+console = plain_console()
 
 NAMES_SHOWN = 3
 
@@ -47,12 +54,12 @@ def _head_rate(facts: RunSummary) -> str:
 def print_named(
     text: str, names: Sequence[str], total: int | None = None, *, to_stderr: bool = False
 ) -> None:
-    """Print a remark and the first names it concerns, without interpreting markup."""
+    """Print a remark and the first names it concerns."""
     shown = ", ".join(names[:NAMES_SHOWN])
     left = (len(names) if total is None else total) - NAMES_SHOWN
     more = f" and {left:,} more" if left > 0 else ""
-    to = Console(stderr=True, highlight=False) if to_stderr else console
-    to.print(f"{text}: {shown}{more}", style="yellow", markup=False, soft_wrap=True)
+    to = plain_console(stderr=True) if to_stderr else console
+    to.print(f"{text}: {shown}{more}", style="yellow", soft_wrap=True)
 
 
 class Counting:
@@ -107,14 +114,16 @@ class TrainingProgress(Observer):
     def described(self, facts: RunSummary) -> None:
         self.decoding.close()
         if facts.backbone_notice:
-            console.print(f"[yellow]{facts.backbone_notice}[/]", soft_wrap=True)
+            console.print(facts.backbone_notice, style="yellow", soft_wrap=True)
         trained = facts.num_trainable_without_head or 0
         share = trained / (facts.num_total or 1)
         held_out = f" (validation: {facts.held_out})" if facts.held_out else ""
         console.print(
-            f"[bold]{facts.method_title}[/] on {facts.backbone}: "
-            f"{count(trained)} parameters ({percent(share)}) "
-            f"+ head {count(facts.num_head or 0)}"
+            Text.assemble(
+                (facts.method_title or facts.method, "bold"),
+                f" on {facts.backbone}: {count(trained)} parameters ({percent(share)}) "
+                f"+ head {count(facts.num_head or 0)}",
+            )
         )
         console.print(
             f"{facts.num_train:,} training, {facts.num_val:,} validation images of "
@@ -129,7 +138,7 @@ class TrainingProgress(Observer):
             )
         for notice in (facts.notice, facts.scarcity_notice):
             if notice:
-                console.print(f"[yellow]{notice}[/]", soft_wrap=True)
+                console.print(notice, style="yellow", soft_wrap=True)
         for remark in facts.remarks:
             print_named(remark.text, remark.names, remark.num)
 

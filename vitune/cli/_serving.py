@@ -106,12 +106,10 @@ class Serving:
         served = [one for one in listing["adapters"] if one["state"] == "served"]
         for one in listing["adapters"]:
             if one["problem"]:
-                console.print(
-                    f"refused {one['name']!r}: {one['problem']}", soft_wrap=True, markup=False
-                )
+                console.print(f"refused {one['name']!r}: {one['problem']}", soft_wrap=True)
         name = listing["backbone"]["name"]
-        console.print(f"{len(served):,} adapters over {name}", markup=False)
-        console.print(f"{url}  (API: {url}/docs)", soft_wrap=True, markup=False)
+        console.print(f"{len(served):,} adapters over {name}")
+        console.print(f"{url}  (API: {url}/docs)", soft_wrap=True)
         if not self.server.is_local and self.guards.token is None:
             console.print(
                 f"anyone who can reach {self.server.host} may use it: set --token-file",
@@ -125,4 +123,4 @@ def _tell_changes(changes: Changes) -> None:
     for what in ("added", "replaced", "removed", "refused"):
         names = getattr(changes, what)
         if names:
-            console.print(f"{what}: {', '.join(names)}", markup=False)
+            console.print(f"{what}: {', '.join(names)}")

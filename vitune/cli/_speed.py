@@ -18,13 +18,13 @@ SHORT = {"optimiser": "optim.", "/ reference": "/ ref", "merged / plain": "merge
 def print_speed(result: Mapping[str, Any]) -> None:
     """Print a table of times and one of sizes for every batch and precision."""
     for title, tables in groupby(sections(result), key=lambda section: section.title):
-        console.print(f"[bold]{title}[/]")
+        console.print(title, style="bold")
         for section in tables:
             heads = [SHORT.get(head, head) for head in section.heads]
             print_columns(heads, section.rows, to=console)
             console.print()
     for section in against(result):
-        console.print(f"[bold]{section.title}[/]")
+        console.print(section.title, style="bold")
         kept = [place for place, head in enumerate(section.heads) if "gets" not in head]
         lines = [[row[place] for place in kept] for row in section.rows]
         print_columns([section.heads[place] for place in kept], lines, to=console)
@@ -34,4 +34,4 @@ def print_speed(result: Mapping[str, Any]) -> None:
     console.print("times in ms; ± is half the distance of the quartiles", style="dim")
     console.print("/ ref: to rlrr-textbook, else to the first method", style="dim")
     for line in remarks(result):
-        console.print(line, markup=False)
+        console.print(line)

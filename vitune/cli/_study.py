@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import typer
+from rich.text import Text
 
 from vitune.bench.study.protocol import Choice, Outcome, Watcher
 from vitune.cli._progress import Counting, console, percent
@@ -35,8 +36,8 @@ class StudyProgress(Watcher):
         self.bar(self.done, self.total)
 
     def refused(self, task: Task, error: DataError) -> None:
-        console.print(f"[yellow]left out:[/] {task.name}", soft_wrap=True)
-        console.print(str(error), markup=False, soft_wrap=True)
+        console.print(Text.assemble(("left out:", "yellow"), f" {task.name}"), soft_wrap=True)
+        console.print(str(error), soft_wrap=True)
 
     def started(self, cells: Sequence[Cell]) -> None:
         self.bar(self.done, self.total)
@@ -51,7 +52,6 @@ class StudyProgress(Watcher):
             console.print(
                 f"[{self.done}/{self.total}] {result.label} {result.task} seed {result.seed} "
                 f"{_settings(result.setting)}: {score} ({how})",
-                markup=False,
                 soft_wrap=True,
             )
 
@@ -60,7 +60,6 @@ class StudyProgress(Watcher):
             console.print(
                 f"chosen on validation: {choice.label} on {choice.task}: "
                 f"{_settings(choice.setting)}",
-                markup=False,
                 soft_wrap=True,
             )
 
@@ -101,9 +100,9 @@ def end_with(outcomes: Sequence[Outcome]) -> None:
     failed = sum(len(outcome.failures) for outcome in outcomes)
     diverged = sum(len(outcome.diverged) for outcome in outcomes)
     if failed:
-        console.print(f"[yellow]{_runs(failed)} failed; run the same command to try again[/]")
+        console.print(f"{_runs(failed)} failed; run the same command to try again", style="yellow")
     if diverged:
-        console.print(f"[yellow]{_runs(diverged)} diverged and will not be tried again[/]")
+        console.print(f"{_runs(diverged)} diverged and will not be tried again", style="yellow")
     if failed or diverged:
         raise typer.Exit(1)
 

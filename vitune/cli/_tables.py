@@ -19,24 +19,23 @@ def print_columns(
     widest: int | None = None,
     to: Console = console,
 ) -> None:
-    """Print a table without rules: names left-aligned, figures right-aligned, no markup.
+    """Print a table without rules: names left-aligned, figures right-aligned.
 
     Args:
         num_names: number of columns from the left that hold names.
         widest: characters per column; longer texts are wrapped. None sets no limit.
         to: where it is printed.
     """
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for number, heading in enumerate(headings):
         table.add_column(
-            escape(heading.strip()),
+            heading.strip(),
             justify="left" if number < num_names else "right",
             overflow="fold",
             max_width=widest,
         )
     for line in lines:
-        table.add_row(*map(escape, line))
+        table.add_row(*line)
     to.print(table)

@@ -196,6 +196,8 @@ def presets(
     page: bool = typer.Option(False, "--page", help="print docs/deviations.md: all presets"),
 ) -> None:
     """List the published recipes, or show one and how it differs from its source."""
+    from rich.text import Text
+
     from vitune.bench.preset_page import deviations_page, preset_lines
     from vitune.bench.presets import load_preset, preset_names
     from vitune.cli._progress import console
@@ -205,10 +207,10 @@ def presets(
         return
     for found in preset_names() if name is None else (name,):
         preset = load_preset(found)
-        console.print(f"[bold]{found}[/]  {preset.title}")
+        console.print(Text.assemble((found, "bold"), f"  {preset.title}"))
         if name is not None:
             for line in preset_lines(preset):
-                console.print(line, markup=False)
+                console.print(line)
 
 
 @bench.command("pareto")
@@ -308,7 +310,7 @@ def speed(
         typer.echo(format_table(result))
     if result.get("previous"):
         for line in compare_with(result["previous"], result):
-            console.print(line, markup=False)
+            console.print(line)
 
 
 def _finish(table: Table, kept: Kept, study: Study, outcomes: Sequence[Outcome]) -> None:

@@ -100,10 +100,10 @@ def _print_inspection(found: Inspection, strict: bool) -> None:
     for remark in found.remarks:
         colour = "red" if remark.is_fault or strict else "yellow"
         word = "fault" if remark.is_fault else "note "
-        console.print(f"[{colour}]{word}[/] ", end="")
-        console.print(f"{remark.text}:", markup=False, soft_wrap=True)
+        console.print(f"{word} ", style=colour, end="")
+        console.print(f"{remark.text}:", soft_wrap=True)
         for name in _first(remark.names):
-            console.print(f"        {name}", markup=False, soft_wrap=True)
+            console.print(f"        {name}", soft_wrap=True)
     notes = len(found.remarks) - found.num_faults
     total = f"{_some(found.num_faults, 'fault')}, {_some(notes, 'note')}"
     console.print("nothing odd" if not found.remarks else f"{total}; --json names all files")
@@ -125,6 +125,7 @@ def _check_suite(root: str, suite: str, as_json: bool) -> bool:
     from dataclasses import asdict
 
     from rich.table import Table
+    from rich.text import Text
 
     from vitune.bench.suites.checking import check_suite
     from vitune.cli._progress import console
@@ -140,12 +141,12 @@ def _check_suite(root: str, suite: str, as_json: bool) -> bool:
     colours = {"complete": "green", "odd": "yellow", "missing": "red"}
     for task in found:
         images = ", ".join(f"{name} {count:,}" for name, count in task.counts.items())
-        status = f"[{colours.get(task.status, 'white')}]{task.status}[/]"
+        status = Text(task.status, style=colours.get(task.status, "white"))
         table.add_row(task.task, status, images or "-", str(task.num_classes or "-"))
     console.print(table)
     for task in found:
         for problem in (*task.problems, *([task.remedy] if task.remedy else [])):
-            console.print(f"{task.task}: {problem}", markup=False)
+            console.print(f"{task.task}: {problem}")
     return complete
 
 

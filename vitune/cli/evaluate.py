@@ -57,6 +57,8 @@ def evaluate(
     others, its validation images are scored. The result goes into RUN/evaluation/ and into
     RUN/report.html.
     """
+    from rich.text import Text
+
     from vitune.cli._progress import Counting, console, percent, print_named
     from vitune.report import wilson_interval
 
@@ -83,8 +85,11 @@ def evaluate(
         scoring.close()
     low, high = wilson_interval(result["top1"], result["num_images"])
     console.print(
-        f"[bold]accuracy {percent(result['top1'])}[/] (95 % interval {percent(low)} to "
-        f"{percent(high)}) on {result['num_images']:,} images"
+        Text.assemble(
+            (f"accuracy {percent(result['top1'])}", "bold"),
+            f" (95 % interval {percent(low)} to {percent(high)}) on "
+            f"{result['num_images']:,} images",
+        )
     )
     confidence = (
         f"calibration error {percent(result['ece'])} "

@@ -37,5 +37,5 @@ def push(
     pushed = push_run(run, name, licences=licences, private=private)
     console.print(f"pushed: {pushed.url}", soft_wrap=True)
     for note in pushed.notes:
-        console.print(f"note: {note}", style="yellow", soft_wrap=True, markup=False)
+        console.print(f"note: {note}", style="yellow", soft_wrap=True)
     console.print(f"Next, anywhere: vitune predict hf:{name.removeprefix('hf:')} images/")

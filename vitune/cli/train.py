@@ -128,7 +128,7 @@ def _searched(search: Tuning, out: str, *, resume: bool = False) -> Any:
 def _told(line: str) -> None:
     from vitune.cli._progress import console
 
-    console.print(line, soft_wrap=True, markup=False)
+    console.print(line, soft_wrap=True)
 
 
 def _what_is_kept(out: str) -> str:

@@ -76,12 +76,14 @@ def without_missing(images: ImageList, *, skip: bool) -> tuple[ImageList, tuple[
     kept: dict[str, tuple[Record, ...]] = {}
     for split, records in images.splits.items():
         absent = [record.name for record in records if not record.exists]
-        if absent and (not skip or len(absent) == len(records)):
+        is_none_left = len(absent) == len(records)
+        if absent and (not skip or is_none_left):
             there = any(os.path.lexists(name) for name in absent)
             raise DataError(
                 f"split {split!r} of {images.spec}: got {len(absent)} of {len(records)} files "
                 f"missing{' or not regular files' if there else ''}, the first {absent[0]!r}, "
-                "expected all of them. Correct the list, or pass --skip-bad-images."
+                "expected all of them. Correct the list"
+                f"{'' if is_none_left else ', or pass --skip-bad-images'}."
             )
         missing[split] = absent
         kept[split] = tuple(record for record in records if record.exists)

@@ -78,6 +78,11 @@ def require_folder(spec: str) -> Path:
     folder = Path(spec).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_symlink():
+        raise DataError(
+            f"data folder: got {spec!r}, a link that leads to no folder or file, expected an "
+            "existing one. Correct the link."
+        )
     raise DataError(
         f"data folder: got {spec!r}, expected an existing folder. {nearest_sibling(folder)}"
     )

@@ -14,6 +14,9 @@ TABLE_SUFFIXES = (".csv", ".parquet")
 
 Line = tuple[str, str, str]
 
+OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+"""What spreadsheets write instead of commas."""
+
 
 def open_table(spec: str) -> ImageList:
     """List the images of a table: one line per image, paths relative to the table's folder.
@@ -93,13 +96,32 @@ def _columns(header: list[str], spec: str) -> dict[str, int]:
     """Positions of path, label and split; the first two are required, other columns are ignored."""
     known = [name for name in ("path", "label", "split") if name in header]
     places: dict[str, int] = {name: header.index(name) for name in known}
+    _require_commas(header, spec)
     for needed in ("path", "label"):
         if needed not in places:
             raise DataError(
                 f"columns of {spec}: got {', '.join(header) or 'none'}, expected path, label and "
-                f"optionally split. Column {needed!r} is missing; {nearest(needed, header)}"
+                f"optionally split. Column {needed!r} is missing; {_remedy(needed, header)}"
             )
     return places
+
+
+def _remedy(needed: str, header: list[str]) -> str:
+    """A name in the heading that may be meant, else where the names belong."""
+    meant = nearest(needed, header)
+    if meant.startswith("Did you mean"):
+        return meant
+    return "the first line must name the columns: path,label."
+
+
+def _require_commas(header: list[str], spec: str) -> None:
+    """Refuse a heading in one cell whose names are separated by something else."""
+    for separator, name in OTHER_SEPARATORS.items():
+        if len(header) == 1 and separator in header[0]:
+            raise DataError(
+                f"data table {spec}: got columns separated by {name}, expected commas. Save it as "
+                "CSV with commas; spreadsheets ask for the separator."
+            )
 
 
 def _line(values: dict[str, str], where: str) -> Line:

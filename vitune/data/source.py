@@ -90,4 +90,6 @@ def _nearest_spec(spec: str) -> str:
     path = Path(spec).expanduser()
     if path.exists():
         return f"A file with the suffix {path.suffix!r} is not a data source."
+    if path.is_symlink():
+        return "It is a link that leads to no folder or file; correct it."
     return f"There is no such folder. {nearest_sibling(path)}"

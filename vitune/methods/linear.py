@@ -93,7 +93,7 @@ class LinearProbeConfig(SolvedConfig):
             return solver.fitted((PRIOR,), "prior")
         path = solver.path(judged)
         head = solver.fitted(STRENGTHS[: path.best + 1][-2:], how, tuple(path.tried))
-        if problem.groups is not None:  # mirrored copies say nothing new about the features
+        if problem.num_views > 1:  # mirrored copies say nothing new about the features
             return head
         return replace(head, chosen={**head.chosen, CAUTIOUS: solver.cautious(judged, path)})
 
@@ -182,13 +182,14 @@ class _Solver:
         On a hold-out of a few hundred images it differs up to tenfold between splits, so training
         and validation images are cross-validated together where that is affordable. The best λ is
         in inverse proportion to the number of images, and folds have fewer or more than training
-        has.
+        has. Copies of an image count once: λ times all images is what it would be without them.
         """
-        num_train = len(self.problem.train)
-        if pairs := _joint_folds(self.problem):
+        problem, num_train = self.problem, len(self.problem.train)
+        if (joint := _joint(problem)) and (pairs := _folded(joint)):
             needed = [p for p in STRENGTHS if p * num_train >= LEAST_SUMMED]
-            judged, path = pairs, self.path(pairs, STRENGTHS[: len(needed) + 1], ROUGH)
-        fitted = float(np.mean([len(fit) for fit, _ in judged]))
+            problem, judged = joint, pairs
+            path = self.path(pairs, STRENGTHS[: len(needed) + 1], ROUGH)
+        fitted = float(np.mean([len(fit) for fit, _ in judged])) * problem.share_distinct
         return path.within_one_error * fitted / num_train
 
     def fitted(
@@ -222,22 +223,25 @@ def _judgement(problem: HeadProblem) -> tuple[list[tuple[Labelled, Labelled]], s
     return pairs, f"{len(pairs)}-fold cross-validation"
 
 
-def _joint_folds(problem: HeadProblem) -> list[tuple[Labelled, Labelled]]:
-    """(fit, judge) pairs of training and validation images together.
+def _joint(problem: HeadProblem) -> HeadProblem | None:
+    """The problem with training and validation images together as its training images.
 
-    Empty if there are too few or too many of either, or if their features are in a file.
+    None if there are too few or too many of either, or if their features are in a file.
     """
     train, val = problem.train, problem.val
     if val is None or len(val) >= ENOUGH_HELD_OUT or len(train) < FEWEST_IMAGES:
-        return []
+        return None
     if any(type(part.features) is not np.ndarray for part in (train, val)):
-        return []
+        return None
     if len(train) * train.features.shape[1] * problem.num_classes > MOST_WORK:
-        return []
+        return None
     both = Labelled(
         np.concatenate([train.features, val.features]), np.concatenate([train.labels, val.labels])
     )
-    return _folded(replace(problem, train=both, val=None))
+    groups = problem.groups
+    if groups is not None and problem.val_groups is not None:
+        groups = np.concatenate([groups, problem.val_groups])
+    return replace(problem, train=both, val=None, groups=groups, val_groups=None)
 
 
 def _folded(problem: HeadProblem) -> list[tuple[Labelled, Labelled]]:

@@ -18,7 +18,7 @@ from vitune.training.keeping import Trained
 from vitune.training.observer import Observer
 from vitune.training.placement import cpu_threads, runs_on_cpu
 from vitune.training.probing import Probe
-from vitune.training.settling import new_settings, resumed_record
+from vitune.training.settling import backbone_notice, new_settings, resumed_record
 from vitune.training.solved_run import solved_run
 from vitune.training.stepped_run import stepped_run
 from vitune.training.train_config import TrainConfig
@@ -61,10 +61,10 @@ def fit(
     if resume and out is None:
         raise VituneError("resume: got no folder, expected out= with the run to continue.")
     folder = out if isinstance(out, RunFolder) or out is None else RunFolder(Path(out))
-    record, notice = None, ""
+    record = None
     if resume and folder is not None:
         record = resumed_record(folder.path, config, settings)
-        asked = record.settings
+        asked, notice = record.settings, backbone_notice(record.settings)
     else:
         asked, notice = new_settings(config, settings)
     process = PartialState(cpu=runs_on_cpu(asked))

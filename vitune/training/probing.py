@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,7 +118,7 @@ def solve_probe(
         judged = None if val is None else Labelled(read(val), np.asarray(val.labels))
         wanted = ["none", "flip"] if copies is None and may_mirror else [copies or "none"]
         found = {
-            name: config.solve(_problem(train, features, judged, COPIES[name], seed, device))
+            name: config.solve(_problem(splits, features, judged, COPIES[name], seed, device))
             for name in wanted
         }
         chosen, gain = _preferred(found, judged)
@@ -148,15 +148,31 @@ def _scored(probe: Probe, logits: Tensor, labels: Tensor) -> Probe:
 
 
 def _problem(
-    train: Split, features: Any, val: Labelled | None, views: tuple[View | None, ...], seed: int,
+    splits: Splits, features: Any, val: Labelled | None, views: tuple[View | None, ...], seed: int,
     device: torch.device | str,
 ) -> HeadProblem:  # fmt: skip
+    train = splits.train
+    assert train is not None
     rows = len(train) * len(views)
     labels = np.tile(np.asarray(train.labels), len(views))
-    groups = np.tile(np.arange(len(train)), len(views)) if len(views) > 1 else None
+    pictures = _pictures([train] if splits.val is None else [train, splits.val])
+    groups, val_groups = pictures[: len(train)], pictures[len(train) :]
+    all_differ = len(np.unique(pictures)) == len(pictures)
+    if all_differ and len(views) == 1:
+        return HeadProblem(
+            Labelled(features[:rows], labels), val, len(train.classes), None, seed, str(device)
+        )
     return HeadProblem(
-        Labelled(features[:rows], labels), val, len(train.classes), groups, seed, str(device)
-    )
+        Labelled(features[:rows], labels), val, len(train.classes), np.tile(groups, len(views)),
+        seed, str(device), val_groups, len(views),
+    )  # fmt: skip
+
+
+def _pictures(splits: Sequence[Split]) -> np.ndarray:
+    """For each image of the splits in turn, the place of the first with the same content."""
+    first: dict[bytes, int] = {}
+    digests = (row.tobytes() for split in splits for row in split.content_digests)
+    return np.array([first.setdefault(digest, place) for place, digest in enumerate(digests)])
 
 
 def _preferred(

@@ -70,8 +70,13 @@ def with_backbone(config: TrainConfig) -> tuple[TrainConfig, str]:
     given = config.model_fields_set
     if not given & {"backbone", "checkpoint", "image_size"}:
         config = config.model_copy(update={"backbone": preferred_backbone()})
+    return config, backbone_notice(config, was_named="backbone" in given)
+
+
+def backbone_notice(config: TrainConfig, *, was_named: bool = True) -> str:
+    """A notice about the backbone of a run; a resumed run's record names it."""
     name = config.backbone if config.checkpoint is None else f"{config.backbone}@file"
-    return config, notice_of(name, was_named="backbone" in given)
+    return notice_of(name, was_named=was_named)
 
 
 def require_choice(config: TrainConfig) -> None:

@@ -66,10 +66,12 @@ class HeadProblem:
     Args:
         train: the data the head is fitted to.
         val: the data its settings are chosen on; None: by cross-validation over `train`.
-        groups: (n,) the image of each row of `train`, if images come in several copies; copies of
-            one image never fall into two folds.
+        groups: (n,) the image of each row of `train`, if images come in several copies or views;
+            those of one image never fall into two folds.
         seed: of the folds.
         device: where the arithmetic is done.
+        val_groups: (m,) the same for `val`, numbered alike; given if `groups` is.
+        num_views: of each image among the rows of `train`: 2 with mirrored ones.
     """
 
     train: Labelled
@@ -78,6 +80,13 @@ class HeadProblem:
     groups: np.ndarray | None = None
     seed: int = 0
     device: str = "cpu"
+    val_groups: np.ndarray | None = None
+    num_views: int = 1
+
+    @property
+    def share_distinct(self) -> float:
+        """Different images relative to rows of `train`; 1 without copies and views."""
+        return 1.0 if self.groups is None else len(np.unique(self.groups)) / len(self.groups)
 
 
 @dataclass(frozen=True)
@@ -159,7 +168,8 @@ def folds(problem: HeadProblem) -> list[tuple[np.ndarray, np.ndarray]]:
     """(fit, judge) row indices: 5 stratified folds over images, each image judged once.
 
     A class with fewer images than folds is absent from the judged part of some. Empty if no class
-    has two images, since nothing can be judged then.
+    has two images, since nothing can be judged then. An image whose copies have several labels
+    counts in the class of the first.
     """
     labels = problem.train.labels
     groups = np.arange(len(labels)) if problem.groups is None else problem.groups
