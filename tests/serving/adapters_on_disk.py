@@ -16,6 +16,9 @@ from vitune.backbones import load_backbone
 
 BACKBONE = "vitune/vit_micro_patch4_32"
 
+KINDS = {"rocks": "rlrr", "birds": "rlrr", "ships": "lora", "trees": "met"}
+"""Names of adapters and their methods: merged by vitune, by PEFT, not at all."""
+
 
 def write_adapter(
     folder: Path,

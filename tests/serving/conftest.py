@@ -6,13 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from adapters_on_disk import write_adapter
+from adapters_on_disk import KINDS, write_adapter
 
 from vitune.serving import Engine, EngineSettings
-
-KINDS = {"rocks": "rlrr", "birds": "rlrr", "ships": "lora", "trees": "met"}
-"""Names of adapters and their methods: merged by vitune, by PEFT, not at all."""
-
 
 @pytest.fixture(scope="package")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapters_on_disk import BACKBONE, png, write_adapter
-from conftest import KINDS
+from adapters_on_disk import BACKBONE, KINDS, png, write_adapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
