@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from vitune.cli._closing import _compared, closing_lines
 from vitune.cli._progress import TrainingProgress, _head_rate, console, plain_console
 from vitune.cli._tables import print_columns
+from vitune.report.closing import _compared, closing_lines
 from vitune.runs import Calibration, Reported, RunSummary, Verdict
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from report_files import SUMMARY, THUMBNAIL, Page, epoch_line, evaluation, png
 
 from vitune.errors import VituneError
 from vitune.report import write_report
+from vitune.run_summary import Calibration, Verdict
 
 Maker = Callable[..., Path]
 Parser = Callable[[Path], Page]
@@ -84,6 +86,21 @@ def test_shown_values_are_those_of_the_files(run_dir: Maker, page_of: Parser) ->
         "cat → dog 3 2.4 %",
     ):
         assert shown in text, shown
+
+
+def test_what_validation_says_is_on_the_page(run_dir: Maker, page_of: Parser) -> None:
+    """The same sentences that `vitune train` ends with, and no other claim of what is kept."""
+    run = run_dir()
+    facts = json.loads((run / "summary.json").read_text())
+    facts["share"] = 0.5
+    facts["verdict"] = asdict(Verdict(0.8, 0.7, 0.1, 0.03, 0.2, 0.01, 200))
+    facts["calibration"] = asdict(Calibration(1.5, 0.2, 0.1, 0.07))
+    (run / "summary.json").write_text(json.dumps(facts))
+    text = page_of(write_report(run)).text
+    assert "Kept: weights 50 % of the way from the solved probe to epoch 3" in text
+    assert "Adapting helped: 80.0 % against 70.0 % of the solved linear probe" in text
+    assert "the probe is in ./probe." in text and "10.0 % with it, 7.0 % by chance alone." in text
+    assert "The weights kept are those" not in text and "mixed with those of the probe." in text
 
 
 def test_every_epoch_is_listed_and_the_kept_one_marked(run_dir: Maker, page_of: Parser) -> None:

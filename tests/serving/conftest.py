@@ -10,6 +10,7 @@ from adapters_on_disk import KINDS, write_adapter
 
 from vitune.serving import Engine, EngineSettings
 
+
 @pytest.fixture(scope="package")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapters")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from vitune.cli import _completion
-from vitune.cli._numbers import counted
 from vitune.cli._options import Verbs
 
 if TYPE_CHECKING:
@@ -116,6 +115,8 @@ def _first(names: tuple[str, ...]) -> Iterable[str]:
 
 
 def _some(number: int, what: str) -> str:
+    from vitune.report import counted
+
     return counted(number, what) if number else f"no {what}s"
 
 

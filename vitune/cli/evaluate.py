@@ -7,8 +7,6 @@ from typing import Any
 
 import typer
 
-from vitune.cli._closing import ENOUGH_TO_BIN
-from vitune.cli._numbers import counted
 from vitune.cli._options import DATA, MODEL, PATHS, RUNNING
 from vitune.cli._plugins import with_plugins
 from vitune.cli._words import paths
@@ -60,7 +58,7 @@ def evaluate(
     from rich.text import Text
 
     from vitune.cli._progress import Counting, console, percent, print_named
-    from vitune.report import wilson_interval
+    from vitune.report import ENOUGH_TO_BIN, counted, wilson_interval
 
     with uncollected():
         from vitune.inference import evaluate_run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import typer
 
-from vitune.cli._numbers import counted
 from vitune.cli._options import DATA, MODEL, OUTPUT, RUNNING
 from vitune.cli._plugins import with_plugins
 from vitune.late_imports import uncollected
@@ -43,6 +42,7 @@ def predict(
     """
     from vitune.cli._progress import Counting, console, print_named
     from vitune.files import check_output, is_stream, write_output
+    from vitune.report import counted
 
     with uncollected():
         from vitune import inference

@@ -48,8 +48,8 @@ def train(
     out if you give none) and writes a run folder with the adapter and report.html. The test images
     are never opened: 'vitune evaluate' does that.
     """
-    from vitune.cli._closing import closing_lines
     from vitune.cli._progress import TrainingProgress, console, percent
+    from vitune.report import closing_lines
     from vitune.training.train_config import read_yaml
 
     with uncollected():

@@ -1,8 +1,9 @@
 """Pages for people, made from result files alone: a run's report and a comparison of methods."""
 
+from vitune.report.closing import ENOUGH_TO_BIN, closing_lines
 from vitune.report.comparison import write_comparison
 from vitune.report.evaluations import Evaluation, is_test, score_marks
-from vitune.report.formatting import count, duration, percent, shorten
+from vitune.report.formatting import count, counted, duration, percent, shorten
 from vitune.report.intervals import mean_and_std, wilson_interval
 from vitune.report.page import write_report
 from vitune.report.parameters import role_words
@@ -12,6 +13,7 @@ from vitune.report.scales import Scale, Tick, nice_scale
 from vitune.report.scatter import Measured, ScatterChart, scatter_chart
 
 __all__ = [
+    "ENOUGH_TO_BIN",
     "Evaluation",
     "Measured",
     "RunResults",
@@ -19,7 +21,9 @@ __all__ = [
     "ScatterChart",
     "Tick",
     "check_readable",
+    "closing_lines",
     "count",
+    "counted",
     "duration",
     "is_test",
     "mean_and_std",

@@ -16,6 +16,11 @@ def count(value: float | None) -> str:
     return MISSING if value is None else f"{round(value):,}"
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things in words: 1 image, 2,000 images."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def short_count(value: float | None) -> str:
     """A large number in three digits: 289 k, 86.1 M."""
     if value is None:

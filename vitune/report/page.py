@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitune.report.calibration import Reliability, reliability
+from vitune.report.closing import closing_lines
 from vitune.report.confusion import Confusion, most_confused, taken_for
 from vitune.report.curves import curve_charts
 from vitune.report.evaluations import ClassScore, Evaluation, Mistake
@@ -57,6 +58,7 @@ def _context(results: RunResults) -> dict[str, Any]:
     return {
         "run": results,
         "summary": summary,
+        "closing": list(closing_lines(summary)) if summary else [],
         "config": results.config,
         "headline": headline(results),
         "curves": curve_charts(results.epochs, summary.reported.epoch if summary else None),

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vitune.bench.study.open_settings import EXTRA_SETTINGS, arguments_of, rate_of, require_free
+from vitune.bench.study.open_settings import Setting as Setting
 from vitune.bench.study.recipe import OfficialRecipe
-from vitune.bench.study.settings import EXTRA_SETTINGS, arguments_of, rate_of, require_free
-from vitune.bench.study.settings import Setting as Setting
 from vitune.errors import VituneError, nearest
 from vitune.methods import get_method
 from vitune.training import STEPPING, TrainConfig, read_yaml

@@ -1,22 +1,23 @@
-"""The last lines of `vitune train`: what validation says, and what to do about it."""
+"""What validation says of a run, and what to do about it: the last lines of `vitune train`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from vitune.cli._numbers import counted
-
-if TYPE_CHECKING:
-    from vitune.runs import RunSummary, Verdict
+from vitune.report.formatting import counted
+from vitune.runs import RunSummary, Verdict
 
 ENOUGH_TO_BIN = 100
 """Validation images below which a calibration error is mostly chance."""
 
 
-def closing_lines(summary: RunSummary, out: str) -> Iterator[str]:
-    """One line each on how a solved head was chosen, early stopping, the probe, confidence."""
+def closing_lines(summary: RunSummary, out: str = ".") -> Iterator[str]:
+    """One line each on how a solved head was chosen, early stopping, the probe, confidence.
+
+    Args:
+        out: the run folder as paths shall name it.
+    """
     solved = summary.solved
     if solved is not None:
         name, value = next(iter(solved.chosen.items()))
