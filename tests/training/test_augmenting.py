@@ -13,7 +13,7 @@ from vitune.backbones import load_backbone
 from vitune.methods import HeadProblem, Labelled, LinearProbeConfig
 from vitune.ops import calibrated_losses
 from vitune.training import TrainConfig, augmenting
-from vitune.training.probing import Probe
+from vitune.training.probing import COPIES, Probe
 
 SIZE, CLASSES, BUNDLED = 32, 4, "vitune/vit_micro_patch4_32"
 
@@ -42,8 +42,8 @@ class Columns:
 
     def __exit__(self, *_: object) -> None: ...
     def __call__(self, split: Any, views: Any = (None,)) -> np.ndarray:
-        images = split.images if views[0] is None else views[0](split.images)
-        profile = images.float().mean((1, 2)) / 255
+        seen = [split.images if view is None else view(split.images) for view in views]
+        profile = torch.cat(seen).float().mean((1, 2)) / 255
         return torch.cat([profile, profile.amax(1, keepdim=True).expand(-1, 8)], 1).numpy()
 
 
@@ -66,6 +66,22 @@ def test_a_start_from_zero_shifts_unless_labels_are_places(
     kind: str, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert judged(kind, "plain", monkeypatch) == chosen
+
+
+@pytest.mark.parametrize("copies", ["none", "flip"])
+def test_shifts_of_no_length_change_nothing(copies: str) -> None:
+    """The probe of shifted images has the copies that the probe itself has: the same loss."""
+    train, val = squares(100, "place", 0), squares(120, "place", 1)
+    backbone = load_backbone(BUNDLED, num_classes=CLASSES)
+    read: Any = Columns(backbone.model, backbone.preprocessing)
+    views = COPIES[copies]
+    known = Labelled(read(train, views=views), np.tile(train.labels, len(views)))
+    head = LinearProbeConfig(penalty=1e-3).solve(HeadProblem(known, None, CLASSES, None, 0, "cpu"))
+    losses = calibrated_losses(head.logits(read(val)), torch.as_tensor(val.labels)).numpy()
+    probe = Probe(head, copies, 0.0, 0.0, 1.0, np.ones(120, bool), losses, 1.0, 0.0)
+    splits: Any = SimpleNamespace(train=train, val=val)
+    share = augmenting.Judge(probe, splits, read, 0).share_relearnt("none")
+    assert share == pytest.approx(1.0, abs=1e-3)
 
 
 def test_without_validation_or_with_a_choice_nothing_is_judged() -> None:

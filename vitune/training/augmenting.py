@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +16,8 @@ from vitune.backbones import Backbone
 from vitune.data import Augment, Split, Splits, augmentation
 from vitune.methods import PROBE, HeadProblem, Labelled, SolvedConfig, get_method
 from vitune.ops import calibrated_losses
-from vitune.training.feature_reader import FeatureReader
-from vitune.training.probing import Probe
+from vitune.training.feature_reader import FeatureReader, View
+from vitune.training.probing import COPIES, Probe
 from vitune.training.train_config import TrainConfig
 
 AUTO, NOTHING = "auto", "none"
@@ -87,10 +88,15 @@ class Judge:
         return self._share(F.cross_entropy(logits / self.probe.temperature, self.labels))
 
     def share_relearnt(self, name: str) -> float:
-        """Of a probe solved on images that are shifted at random, and further, like those."""
+        """Of a probe solved on images that are shifted at random, and further, like those.
+
+        If mirrored copies helped the probe that it is compared with, it has them too.
+        """
         preset = self._preset(name)
         change = replace(preset, padding_pixels=HARDER * preset.padding_pixels)
-        train = Labelled(self._features(self.train, change), np.asarray(self.train.labels))
+        copies = COPIES[self.probe.copies]
+        labels = np.tile(np.asarray(self.train.labels), len(copies))
+        train = Labelled(self._features(self.train, change, copies), labels)
         penalty = {"penalty": self.probe.head.chosen["penalty"]}
         config = get_method(PROBE).configure(self.read.model, penalty)
         assert isinstance(config, SolvedConfig)
@@ -102,13 +108,16 @@ class Judge:
     def _preset(self, name: str) -> Augment:
         return augmentation(name, self.read.preprocessing.image_size)
 
-    def _features(self, split: Split, change: Augment) -> Any:
+    def _features(
+        self, split: Split, change: Augment, copies: Sequence[View | None] = (None,)
+    ) -> Any:
+        """Of changed images, one copy after the other; every copy is changed anew."""
         generator = torch.Generator().manual_seed(self.seed)
 
-        def changed(images: Tensor) -> Tensor:
-            return change(images, generator)
+        def changed(copy: View | None) -> View:
+            return lambda images: change(images if copy is None else copy(images), generator)
 
-        return self.read(split, views=(changed,))
+        return self.read(split, views=tuple(map(changed, copies)))
 
     def _share(self, loss: Tensor) -> float:
         chance = math.log(self.probe.head.bias.numel())
