@@ -53,10 +53,15 @@ def stamps(raw: Path) -> dict[str, list[list[Path]]]:
     }
 
 
-def write(out: Path, classes: dict[str, list[list[Path]]], rng: np.random.Generator) -> None:
-    """Folders train/CLASS and test/CLASS of links."""
+def write(
+    out: Path,
+    classes: dict[str, list[list[Path]]],
+    rng: np.random.Generator,
+    most: int = MOST,
+) -> None:
+    """Folders train/CLASS and test/CLASS of links, `most` things of a class in each part."""
     for name, things in classes.items():
-        half = min(MOST, len(things) // 2)
+        half = min(most, len(things) // 2)
         order = rng.permutation(len(things))
         for part, chosen in (("train", order[:half]), ("test", order[half : 2 * half])):
             folder = out / part / name
