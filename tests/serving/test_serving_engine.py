@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -184,6 +186,23 @@ class TestWatching:
         assert engine.refresh().removed == ["ships"]
         with pytest.raises(UnknownAdapterError, match="got 'ships', expected one that is served"):
             engine.get("ships")
+
+    def test_nothing_of_a_replaced_adapter_stays_once_its_requests_are_answered(
+        self, folder: Path, adapters: Path, started: Callable[..., Engine]
+    ) -> None:
+        engine = started(folder)
+        held = engine.get("rocks")
+        pixels = engine.decode(held, IMAGES)
+        shutil.rmtree(folder / "rocks")
+        shutil.copytree(adapters / "trees", folder / "rocks")  # of another configuration
+        assert engine.refresh().replaced == ["rocks"]
+        late = [future.result() for future in engine.submit(held, pixels)]
+        assert held.fingerprint not in engine.cache and not any(one.merged for one in late)
+        engine.predict("rocks", IMAGES)
+        networks = [weakref.ref(held.tree.reader), weakref.ref(held.tree.runner)]
+        del held
+        gc.collect()
+        assert [one() for one in networks] == [None, None]
 
     def test_files_written_anew_with_the_same_content_replace_nothing(
         self, folder: Path, started: Callable[..., Engine]

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from peft import PeftConfig
 from torch import nn
@@ -94,7 +95,13 @@ class Collection:
         self.refused: dict[str, str] = {}
         self._signatures: dict[str, Signature] = {}
         self._missed: dict[str, int] = {}
-        self._trees: dict[str, Tree] = {}
+        self._trees: WeakValueDictionary[str, Tree] = WeakValueDictionary()
+
+    def still_serves(self, one: Served) -> bool:
+        """Whether an adapter with the files of `one` is served, under whatever name."""
+        return self.served.get(one.name) is one or any(
+            other.fingerprint == one.fingerprint for other in list(self.served.values())
+        )
 
     def get(self, name: str) -> Served:
         """The adapter called `name`.
@@ -191,7 +198,8 @@ class Collection:
     def _values(self, place: Path, card: AdapterCard, config: PeftConfig) -> tuple[Tree, Values]:
         """An adapter's values, and the tree that runs them: one for its own class count if needed.
 
-        A method may hold tensors that are as wide as the head, an exit on the way for example.
+        A method may hold tensors that are as wide as the head, an exit on the way for example. A
+        tree lives as long as an adapter that runs through it.
         """
         key, num_classes = tree_key(config, card), len(card.classes)
         for name in (key, f"{key} {num_classes}"):

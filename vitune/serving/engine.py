@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from vitune.serving.batching import Batcher, Waiting
 from vitune.serving.collection import Changes, Collection, Served, sub_folders
 from vitune.serving.runner import Runner
 from vitune.serving.settings import EngineSettings
+from vitune.serving.trees import Tree
 from vitune.serving.weight_cache import WeightCache
 
 Pixels = Any
@@ -106,7 +108,7 @@ class Engine:
         self.cache = WeightCache(int(self.settings.cache_mib * 2**20))
         self.num_images: Counter[str] = Counter()
         self.num_batches = 0
-        self._runners: dict[int, Runner] = {}
+        self._runners: WeakKeyDictionary[Tree, Runner] = WeakKeyDictionary()
         self._dropped: list[str] = []
         self._looking = threading.Lock()
         self._on_change = on_change
@@ -193,8 +195,8 @@ class Engine:
         """Check the folder now; what is gone or replaced leaves the cache."""
         with self._looking:
             changes = self.collection.refresh()
-            kept = {one.fingerprint for one in self.collection.served.values()}
-        self._dropped += [d.fingerprint for d in changes.dropped if d.fingerprint not in kept]
+            gone = [one for one in changes.dropped if not self.collection.still_serves(one)]
+        self._dropped += [one.fingerprint for one in gone]
         return changes
 
     def close(self) -> None:
@@ -247,21 +249,24 @@ class Engine:
         ]
 
     def _runner(self, served: Served) -> tuple[Runner, bool]:
-        """The network that runs an adapter, and whether it is merged."""
+        """The network that runs an adapter, and whether it is merged.
+
+        One that is gone or replaced is not: its merged weights would only be in the way.
+        """
         tree, values = served.tree, served.values
 
         def build() -> tuple[Runner, int] | None:
             network = tree.merged(values)
             return None if network is None else (Runner(network), tree.merged_bytes)
 
-        if tree.mergeable:
+        if tree.mergeable and self.collection.still_serves(served):
             cached = self.cache.get(served.fingerprint, tree.merged_bytes, build)
             if cached is not None:
                 return cached, True
         model = tree.bind(values)
-        if id(tree) not in self._runners:
-            self._runners[id(tree)] = Runner(model)
-        return self._runners[id(tree)], False
+        if tree not in self._runners:
+            self._runners[tree] = Runner(model)
+        return self._runners[tree], False
 
     def _require_some(self) -> None:
         refused = self.collection.refused

@@ -63,6 +63,18 @@ def test_only_the_active_adapter_trains(method: str, backbone: str) -> None:
     }
 
 
+@each_method
+def test_two_adapters_with_their_own_classifier_are_not_active_together(method: str) -> None:
+    model, first, _ = two_adapters(method, "vit")
+    if refuses(method, "modules_to_save"):
+        model.base_model.set_adapter(["default", "other"])
+        return
+    wanted = r"set_adapter: got .*own 'head', which 'default' and 'other' each train whole"
+    with pytest.raises(AdapterError, match=wanted):
+        model.base_model.set_adapter(["default", "other"])
+    assert torch.equal(run(model, images("vit")), first)
+
+
 @each_case
 def test_merging_and_unmerging(method: str, backbone: str) -> None:
     model, first, second = two_adapters(method, backbone)

@@ -8,6 +8,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from vitune.backbones import bare_name
+from vitune.errors import AdapterError
 from vitune.methods.core.layer import MethodLayer
 from vitune.methods.core.peft_options import PREFIX, Names, matches
 
@@ -49,3 +50,21 @@ def save_whole(
     for layer in model.modules():
         if isinstance(layer, MethodLayer):
             layer.saved_whole = wholes
+
+
+def require_one_each(model: nn.Module, adapters: Sequence[str]) -> None:
+    """Refuse adapters that cannot be active together: a module saved whole runs as one copy.
+
+    Raises:
+        AdapterError: two of `adapters` have a copy of the same module.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            rivals = [one for one in adapters if one in module.modules_to_save]
+            if len(rivals) > 1:
+                raise AdapterError(
+                    f"set_adapter: got {list(adapters)!r}, expected at most one with its own "
+                    f"{bare_name(name)!r}, which {' and '.join(map(repr, rivals))} each train "
+                    "whole. Add the others with modules_to_save=[], or add their sum with "
+                    "add_weighted_adapter."
+                )

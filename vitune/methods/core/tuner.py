@@ -32,7 +32,7 @@ from vitune.methods.core.base_layers import require_free_names
 from vitune.methods.core.combination import add_weighted
 from vitune.methods.core.in_projection import linear_view, place
 from vitune.methods.core.layer import InPlaceLayer, MethodLayer, cast, unmergeable
-from vitune.methods.core.saved_modules import save_whole
+from vitune.methods.core.saved_modules import require_one_each, save_whole
 from vitune.methods.core.targets import resolve, warn_of_idle_exclusion
 from vitune.methods.core.value_checks import check_choice
 
@@ -221,9 +221,14 @@ class SiteTuner(BaseTuner):
         return renamed
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Make `adapter_name` active and, unless for inference, the only one that trains."""
-        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        """Make `adapter_name` active and, unless for inference, the only one that trains.
+
+        Raises:
+            AdapterError: two of them train the same module whole, the classifier for example.
+        """
         active = [adapter_name] if isinstance(adapter_name, str) else adapter_name
+        require_one_each(self.model, active)
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
         for name, shared in self.shared_state.items():
             shared.requires_grad_(name in active and not inference_mode)
 
