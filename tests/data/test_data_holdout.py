@@ -80,3 +80,52 @@ def test_the_seed_decides() -> None:
 def test_amounts_out_of_range(labels: list[int], amount: float, message: str) -> None:
     with pytest.raises(DataError, match=message):
         hold_out(labels, amount, 0)
+
+
+@given(SIZES, SEEDS, st.data())
+def test_copies_are_never_on_both_sides(sizes: list[int], seed: int, data: st.DataObject) -> None:
+    labels = _labels(sizes, seed)
+    keys = st.lists(st.integers(0, 9), min_size=len(labels), max_size=len(labels))
+    content = [bytes([key]) for key in data.draw(keys)]
+    try:
+        train, val = hold_out(labels, 0.3, seed, content=content)
+    except DataError as error:
+        assert "none of which can be held out" in str(error)
+        alone = {key for key in content if content.count(key) == 1}
+        assert not any((labels == labels[content.index(key)]).sum() > 1 for key in alone)
+        return
+    assert sorted([*train, *val]) == list(range(len(labels)))
+    assert len(val) and set(labels[train]) == set(labels)
+    assert not {content[index] for index in train} & {content[index] for index in val}
+
+
+@pytest.mark.parametrize("copies", [2, 3, 5])
+def test_images_that_all_have_copies_are_held_out_with_them(copies: int) -> None:
+    labels = np.repeat([0, 1], 10 * copies)
+    content = [bytes([index // copies]) for index in range(len(labels))]
+    train, val = hold_out(labels, 0.2, 0, content=content)
+    assert len(val) == 4 * copies
+    assert not {content[index] for index in train} & {content[index] for index in val}
+    assert set(labels[val]) == {0, 1}
+
+
+def test_two_different_images_with_many_copies_are_divided() -> None:
+    content = [bytes([index // 5]) for index in range(20)]
+    train, val = hold_out([0] * 10 + [1] * 10, 0.2, 0, content=content)
+    assert len(train) == len(val) == 10
+
+
+@given(st.lists(st.integers(8, 40), min_size=2, max_size=6), SEEDS)
+def test_few_copies_divide_as_if_they_had_to_stay_in_training(sizes: list[int], seed: int) -> None:
+    labels = _labels(sizes, seed)
+    content = [bytes([index % 256, index // 256]) for index in range(len(labels))]
+    plain = hold_out(labels, 0.2, seed)
+    assert [list(side) for side in hold_out(labels, 0.2, seed, content=content)] == [
+        list(side) for side in plain
+    ]
+    first, second = np.flatnonzero(labels == labels[0])[:2]
+    content[second] = content[first]
+    keep = np.isin(np.arange(len(labels)), [first, second])
+    kept = hold_out(labels, 0.2, seed, keep_in_train=keep)
+    found = hold_out(labels, 0.2, seed, content=content)
+    assert [list(side) for side in found] == [list(side) for side in kept]

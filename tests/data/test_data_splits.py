@@ -132,6 +132,18 @@ def test_duplicates_in_training_are_counted_and_never_held_out(
         }
 
 
+def test_a_table_that_lists_every_file_twice_is_divided(
+    class_folders: Make, tmp_path: Path, preprocessing: Preprocessing
+) -> None:
+    files = sorted(class_folders(each=5).rglob("*.png"))
+    rows = [f"{file},{file.parent.name}" for file in files for _ in range(2)]
+    table = tmp_path / "twice.csv"
+    table.write_text("\n".join(["path,label", *rows]) + "\n")
+    found = load_splits(table, preprocessing, seed=0)
+    assert found.train and found.val and (len(found.train), len(found.val)) == (16, 4)
+    assert not set(found.train.paths) & set(found.val.paths)
+
+
 def test_vtab_splits_and_refit(vtab_task: Make, preprocessing: Preprocessing) -> None:
     spec = f"vtab:{vtab_task()}"
     found = load_splits(spec, preprocessing, seed=0)

@@ -123,18 +123,23 @@ class TrainingProgress(Observer):
                 (facts.method_title or facts.method, "bold"),
                 f" on {facts.backbone}: {count(trained)} parameters ({percent(share)}) "
                 f"+ head {count(facts.num_head or 0)}",
-            )
+            ),
+            soft_wrap=True,
         )
         console.print(
             f"{facts.num_train:,} training, {facts.num_val:,} validation images of "
-            f"{facts.num_classes} classes{held_out}"
+            f"{facts.num_classes} classes{held_out}",
+            soft_wrap=True,
         )
         if facts.lr is None:
-            console.print(f"solved on frozen features, {facts.precision} on {facts.device}")
+            console.print(
+                f"solved on frozen features, {facts.precision} on {facts.device}", soft_wrap=True
+            )
         else:
             console.print(
                 f"lr {facts.lr:g}{_head_rate(facts)}, weight decay {facts.weight_decay:g}, "
-                f"{facts.precision} on {facts.device}, speed {facts.speed}, tokens {facts.tokens}"
+                f"{facts.precision} on {facts.device}, speed {facts.speed}, tokens {facts.tokens}",
+                soft_wrap=True,
             )
         for notice in (facts.notice, facts.scarcity_notice):
             if notice:

@@ -12,7 +12,6 @@ from vitune.data.cache import CacheSettings, Progress
 from vitune.data.checks import (
     Findings,
     check_splits,
-    duplicates,
     require_two_classes,
     require_two_each,
     training_name,
@@ -190,8 +189,7 @@ def _divided(
         require_two_each(labels, images.classes, images.spec)
     elif np.bincount(labels).max() == 1:
         return records, None
-    repeated = duplicates(findings.content[training])
-    train, val = hold_out(labels, val_fraction, seed, keep_in_train=repeated)
+    train, val = hold_out(labels, val_fraction, seed, content=findings.content[training])
     records["train"] = [full[index] for index in train]
     records["val"] = [full[index] for index in val]
     return records, HeldOut(val_fraction, seed, len(val))
