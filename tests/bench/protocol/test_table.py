@@ -170,7 +170,7 @@ def test_as_published_gives_two_rows_and_the_inflation(
     labels = [label_of(row) for row in table.rows]
     assert labels == ["a", "a [as-published: best test epoch]", "a [as-published: last epoch]"]
     paper = io.StringIO()
-    monkeypatch.setattr(module, "console", Console(width=100, file=paper))
+    monkeypatch.setattr(module, "console", Console(width=100, file=paper, markup=False))
     module.print_table(table)
     assert "[as-published:" in paper.getvalue() and "mean" not in as_grid(table).headings
     ((label, best, last),) = inflation(table)
