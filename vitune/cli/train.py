@@ -80,8 +80,8 @@ def train(
         console.print(f"trained in {summary.seconds:.0f} s, without validation images")
     else:
         console.print(
-            f"validation accuracy {percent(reported.val_accuracy)} "
-            f"(epoch {reported.epoch}, {reported.which}) in {summary.seconds:.0f} s"
+            f"validation accuracy {percent(reported.val_accuracy)}{_whose(summary)} "
+            f"in {summary.seconds:.0f} s"
         )
     if summary.privacy is not None:
         spent = summary.privacy
@@ -94,6 +94,16 @@ def train(
     for line in closing_lines(summary, out):
         console.print(line, soft_wrap=True)
     console.print(f"report: {out}/report.html", soft_wrap=True)
+
+
+def _whose(summary: Any) -> str:
+    """Which weights the accuracy is of; '' for a method that takes no steps."""
+    epoch, share = summary.reported.epoch, summary.share
+    if summary.solved is not None:
+        return ""
+    if not epoch or summary.chosen == "probe":
+        return " (the solved probe)"
+    return f" (epoch {epoch})" if share in (None, 1.0) else f" (epoch {epoch} and the probe mixed)"
 
 
 def _tuned(

@@ -56,14 +56,15 @@ def hold_out(
     rank = np.arange(len(by_class)) - starts[class_of[by_class]]
     held = np.zeros(len(label_array), bool)
     held[by_class[rank < quotas[class_of[by_class]]]] = True
+    given = np.bincount(class_of[held], minlength=len(sizes))
     for index in rng.permutation(len(repeated)):
         copies = repeated[index]
         label = class_of[copies[0]]
-        given = int(held[class_of == label].sum())
-        missing = int(quotas[label]) - given
-        is_nearer = 2 * missing >= len(copies) or (missing > 0 and given == 0)
-        if is_nearer and given + len(copies) < sizes[label]:
+        missing = quotas[label] - given[label]
+        is_nearer = 2 * missing >= len(copies) or (missing > 0 and given[label] == 0)
+        if is_nearer and given[label] + len(copies) < sizes[label]:
             held[copies] = True
+            given[label] += len(copies)
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
