@@ -24,7 +24,7 @@ FOUND: list[tuple[str, str, list[Any], str]] = [
     ("run/adapter/vitune.json", "evaluate run", ["swap", 5, 0], "backbone_args"),
     ("study/study.jsonl", "bench defaults study", ["rename", 7, "odd"], ""),
     ("study/cells/*", "bench table study", ["replace", 23, "odd"], ""),
-    ("train.yaml", "train --config train.yaml --out new", ["text", "1: 2"], "should be strings"),
+    ("train.yaml", "train --config train.yaml --out new", ["text", "1: 2"], "got the key 1 in"),
     ("notes.txt", "predict run photos --device 0", ["text", ""], "--device: got '0', expected"),
     ("notes.txt", "demo --out new --epochs 0", ["text", ""], "epochs: got 0"),
     ("notes.txt", f"{TRAIN} --batch-size 9655384737910817", ["text", ""], "memory: got steps of"),
