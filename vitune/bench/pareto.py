@@ -120,9 +120,13 @@ def front_note(study: Study, results: Sequence[CellResult]) -> str:
     elif "val" in kinds:
         where += "; on validation images where the data has no test split"
     text = f"{tasks} with {study.backbone}, {seeds}, every method at its defaults. Accuracy is "
+    return " ".join([f"{text}{where}.", *left_out(study, results)])
+
+
+def left_out(study: Study, results: Sequence[CellResult]) -> list[str]:
+    """A sentence on the variants that have no point; none if all have one."""
     lost = [label for label, own in _whole_runs(study, results).items() if not own]
-    left_out = f" Left out, because runs have no accuracy: {', '.join(lost)}." if lost else ""
-    return f"{text}{where}.{left_out}"
+    return [f"Left out, because runs have no accuracy: {', '.join(lost)}."] if lost else []
 
 
 def _whole_runs(study: Study, results: Sequence[CellResult]) -> dict[str, list[CellResult]]:

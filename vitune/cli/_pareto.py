@@ -71,7 +71,7 @@ def show_front(asked: Asked, out: str, *, jobs: int, fresh: bool, force: bool) -
     """Run the study, print its table and write its page."""
     from pathlib import Path
 
-    from vitune.bench.pareto import front_note, front_of, pareto_study
+    from vitune.bench.pareto import front_note, front_of, left_out, pareto_study
     from vitune.bench.study.protocol import run_study
     from vitune.bench.tables.front_page import SHORT_HEADS, short_lines, write_front_page
     from vitune.cli._progress import console
@@ -95,9 +95,9 @@ def show_front(asked: Asked, out: str, *, jobs: int, fresh: bool, force: bool) -
         watcher.close()
     points = front_of(study, outcome.results)
     print_columns(SHORT_HEADS, short_lines(points), num_names=2)
+    for line in left_out(study, outcome.results):
+        console.print(line, soft_wrap=True)
     note = front_note(study, outcome.results)
-    if "Left out" in note:
-        console.print(note, markup=False, soft_wrap=True)
     page = write_front_page(points, Path(out) / "pareto.html", note=note)
     console.print(f"page: {page}", soft_wrap=True)
     end_with([outcome])

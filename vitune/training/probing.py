@@ -117,8 +117,11 @@ def solve_probe(
         features = read(train, views=views, on_progress=told("features"))
         judged = None if val is None else Labelled(read(val), np.asarray(val.labels))
         wanted = ["none", "flip"] if copies is None and may_mirror else [copies or "none"]
+        pictures = _pictures([train] if val is None else [train, val])
         found = {
-            name: config.solve(_problem(splits, features, judged, COPIES[name], seed, device))
+            name: config.solve(
+                _problem(train, features, judged, pictures, len(COPIES[name]), seed, device)
+            )
             for name in wanted
         }
         chosen, gain = _preferred(found, judged)
@@ -148,23 +151,18 @@ def _scored(probe: Probe, logits: Tensor, labels: Tensor) -> Probe:
 
 
 def _problem(
-    splits: Splits, features: Any, val: Labelled | None, views: tuple[View | None, ...], seed: int,
-    device: torch.device | str,
+    train: Split, features: Any, val: Labelled | None, pictures: np.ndarray, num_views: int,
+    seed: int, device: torch.device | str,
 ) -> HeadProblem:  # fmt: skip
-    train = splits.train
-    assert train is not None
-    rows = len(train) * len(views)
-    labels = np.tile(np.asarray(train.labels), len(views))
-    pictures = _pictures([train] if splits.val is None else [train, splits.val])
-    groups, val_groups = pictures[: len(train)], pictures[len(train) :]
-    all_differ = len(np.unique(pictures)) == len(pictures)
-    if all_differ and len(views) == 1:
-        return HeadProblem(
-            Labelled(features[:rows], labels), val, len(train.classes), None, seed, str(device)
-        )
+    """The head's problem with the first `num_views` of each image; groups if any image recurs."""
+    rows = len(train) * num_views
+    labels = np.tile(np.asarray(train.labels), num_views)
+    groups, val_groups = None, None
+    if num_views > 1 or len(np.unique(pictures)) < len(pictures):
+        groups, val_groups = np.tile(pictures[: len(train)], num_views), pictures[len(train) :]
     return HeadProblem(
-        Labelled(features[:rows], labels), val, len(train.classes), np.tile(groups, len(views)),
-        seed, str(device), val_groups, len(views),
+        Labelled(features[:rows], labels), val, len(train.classes), groups, seed, str(device),
+        val_groups, num_views,
     )  # fmt: skip
 
 

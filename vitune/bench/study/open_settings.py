@@ -53,7 +53,7 @@ def rate_of(factor: Any, default: float) -> float:
 
 
 def arguments_of(method: Method, *given: Any) -> dict[str, Any]:
-    """The method's arguments, the later ones first.
+    """The method's arguments; of two values for one, the later counts.
 
     Raises:
         VituneError: no mapping, or a name that the method does not take.

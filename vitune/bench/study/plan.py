@@ -105,6 +105,11 @@ def is_whole(name: str) -> bool:
     return field is not None and field.annotation in (int, int | None)
 
 
+def _typed(name: str, value: Any) -> Any:
+    """The value as a run gets it: edges of a range are floats."""
+    return int(value) if is_whole(name) and isinstance(value, float) else value
+
+
 class Search(Frozen):
     """Stage 1 by Optuna instead of a grid.
 
@@ -141,19 +146,13 @@ class Search(Frozen):
 
     def examples(self) -> tuple[dict[str, Any], ...]:
         """Settings that hold both edges of every range and every choice."""
-        number = max(2, *(1 if isinstance(r, Range) else len(r) for r in self.space.values()))
-        ends = [
-            {
-                n: (r.high if place else r.low)
-                if isinstance(r, Range)
-                else r[min(place, len(r) - 1)]
-                for n, r in self.space.items()
-            }
-            for place in range(number)
-        ]
+        columns = {
+            name: (values.low, values.high) if isinstance(values, Range) else tuple(values)
+            for name, values in self.space.items()
+        }
         return tuple(
-            {n: int(v) if is_whole(n) and isinstance(v, float) else v for n, v in end.items()}
-            for end in ends
+            {n: _typed(n, column[min(row, len(column) - 1)]) for n, column in columns.items()}
+            for row in range(max(map(len, columns.values())))
         )
 
 
