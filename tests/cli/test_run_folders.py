@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from safetensors.torch import save_file
 
 from vitune.cli import run
 from vitune.cli._progress import TrainingProgress
+from vitune.cli._signals import until_terminated
 
 
 class TestImagesThatTrained:
@@ -237,6 +240,34 @@ class TestStopsAndGoesOn:
         told = failed(*TRAIN, "--data", photos, "--out", tmp_path / "run", code=130)
         assert told == "vitune: stopped. Nothing was written.\n"
         assert not (tmp_path / "run").exists()
+
+    def test_sigterm(
+        self,
+        photos: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """As `kill` sends it, or a batch system; a forked process does not take it for its own."""
+        forked: list[int] = []
+
+        def stop(self: TrainingProgress, *ignored: object) -> None:
+            child = os.fork()
+            if child == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+                os._exit(1)
+            forked.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(TrainingProgress, "epoch_ended", stop)
+        out = tmp_path / "run"
+        command = [*map(str, TRAIN), "--data", str(photos), "--out", str(out)]
+        assert until_terminated(lambda: run(command)) == 143
+        told = f"vitune: stopped. 1 epoch is kept. Continue with: vitune train --out {out} --resume"
+        assert told in capsys.readouterr().err
+        assert forked == [-signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
     def test_ctrl_c_elsewhere(
         self, trained: Path, failed: Failed, monkeypatch: pytest.MonkeyPatch

@@ -34,6 +34,7 @@ from vitune.cli import (
     train,
 )
 from vitune.cli._options import Verbs
+from vitune.cli._signals import INTERRUPTED, until_terminated
 from vitune.cli._words import SYNTAX
 from vitune.errors import InterruptError, VituneError, nearest
 from vitune.machine import settle_threads
@@ -41,8 +42,6 @@ from vitune.machine import settle_threads
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 """typer's own: recent releases carry a copy of click and no longer raise click's."""
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C; typer returns it instead of raising KeyboardInterrupt."""
 NO_MEMORY = "out of memory. Lower --batch-size, or add --checkpointing."
 
 VERBS = (
@@ -100,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit.
 
     0 done, 1 some runs of a study have no accuracy (or a defect), 2 a user's mistake, 130
-    interrupted.
+    interrupted, 143 terminated.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' progress bars would mix with ours
@@ -108,7 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    given = sys.argv[1:] if arguments is None else arguments
+    sys.exit(until_terminated(lambda: run(given)))
 
 
 def run(arguments: list[str]) -> int:

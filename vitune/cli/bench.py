@@ -87,6 +87,7 @@ def study(
 
     check_study_folder(kept.out, force=kept.force)
     asked = Study.read(file)
+    asked.require_known_tasks()
     given: dict[str, Any] = {}
     if kept.keep:
         given["keep"] = tuple(words(kept.keep))

@@ -123,7 +123,7 @@ def test_more_trials_go_on_from_those_there_are(
 def test_a_trial_that_fails_is_no_choice(
     tiny_study: Make, bench: Workbench, tmp_path: Path
 ) -> None:
-    space = {"lr": [1e-2], "batch_size": [8], "clip_grad": [1.0], "lr_factor": [1.0]}
+    space = {"lr": [1e-2], "batch_size": [8], "clip_grad": [1.0], "weight_decay": [0.1]}
     study = tiny_study(search={"num_trials": 2, "num_parallel": 2, "space": space})
 
     class Broken(InProcess):

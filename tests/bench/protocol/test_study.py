@@ -83,6 +83,8 @@ def test_arguments_of_the_grid_join_those_of_the_variant(tiny_study: Make) -> No
         ({"selection_seeds": [2**64]}, "selection_seeds.0: got 18446744073709551616"),
         ({"settings": {"lr_factor": [1]}}, r"lr_factor: got \[1\], expected a number"),
         ({"settings": {"lr_factor": "ten"}}, "lr_factor: got 'ten', expected a number"),
+        ({"settings": {"lr": 0.1, "lr_factor": 2}}, "got lr 0.1 and lr_factor 2, expected one"),
+        ({"grid": [{"lr": 0.1}, {"lr": 1, "lr_factor": 2}]}, "got lr 1 and lr_factor 2"),
         ({"settings": {"method_args": None}}, "method_args: got None, expected names"),
         ({"grid": [{"method_args": [1]}]}, r"method_args: got \[1\], expected names"),
         ({"grid": [{"method_args": {"rang": 1}}]}, "got 'rang', expected an argument of"),
@@ -97,6 +99,17 @@ def test_a_recipe_is_read_before_any_run(tiny_study: Make) -> None:
     variant = {"label": "a", "method": "linear_sgd", "recipe": {"lag_epoch": 1}}
     with pytest.raises(VituneError, match=r"recipe: lag_epoch: .*lag_epochs"):
         tiny_study(variants=[variant], protocol="as-published")
+
+
+@pytest.mark.parametrize("part", ["task_settings", "task_recipe"])
+def test_a_task_of_another_study_is_named(tiny_study: Make, part: str) -> None:
+    variant = {"label": "a", "method": "linear_sgd", part: {"cuont": {}}}
+    study = tiny_study(variants=[variant], missing=("count",))
+    with pytest.raises(VituneError, match=f"{part} of 'a': got 'cuont'.*Did you mean count"):
+        study.require_known_tasks()
+    tiny_study(
+        variants=[{**variant, part: {"count": {}}}], missing=("count",)
+    ).require_known_tasks()
 
 
 def test_a_missing_key_is_named() -> None:

@@ -180,6 +180,9 @@ def test_a_suite_of_ones_own(tmp_path: Path) -> None:
     path.write_text("tasks:\n- {name: a, data: 'demo:count', group: g}\n- {name: b, data: x/}\n")
     found = suite_tasks(str(path), only=["a"])
     assert found.tasks == (Task(name="a", data="demo:count", group="g"),)
+    with pytest.raises(VituneError, match=r"--tasks: got 'coutn'.*Did you mean count"):
+        suite_tasks("demo:count", only=["coutn"])
+    assert [task.name for task in suite_tasks("demo:count", only=["count"]).tasks] == ["count"]
     for text, match in (
         ("taks: []", "taks: unknown key. Did you mean tasks"),
         ("tasks: 3", "tasks: got 3, expected a list"),

@@ -25,8 +25,13 @@ def require_free(setting: Setting) -> None:
     """Check that every name is a training setting which the study leaves open.
 
     Raises:
-        VituneError: an unknown name, or one that the protocol sets.
+        VituneError: an unknown name, one that the protocol sets, or two names for one rate.
     """
+    if "lr" in setting and "lr_factor" in setting:
+        raise VituneError(
+            f"setting: got lr {setting['lr']!r} and lr_factor {setting['lr_factor']!r}, expected "
+            "one of the two: the factor is of the method's own rate."
+        )
     for name in setting:
         if name in SET_BY_STUDY:
             raise VituneError(

@@ -307,6 +307,24 @@ class Study(Frozen):
         given = {**variant.recipe, **variant.task_recipe.get(task.name, {})}
         return OfficialRecipe.make(given).model_dump()
 
+    def require_known_tasks(self) -> None:
+        """Check that what variants say of single tasks is of tasks of this study.
+
+        A preset may say more: it speaks of all tasks of its suite.
+
+        Raises:
+            VituneError: another task's name.
+        """
+        known = [*(task.name for task in self.tasks), *self.missing]
+        for variant in self.variants:
+            for part in ("task_settings", "task_recipe"):
+                unknown = [name for name in getattr(variant, part) if name not in known]
+                if unknown:
+                    raise VituneError(
+                        f"{part} of {variant.label!r}: got {unknown[0]!r}, expected a task of the "
+                        f"study. {nearest(unknown[0], known)}"
+                    )
+
     @classmethod
     def read(cls, path: str | Path) -> Study:
         """The study in a YAML file.

@@ -141,18 +141,16 @@ def suite_tasks(
         VituneError: unknown suite or task (with the nearest names), or tasks missing.
     """
     if suite.endswith((".yaml", ".yml")):
-        found = _custom(suite)
-        return SuiteTasks(tuple(task for task in found if task.name in _chosen(only, found)))
+        return _only(only, _custom(suite))
     if suite not in SUITES and is_source(suite):
-        return SuiteTasks((Task(name=spec_name(suite), data=suite),))
+        return _only(only, [Task(name=spec_name(suite), data=suite)])
     if suite not in SUITES:
         raise VituneError(
             f"--suite: got {suite!r}, expected a known one, a .yaml file or a data source. "
             f"{nearest(suite, SUITES)}"
         )
     if suite == "demo":
-        found = [Task(name=n, group=g, data=d) for n, g, d in DEMO]
-        return SuiteTasks(tuple(task for task in found if task.name in _chosen(only, found)))
+        return _only(only, [Task(name=n, group=g, data=d) for n, g, d in DEMO])
     base = _root(suite, root)
     if suite == "fewshot":
         return _fewshot(base, Path(lists), only, shots, list_seed)
@@ -237,6 +235,11 @@ def _root(suite: str, root: str | Path | None) -> Path:
             f"--data-root: got {str(root)!r}, expected an existing folder with {SOURCES[suite]}."
         )
     return path.absolute()
+
+
+def _only(names: Sequence[str], tasks: Sequence[Task]) -> SuiteTasks:
+    chosen = _chosen(names, tasks)
+    return SuiteTasks(tuple(task for task in tasks if task.name in chosen))
 
 
 def _chosen(only: Sequence[str], tasks: Iterable[Task | Entry]) -> set[str]:
