@@ -25,7 +25,14 @@ from vitune.environment import installed_versions as installed_versions
 from vitune.errors import AdapterError, one_line
 from vitune.fewer_tokens import TokenPlan
 from vitune.files import atomic_folder, check_new_folder, recover_folder
-from vitune.methods import AdapterState, combined_state, current_names, get_method, require_plugin
+from vitune.methods import (
+    AdapterState,
+    combined_state,
+    current_names,
+    get_method,
+    method_name,
+    require_plugin,
+)
 from vitune.tensors import disk_errors, read_tensors, write_tensors
 
 TENSORS = "adapter_model.safetensors"
@@ -58,7 +65,7 @@ def inject(model: nn.Module, config: PeftConfig) -> PeftModel:
         if type(error).__module__.startswith("vitune"):
             raise
         reason = " ".join(str(error).split())
-        raise AdapterError(f"method {config.peft_type!s} on this backbone: {reason}") from error
+        raise AdapterError(f"method {method_name(config)!r} on this backbone: {reason}") from error
 
 
 def card_of(

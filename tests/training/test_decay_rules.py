@@ -95,7 +95,7 @@ def test_methods_of_peft_have_no_such_rule() -> None:
     model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), LoraConfig(target_modules=["0"]))
     assert parameter_groups(model, 0.05)
     model.base_model.model.add_module("head", nn.Linear(4, 2))
-    with pytest.raises(VituneError, match="--decay-rule: got 'published' for"):
+    with pytest.raises(VituneError, match="--decay-rule: got 'published' for 'lora', expected"):
         parameter_groups(model, 0.05, rule="published")
 
 

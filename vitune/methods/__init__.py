@@ -17,6 +17,7 @@ from vitune.methods.core.delta_noise import noise_plan as noise_plan
 from vitune.methods.core.layer import MethodLayer as MethodLayer
 from vitune.methods.core.method_config import MethodConfig as MethodConfig
 from vitune.methods.core.peft_options import catch_up
+from vitune.methods.core.peft_options import method_name as method_name
 from vitune.methods.core.peft_targets import UNSUPPORTED
 from vitune.methods.core.plugins import load_entry_points
 from vitune.methods.core.plugins import load_plugin as load_plugin

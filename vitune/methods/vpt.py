@@ -91,6 +91,9 @@ class VPTDeepConfig(BlockConfig):
 class VPTShallowConfig(VPTDeepConfig):
     """[prefix; P; patches] enters the first block; P's outputs are dropped after the last.
 
+    What timm's `forward_intermediates` (`get_intermediate_layers`, `features_only`) takes from a
+    block before the last holds P's outputs as well.
+
     Shapes: P (p, d).
     Source: VPT (ECCV 2022), "VPT-shallow". With `blocks`, from the first to the last of those.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from peft import get_peft_model
@@ -91,8 +93,11 @@ def test_merging_and_unmerging(method: str, backbone: str) -> None:
         assert torch.allclose(run(model, x), expected, atol=1e-4)
         model.unmerge_adapter()
         assert torch.allclose(run(model, x), expected, atol=1e-6)
+    model.set_adapter("default")
+    named = copy.deepcopy(model).merge_and_unload(adapter_names=["other"])
+    assert torch.allclose(run(named, x), second, atol=1e-4)
     merged = model.merge_and_unload()
-    assert torch.allclose(run(merged, x), second, atol=1e-4)
+    assert torch.allclose(run(merged, x), first, atol=1e-4)
 
 
 @each_case

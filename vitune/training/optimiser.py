@@ -12,7 +12,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from vitune.backbones import head_names
 from vitune.errors import VituneError
-from vitune.methods import MethodConfig, MethodLayer
+from vitune.methods import MethodConfig, MethodLayer, method_name
 
 
 def parameter_groups(
@@ -59,7 +59,7 @@ def _published(model: nn.Module) -> dict[int, bool]:
                 found[id(parameter)] = answer
                 return
         raise VituneError(
-            f"--decay-rule: got 'published' for {str(config.peft_type).lower()!r}, expected a "
+            f"--decay-rule: got 'published' for {method_name(config)!r}, expected a "
             "method that declares its authors' rule. Leave the option out."
         )
 

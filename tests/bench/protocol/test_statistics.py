@@ -174,6 +174,9 @@ def test_tasks_as_a_sample_are_a_t_interval_over_their_differences() -> None:
     assert found is not None and found.over == ("tasks", "seeds", "images")
     assert (found.low, found.high) == pytest.approx((low, high))
     assert interval_on_others(gaps[:2]) is None
+    # 1 of 40 images on each of three tasks: the interval was a point, with a p of 1e-32.
+    assert interval_on_others(np.full(3, 1 / 40)) is None
+    assert interval_on_others(np.zeros(3)) is None
     assert wilcoxon(np.ones(5)) is None and wilcoxon(np.zeros(8)) == 1.0
 
 
@@ -237,6 +240,8 @@ def test_friedmans_test_is_scipys_with_the_correction_of_iman_and_davenport() ->
     assert friedman(np.full((3, 5), 2.0)) == 1.0
     alike = friedman(np.repeat([[1.0], [2.0], [3.0]], 5, axis=1))
     assert alike == pytest.approx((1 / 6) ** 4)  # four tasks happen to repeat the first's order
+    tied = friedman(np.repeat([[1.0], [2.5], [2.5]], 5, axis=1))
+    assert tied == pytest.approx((1 / 3) ** 4)  # two methods equal: a task has three orders
 
 
 @pytest.mark.parametrize(("num_methods", "q"), [(2, 1.960), (5, 2.728), (7, 2.949), (10, 3.164)])

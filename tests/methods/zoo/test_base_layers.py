@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import register_parametrization
 
 from vitune.errors import BackboneError, VituneError
 from vitune.methods import METHODS, MethodLayer, get_method
@@ -165,6 +166,40 @@ def test_a_weight_computed_from_others_is_refused() -> None:
     for method in ("rlrr", "ssf", "full"):
         with pytest.raises(BackboneError, match="whose weight is computed from other parameters"):
             get_peft_model(model, get_method(method).configure(model))
+
+
+@pytest.mark.parametrize("method", ["rlrr", "ssf", "arc", "lora_mul_vpt_add", "fact_tt", "moppa"])
+def test_a_bias_computed_from_others_is_refused(method: str) -> None:
+    """It was found out half-way through a merge, which left the network in pieces."""
+    model = vit()
+    register_parametrization(model.blocks[0].mlp.fc1, "bias", nn.Softplus())
+    with pytest.raises(BackboneError, match="whose bias is computed from other parameters"):
+        get_peft_model(model, get_method(method).configure(model))
+
+
+def test_biases_train_beside_weights_computed_from_others() -> None:
+    """torch keeps what it computes under the name under which our replaced parameters are kept."""
+    model = replaced(lambda linear: weight_norm(linear))
+    expected = model(pixels())
+    adapted = get_peft_model(model, get_method("bitfit").configure(model)).eval()
+    torch.testing.assert_close(adapted(pixels()), expected)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter.add_(0.1 * parameter.requires_grad)
+    trained = adapted(pixels())
+    assert not torch.allclose(trained, expected)
+    with adapted.disable_adapter():
+        torch.testing.assert_close(adapted(pixels()), expected)
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(merged(pixels()), trained)
+    assert list(merged.blocks[0].mlp.fc1.parametrizations) == ["weight"]
+
+
+def test_parameters_that_are_already_replaced_count_once() -> None:
+    model = vit()
+    number = get_method("full").configure(model).num_parameters(model, [])
+    get_peft_model(model, get_method("full").configure(model))
+    assert get_method("full").configure(model).num_parameters(model, []) == number
 
 
 def test_a_sparse_weight_is_refused() -> None:

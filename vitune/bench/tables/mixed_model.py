@@ -89,7 +89,8 @@ class Difference:
         num_tasks: how many those are.
         on_these: the interval for exactly these tasks; None if neither seeds nor images can be
             taken into account.
-        on_others: the interval for tasks like these; None below MIN_SAMPLED_TASKS.
+        on_others: the interval for tasks like these; None below MIN_SAMPLED_TASKS, or where all
+            tasks' differences are equal.
         wilcoxon_p: of Wilcoxon's signed-rank test over tasks, two-sided, the test that goes with
             `on_others`; None below MIN_WILCOXON_TASKS.
         holm_p, wilcoxon_holm_p: `on_these.p_value` and `wilcoxon_p` after Holm's correction over
@@ -180,11 +181,11 @@ def interval_on_others(gaps: Floats) -> Interval | None:
     """The 95 % t interval of the mean over tasks that these are a sample of.
 
     All three causes make the differences scatter over tasks, so their standard deviation includes
-    seeds and images as well.
+    seeds and images as well. Differences that are all equal tell of no scatter: there is none.
 
     Shapes: gaps (tasks,).
     """
-    if len(gaps) < MIN_SAMPLED_TASKS:
+    if len(gaps) < MIN_SAMPLED_TASKS or np.allclose(gaps, gaps[0], rtol=1e-9, atol=0.0):
         return None
     error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
     return _interval(float(gaps.mean()), error, len(gaps) - 1, ("tasks", "seeds", "images"))

@@ -91,9 +91,15 @@ def friedman(ranks: Floats) -> float:
     chi_square = float(between / within)
     rest = num_tasks * (num_methods - 1) - chi_square
     if rest <= 1e-9:  # every task orders all methods alike, where F is infinite but p is known
-        return float(math.factorial(num_methods) ** (1 - num_tasks))
+        return float(_num_orders(ranks[:, 0]) ** (1 - num_tasks))
     statistic = (num_tasks - 1) * chi_square / rest
     return float(f.sf(statistic, num_methods - 1, (num_methods - 1) * (num_tasks - 1)))
+
+
+def _num_orders(ranks: Floats) -> int:
+    """In how many orders a task can bring methods of these ranks: k! / Π t! with t methods tied."""
+    ties = np.unique(ranks, return_counts=True)[1].tolist()
+    return math.factorial(len(ranks)) // math.prod(map(math.factorial, ties))
 
 
 def critical_difference(num_methods: int, num_tasks: int, level: float = LEVEL) -> float:

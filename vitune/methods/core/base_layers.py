@@ -47,13 +47,15 @@ def call_with(base: nn.Module, tensors: Mapping[str, Tensor | None], x: Tensor) 
 
 
 def require_own_weight(site: Site, module: nn.Module, by: str) -> None:
-    """Refuse a layer whose weight `by` could not read, change and write back.
+    """Refuse a layer whose weight or bias `by` could not read, change and write back.
 
     Raises:
-        BackboneError: the weight is quantised, sparse or computed from other parameters.
+        BackboneError: one of them is quantised, sparse or computed from other parameters.
     """
     if getattr(module, "weight", None) is not None:
         require_own_parameter(module, "weight", f"{by} at {site.name!r} ({site.role})")
+    if isinstance(getattr(module, "bias", None), Tensor):  # others keep a flag under this name
+        require_own_parameter(module, "bias", f"{by} at {site.name!r} ({site.role})")
 
 
 def require_own_parameter(owner: nn.Module, name: str, at: str) -> None:

@@ -15,7 +15,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from vitune.errors import AdapterError, nearest
-from vitune.methods.core.peft_options import PREFIX
+from vitune.methods.core.peft_options import PREFIX, method_name
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def require_combining(states: Sequence[AdapterState]) -> None:
 
 def not_combining(config: Any) -> AdapterError:
     """The error for a method whose adapters cannot be added."""
-    name = str(getattr(config.peft_type, "value", config.peft_type)).lower()
+    name = method_name(config)
     kinds: dict[Any, Any] = PEFT_TYPE_TO_CONFIG_MAPPING
     able = sorted({kind.method for kind in kinds.values() if getattr(kind, "combines", False)})
     return AdapterError(

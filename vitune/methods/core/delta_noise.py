@@ -13,6 +13,7 @@ from vitune.backbones.sites import Site, find_sites
 from vitune.errors import BackboneError, VituneError
 from vitune.methods.core.layer import InPlaceLayer, MethodLayer
 from vitune.methods.core.method_config import MethodConfig
+from vitune.methods.core.peft_options import method_name
 from vitune.objectives.step import DeltaNoise, NoisePlan
 
 RECOMPUTING = ("grad_checkpointing", "gradient_checkpointing")
@@ -32,7 +33,7 @@ def noise_plan(model: nn.Module) -> NoisePlan:
     sites = find_sites(model)
     blocks = [site for site in sites if site.role == "block"]
     config = _config(model)
-    name = str(getattr(config, "method", getattr(config, "peft_type", "?"))).lower()
+    name = method_name(config)
     if isinstance(config, MethodConfig) and not config.exposes_delta:
         raise VituneError(
             f"objective 'pace': got method {name!r}, expected one whose layers change an output. "

@@ -95,9 +95,9 @@ class TrainedParameter(InPlaceLayer):
         original = self._slot()
         del slots[self.parameter_name]
         undress(owner)
-        if len(slots):
-            dress(owner, standing_class, tuple(slots))
-        else:
+        if own_slots(owner):
+            dress(owner, standing_class, own_slots(owner))
+        if not len(slots):
             del owner._modules[STAND_INS]
         owner.register_parameter(self.parameter_name, original)
 
@@ -118,12 +118,18 @@ class Slot(Keeper, nn.ModuleList):
         self._parameters["original"] = original
 
 
+def own_slots(owner: nn.Module) -> tuple[str, ...]:
+    """The parameters of `owner` in slots; torch keeps the ones that it computes beside them."""
+    held = owner._modules[STAND_INS]
+    assert held is not None
+    return tuple(name for name, kept in held.named_children() if isinstance(kept, Slot))
+
+
 class Standing(Dressed):
     """A module with parameters in slots."""
 
     def keepers(self) -> dict[str, str]:
-        names = self.get_submodule(STAND_INS)._modules
-        return {name: f"{STAND_INS}.{name}.original" for name in names}
+        return {name: f"{STAND_INS}.{name}.original" for name in own_slots(self)}
 
 
 class InPlaceConfig(MethodConfig):
@@ -219,7 +225,7 @@ def own_parameters(model: nn.Module) -> list[Pair]:
         names = [name for name, _ in module.named_parameters(recurse=False)]
         names += module.keepers() if isinstance(module, Standing) else []
         names += module.parametrizations if is_parametrized(module) else []
-        found += [(module_name, name) for name in names]
+        found += [(module_name, name) for name in dict.fromkeys(names)]  # a slot is in both lists
     return found
 
 
@@ -238,7 +244,7 @@ def stand_in(
         slot = slots[parameter_name] = Slot(owner._parameters.pop(parameter_name))
         site = Site(module_name, "head" if not module_name else "block", None)
         slot.append(kind(owner, site, parameter_name))
-        dress(owner, standing_class, tuple(slots))
+        dress(owner, standing_class, own_slots(owner))
     return slots[parameter_name][0]
 
 

@@ -145,6 +145,15 @@ class PeftOptions(PeftConfig):
             name_vitune(readme, self.method, self.title)
 
 
+def method_name(config: Any) -> str:
+    """The name of a config's method as vitune's commands take it: "rlrr", "lora".
+
+    The PEFT type of PEFT's own configs is an enum, whose text is "PeftType.LORA".
+    """
+    peft_type = getattr(config, "peft_type", "?")
+    return str(getattr(peft_type, "value", peft_type)).lower()
+
+
 def catch_up() -> None:
     """Run what waits in AT_FIRST_CONFIG; actions that must keep waiting add themselves again."""
     waiting = [*AT_FIRST_CONFIG]

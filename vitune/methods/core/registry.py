@@ -15,6 +15,7 @@ from torch import nn
 from vitune.errors import VituneError, nearest
 from vitune.methods.core.default_settings import recorded
 from vitune.methods.core.method_config import MethodConfig
+from vitune.methods.core.peft_options import method_name
 from vitune.methods.core.peft_registration import register
 from vitune.methods.core.peft_targets import MIXING_TOKENS, UNSUPPORTED, peft_targets
 
@@ -165,8 +166,7 @@ def peft_methods() -> dict[str, Method]:
 def keeps_tokens_apart(model: nn.Module) -> bool:
     """Whether no adapter on `model` mixes tokens within a linear layer."""
     configs = getattr(model, "peft_config", {}).values()
-    names = {str(getattr(c.peft_type, "value", c.peft_type)).lower() for c in configs}
-    return not names & MIXING_TOKENS
+    return not {method_name(config) for config in configs} & MIXING_TOKENS
 
 
 def _value(given: Any) -> Any:

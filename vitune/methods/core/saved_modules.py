@@ -52,7 +52,22 @@ def save_whole(
             layer.saved_whole = wholes
 
 
-def require_one_each(model: nn.Module, adapters: Sequence[str]) -> None:
+def use_whole(model: nn.Module, adapters: Sequence[str], verb: str) -> None:
+    """Run the copies of `adapters` in the modules saved whole, and the originals elsewhere.
+
+    Args:
+        verb: the function of PEFT that asks, for the error.
+
+    Raises:
+        AdapterError: two of `adapters` have a copy of the same module.
+    """
+    require_one_each(model, adapters, verb)
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.set_adapter([name for name in adapters if name in module.modules_to_save])
+
+
+def require_one_each(model: nn.Module, adapters: Sequence[str], verb: str = "set_adapter") -> None:
     """Refuse adapters that cannot be active together: a module saved whole runs as one copy.
 
     Raises:
@@ -63,7 +78,7 @@ def require_one_each(model: nn.Module, adapters: Sequence[str]) -> None:
             rivals = [one for one in adapters if one in module.modules_to_save]
             if len(rivals) > 1:
                 raise AdapterError(
-                    f"set_adapter: got {list(adapters)!r}, expected at most one with its own "
+                    f"{verb}: got {list(adapters)!r}, expected at most one with its own "
                     f"{bare_name(name)!r}, which {' and '.join(map(repr, rivals))} each train "
                     "whole. Add the others with modules_to_save=[], or add their sum with "
                     "add_weighted_adapter."

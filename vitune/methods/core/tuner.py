@@ -32,7 +32,7 @@ from vitune.methods.core.base_layers import require_free_names
 from vitune.methods.core.combination import add_weighted
 from vitune.methods.core.in_projection import linear_view, place
 from vitune.methods.core.layer import InPlaceLayer, MethodLayer, cast, unmergeable
-from vitune.methods.core.saved_modules import require_one_each, save_whole
+from vitune.methods.core.saved_modules import require_one_each, save_whole, use_whole
 from vitune.methods.core.targets import resolve, warn_of_idle_exclusion
 from vitune.methods.core.value_checks import check_choice
 
@@ -260,18 +260,24 @@ class SiteTuner(BaseTuner):
                     module.check_finite(module.merged_tensors(sorted(new)))
 
     def merge_and_unload(self, *args: Any, **options: Any) -> nn.Module:
-        """PEFT's; a transformers model that can no longer be saved whole says so on saving."""
+        """PEFT's; a transformers model that can no longer be saved whole says so on saving.
+
+        With `adapter_names`, modules that train whole become those adapters' own, too.
+        """
         with kept_on_saving(self.model):
             return super().merge_and_unload(*args, **options)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **options: Any) -> nn.Module:
         if merge:
             self._check_merge_allowed()
+            names = options.get("adapter_names")
             if options.get("safe_merge", False):
-                self._check_finite(options.get("adapter_names"))
+                self._check_finite(names)
+            if names is not None:
+                use_whole(self.model, names, "merge_and_unload")
             for module in self.model.modules():
                 if isinstance(module, InPlaceLayer):
-                    module.merge(options.get("safe_merge", False), options.get("adapter_names"))
+                    module.merge(options.get("safe_merge", False), names)
         for module in list(self.model.modules()):
             if isinstance(module, InPlaceLayer):
                 module.detach_from_owner()
