@@ -31,7 +31,7 @@ def verdict(gain: float, error: float | None, loss_gain: float) -> Verdict:
         (0.5, None, 0.1, "adapting helped, by cross-entropy: 75.0 % against 25.0 %"),
         (0.025, 0.03, 0.008, "adapting made no clear difference: 75.0 % against 72.5 %"),
         (0.0, 0.03, -0.008, "adapting made no clear difference: 75.0 % against 75.0 %"),
-        (0.0, 0.0, 0.0, "adapting did not help: 75.0 % against 75.0 %"),
+        (0.0, 0.0, 0.0, "adapting made no difference: 75.0 % against 75.0 %"),
     ],
 )
 def test_the_words_agree_with_what_is_kept(

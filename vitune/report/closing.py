@@ -94,7 +94,9 @@ def _compared(verdict: Verdict, chose_probe: bool, out: str) -> str:
             else f"which is better on validation{judged_by}"
         )
         return f"the probe was chosen, {why}: {figures}; the adapted network is in {out}/adapted"
-    if is_tie:
+    if (verdict.gain, verdict.loss_gain) == (0, 0):
+        what = "made no difference"
+    elif is_tie:
         what = "made no clear difference"
     else:
         what = f"{'helped' if verdict.paid else 'did not help'}{judged_by}"

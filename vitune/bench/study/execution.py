@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Protocol
 
@@ -56,7 +59,7 @@ class Processes:
     """`num_jobs` worker processes on this machine; cells of one task go to few of them.
 
     If a worker dies (killed, out of memory), no other cell is lost: unfinished cells are handed
-    out again, at most MAX_RESTARTS times.
+    out again, at most MAX_RESTARTS times. If the study is interrupted, cells that wait are not run.
 
     Args:
         num_jobs: processes, 1 or more; each gets its share of the cores.
@@ -95,12 +98,31 @@ class Processes:
         context = multiprocessing.get_context("spawn")
         workers = max(1, min(self.num_jobs, len(cells)))
         pool = ProcessPoolExecutor(
-            workers, mp_context=context, initializer=begin_worker, initargs=(threads,)
+            workers, mp_context=context, initializer=_begin_in_pool, initargs=(threads,)
         )
         with pool:
-            waiting = [pool.submit(complete_in_worker, cell, store) for cell in cells]
-            for future in as_completed(waiting):
-                yield future.result()
+            try:
+                with _interrupts_held():
+                    waiting = [pool.submit(complete_in_worker, cell, store) for cell in cells]
+                for future in as_completed(waiting):
+                    yield future.result()
+            except BaseException:  # else leaving the pool would first run every cell that waits
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Within the context Ctrl-C waits, here and in processes that are started.
+
+    A worker that it reached while Python is still loading modules would print a traceback.
+    """
+    resource_tracker.ensure_running()  # its start would let Ctrl-C through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _BENCH: Workbench | None = None
@@ -114,6 +136,13 @@ def begin_worker(num_threads: int) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _begin_in_pool(num_threads: int) -> None:
+    """`begin_worker`; Ctrl-C, which reaches workers too, ends this one without a traceback."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(1))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    begin_worker(num_threads)
 
 
 def _end_with(parent: BaseProcess) -> None:
