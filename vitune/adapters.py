@@ -22,7 +22,7 @@ from vitune.cards import KEEP, refuse_unless_forced
 from vitune.cards import AdapterCard as AdapterCard
 from vitune.cards import adapter_folder as adapter_folder
 from vitune.environment import installed_versions as installed_versions
-from vitune.errors import AdapterError, one_line
+from vitune.errors import AdapterError, listed, one_line
 from vitune.fewer_tokens import TokenPlan
 from vitune.files import atomic_folder, check_new_folder, recover_folder
 from vitune.methods import (
@@ -144,7 +144,7 @@ def load_adapter(
 
     Raises:
         AdapterError: files missing or damaged; another backbone; tensors missing, left over or of
-            the wrong shape, all of which are listed. The model is then unchanged.
+            the wrong shape, the first of which are listed. The model is then unchanged.
     """
     folder = Path(folder)
     recover_folder(folder)
@@ -256,8 +256,8 @@ def load_merged(model: nn.Module, folder: str | Path, *, force: bool = False) ->
         force: load even if the file has changed since it was written.
 
     Raises:
-        AdapterError: tensors missing, left over or of the wrong shape, all of which are listed; or
-            a file that has changed since it was written.
+        AdapterError: tensors missing, left over or of the wrong shape, the first of which are
+            listed; or a file that has changed since it was written.
     """
     tensors = read_tensors(Path(folder) / MERGED)
     for name in sorted(set(tensors) - set(model.state_dict())):
@@ -335,8 +335,8 @@ def _compare_tensors(
     ]
     if missing or extra or wrong:
         parts = (("missing", missing), ("not expected", extra), ("of the wrong shape", wrong))
-        listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in parts if names)
-        raise AdapterError(f"tensors in {str(folder)!r}: got {listed}, expected only its own.")
+        told = "; ".join(f"{what}: {listed(names, 5)}" for what, names in parts if names)
+        raise AdapterError(f"tensors in {str(folder)!r}: got {told}, expected only its own.")
 
 
 def _untied(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pydantic import ValidationError
 
@@ -62,6 +62,12 @@ def explain(error: ValidationError, known: Iterable[str] = ()) -> str:
             reason = problem["msg"].removeprefix("Value error, ").removesuffix(".")
             parts.append(f"{name}: got {problem['input']!r}, {reason[0].lower()}{reason[1:]}.")
     return " ".join(parts)
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """The first names, and the number of further ones: a network has hundreds of tensors."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def nearest(name: str, valid: Iterable[str], *, most: int = 3) -> str:

@@ -185,6 +185,21 @@ def test_all_differences_are_listed(network: nn.Module, tmp_path: Path) -> None:
         load_backbone(f"{ARCHITECTURE}@{path}", image_size=PIXELS)
 
 
+def test_weights_of_a_wider_network_are_refused_in_a_few_lines(
+    network: nn.Module, tmp_path: Path
+) -> None:
+    """Every tensor has another shape then; the first ones say enough."""
+    state = {
+        name: torch.zeros(2 * len(v), *v.shape[1:]) for name, v in network.state_dict().items()
+    }
+    path = tmp_path / "wide.safetensors"
+    save_file(state, path)
+    wanted = r"wrong shape: blocks.0.attn.proj.bias \(128,\) instead of \(64,\), .* and \d+ more\."
+    with pytest.raises(BackboneError, match=wanted) as found:
+        load_backbone(f"{ARCHITECTURE}@{path}", image_size=PIXELS)
+    assert len(str(found.value)) < 800
+
+
 def test_all_differences_of_an_npz_are_listed(network: nn.Module, tmp_path: Path) -> None:
     arrays = google_arrays(network)
     first = "Transformer/encoderblock_0/"

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from vitune.backbones.observation import observe, run_once
-from vitune.errors import AdapterError
+from vitune.errors import AdapterError, listed
 
 IDLE_TOLERANCE = 1e-4
-MOST_NAMES = 3
 
 
 class Unsavable:
@@ -34,13 +33,11 @@ class Unsavable:
         Raises:
             AdapterError: always.
         """
-        rest = len(self.biases) - MOST_NAMES
-        named = ", ".join(self.biases[:MOST_NAMES]) + (f" and {rest} more" if rest > 0 else "")
         raise AdapterError(
             f"save_pretrained: got a merged {self.model_class} with biases that its class does "
-            f"not have ({named}), expected none: from_pretrained would drop them. Save the "
-            "adapter un-merged, use 'vitune merge' with vitune.load_run, or train with roles=... "
-            "that leave these layers out."
+            f"not have ({listed(self.biases, 3)}), expected none: from_pretrained would drop them. "
+            "Save the adapter un-merged, use 'vitune merge' with vitune.load_run, or train with "
+            "roles=... that leave these layers out."
         )
 
 

@@ -20,7 +20,7 @@ from vitune.backbones.hf_resize import at_image_size
 from vitune.backbones.pixels import hf_preprocessing, model_image_size
 from vitune.backbones.tower import TowerClassifier
 from vitune.backbones.wording import cannot_fetch, one_line
-from vitune.errors import BackboneError
+from vitune.errors import BackboneError, listed
 
 PREFIX = "hf:"
 _TIMM_TYPE = "timm_wrapper"
@@ -180,8 +180,8 @@ def _loaded(auto: Any, name: str, location: str, config: Any, request: Request) 
     if missing or reshaped:
         raise BackboneError(
             f"backbone: got {name!r}, expected all tensors of {type(model).__name__}. "
-            f"Missing: {', '.join(sorted(missing)) or 'none'}; "
-            f"wrong shape: {', '.join(sorted(reshaped)) or 'none'}."
+            f"Missing: {listed(sorted(missing)) or 'none'}; "
+            f"wrong shape: {listed(sorted(reshaped)) or 'none'}."
         )
     network: nn.Module = model
     return network

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitune.backbones.heads import head_names
 from vitune.backbones.wording import one_line
-from vitune.errors import BackboneError
+from vitune.errors import BackboneError, listed
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 """Kinds of checkpoint file that can be read; `.npz` is Google's ViT."""
@@ -97,10 +97,10 @@ def report_differences(
     """Refuse a checkpoint whose tensors are not the network's.
 
     Raises:
-        BackboneError: any of the three lists has an entry; all are in the message.
+        BackboneError: any of the three lists has an entry; the first of each are in the message.
     """
     found = {"missing": missing, "unexpected": unexpected, "wrong shape": reshaped}
-    parts = [f"{what}: {', '.join(names)}" for what, names in found.items() if names]
+    parts = [f"{what}: {listed(names, 5)}" for what, names in found.items() if names]
     if parts:
         raise BackboneError(
             f"checkpoint: got {str(path)!r}, expected the tensors of {into}. {'; '.join(parts)}. "

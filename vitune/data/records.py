@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vitune.errors import DataError, nearest
+from vitune.errors import DataError, listed, nearest
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -100,8 +100,8 @@ class ImageList:
         unknown = sorted(self.classes[label] for label in used - self._shared(new_index))
         if unknown:
             raise DataError(
-                f"classes of {self.spec}: got {_listed(unknown)}, expected classes the model was "
-                f"trained on. {nearest(unknown[0], classes)}"
+                f"classes of {self.spec}: got {listed([repr(name) for name in unknown], 5)}, "
+                f"expected classes the model was trained on. {nearest(unknown[0], classes)}"
             )
         moved = {
             name: tuple(
@@ -128,9 +128,3 @@ def require_records(records: Iterable[Record], spec: str, split: str) -> tuple[R
             "Remove the empty split or fill it."
         )
     return found
-
-
-def _listed(names: list[str], most: int = 5) -> str:
-    """The first names in quotes, and the number of further ones."""
-    shown = ", ".join(repr(name) for name in names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitune.data.split import Split
-from vitune.errors import DataError
+from vitune.errors import DataError, listed
 from vitune.files import atomic_path
 
 ROLES = ("train", "val")
@@ -118,7 +118,7 @@ class UsedImages:
     def difference(self, now: UsedImages) -> str | None:
         """The changes from this record to `now`, in words; None if there are none."""
         if self.classes != now.classes:
-            return f"classes {_some(now.classes)} instead of {_some(self.classes)}"
+            return f"classes {_quoted(now.classes)} instead of {_quoted(self.classes)}"
         mine, theirs = (set(record.tables) for record in (self, now))
         if mine == theirs and all(
             table.holds_the_same(now.tables[role]) for role, table in self.tables.items()
@@ -133,7 +133,7 @@ class UsedImages:
             "with another label": [path for path in both if before[path][1] != after[path][1]],
         }
         found = [
-            f"{len(paths)} {what} ({_some(sorted(paths))})"
+            f"{len(paths)} {what} ({_quoted(sorted(paths))})"
             for what, paths in kinds.items()
             if paths
         ]
@@ -171,7 +171,5 @@ def _words(data: npt.NDArray[np.uint8]) -> tuple[str, ...]:
     return tuple(os.fsdecode(word) for word in data.tobytes().split(b"\0")[:-1])
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
-    """The first names in quotes, and the number of further ones."""
-    shown = ", ".join(repr(name) for name in names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+def _quoted(names: Sequence[str]) -> str:
+    return listed([repr(name) for name in names], 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitune.backbones.sites import Site, find_sites
-from vitune.errors import AdapterError, BackboneError, VituneError
+from vitune.errors import AdapterError, BackboneError, VituneError, listed
 from vitune.methods.core.base_layers import convolve, require_plain_linear
 from vitune.methods.core.block_hooks import NOTHING, Call, with_tokens, without_tokens
 from vitune.methods.core.bottleneck import (
@@ -89,6 +89,7 @@ __all__ = [
     "linear_default",
     "linear_shape",
     "linear_view",
+    "listed",
     "own_parameters",
     "parts_of",
     "prefix_tokens",

@@ -9,10 +9,9 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from vitune.backbones.sites import Site
-from vitune.errors import AdapterError
+from vitune.errors import AdapterError, listed
 from vitune.methods.core.layer import MethodLayer
 from vitune.methods.core.peft_options import PREFIX
-from vitune.methods.core.targets import listed
 
 
 class SharedState(nn.ModuleDict):

@@ -11,13 +11,11 @@ from torch import nn
 from vitune.backbones import bare_name
 from vitune.backbones.sites import Site, head_names
 from vitune.backbones.structure import unwrapped
-from vitune.errors import BackboneError, nearest
+from vitune.errors import BackboneError, listed, nearest
 from vitune.methods.core.beyond_blocks import modules_beyond_blocks
 from vitune.methods.core.in_projection import linear_view
 from vitune.methods.core.peft_options import Names, is_all_linear, is_saved_whole, matches
 from vitune.methods.core.roles import LINEAR_ROLES, site_roles
-
-MOST_NAMES = 8
 
 
 def resolve(config: Any, model: nn.Module, known: Sequence[Site]) -> tuple[Site, ...]:
@@ -88,12 +86,6 @@ def warn_of_idle_exclusion(config: Any, modules: Sequence[str]) -> None:
             f"on {listed(modules)}.",
             stacklevel=2,
         )
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names, and the number of further ones."""
-    rest = len(names) - MOST_NAMES
-    return ", ".join(names[:MOST_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _nothing_left(config: Any, places: Sequence[str]) -> BackboneError:

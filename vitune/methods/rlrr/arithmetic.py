@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from vitune.methods.authoring import (
     check_choice,
     check_weights,
     expand_roles,
+    listed,
     require_combining,
 )
 from vitune.methods.rlrr.init import neutral_scale
@@ -28,7 +29,6 @@ PARAMETERS = (*SCALES, "shift", "scale")
 MUST_AGREE = ("hadamard", "sides", "residual", "shift", "norms", "patch_embed", "fused_qkv")
 WEIGHT_SUM_TOLERANCE = 1e-6
 ROUNDING = 1e-9
-MOST_NAMES = 6
 
 
 def combine_states(
@@ -170,12 +170,12 @@ def _differences(states: Sequence[AdapterState], how: str) -> Iterator[str]:
     for number, present in enumerate(sites, start=1):
         absent = set().union(*sites) - present
         if absent:
-            yield f"layers that adapter {number} lacks ({_listed(absent)})"
+            yield f"layers that adapter {number} lacks ({listed(sorted(absent), 6)})"
     common = set(tensors[0]).intersection(*tensors)
     odd = {name for name in common if len({_shape(name, each[name]) for each in tensors}) > 1}
     if odd:
         shown = [f"{name} {[_shape(name, each[name]) for each in tensors]}" for name in sorted(odd)]
-        yield f"shapes ({_listed(shown)})"
+        yield f"shapes ({listed(shown, 6)})"
 
 
 def _shape(name: str, value: Tensor) -> tuple[int, ...]:
@@ -196,12 +196,6 @@ def _of_today(state: AdapterState) -> AdapterState:
         owner, _, leaf = name.rpartition(".")
         tensors[f"{owner}.{PREFIX}{leaf}" if leaf in PARAMETERS else name] = value
     return AdapterState(state.config, tensors)
-
-
-def _listed(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    rest = len(ordered) - MOST_NAMES
-    return ", ".join(ordered[:MOST_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _of_method(state: AdapterState) -> dict[str, Tensor]:
