@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from vitune.errors import AdapterError
+from vitune.errors import AdapterError, VituneError
 from vitune.files import check_new_folder, is_part, recover_folder, sweep, write_atomic
 from vitune.processes import locked
 from vitune.result_files import as_record, read_json
@@ -194,6 +194,20 @@ class RunFolder:
         if not isinstance(data, str):
             raise AdapterError(f"{self.config}: data: got {data!r}, expected a data source.")
         return data
+
+    def weights_digest(self) -> str | None:
+        """sha256 of the adapter's weights by its card: scores of other weights are out of date.
+
+        None if there is no card, or one that does not say.
+        """
+        card = self.adapter / "vitune.json"
+        try:
+            record = as_record(read_json(card, str(card)), str(card))
+            digests = record.mapping("checksums")
+        except (OSError, VituneError):
+            return None
+        found = (str(digest) for name, digest in digests.items() if name.endswith(".safetensors"))
+        return next(found, None)
 
     def read_summary(self) -> RunSummary | None:
         """The summary of the run; None until it is finished.

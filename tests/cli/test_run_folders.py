@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 from vitune.cli import run
 from vitune.cli._progress import TrainingProgress
 from vitune.cli._signals import until_terminated
+from vitune.report import read_run
+from vitune.report.headline import headline
 
 
 class TestImagesThatTrained:
@@ -41,6 +43,28 @@ class TestImagesThatTrained:
         assert result["left_out"] == {"trained": 24, "watched": 0}
         page = (copy / "report.html").read_text()
         assert "These images are the run&#39;s validation images" in page
+
+    def test_scores_of_weights_that_were_trained_on_are_out_of_date(
+        self, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        new = str(paint(tmp_path / "unseen-test", 2, seed=9))
+        assert run(["evaluate", str(copy), "--data", new]) == 0
+        (first,) = read_run(copy).evaluations
+        assert not first.is_outdated
+        resumed = ["train", "--out", str(copy), "--resume"]
+        assert run(resumed) == 0, "nothing was left to do"
+        assert not read_run(copy).evaluations[0].is_outdated
+        assert run([*resumed, "--epochs", "4"]) == 0
+        results = read_run(copy)
+        assert results.evaluations[0].is_outdated
+        told = headline(results)
+        assert told is not None and told.name == "validation"
+        capsys.readouterr()
+        assert run(["info", str(copy)]) == 0
+        assert "Earlier weights were scored" in " ".join(capsys.readouterr().out.split())
+        assert run(["evaluate", str(copy), "--data", new]) == 0
+        told = headline(read_run(copy))
+        assert told is not None and told.name == first.name
 
     def test_new_images_among_them_are_scored_alone(
         self, copy: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

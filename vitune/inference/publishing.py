@@ -158,6 +158,7 @@ def _figures(results: RunResults | None) -> list[str]:
     rows += [
         (found.name, found.num_images, found.top1, " ".join(found.marks))
         for found in results.evaluations
+        if not found.is_outdated
     ]
     lines = ["| images | number | accuracy | |", "|---|---:|---:|---|"]
     lines += [

@@ -96,7 +96,7 @@ def evaluate_run(
     result["name"] = evaluation_name(data, choose.name(images.name))
     if is_run:
         file = _free_file(folder.evaluations, result["name"], data)
-        result["name"] = file.stem
+        result |= {"name": file.stem, "weights": folder.weights_digest()}
         write_atomic(file, json.dumps(result))
         write_report(folder.path)
     return result

@@ -13,6 +13,8 @@ from vitune.report.formatting import count
 from vitune.report.intervals import wilson_interval
 from vitune.result_files import Record, as_record, read_json, visible_files, whole_numbers
 
+OUTDATED = "Earlier weights were scored: the run was continued since. Evaluate it again."
+
 PICTURE = re.compile(r"data:image/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
 
 
@@ -87,6 +89,7 @@ class Evaluation:
         num_trained: scored images that were used for training.
         num_watched: scored images of the validation split.
         num_left_out: images that were not scored because they were used for training or validation.
+        is_outdated: whether other weights were scored than the run has now.
     """
 
     name: str
@@ -106,6 +109,7 @@ class Evaluation:
     num_watched: int = 0
     num_left_out: int = 0
     exits: ExitScores | None = None
+    is_outdated: bool = False
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -115,7 +119,10 @@ class Evaluation:
     @property
     def marks(self) -> list[str]:
         """Warnings about what the score does not mean, as sentences."""
-        return score_marks(self.num_images, self.num_trained, self.num_watched, self.num_left_out)
+        marks = [OUTDATED] if self.is_outdated else []
+        return marks + score_marks(
+            self.num_images, self.num_trained, self.num_watched, self.num_left_out
+        )
 
 
 def score_marks(num_images: int, trained: int, watched: int, left_out: int) -> list[str]:
@@ -146,13 +153,16 @@ def _part(number: int, num_images: int) -> str:
     return "These images" if number == num_images else f"{number:,} of these {num_images:,} images"
 
 
-def read_evaluations(folder: Path) -> tuple[Evaluation, ...]:
+def read_evaluations(folder: Path, weights: str | None = None) -> tuple[Evaluation, ...]:
     """The evaluations in a folder, test sets before validation; none if there is no folder.
+
+    Args:
+        weights: digest of the run's weights; evaluations of others are out of date.
 
     Raises:
         VituneError: a file that is damaged.
     """
-    found = [_evaluation(path) for path in visible_files(folder, ".json")]
+    found = [_evaluation(path, weights) for path in visible_files(folder, ".json")]
     return tuple(sorted(found, key=_standing))
 
 
@@ -163,7 +173,9 @@ def _standing(evaluation: Evaluation) -> tuple[int, int, str]:
 
 
 def _openness(evaluation: Evaluation) -> int:
-    """0 for a test set (the score to report) up to 3 for images used in training."""
+    """0 for a test set (the score to report), 3 for images used in training, 4 if out of date."""
+    if evaluation.is_outdated:
+        return 4
     if evaluation.num_trained:
         return 3
     if evaluation.num_watched:
@@ -187,7 +199,7 @@ def is_test(evaluation: Evaluation) -> bool:
     return _openness(evaluation) == 0
 
 
-def _evaluation(path: Path) -> Evaluation:
+def _evaluation(path: Path, weights: str | None) -> Evaluation:
     record = as_record(read_json(path, str(path)), str(path))
     record.needed("top1")
     record.needed("num_images")
@@ -195,6 +207,7 @@ def _evaluation(path: Path) -> Evaluation:
     if num_images == 0:
         raise VituneError(f"{path}: num_images: got 0, expected at least 1.")
     classes = tuple(str(name) for name in record.listing("classes"))
+    scored = record.text("weights")
     return Evaluation(
         name=record.text("name") or path.stem,
         data=record.text("data"),
@@ -214,6 +227,7 @@ def _evaluation(path: Path) -> Evaluation:
         num_left_out=_number(record, "left_out", "trained")
         + _number(record, "left_out", "watched"),
         exits=read_exits(record, _mistake),
+        is_outdated=None not in (scored, weights) and scored != weights,
     )
 
 

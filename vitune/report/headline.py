@@ -26,12 +26,14 @@ class Headline:
 def headline(results: RunResults) -> Headline | None:
     """The first evaluation (test sets come first), else the validation score of training, if any.
 
+    Scores of earlier weights are not used.
+
     A validation score of the best epoch is marked as optimistic: those images chose the epoch.
     """
     summary = results.summary
     chosen = summary is not None and summary.reported.which == "best"
     optimistic = OPTIMISTIC if chosen else None
-    if results.evaluations:
+    if results.evaluations and not results.evaluations[0].is_outdated:
         first = results.evaluations[0]
         marks = [*first.marks, *([optimistic] if optimistic and is_validation(first) else [])]
         note = " ".join(marks) or None

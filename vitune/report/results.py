@@ -83,7 +83,7 @@ def read_run(run_dir: str | Path) -> RunResults:
         config=read_yaml(config, str(config)) if config.is_file() else {},
         epochs=_epochs(metrics) if metrics.is_file() else (),
         summary=RunFolder(folder).read_summary(),
-        evaluations=read_evaluations(folder / "evaluation"),
+        evaluations=read_evaluations(folder / "evaluation", RunFolder(folder).weights_digest()),
         spectrum=_mapping(spectrum) if spectrum.is_file() else {},
         plots=_plots(folder / "analysis"),
     )
