@@ -19,6 +19,7 @@ from vitune.errors import TrainingError, VituneError
 from vitune.inference import load_run
 from vitune.runs import Calibration, Reported, RunSummary
 from vitune.training import TrainConfig, fit
+from vitune.training.attempt_log import AttemptLog
 from vitune.training.attempts import Attempt, choose, outcome, report
 from vitune.training.halving import halving_study
 from vitune.training.probing import Probe, solve_probe
@@ -229,6 +230,44 @@ def test_an_interrupted_trial_comes_before_those_that_wait(tmp_path: Path) -> No
     study = opened()
     queued = [asked(study) for _ in range(9)]
     assert queued == [(method, factor) for factor in (1.0, 0.3, 3.0) for method in methods]
+
+
+def test_a_torn_line_costs_its_own_run_only(tmp_path: Path) -> None:
+    log = AttemptLog(tmp_path)
+    log.begin({}, 60.0)
+    log.add(attempt(1.0), 0, 1.0)
+    lines = tmp_path / "tune" / "attempts.jsonl"
+    whole = lines.read_text()
+    lines.write_text(whole + whole[:50])  # killed while it wrote the second
+    log.add(attempt(2.0), 1, 3.0)
+    found, used_s = log.read()
+    assert [round(one.loss, 6) for one in found] == [1.0, 2.0] and used_s == 3.0
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("tune/attempts.jsonl", '"used_s"', '"used"'),
+        ("tune/attempts.jsonl", '"method"', '"methd"'),
+        ("tune/attempts.jsonl", "losses-0", "losses-7"),
+        ("tune/losses-0.npy", "NUMPY", "NUMBY"),
+        ("tune.json", '"factor"', '"faktor"'),
+        ("tune.json", "{", "["),
+    ],
+)
+def test_a_damaged_record_of_a_search_is_named(
+    file: str, old: str, new: str, tmp_path: Path
+) -> None:
+    log = AttemptLog(tmp_path)
+    log.begin({}, 60.0)
+    tried = attempt(1.0)
+    log.add(tried, 0, 1.0)
+    log.decide([tried], tried, 1.0)
+    assert log.read()[1] == 1.0 and log.decided() is not None
+    path = tmp_path / file
+    path.write_bytes(path.read_bytes().replace(old.encode(), new.encode(), 1))
+    with pytest.raises(VituneError, match=r"(attempts\.jsonl line 1|tune\.json.*): .*expected"):
+        assert log.read() and log.decided()
 
 
 def test_durations_and_rungs() -> None:

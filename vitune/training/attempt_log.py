@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from vitune.errors import AdapterError
+from vitune.errors import AdapterError, one_line
 from vitune.files import write_atomic
-from vitune.result_files import as_record, read_json
+from vitune.result_files import Record, as_record, read_json
 from vitune.training.attempts import Attempt, outcome, report
 
 SEARCH_FILES = ("tune", "tune.json", "tune.md")
@@ -19,6 +19,12 @@ SEARCH_FILES = ("tune", "tune.json", "tune.md")
 
 REQUEST = "request.json"
 """In the search's folder: what was asked for."""
+
+DECISION = "tune.json"
+"""Beside the search's folder: what was tried and what was chosen."""
+
+DAMAGE = (KeyError, TypeError, ValueError, AttributeError, EOFError, OSError)
+"""What reading a run raises whose record is not as the search wrote it."""
 
 
 class AttemptLog:
@@ -60,41 +66,64 @@ class AttemptLog:
 
     def outcome(self) -> str:
         """The chosen setting beside the solved probe, in one line."""
-        return str(json.loads((self.out / "tune.json").read_text())["outcome"])
+        return self._decision().text("outcome") or ""
 
     def add(self, attempt: Attempt, number: int, used_s: float) -> None:
         """One line and one file of losses; the line comes last, so that it means both."""
         name = f"losses-{number}.npy"
         np.save(self.folder / name, attempt.losses)
         line = {**attempt.row(), "losses": name, "used_s": used_s}
-        with (self.folder / "attempts.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        path = self.folder / "attempts.jsonl"
+        is_torn = path.is_file() and not path.read_bytes().endswith(b"\n")
+        with path.open("a") as file:
+            file.write("\n" * is_torn + json.dumps(line) + "\n")
 
     def read(self) -> tuple[list[Attempt], float]:
-        """What an earlier part of the search tried, and the seconds it used up."""
+        """What an earlier part of the search tried, and the seconds it used up.
+
+        Raises:
+            AdapterError: a line, or its file of losses, is damaged.
+        """
         attempts: list[Attempt] = []
         used_s = 0.0
         path = self.folder / "attempts.jsonl"
-        for line in path.read_text().splitlines() if path.is_file() else ():
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+        for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
             except ValueError:  # the kill fell into this line
                 continue
-            used_s = row.pop("used_s")
-            losses = np.load(self.folder / row.pop("losses"))
-            attempts.append(Attempt.of_row(row, losses))
+            try:
+                used_s = float(row.pop("used_s"))
+                losses = np.load(self.folder / row.pop("losses"))
+                attempts.append(Attempt.of_row(row, losses))
+            except DAMAGE as error:
+                raise AdapterError(
+                    f"{path} line {number}: got {one_line(error)}, expected a run as the search "
+                    "wrote it. Remove the line: the run is then made again."
+                ) from None
         return attempts, used_s
 
     def decided(self) -> Attempt | None:
         """The choice of a search that was killed during its refit; None before the choice."""
-        path = self.out / "tune.json"
-        if not path.is_file():
+        if not (self.out / DECISION).is_file():
             return None
-        return Attempt.of_row(json.loads(path.read_text())["chosen"], np.zeros(0))
+        chosen = self._decision().mapping("chosen")
+        try:
+            return Attempt.of_row(chosen, np.zeros(0))
+        except DAMAGE as error:
+            raise AdapterError(
+                f"{self.out / DECISION}: chosen: got {one_line(error)}, expected a run as the "
+                "search wrote it. Remove the file: the search then decides again."
+            ) from None
+
+    def _decision(self) -> Record:
+        path = self.out / DECISION
+        return as_record(read_json(path, str(path)), str(path))
 
     def decide(self, attempts: Sequence[Attempt], chosen: Attempt, used_s: float) -> None:
         """Write tune.md and tune.json."""
         write_atomic(self.out / "tune.md", report(attempts, chosen, used_s))
         rows = [one.row() for one in attempts]
         found = {"outcome": outcome(attempts, chosen), "chosen": chosen.row(), "tried": rows}
-        write_atomic(self.out / "tune.json", json.dumps(found, indent=1))
+        write_atomic(self.out / DECISION, json.dumps(found, indent=1))
