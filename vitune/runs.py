@@ -138,13 +138,21 @@ class RunFolder:
     def begun(self) -> Iterator[None]:
         """Within the context, the folder exists and only this process may write a new run into it.
 
+        If nothing was written, a folder that was made for it is gone afterwards.
+
         Raises:
             OutputError: it holds something, or another process writes to it.
         """
+        was_there = self.path.is_dir()
         self.path.mkdir(parents=True, exist_ok=True)
-        with self.held():
-            self.check_new()
-            yield
+        try:
+            with self.held():
+                self.check_new()
+                yield
+        finally:
+            if not was_there:
+                with suppress(OSError):  # it holds the run
+                    self.path.rmdir()
 
     @contextmanager
     def held(self) -> Iterator[None]:

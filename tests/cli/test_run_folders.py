@@ -21,6 +21,7 @@ from vitune.cli._progress import TrainingProgress
 from vitune.cli._signals import until_terminated
 from vitune.report import read_run
 from vitune.report.headline import headline
+from vitune.runs import RunFolder
 
 
 class TestImagesThatTrained:
@@ -261,6 +262,17 @@ class TestStopsAndGoesOn:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(TrainingProgress, "described", stop)
+        told = failed(*TRAIN, "--data", photos, "--out", tmp_path / "run", code=130)
+        assert told == "vitune: stopped. Nothing was written.\n"
+        assert not (tmp_path / "run").exists()
+
+    def test_ctrl_c_before_the_settings_are_written(
+        self, photos: Path, tmp_path: Path, failed: Failed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stop(self: RunFolder) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(RunFolder, "check_new", stop)
         told = failed(*TRAIN, "--data", photos, "--out", tmp_path / "run", code=130)
         assert told == "vitune: stopped. Nothing was written.\n"
         assert not (tmp_path / "run").exists()

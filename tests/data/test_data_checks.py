@@ -41,7 +41,7 @@ def test_the_same_bytes_in_two_splits_are_refused(class_folders: Make, split: st
     shutil.copy(root / "train/ant/2.png", root / split / "ant" / "renamed.png")
     shutil.copy(root / "train/bee/0.png", root / split / "bee" / "renamed.png")
     pair = r"'.*ant.renamed.png' is '.*train.ant.2.png'"
-    told = rf"got 2 images of {split} that are also in train .*{pair}"
+    told = rf"got 2 images of {split} also in train .*{pair}"
     with pytest.raises(DataError, match=told):
         check_splits(open_source(root))
     assert check_splits(open_source(root), allow_overlap=True).num_overlapping == 2
@@ -50,7 +50,7 @@ def test_the_same_bytes_in_two_splits_are_refused(class_folders: Make, split: st
 def test_validation_and_test_must_differ_too(class_folders: Make) -> None:
     root = class_folders(splits=("train", "val", "test"))
     shutil.copy(root / "val/ant/0.png", root / "test/bee/9.png")
-    with pytest.raises(DataError, match=r"got 1 images of test that are also in val"):
+    with pytest.raises(DataError, match=r"got 1 image of test also in val"):
         check_splits(open_source(root))
 
 
@@ -60,7 +60,7 @@ def test_one_file_listed_twice_is_an_overlap(tmp_path: Path, picture: Make) -> N
     (tmp_path / "list.csv").write_text(
         "path,label,split\na.png,1,train\nb.png,2,train\nc.png,1,test\n./a.png,1,test\n"
     )
-    with pytest.raises(DataError, match=r"got 1 images of test that are also in train"):
+    with pytest.raises(DataError, match=r"got 1 image of test also in train"):
         check_splits(open_source(tmp_path / "list.csv"))
 
 
@@ -68,7 +68,7 @@ def test_vtab_compares_the_right_lists(vtab_task: Make) -> None:
     task = vtab_task()
     check_splits(open_source(f"vtab:{task}"))
     shutil.copy(task / "images/train800/000001.png", task / "images/val200/000008.png")
-    with pytest.raises(DataError, match=r"got 1 images of val that are also in train"):
+    with pytest.raises(DataError, match=r"got 1 image of val also in train"):
         check_splits(open_source(f"vtab:{task}"))
 
 
@@ -76,7 +76,7 @@ def test_vtab_test_against_the_thousand(vtab_task: Make) -> None:
     task = vtab_task()
     (task / "train800.txt").unlink()
     shutil.copy(task / "images/train800val200/000005.png", task / "images/test/000101.png")
-    with pytest.raises(DataError, match=r"got 1 images of test that are also in trainval"):
+    with pytest.raises(DataError, match=r"got 1 image of test also in trainval"):
         check_splits(open_source(f"vtab:{task}"))
 
 

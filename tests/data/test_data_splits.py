@@ -196,7 +196,7 @@ def test_a_class_lost_to_broken_images_is_named(
 def test_overlap_is_refused_or_counted(class_folders: Make, preprocessing: Preprocessing) -> None:
     root = class_folders(splits=("train", "val"))
     shutil.copy(root / "train/ant/0.png", root / "val/ant/copy.png")
-    with pytest.raises(DataError, match=r"got 1 images of val that are also in train"):
+    with pytest.raises(DataError, match=r"got 1 image of val also in train"):
         load_splits(root, preprocessing, seed=0)
     assert load_splits(root, preprocessing, seed=0, allow_overlap=True).num_overlapping == 1
 

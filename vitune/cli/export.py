@@ -39,6 +39,7 @@ def export(
     """
     from vitune.cli._progress import Counting, console, percent
     from vitune.export import export_run
+    from vitune.report import counted
 
     reading = Counting("reading images")
 
@@ -57,9 +58,9 @@ def export(
     files = ", ".join(f"{out}/{name}" for name in card["graphs"])
     console.print(f"{files}: {card['bytes'] / 1e6:.1f} MB, {card['precision']}", soft_wrap=True)
     console.print(
-        f"checked on {num:,} images: {percent(found['whole']['top1'])} of the same class as in "
-        f"PyTorch, logits differ by {found['whole']['relative']:.0e} of the largest; accuracy "
-        f"{percent(found['accuracy'])} (PyTorch {percent(found['pytorch_accuracy'])})",
+        f"checked on {counted(num, 'image')}: {percent(found['whole']['top1'])} of the same class "
+        f"as in PyTorch, logits differ by {found['whole']['relative']:.0e} of the largest; "
+        f"accuracy {percent(found['accuracy'])} (PyTorch {percent(found['pytorch_accuracy'])})",
         soft_wrap=True,
     )
     for row in card["latency"]:

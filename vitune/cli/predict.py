@@ -64,4 +64,4 @@ def predict(
         return
     write_output(out, text, force=force)
     if not is_stream(out):
-        console.print(f"{len(split):,} images: {out}", soft_wrap=True)
+        console.print(f"{counted(len(split), 'image')}: {out}", soft_wrap=True)

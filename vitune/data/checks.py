@@ -196,8 +196,9 @@ def _overlap_error(
     shared: list[bytes],
 ) -> DataError:
     names = [images.splits[split][content[split].index(shared[0])].name for split in pair]
+    number = "1 image" if len(shared) == 1 else f"{len(shared)} images"
     return DataError(
-        f"splits of {images.spec}: got {len(shared)} images of {pair[1]} that are also in "
-        f"{pair[0]} (first: {names[1]!r} is {names[0]!r}), expected splits that share no images. "
-        "Remove them from one of the two."
+        f"splits of {images.spec}: got {number} of {pair[1]} also in {pair[0]} (first: "
+        f"{names[1]!r} is {names[0]!r}), expected splits that share no images. Remove them from "
+        "one of the two."
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vitune.errors import VituneError
 from vitune.report.exit_results import ExitScores, read_exits
-from vitune.report.formatting import count
+from vitune.report.formatting import counted
 from vitune.report.intervals import wilson_interval
 from vitune.result_files import Record, as_record, read_json, visible_files, whole_numbers
 
@@ -142,9 +142,9 @@ def score_marks(num_images: int, trained: int, watched: int, left_out: int) -> l
     if watched:
         marks.append(f"{_part(watched, num_images)} are the run's validation images.")
     if left_out:
-        marks.append(
-            f"{count(left_out)} images that were used for training or validation are left out."
-        )
+        was, is_ = ("was", "is") if left_out == 1 else ("were", "are")
+        used = f"that {was} used for training or validation"
+        marks.append(f"{counted(left_out, 'image')} {used} {is_} left out.")
     return marks
 
 

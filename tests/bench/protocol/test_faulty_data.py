@@ -74,7 +74,7 @@ def lose_label(study: Study) -> None:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (share, "got 1 images of test that are also in train"),
+        (share, "got 1 image of test also in train"),
         (truncate, "expected an intact image file: every image of a test split is scored"),
         (lose_label, "got 'wasp' that training does not have"),
     ],
@@ -115,7 +115,7 @@ def test_when_no_task_can_be_used_the_study_is_refused(two_tasks: Make, tmp_path
     study = two_tasks()
     share(study)
     alone = study.model_copy(update={"tasks": study.tasks[1:]})
-    with pytest.raises(DataError, match=r"got 1 images of test that are also in train"):
+    with pytest.raises(DataError, match=r"got 1 image of test also in train"):
         run_study(alone, tmp_path, executor=Invented())
 
 
