@@ -255,24 +255,22 @@ class TestStopsAndGoesOn:
         assert run(["train", "--out", str(out), "--resume"]) == 0
         assert json.loads((out / "summary.json").read_text())["epochs"] == 2
 
+    @pytest.mark.parametrize(
+        ("owner", "name"), [(TrainingProgress, "described"), (RunFolder, "check_new")]
+    )
     def test_ctrl_c_before_anything_is_written(
-        self, photos: Path, tmp_path: Path, failed: Failed, monkeypatch: pytest.MonkeyPatch
+        self,
+        owner: type,
+        name: str,
+        photos: Path,
+        tmp_path: Path,
+        failed: Failed,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        def stop(self: TrainingProgress, *ignored: object) -> None:
+        def stop(*ignored: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(TrainingProgress, "described", stop)
-        told = failed(*TRAIN, "--data", photos, "--out", tmp_path / "run", code=130)
-        assert told == "vitune: stopped. Nothing was written.\n"
-        assert not (tmp_path / "run").exists()
-
-    def test_ctrl_c_before_the_settings_are_written(
-        self, photos: Path, tmp_path: Path, failed: Failed, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def stop(self: RunFolder) -> None:
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(RunFolder, "check_new", stop)
+        monkeypatch.setattr(owner, name, stop)
         told = failed(*TRAIN, "--data", photos, "--out", tmp_path / "run", code=130)
         assert told == "vitune: stopped. Nothing was written.\n"
         assert not (tmp_path / "run").exists()

@@ -78,12 +78,13 @@ def read_run(run_dir: str | Path) -> RunResults:
         )
     config, metrics, _ = files.values()
     spectrum = folder / "analysis" / "spectrum.json"
+    run = RunFolder(folder)
     return RunResults(
         folder=folder,
         config=read_yaml(config, str(config)) if config.is_file() else {},
         epochs=_epochs(metrics) if metrics.is_file() else (),
-        summary=RunFolder(folder).read_summary(),
-        evaluations=read_evaluations(folder / "evaluation", RunFolder(folder).weights_digest()),
+        summary=run.read_summary(),
+        evaluations=read_evaluations(run.evaluations, run.weights_digest()),
         spectrum=_mapping(spectrum) if spectrum.is_file() else {},
         plots=_plots(folder / "analysis"),
     )
@@ -101,7 +102,7 @@ def check_readable(run_dir: str | Path) -> None:
         _epochs(metrics)
     if spectrum.is_file():
         _mapping(spectrum)
-    read_evaluations(folder / "evaluation")
+    read_evaluations(RunFolder(folder).evaluations)
 
 
 def _mapping(path: Path) -> dict[str, Any]:

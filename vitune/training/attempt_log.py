@@ -14,14 +14,14 @@ from vitune.files import write_atomic
 from vitune.result_files import Record, as_record, read_json
 from vitune.training.attempts import Attempt, outcome, report
 
-SEARCH_FILES = ("tune", "tune.json", "tune.md")
+DECISION = "tune.json"
+"""Beside the search's folder: what was tried and what was chosen."""
+
+SEARCH_FILES = ("tune", DECISION, "tune.md")
 """What a search leaves in the run folder before its refit."""
 
 REQUEST = "request.json"
 """In the search's folder: what was asked for."""
-
-DECISION = "tune.json"
-"""Beside the search's folder: what was tried and what was chosen."""
 
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, EOFError, OSError)
 """What reading a run raises whose record is not as the search wrote it."""
