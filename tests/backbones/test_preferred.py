@@ -48,12 +48,14 @@ def test_a_good_one_in_the_cache_is_taken_and_loads(
 ) -> None:
     put(tmp_path, TINY)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    config, notice = with_backbone(TrainConfig(data="demo:digits"))
+    config, notice = with_backbone(TrainConfig(data="photos"))
     assert config.backbone == TINY and "found in the hub's cache" in notice
+    drawn, _ = with_backbone(TrainConfig(data="demo:digits"))
+    assert drawn.backbone == BUNDLED
     assert load_backbone(config.backbone, num_classes=3).preprocessing.image_size == (224, 224)
-    named, notice = with_backbone(TrainConfig(data="demo:digits", backbone=BUNDLED))
+    named, notice = with_backbone(TrainConfig(data="photos", backbone=BUNDLED))
     assert named.backbone == BUNDLED and "demonstration network of 1.2 M" in notice
-    sized, _ = with_backbone(TrainConfig(data="demo:digits", image_size=64))
+    sized, _ = with_backbone(TrainConfig(data="photos", image_size=64))
     assert sized.backbone == BUNDLED
 
 

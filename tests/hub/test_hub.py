@@ -14,19 +14,23 @@ import huggingface_hub.constants
 import huggingface_hub.hf_api
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from hub_server import TOKEN, Hub, Repository, serving
 from peft import PeftModel
 from PIL import Image
+from safetensors.torch import save
 
 from vitune import load_backbone
-from vitune.backbones import logits_of
+from vitune.backbones import BUNDLED, logits_of, preferred_backbone
+from vitune.backbones.preferred import KNOWN_GOOD, SMALLEST
 from vitune.cli import run
 from vitune.hub import local_copy
 from vitune.inference import load_run
 
 Refused = Callable[..., str]
+WEIGHTS = "model.safetensors"
 LICENCES = ["--license", "apache-2.0", "--data-license", "cc0-1.0"]
 
 
@@ -104,6 +108,27 @@ def test_what_is_pushed_is_what_is_loaded(
     assert json.loads(capsys.readouterr().out)["classes"] == ["dark", "light"]
     assert run(["push", str(tmp_path / "merged"), "ada/merged", *LICENCES]) == 0
     assert not isinstance(load_run("hf:ada/merged").model, PeftModel)
+
+
+def test_without_a_named_backbone_the_hub_is_asked(
+    trained: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A small one without a GPU; the bundled one where the hub has none, refuses or is offline."""
+    photos = str(trained.parent / "photos")
+    assert preferred_backbone(data=photos, device="cpu") == BUNDLED
+    weights = save(timm.create_model(SMALLEST, pretrained=False).state_dict())
+    hub.repositories[f"timm/{SMALLEST}"] = Repository(commits={"0" * 40: {WEIGHTS: weights}})
+    words = ["--data", photos, "--method", "linear", "--batch-size", "4", "--device", "cpu"]
+    assert run(["train", *words, "--out", str(tmp_path / "run")]) == 0
+    assert f"backbone {SMALLEST}, found on the hub" in capsys.readouterr().out
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["backbone"] == SMALLEST
+    asked = f"HEAD /timm/{SMALLEST}/resolve/main/{WEIGHTS}"
+    assert asked in hub.requests
+    hub.requests.clear()
+    assert preferred_backbone(data=photos, device="cpu") == SMALLEST and not hub.requests
+    large = KNOWN_GOOD[0]
+    assert preferred_backbone(data=photos, device="cuda", cache=tmp_path / "none") == BUNDLED
+    assert hub.requests == [f"HEAD /timm/{large}/resolve/main/{WEIGHTS}"]
 
 
 def test_plain_peft_loads_it(trained: Path, hub: Hub) -> None:

@@ -1,10 +1,12 @@
-"""The default backbone: a good one from the cache, else the bundled one."""
+"""The default backbone: a good one from the hub or its cache, else the bundled one."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 BUNDLED = "vitune/vit_micro_patch4_32"
 
@@ -17,18 +19,60 @@ KNOWN_GOOD = (
 )
 """timm names of networks for 224-pixel images, most accurate features first."""
 
+SMALLEST = KNOWN_GOOD[-1]
+"""What is downloaded for a machine without a GPU, where a ViT-B would take hours."""
+
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+PATIENCE_S = 3.0
+"""How long the hub has to answer."""
+
+OWN_IMAGES = "demo:"
+"""Prefix of the images that vitune draws; the bundled backbone's page of results is about these."""
 
 
-def preferred_backbone(names: Sequence[str] = KNOWN_GOOD, cache: str | Path | None = None) -> str:
-    """The first of `names` whose weights are in the hub's cache, else the bundled backbone.
+def preferred_backbone(
+    names: Sequence[str] = KNOWN_GOOD,
+    cache: str | Path | None = None,
+    *,
+    data: str = "",
+    device: str = "auto",
+) -> str:
+    """The first of `names` in the hub's cache, else one that the hub offers, else the bundled one.
 
-    No network is used, so the result is the same online and offline.
+    With HF_HUB_OFFLINE=1 no server is contacted. Images that vitune draws itself always get the
+    bundled backbone.
 
     Args:
         cache: folder of the hub's cache; None is the hub library's own.
+        data: source of the images, as --data takes it.
+        device: where training will run, as --device takes it.
     """
-    return next((name for name in names if is_cached(name, cache)), BUNDLED)
+    if data.startswith(OWN_IMAGES):
+        return BUNDLED
+    cached = next((name for name in names if is_cached(name, cache)), None)
+    if cached is not None:
+        return cached
+    download = names[0] if _is_fast(device) else SMALLEST
+    return download if is_offered(download) else BUNDLED
+
+
+def _is_fast(device: str) -> bool:
+    """Whether training on `device`, as --device takes it, uses a GPU."""
+    on_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return device == "cuda" or (device == "auto" and on_gpu)
+
+
+def is_offered(name: str) -> bool:
+    """Whether the hub answers and has timm's weights called `name`."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_hf_file_metadata(hf_hub_url(f"timm/{name}", WEIGHT_FILES[0]), timeout=PATIENCE_S)
+    except Exception:  # no network, a proxy's page, a refusal: the bundled one needs no answer
+        return False
+    return True
 
 
 def is_cached(name: str, cache: str | Path | None = None) -> bool:
@@ -58,5 +102,6 @@ def notice_of(name: str, *, was_named: bool) -> str:
             "ARCHITECTURE@FILE with weights you have."
         )
     if not was_named:
-        return f"backbone {name}, found in the hub's cache; --backbone {BUNDLED} is the small one."
+        source = "in the hub's cache" if is_cached(name) else "on the hub, downloaded once"
+        return f"backbone {name}, found {source}; --backbone {BUNDLED} is the small one."
     return ""

@@ -69,7 +69,8 @@ def with_backbone(config: TrainConfig) -> tuple[TrainConfig, str]:
     """The settings with the backbone filled in, and a notice about it."""
     given = config.model_fields_set
     if not given & {"backbone", "checkpoint", "image_size"}:
-        config = config.model_copy(update={"backbone": preferred_backbone()})
+        found = preferred_backbone(data=config.data, device=config.device)
+        config = config.model_copy(update={"backbone": found})
     return config, backbone_notice(config, was_named="backbone" in given)
 
 

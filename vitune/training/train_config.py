@@ -50,7 +50,9 @@ class TrainConfig(BaseModel):
 
     data: str = Field(description="folder, .csv/.parquet, vtab:ROOT/TASK or demo:NAME")
     backbone: str = Field(
-        "vitune/vit_micro_patch4_32", description="timm name, hf:NAME, torchvision:NAME or bundled"
+        "vitune/vit_micro_patch4_32",
+        description="timm name, hf:NAME, torchvision:NAME or bundled; if none is named, a ViT from "
+        "the hub or its cache comes before the default",
     )
     checkpoint: str | None = Field(None, description="local weights for the backbone")
     image_size: int | None = Field(
