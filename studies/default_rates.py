@@ -82,6 +82,7 @@ def run_one(
     assert splits.val is not None and splits.test is not None
     trained = fit(config, splits=replace(splits, test=None), observer=curve)
     val = scores(trained, splits.val, None)
+    assert trained.summary.calibration is not None
     test = splits.test.subset(range(min(NUM_TEST, len(splits.test))))
     summary = trained.summary
     return {
@@ -94,7 +95,7 @@ def run_one(
         "verdict": None if summary.verdict is None else summary.verdict.as_dict(),
         "solved": _dict(summary.solved),
         "val": val,
-        "test": scores(trained, test, val["temperature"]),
+        "test": scores(trained, test, summary.calibration.temperature),
         "curve": curve.rows,
         "num_train": summary.num_train,
         "num_val": summary.num_val,

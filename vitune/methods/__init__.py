@@ -28,6 +28,7 @@ from vitune.methods.core.registry import OUTSIDE as OUTSIDE
 from vitune.methods.core.registry import Method as Method
 from vitune.methods.core.registry import keeps_tokens_apart as keeps_tokens_apart
 from vitune.methods.core.solved import CAUTIOUS as CAUTIOUS
+from vitune.methods.core.solved import SAMPLE_RATIO as SAMPLE_RATIO
 from vitune.methods.core.solved import HeadProblem as HeadProblem
 from vitune.methods.core.solved import Labelled as Labelled
 from vitune.methods.core.solved import SolvedConfig as SolvedConfig

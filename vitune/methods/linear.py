@@ -11,6 +11,7 @@ from torch import Tensor
 from vitune.methods.authoring import VituneError
 from vitune.methods.probe_authoring import (
     CAUTIOUS,
+    SAMPLE_RATIO,
     HeadProblem,
     Labelled,
     SolvedConfig,
@@ -22,6 +23,7 @@ from vitune.ops import (
     Solution,
     Standardiser,
     calibrated_losses,
+    fit_temperature,
     paired,
     solve_logistic,
 )
@@ -95,7 +97,7 @@ class LinearProbeConfig(SolvedConfig):
         head = solver.fitted(STRENGTHS[: path.best + 1][-2:], how, tuple(path.tried))
         if problem.num_views > 1:  # mirrored copies say nothing new about the features
             return head
-        return replace(head, chosen={**head.chosen, CAUTIOUS: solver.cautious(judged, path)})
+        return replace(head, chosen={**head.chosen, **solver.told_of_features(judged, path)})
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ class _Path:
     """What one penalty after the other gave on images that chose none of the solutions.
 
     Args:
-        tried: one entry per penalty, with "loss" (calibrated cross-entropy) and "accuracy".
+        tried: one entry per penalty, with "loss" (calibrated cross-entropy), "accuracy" and the
+            "temperature" that calibrates.
         losses: those of the single images at each penalty.
     """
 
@@ -129,6 +132,11 @@ class _Path:
             if mean <= error:
                 return self.tried[place]["penalty"]
         return self.tried[best]["penalty"]
+
+    def temperature_over(self, other: _Path) -> float:
+        """Its temperature over the other's, at the penalty that is best for it of those in both."""
+        place = min(self.best, len(other.tried) - 1)
+        return self.tried[place]["temperature"] / other.tried[place]["temperature"]
 
 
 @dataclass(frozen=True)
@@ -169,28 +177,38 @@ class _Solver:
                 logits.append(_head(solution, standardisers[index]).logits(judge.features))
             together = torch.cat(logits)
             right = (together.argmax(1) == labels).float().mean().item()
-            path.losses.append(calibrated_losses(together, labels))
-            loss = path.losses[-1].mean().item()
-            path.tried.append({"penalty": penalty, "loss": loss, "accuracy": right})
+            temperature = fit_temperature(together, labels)
+            path.losses.append(calibrated_losses(together, labels, temperature))
+            path.tried.append({
+                "penalty": penalty,
+                "loss": path.losses[-1].mean().item(),
+                "accuracy": right,
+                "temperature": temperature,
+            })  # fmt: skip
             if path.has_passed:
                 break
         return path
 
-    def cautious(self, judged: list[tuple[Labelled, Labelled]], path: _Path) -> float:
-        """The strongest λ within one standard error of the best, for the images of training.
+    def told_of_features(
+        self, judged: list[tuple[Labelled, Labelled]], path: _Path
+    ) -> dict[str, float]:
+        """CAUTIOUS, and SAMPLE_RATIO where training and validation are cross-validated together.
 
-        On a hold-out of a few hundred images it differs up to tenfold between splits, so training
-        and validation images are cross-validated together where that is affordable. The best λ is
-        in inverse proportion to the number of images, and folds have fewer or more than training
-        has. Copies of an image count once: λ times all images is what it would be without them.
+        CAUTIOUS is the strongest λ within one standard error of the best, for the images of
+        training. On a hold-out of a few hundred images it differs up to tenfold between splits, so
+        both parts are cross-validated together where that is affordable. The best λ is in inverse
+        proportion to the number of images, and folds have fewer or more than training has. Copies
+        of an image count once: λ times all images is what it would be without them.
         """
         problem, num_train = self.problem, len(self.problem.train)
+        told = {}
         if (joint := _joint(problem)) and (pairs := _folded(joint)):
             needed = [p for p in STRENGTHS if p * num_train >= LEAST_SUMMED]
+            held_out, path = path, self.path(pairs, STRENGTHS[: len(needed) + 1], ROUGH)
             problem, judged = joint, pairs
-            path = self.path(pairs, STRENGTHS[: len(needed) + 1], ROUGH)
+            told[SAMPLE_RATIO] = path.temperature_over(held_out)
         fitted = float(np.mean([len(fit) for fit, _ in judged])) * problem.share_distinct
-        return path.within_one_error * fitted / num_train
+        return {CAUTIOUS: path.within_one_error * fitted / num_train, **told}
 
     def fitted(
         self, path: tuple[float, ...], how: str, tried: tuple[dict[str, float], ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vitune.methods.core.head_only import HeadOnlyConfig
 from vitune.methods.core.solved import (
     CAUTIOUS,
+    SAMPLE_RATIO,
     HeadProblem,
     Labelled,
     SolvedConfig,
@@ -14,6 +15,7 @@ from vitune.methods.core.solved import (
 
 __all__ = [
     "CAUTIOUS",
+    "SAMPLE_RATIO",
     "HeadOnlyConfig",
     "HeadProblem",
     "Labelled",

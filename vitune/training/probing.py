@@ -15,7 +15,15 @@ from torch.nn import functional as F
 
 from vitune.backbones import Backbone
 from vitune.data import Split, Splits
-from vitune.methods import PROBE, HeadProblem, Labelled, SolvedConfig, SolvedHead, get_method
+from vitune.methods import (
+    PROBE,
+    SAMPLE_RATIO,
+    HeadProblem,
+    Labelled,
+    SolvedConfig,
+    SolvedHead,
+    get_method,
+)
 from vitune.ops import calibrated_losses, fit_temperature, paired
 from vitune.runs import SolvedFacts
 from vitune.training.feature_reader import FeatureReader, View, mirrored
@@ -36,7 +44,8 @@ class Probe:
         val_loss, val_accuracy: on validation; None without one.
         right: for each validation image whether it is right; empty without validation.
         losses: of each validation image at the best temperature; empty without validation.
-        temperature: calibrates its confidence on validation; 1 without validation.
+        temperature: calibrates its confidence on validation; 1 without validation. Other images
+            are answered at `sound_temperature`.
         seconds: features and solution together.
         mirror_gain: by how much validation cross-entropy, each at its best temperature, falls if
             mirrored copies are added, and the standard error of that; None if not tried.
@@ -52,6 +61,16 @@ class Probe:
     temperature: float
     seconds: float
     mirror_gain: tuple[float, float] | None = None
+
+    @property
+    def sample_ratio(self) -> float:
+        """What a temperature fitted on these validation images is multiplied by for others."""
+        return self.head.chosen.get(SAMPLE_RATIO, 1.0)
+
+    @property
+    def sound_temperature(self) -> float:
+        """What its logits are divided by before they become probabilities."""
+        return self.temperature * self.sample_ratio
 
     @classmethod
     def of_nothing(cls) -> Probe:

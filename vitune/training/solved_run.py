@@ -90,7 +90,7 @@ def _with_solution(
     Args:
         otherwise: the temperature where there is no validation to find one on.
     """
-    temperature = probe.temperature
+    temperature = probe.sound_temperature
     if probe.val_loss is None and otherwise is not None:
         temperature = otherwise
     return replace(

@@ -138,7 +138,7 @@ def staged_probe(
     model = attach(backbone, PROBE)
     probe.head.place(model)
     settings = config.model_copy(update={"method": PROBE, "method_args": {}, "start": None})
-    card = card_for(model, backbone, settings, classes, probe.temperature)
+    card = card_for(model, backbone, settings, classes, probe.sound_temperature)
     save_adapter(model, folder, card)
     model.unload()
     start_heads(backbone.model, "zero")

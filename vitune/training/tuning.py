@@ -223,7 +223,7 @@ class Tuning:
         self.attempts.append(
             Attempt(
                 -1, "linear", 1.0, None, 0, 0, float(probe.losses.mean()), probe.val_accuracy,
-                probe.temperature, probe.seconds, probe.losses,
+                probe.sound_temperature, probe.seconds, probe.losses,
             )
         )  # fmt: skip
         return probe

@@ -49,16 +49,22 @@ def compare(
     )
 
 
-def calibration(seen: tuple[Tensor, Tensor] | None, otherwise: float | None = None) -> Calibration:
+def calibration(
+    seen: tuple[Tensor, Tensor] | None, otherwise: float | None = None, sample_ratio: float = 1.0
+) -> Calibration:
     """The temperature on validation with the calibration error before and after.
+
+    A few hundred validation images are by chance easier or harder than images in general, for the
+    probe and for an adapted network alike. What cross-validation says of the probe corrects both.
 
     Args:
         otherwise: the temperature if there is no validation; None means 1.
+        sample_ratio: that of the run's probe.
     """
     if seen is None or not len(seen[1]):
         return Calibration(otherwise or 1.0)
     logits, labels = seen
-    temperature = fit_temperature(logits, labels)
+    temperature = fit_temperature(logits, labels) * sample_ratio
     return Calibration(
         temperature,
         expected_calibration_error(logits, labels),

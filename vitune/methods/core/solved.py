@@ -20,6 +20,10 @@ CAUTIOUS = "penalty_1se"
 """In `SolvedHead.chosen`: the strongest penalty within one standard error of the best. It indicates
 how well the features suit the data."""
 
+SAMPLE_RATIO = "temperature_ratio"
+"""In `SolvedHead.chosen`: the temperature of a probe on cross-validated images over its temperature
+on the validation images alone. Above 1, these are by chance easier than images in general."""
+
 
 @dataclass(frozen=True)
 class Labelled:
