@@ -22,8 +22,7 @@ from vitune.backbones import load_backbone
 from vitune.data import Split, augmentation, load_splits
 from vitune.errors import AdapterError, VituneError
 from vitune.inference import evaluate_run, load_run, merge_run, predict
-from vitune.methods import SAMPLE_RATIO, HeadProblem, Labelled, get_method
-from vitune.ops import fit_temperature
+from vitune.methods import HeadProblem, Labelled, get_method
 from vitune.training import TrainConfig, fit
 from vitune.training.feature_reader import FeatureReader, mirrored
 from vitune.training.probing import solve_probe
@@ -194,43 +193,6 @@ def test_how_well_features_suit_hardly_depends_on_the_hold_out(
     assert spread() < 11
     monkeypatch.setattr("vitune.methods.linear.ENOUGH_HELD_OUT", 0)
     assert spread() > 30
-
-
-def test_cross_validation_tells_how_hard_the_validation_images_are() -> None:
-    """Known answer: the temperature over 5,000 more images, six times 560 images and 60 held out."""
-    rng = np.random.default_rng(1)
-    config = get_method("linear").configure(torch.nn.Linear(1, 1), {})
-    plain, corrected = [], []
-    for seed in range(6):
-        features = rng.normal(size=(5_620, 8)).astype(np.float32)
-        scores = features @ rng.normal(size=(8, 3)) + 2 * rng.gumbel(size=(5_620, 3))
-        labels = scores.argmax(1)
-        train, val, more = (
-            Labelled(features[part], labels[part])
-            for part in (slice(560), slice(560, 620), slice(620, None))
-        )
-        head = config.solve(HeadProblem(train, val, 3, None, seed))
-        found, truth = (
-            fit_temperature(head.logits(part.features), torch.from_numpy(part.labels))
-            for part in (val, more)
-        )
-        plain.append(np.log(found / truth))
-        corrected.append(np.log(found * head.chosen[SAMPLE_RATIO] / truth))
-    assert np.sqrt(np.mean(np.square(corrected))) < 0.7 * np.sqrt(np.mean(np.square(plain)))
-
-
-def test_the_stored_temperature_is_validation_s_times_the_ratio(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vitune.methods.linear.FEWEST_IMAGES", 80)
-    trained = fit(data=DIGITS, epochs=1, choose_best=False, out=tmp_path / "run")
-    assert trained.summary.probe is not None and trained.seen is not None
-    ratio = trained.summary.probe.chosen[SAMPLE_RATIO]
-    assert ratio != 1
-    fitted = fit_temperature(*trained.seen)
-    assert load_run(tmp_path / "run").card.temperature == pytest.approx(fitted * ratio)
-    probe = load_run(tmp_path / "run" / "probe").card.temperature
-    assert probe == pytest.approx(trained.summary.probe.temperature * ratio)
 
 
 def test_a_thousand_classes_are_solved() -> None:

@@ -19,6 +19,7 @@ from vitune.ops.temperature import (
     expected_calibration_error,
     fit_temperature,
     paired,
+    temperature_pulls,
 )
 from vitune.ops.token_merging import (
     Matching,
@@ -69,4 +70,5 @@ __all__ = [
     "slowdown",
     "solve_logistic",
     "spread_tokens",
+    "temperature_pulls",
 ]

@@ -24,18 +24,48 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     Source: Guo et al., On calibration of modern neural networks (ICML 2017), eq. 9; the targets
         are those of Platt, Probabilistic outputs for support vector machines (1999), section 2.2.
     """
-    number, num_classes = logits.shape
-    other = 1 / (number + 2) / max(1, num_classes - 1)
-    values = logits.double()
-    values = values - values.gather(1, labels[:, None])  # (n, c), the true class at 0
+    values, other = _margins(logits, labels)
     low, high = (math.log(end) for end in RANGE)
     for _ in range(STEPS):
         middle = (low + high) / 2
-        scaled = values * math.exp(-middle)
-        # d/d(log T) of log Σ exp(scaled) - Σ target · scaled = Σ (target - p) · scaled
-        slope = ((other - scaled.softmax(1)) * scaled).sum(1).mean()
+        slope = _slopes(values * math.exp(-middle), other).mean()
         low, high = (middle, high) if slope < 0 else (low, middle)
     return math.exp((low + high) / 2)
+
+
+def temperature_pulls(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """How far each image pulls log T, its influence on `fit_temperature`.
+
+    The mean is 0 at the fitted temperature, and std / √n is the standard error of log T. An image
+    that is wrong with confidence pulls up.
+
+    Shapes: logits (n, c); labels (n,) int64; returns (n,) float64.
+    """
+    values, other = _margins(logits, labels)
+    scaled = values / temperature
+    chances, slopes = scaled.softmax(1), _slopes(scaled, other)
+    mean = (chances * scaled).sum(1)
+    curvature = ((chances * scaled.square()).sum(1) - mean.square() - slopes).mean()
+    return -slopes / curvature
+
+
+def _margins(logits: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+    """Logits less the true class's, and the target of every other class.
+
+    Shapes: logits (n, c); labels (n,) int64; returns (n, c) float64.
+    """
+    number, num_classes = logits.shape
+    values = logits.double()
+    other = 1 / (number + 2) / max(1, num_classes - 1)
+    return values - values.gather(1, labels[:, None]), other
+
+
+def _slopes(scaled: Tensor, other: float) -> Tensor:
+    """d/d(log T) of log Σ exp(scaled) - Σ target · scaled, which is Σ (target - p) · scaled.
+
+    Shapes: scaled (n, c), margins over T; returns (n,).
+    """
+    return ((other - scaled.softmax(1)) * scaled).sum(1)
 
 
 def calibrated_losses(logits: Tensor, labels: Tensor, temperature: float | None = None) -> Tensor:

@@ -46,7 +46,7 @@ def probe_instead(
         asked=settings.method,
         trained_parts=trained_parts(model),
         reported=Reported("probe", 0, probe.val_accuracy),
-        calibration=calibration(seen, sample_ratio=probe.sample_ratio),
+        calibration=calibration(seen, probe=probe),
     )
     chosen = replace(trained, model=model, summary=summary, seen=seen)
     if folder is not None and accelerator.is_main_process:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from vitune.methods import (
     SolvedHead,
     get_method,
 )
-from vitune.ops import calibrated_losses, fit_temperature, paired
+from vitune.ops import calibrated_losses, fit_temperature, paired, temperature_pulls
 from vitune.runs import SolvedFacts
 from vitune.training.feature_reader import FeatureReader, View, mirrored
 
@@ -44,6 +44,8 @@ class Probe:
         val_loss, val_accuracy: on validation; None without one.
         right: for each validation image whether it is right; empty without validation.
         losses: of each validation image at the best temperature; empty without validation.
+        pulls: how far each validation image pulls the logarithm of the temperature; empty without
+            validation.
         temperature: calibrates its confidence on validation; 1 without validation. Other images
             are answered at `sound_temperature`.
         seconds: features and solution together.
@@ -61,10 +63,11 @@ class Probe:
     temperature: float
     seconds: float
     mirror_gain: tuple[float, float] | None = None
+    pulls: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     @property
     def sample_ratio(self) -> float:
-        """What a temperature fitted on these validation images is multiplied by for others."""
+        """What its temperature on validation is multiplied by for other images."""
         return self.head.chosen.get(SAMPLE_RATIO, 1.0)
 
     @property
@@ -159,13 +162,15 @@ def solve_probe(
 def _scored(probe: Probe, logits: Tensor, labels: Tensor) -> Probe:
     """The probe with its validation scores. Shapes: logits (n, c); labels (n,)."""
     right = (logits.argmax(1) == labels).numpy()
+    temperature = fit_temperature(logits, labels)
     return replace(
         probe,
         val_loss=F.cross_entropy(logits, labels).item(),
         val_accuracy=float(right.mean()),
         right=right,
-        losses=calibrated_losses(logits, labels).numpy(),
-        temperature=fit_temperature(logits, labels),
+        losses=calibrated_losses(logits, labels, temperature).numpy(),
+        temperature=temperature,
+        pulls=temperature_pulls(logits, labels, temperature).numpy(),
     )
 
 

@@ -142,7 +142,7 @@ def staged_probe(
     save_adapter(model, folder, card)
     model.unload()
     start_heads(backbone.model, "zero")
-    judged = {"right": probe.right.tolist(), "losses": probe.losses.tolist()}
+    judged = {name: getattr(probe, name).tolist() for name in ("right", "losses", "pulls")}
     record = {**asdict(probe.facts()), "train_loss": probe.train_loss, **judged}
     (folder / RECORD).write_text(json.dumps(record) + "\n")
 
@@ -185,6 +185,7 @@ def _probe_in(record: Record) -> Probe:
         val_accuracy=facts.val_accuracy,
         right=np.array(record.listing("right"), bool),
         losses=np.array(record.listing("losses"), float),
+        pulls=np.array(record.listing("pulls"), float),
         temperature=facts.temperature,
         mirror_gain=facts.mirror_gain,
         seconds=facts.seconds or 0.0,

@@ -188,10 +188,9 @@ def _trained(
     # The probe's weights are not the probe where inference merges tokens.
     share = None if settings.token_plan.in_inference else loop.share
     verdict = None if probe is None or seen is None else compare(probe, *seen, share)
-    sample_ratio = 1.0 if probe is None else probe.sample_ratio
     summary = replace(
         with_outcome(facts, loop, accelerator, use),
-        calibration=calibration(seen, job.known.temperature, sample_ratio),
+        calibration=calibration(seen, job.known.temperature, probe),
         probe=None if probe is None else probe.facts(),
         verdict=verdict,
     )

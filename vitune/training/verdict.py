@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from vitune.ops import (
     expected_calibration_error,
     fit_temperature,
     paired,
+    temperature_pulls,
 )
 from vitune.runs import Calibration, Verdict
 from vitune.training.probing import Probe
@@ -50,27 +52,44 @@ def compare(
 
 
 def calibration(
-    seen: tuple[Tensor, Tensor] | None, otherwise: float | None = None, sample_ratio: float = 1.0
+    seen: tuple[Tensor, Tensor] | None,
+    otherwise: float | None = None,
+    probe: Probe | None = None,
 ) -> Calibration:
     """The temperature on validation with the calibration error before and after.
 
-    A few hundred validation images are by chance easier or harder than images in general, for the
-    probe and for an adapted network alike. What cross-validation says of the probe corrects both.
+    A few hundred validation images are by chance easier or harder than others. What
+    cross-validation says of that for the probe also corrects the temperature of an adapted network,
+    as far as the same images pull both: a control variate.
 
     Args:
         otherwise: the temperature if there is no validation; None means 1.
-        sample_ratio: that of the run's probe.
+        probe: the run's, scored on the same images.
     """
     if seen is None or not len(seen[1]):
         return Calibration(otherwise or 1.0)
     logits, labels = seen
-    temperature = fit_temperature(logits, labels) * sample_ratio
+    temperature = fit_temperature(logits, labels)
+    if probe is not None:
+        pulls = temperature_pulls(logits, labels, temperature).numpy()
+        temperature *= probe.sample_ratio ** _shared(pulls, probe.pulls)
     return Calibration(
         temperature,
         expected_calibration_error(logits, labels),
         expected_calibration_error(logits / temperature, labels),
         calibration_error_by_chance(logits / temperature),
     )
+
+
+def _shared(pulls: np.ndarray, probe_pulls: np.ndarray) -> float:
+    """The slope of a network's pulls on the probe's, within [0, 1]; 0 if they cannot be compared.
+
+    Shapes: (n,) each.
+    """
+    if len(pulls) != len(probe_pulls) or len(pulls) < 2:
+        return 0.0
+    covariance, variance = np.cov(pulls, probe_pulls)[1]
+    return float(np.clip(covariance / variance, 0, 1)) if variance > 0 else 0.0
 
 
 def _finite(value: float) -> float | None:
