@@ -147,6 +147,9 @@ def test_a_kept_probe_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (probe.val_loss, probe.val_accuracy, probe.train_loss) == (None, 0.25, 0.1)
     assert probe.mirror_gain == (0.5, 0.25) and probe.head.chosen == {"strength": 0.1}
     assert probe.right.tolist() == [True, False, False, False] and probe.losses.sum() == 4
+    assert probe.pulls.size == 0  # as in runs of earlier releases
+    probe = kept_probe(kept_facts(RunFolder(tmp_path / "new"), pulls=[1.0, -1.0]))
+    assert probe is not None and probe.pulls.tolist() == [1, -1]
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,7 @@ def kept_probe(folder: RunFolder) -> Probe | None:
 def _probe_in(record: Record) -> Probe:
     """The probe that probe.json describes; its head is empty."""
     facts, nothing = SolvedFacts.of(record), Probe.of_nothing()
+    since_lately = replace(record, is_exact=False)  # absent in runs of earlier releases
     record.needed("train_loss")
     return replace(
         nothing,
@@ -185,7 +186,7 @@ def _probe_in(record: Record) -> Probe:
         val_accuracy=facts.val_accuracy,
         right=np.array(record.listing("right"), bool),
         losses=np.array(record.listing("losses"), float),
-        pulls=np.array(record.listing("pulls"), float),
+        pulls=np.array(since_lately.listing("pulls"), float),
         temperature=facts.temperature,
         mirror_gain=facts.mirror_gain,
         seconds=facts.seconds or 0.0,
