@@ -1,7 +1,7 @@
 """Which cases of the contract `make test` runs; pytest explains the assertions of all of them.
 
 Tests x methods x networks are more cases than say something new, so the networks take turns: a
-method meets every other one in a test, and the rest in the next test. What is left out is marked
+method meets every third one in a test, and others in the next tests. What is left out is marked
 slow; `make test-slow` runs it.
 """
 
@@ -45,5 +45,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for known, name in ((tests, test), (methods, method), (networks, network))
         )
         is_like = item.path.name == "test_contract.py" and network in LIKE_ANOTHER
-        if is_like or turn % 2:
+        if is_like or turn % 3:
             item.add_marker("slow")

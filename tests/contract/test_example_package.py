@@ -67,9 +67,11 @@ def test_vitune_finds_the_installed_methods(python: Path, tmp_path: Path) -> Non
     assert found == {name: {"package": "my-method", "version": "0.1.0"} for name in METHODS}
 
 
-def test_the_installed_methods_hold_to_the_contract(python: Path, tmp_path: Path) -> None:
-    asked = [word for method in METHODS for word in ("--method", method)]
-    words = ("--pyargs", "vitune.testing", *asked, "-q", "-p", "no:cacheprovider")
+@pytest.mark.parametrize("method", ["svfit", pytest.param("magnitude", marks=pytest.mark.slow)])
+def test_an_installed_method_holds_to_the_contract(
+    python: Path, tmp_path: Path, method: str
+) -> None:
+    words = ("--pyargs", "vitune.testing", "--method", method, "-q", "-p", "no:cacheprovider")
     told = output(python, "-m", "pytest", *words, "-p", "no:xdist", folder=tmp_path)
     assert "failed" not in told
-    assert int(told.rsplit(" passed", 1)[0].rsplit(maxsplit=1)[-1]) >= 200, told[-300:]
+    assert int(told.rsplit(" passed", 1)[0].rsplit(maxsplit=1)[-1]) >= 100, told[-300:]
