@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -256,7 +257,9 @@ def test_damaged_files(copy: Path, held_out: Path, refused: Refused) -> None:
     assert "got a damaged file" in refused("predict", copy, held_out)
 
 
-def test_met_brings_its_own_exits(photos: Path, held_out: Path, tmp_path: Path) -> None:
+def test_met_brings_its_own_exits(
+    photos: Path, held_out: Path, tmp_path: Path, refused: Refused
+) -> None:
     out = tmp_path / "met"
     words = ["--data", str(photos), "--epochs", "2", "--batch-size", "8", "--lr", "1e-2"]
     arguments = ["--method-arg", "exits=2,4", "--method-arg", "rank=8"]
@@ -266,3 +269,7 @@ def test_met_brings_its_own_exits(photos: Path, held_out: Path, tmp_path: Path) 
     loaded = load_run(out)
     assert loaded.exits is not None and [place.after for place in loaded.exits.exits] == [2, 4]
     assert run(["evaluate", str(out), "--data", str(held_out)]) == 0
+    adapter = out / "adapter"
+    replace(AdapterCard.read(adapter), tokens="merge:0.5").write(adapter)
+    told = refused("exits", "calibrate", out, "--data", held_out, "--budget", "0.7")
+    assert "with --tokens merge:0.5, expected one that keeps every token" in told

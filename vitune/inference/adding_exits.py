@@ -94,11 +94,7 @@ def add_exits(
             f"run: got {str(run)!r}, which has exits, expected one without. Calibrate them: "
             f"vitune exits calibrate {run}"
         )
-    if TokenPlan.parse(loaded.card.tokens).in_inference:
-        raise VituneError(
-            f"run: got {str(run)!r} with --tokens {loaded.card.tokens}, expected one that keeps "
-            "every token: an exit reads them all. Train with --tokens keep."
-        )
+    _require_every_token(loaded)
     trunk = find_trunk(loaded.model)
     places = trunk.check(at)
     data = data or str(config["data"])
@@ -176,6 +172,7 @@ def calibrate_exits(
             f"exits add {run} "
             "--at 4,7,10 --out RUN2, or train with --method met."
         )
+    _require_every_token(loaded)
     images, _ = load_labelled(
         data,
         loaded.card.preprocessing,
@@ -277,6 +274,19 @@ def unseen(split: Split, seen: set[str], data: str, *, skip: bool) -> Split:
             f"overconfident on them.{hint}"
         )
     return split.subset([index for index, was in enumerate(known) if not was])
+
+
+def _require_every_token(run: LoadedRun) -> None:
+    """Refuse a run that merges tokens: what it knows of them is of all images of a batch.
+
+    Raises:
+        VituneError: it does.
+    """
+    if TokenPlan.parse(run.card.tokens).in_inference:
+        raise VituneError(
+            f"run: got {str(run.path)!r} with --tokens {run.card.tokens}, expected one that keeps "
+            "every token: an exit reads them all. Train with --tokens keep."
+        )
 
 
 def _training_images(
