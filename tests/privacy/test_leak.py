@@ -331,6 +331,11 @@ def test_the_verb_writes_page_and_figures(
         (["--batch", "9999"], "expected at least 10099"),
         (["--detail", "2"], "--detail: got 2.0"),
         (["--method", "knn"], "--method: got 'knn', which is solved from all images and has no gr"),
+        (["--seeds", "0"], "--seeds: got none, expected at least 1"),
+        (["--lr", "0"], "--lr: got 0.0, expected a number above 0"),
+        (["--clip", "inf"], "--clip: got inf, expected a norm above 0"),
+        (["--clip", "1", "--noise", "nan"], "--noise: got nan, expected a number from 0"),
+        (["--out", "leak.json"], "expected the name of a page such as 'leak.html'"),
         (["--method", "rlr"], "method: got 'rlr', expected a known method. Did you mean rlrr"),
     ],
 )
@@ -340,6 +345,22 @@ def test_bad_input_is_one_line(
     assert exit_code("audit", "leak", "--data", "demo:digits", "--method", "ssf", *options) == 2
     error = capsys.readouterr().err
     assert text in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["leak.html", "leak.json"])
+def test_no_file_is_overwritten_unasked(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the page nor the figures beside it; it is said before the work."""
+    (tmp_path / name).write_text("mine")
+    monkeypatch.setattr(leak, "audit_leak", lambda *given, **by_name: ([], []))
+    words = ["audit", "leak", "--data", "demo:digits", "--method", "ssf"]
+    words += ["--out", str(tmp_path / "leak.html")]
+    assert exit_code(*words) == 2
+    assert f"{name}', which exists, expected a new file" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "mine"
+    assert exit_code(*words, "--force") == 0
+    assert (tmp_path / name).read_text() != "mine"
 
 
 def test_settings_need_an_attack() -> None:

@@ -106,6 +106,9 @@ def leak(
         None, help="round the entries to so many bits", rich_help_panel=PRIVACY
     ),
     out: str = typer.Option("leak.html", "--out", help="the page", rich_help_panel=OUTPUT),
+    force: bool = typer.Option(
+        False, "--force", help="overwrite the page and its figures", rich_help_panel=OUTPUT
+    ),
 ) -> None:
     """Recover images from updates of your own method and data.
 
@@ -118,6 +121,7 @@ def leak(
     from vitune.cli._words import whole_numbers, words
     from vitune.privacy import ATTACKS, Defence, LeakSettings, MatchSettings, write_leak_page
     from vitune.privacy.leak import audit_leak
+    from vitune.privacy.leak_page import check_leak_page
 
     settings = LeakSettings(
         data=data,
@@ -137,6 +141,7 @@ def leak(
         match=MatchSettings(iterations=iterations, knows_labels=known_labels),
         defence=Defence(clip=clip, noise=noise, keep=keep, bits=bits),
     )
+    check_leak_page(out, force=force)
     reading = Counting("reading images")
     try:
         rows, pictures = audit_leak(settings, on_row=_print_row, on_read=reading)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -36,9 +37,9 @@ class Defence:
     bits: int | None = None
 
     def __post_init__(self) -> None:
-        if self.clip is not None and not self.clip > 0:
+        if self.clip is not None and not 0 < self.clip < math.inf:
             raise VituneError(f"--clip: got {self.clip!r}, expected a norm above 0.")
-        if self.noise < 0 or (self.noise and self.clip is None):
+        if not 0 <= self.noise < math.inf or (self.noise and self.clip is None):
             raise VituneError(
                 f"--noise: got {self.noise!r}, expected a number from 0, in units of --clip. "
                 "Give --clip too."
