@@ -205,6 +205,10 @@ def test_matching_comes_nearer_to_the_gradient() -> None:
     start = match_gradient(adapted, target, LABELS[:1], (3, 16, 16), MatchSettings(iterations=0))
     assert distance(found) < 0.5 * distance(start)
     assert found.abs().max() <= 1
+    clipped = Defence(clip=1e-30)(target)
+    assert torch.allclose(
+        match_gradient(adapted, clipped, LABELS[:1], (3, 16, 16), settings), found, atol=0.1
+    )
 
 
 @pytest.mark.parametrize("knows", [True, False])
@@ -242,12 +246,15 @@ def test_local_steps_leave_the_model_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in trained(adapted).items())
     flat = [torch.cat([part[name].flatten() for name in before]) for part in (several, once)]
     assert F.cosine_similarity(*flat, dim=0) > 0.99
+    with pytest.raises(VituneError, match=r"--lr: got 1e\+30, with which 3 local steps lead to NaN"):
+        local_update(adapted, VICTIMS, LABELS, steps=3, lr=1e30)
 
 
 def test_defences_do_what_they_say() -> None:
     update = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.0, 12.0])}
     assert torch.allclose(Defence(clip=1.3)(update)["b"], torch.tensor([0.0, 1.2]))
     assert Defence(keep=0.5)(update)["a"].tolist() == [0.0, 4.0]
+    assert Defence(keep=1e-9)(update)["b"].tolist() == [0.0, 12.0]
     assert Defence(bits=1)(update)["a"].tolist() == [3.0, 4.0]
     for alike in (0.0, 0.7):
         rounded = Defence(bits=8)({"a": torch.full((3,), alike)})["a"]
