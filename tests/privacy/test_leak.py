@@ -246,7 +246,7 @@ def test_local_steps_leave_the_model_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in trained(adapted).items())
     flat = [torch.cat([part[name].flatten() for name in before]) for part in (several, once)]
     assert F.cosine_similarity(*flat, dim=0) > 0.99
-    with pytest.raises(VituneError, match=r"--lr: got 1e\+30, with which 3 local steps lead to NaN"):
+    with pytest.raises(VituneError, match=r"--lr: got 1e\+30, with which 3 local steps"):
         local_update(adapted, VICTIMS, LABELS, steps=3, lr=1e30)
 
 

@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from vitune.data import Split, load_splits, open_source
 from vitune.errors import VituneError
-from vitune.inference import LoadedRun
-from vitune.inference.seen import used_images
+from vitune.inference import LoadedRun, used_images
 from vitune.runs import RunFolder
 
 NUM_CHECKED = 512
