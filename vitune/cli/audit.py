@@ -119,9 +119,15 @@ def leak(
     from vitune.cli._progress import Counting, console
     from vitune.cli._settings import pairs
     from vitune.cli._words import whole_numbers, words
-    from vitune.privacy import ATTACKS, Defence, LeakSettings, MatchSettings, write_leak_page
+    from vitune.privacy import (
+        ATTACKS,
+        Defence,
+        LeakSettings,
+        MatchSettings,
+        check_leak_page,
+        write_leak_page,
+    )
     from vitune.privacy.leak import audit_leak
-    from vitune.privacy.leak_page import check_leak_page
 
     settings = LeakSettings(
         data=data,
@@ -224,7 +230,10 @@ def backbone_(
         checkpoint, backbone=backbone, image_size=image_size, reference=reference, known=known,
         data=data, name=remember,
     )  # fmt: skip
-    lines = [(one.test, "ok" if one.passed else "SUSPICIOUS", one.saw) for one in found.findings]
+    lines = [
+        (one.test, ("ok" if one.looked else "-") if one.passed else "SUSPICIOUS", one.saw)
+        for one in found.findings
+    ]
     print_columns(("test", "", "saw"), lines, num_names=3)
     if not found.passed:
         console.print("Do not train on this backbone before you know why.")
