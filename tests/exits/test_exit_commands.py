@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from vitune.cards import AdapterCard
 from vitune.cli import run
-from vitune.data import load_labelled
-from vitune.exits import ExitsFolder
-from vitune.inference import exit_scores, load_run
+from vitune.data import load_labelled, load_splits
+from vitune.exits import ExitRecipe, ExitsFolder
+from vitune.inference import add_exits, exit_scores, load_run, trained_on
 
 CLASSES = ("blue", "green", "red")
 Refused = Callable[..., str]
@@ -230,6 +230,22 @@ def test_images_are_known_by_what_they_were_in_training(
     assert run([*add, "--data", str(paint(tmp_path / "more", 12, seed=7))]) == 0
     told = refused("exits", "calibrate", exits, "--data", kept, "--risk", "0.1")
     assert "got 36 of 36 images" in told and "took part in training" in told
+
+
+def test_exits_are_judged_on_no_image_that_trained_the_run(
+    trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    """In a folder that has grown, others are held out than in training."""
+    grown = Path(shutil.copytree(photos, tmp_path / "grown"))
+    paint(grown, 1, seed=8)
+    recipe = ExitRecipe(epochs=1)
+    record = add_exits(trained, (2,), tmp_path / "exits", data=str(grown), recipe=recipe)
+    splits = load_splits(
+        str(grown), load_run(trained).card.preprocessing, seed=0, include=("train", "val")
+    )
+    did_train = trained_on(trained, splits.val, otherwise=False)
+    assert 0 < did_train.sum() < len(did_train)
+    assert record["num_val"] == (~did_train).sum() and not record["val_was_trained_on"]
 
 
 def test_an_adapter_that_changed_behind_its_exits(

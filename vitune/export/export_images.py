@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from vitune.data import Split, load_splits, open_source
 from vitune.errors import VituneError
-from vitune.inference import LoadedRun, used_images
+from vitune.inference import LoadedRun, trained_on
 from vitune.runs import RunFolder
 
 NUM_CHECKED = 512
@@ -73,7 +73,8 @@ def export_images(
             f"--data: got {str(source)!r}, in which every class has one image, expected validation "
             "images to check the file on. Give more images with --data."
         )
-    trained = _trained(splits.val, run.path, bool(config.get("refit")) and data is None)
+    refitted = bool(config.get("refit")) and data is None
+    trained = trained_on(run.path, splits.val, otherwise=refitted)
     fresh = np.flatnonzero(~trained)
     return ExportImages(
         Path(str(source)).name,
@@ -81,17 +82,6 @@ def export_images(
         _spread(splits.train, NUM_CALIBRATION, np.arange(len(splits.train))),
         were_trained_on=not len(fresh),
     )
-
-
-def _trained(split: Split, run: Path, otherwise: bool) -> npt.NDArray[np.bool_]:
-    """Which images trained the run, by content; `otherwise` where it wrote down none.
-
-    What is held out of a folder depends on all its images: it changes when the folder does.
-    """
-    used = used_images(run)
-    if used is None:
-        return np.full(len(split), otherwise)
-    return used.took_part([row.tobytes() for row in split.content_digests])["train"]
 
 
 def _spread(split: Split, most: int, among: npt.NDArray[np.intp]) -> Split:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vitune.data import (
@@ -43,7 +44,7 @@ from vitune.exits import (
 from vitune.fewer_tokens import TokenPlan
 from vitune.files import atomic_folder, check_new_folder
 from vitune.inference.load import BATCH, LoadedRun, load_run
-from vitune.inference.seen import used_images
+from vitune.inference.seen import trained_on, used_images
 from vitune.report import write_report
 from vitune.runs import RunFolder
 
@@ -102,9 +103,14 @@ def add_exits(
     assert splits.train is not None
     prepared = loaded.card.preprocessing
     train = features_of(loaded.model, trunk, places, splits.train, prepared, on_progress=on_read)
-    val = None
+    val, was_trained_on = None, False
     if splits.val is not None:
-        val = features_of(loaded.model, trunk, places, splits.val, prepared)
+        refitted = bool(config.get("refit")) and data == str(config["data"])
+        fresh = np.flatnonzero(~trained_on(source.path, splits.val, otherwise=refitted))
+        was_trained_on = not len(fresh)
+        all_alike = len(fresh) in (0, len(splits.val))
+        held_out = splits.val if all_alike else splits.val.subset(fresh)
+        val = features_of(loaded.model, trunk, places, held_out, prepared)
     heads = train_exits(loaded.model, trunk, train, val, recipe, on_progress=on_train)
     record: dict[str, Any] = {
         "after": list(places),
@@ -118,7 +124,7 @@ def add_exits(
     }
     if val is not None:
         logits = exit_logits(heads, norm_of(loaded.model, trunk), val)
-        record["val_was_trained_on"] = bool(config.get("refit")) and data == str(config["data"])
+        record["val_was_trained_on"] = was_trained_on
         record["val_accuracy"] = (logits.argmax(-1) == val.labels).double().mean(1).tolist()
     seen = {*digests_of_run(source.path), *digests_trained_on(data)}
     with atomic_folder(out) as aside:
