@@ -16,6 +16,11 @@ class Reported:
     epoch: int | None = None
     val_accuracy: float | None = None
 
+    @property
+    def is_start(self) -> bool:
+        """Whether validation kept nothing of what training changed: the weights are the probe's."""
+        return self.which == "auto" and self.epoch == 0
+
 
 @dataclass(frozen=True)
 class PrivacySpent:

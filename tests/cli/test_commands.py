@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cli_images import CLASSES, paint
 from PIL import Image
 
+from vitune.cards import AdapterCard
 from vitune.cli import run
 
 
@@ -93,6 +95,17 @@ def test_evaluate_predict_merge_and_info(
         assert run(["info", str(path), "--json"]) == 0
         facts = json.loads(capsys.readouterr().out)
         assert facts["method"] == "rlrr" and facts["classes"] == list(CLASSES)
+
+
+def test_merging_says_that_other_libraries_keep_every_token(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for tokens, is_said in (("merge:0.5:train", False), ("merge:0.5", True)):
+        copy = shutil.copytree(trained / "adapter", tmp_path / f"adapter {tokens}")
+        replace(AdapterCard.read(copy), tokens=tokens).write(copy)
+        capsys.readouterr()
+        assert run(["merge", str(copy), "--out", str(tmp_path / f"merged {tokens}")]) == 0
+        assert ("other libraries keep every token" in capsys.readouterr().out) is is_said
 
 
 def test_combine_is_arithmetic_on_folders(trained: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from vitune.cards import AdapterCard
 from vitune.cli import run
-from vitune.data import load_labelled
-from vitune.exits import ExitsFolder
-from vitune.inference import exit_scores, load_run
+from vitune.data import load_labelled, load_splits
+from vitune.exits import ExitRecipe, ExitsFolder
+from vitune.inference import add_exits, exit_scores, load_run, trained_on
 
 CLASSES = ("blue", "green", "red")
 Refused = Callable[..., str]
@@ -231,6 +232,22 @@ def test_images_are_known_by_what_they_were_in_training(
     assert "got 36 of 36 images" in told and "took part in training" in told
 
 
+def test_exits_are_judged_on_no_image_that_trained_the_run(
+    trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    """In a folder that has grown, others are held out than in training."""
+    grown = Path(shutil.copytree(photos, tmp_path / "grown"))
+    paint(grown, 1, seed=8)
+    recipe = ExitRecipe(epochs=1)
+    record = add_exits(trained, (2,), tmp_path / "exits", data=str(grown), recipe=recipe)
+    splits = load_splits(
+        str(grown), load_run(trained).card.preprocessing, seed=0, include=("train", "val")
+    )
+    did_train = trained_on(trained, splits.val, otherwise=False)
+    assert 0 < did_train.sum() < len(did_train)
+    assert record["num_val"] == (~did_train).sum() and not record["val_was_trained_on"]
+
+
 def test_an_adapter_that_changed_behind_its_exits(
     copy: Path, held_out: Path, refused: Refused
 ) -> None:
@@ -256,7 +273,9 @@ def test_damaged_files(copy: Path, held_out: Path, refused: Refused) -> None:
     assert "got a damaged file" in refused("predict", copy, held_out)
 
 
-def test_met_brings_its_own_exits(photos: Path, held_out: Path, tmp_path: Path) -> None:
+def test_met_brings_its_own_exits(
+    photos: Path, held_out: Path, tmp_path: Path, refused: Refused
+) -> None:
     out = tmp_path / "met"
     words = ["--data", str(photos), "--epochs", "2", "--batch-size", "8", "--lr", "1e-2"]
     arguments = ["--method-arg", "exits=2,4", "--method-arg", "rank=8"]
@@ -266,3 +285,7 @@ def test_met_brings_its_own_exits(photos: Path, held_out: Path, tmp_path: Path) 
     loaded = load_run(out)
     assert loaded.exits is not None and [place.after for place in loaded.exits.exits] == [2, 4]
     assert run(["evaluate", str(out), "--data", str(held_out)]) == 0
+    adapter = out / "adapter"
+    replace(AdapterCard.read(adapter), tokens="merge:0.5").write(adapter)
+    told = refused("exits", "calibrate", out, "--data", held_out, "--budget", "0.7")
+    assert "with --tokens merge:0.5, expected one that keeps every token" in told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -16,8 +17,10 @@ import pytest
 from PIL import Image
 
 from vitune.cli import run
+from vitune.data import UsedImages
 from vitune.export import verify
 from vitune.export.deployed import Deployed
+from vitune.export.export_images import export_images
 from vitune.export.standalone import Model, softmax
 from vitune.inference import load_run
 from vitune.preprocessing import Preprocessing
@@ -104,6 +107,28 @@ def test_no_images_are_called_validation_that_trained_the_network(
     told = " ".join(capsys.readouterr().out.split())
     assert "accuracy on images that trained the network (--refit)" in told
     assert "validation accuracy" not in told
+
+
+def test_a_folder_that_has_grown_gives_no_training_images_to_check_on(
+    trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Other images are then held out of it than in training, most of which trained the run."""
+    used, grown = UsedImages.read(trained / "images.npz"), tmp_path / "grown"
+    shutil.copytree(photos, grown)
+    for path in photos.glob("*/0.png"):
+        with Image.open(path) as image:
+            image.rotate(180).save(grown / path.parent.name / "turned.png")
+    subject = load_run(trained)
+    for data, were_trained_on in ((grown, False), (tmp_path / "seen", True)):
+        if were_trained_on:
+            for path in used.tables["train"].paths:
+                place = data / Path(path).parent.name / Path(path).name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, place)
+        found = export_images(subject, str(data))
+        did = used.took_part([row.tobytes() for row in found.checked.content_digests])
+        assert found.were_trained_on is were_trained_on
+        assert bool(did["train"].any()) is were_trained_on
 
 
 def test_the_file_says_by_itself_what_it_is(exported: Path, trained: Path) -> None:
@@ -242,6 +267,15 @@ def test_openvino_runs_the_same_network(trained: Path, tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} >= {"model.xml", "model.bin", "run.py"}
     assert card_of(out)["verification"]["whole"]["top1"] == 1
     assert "<vitune>" in (out / "model.xml").read_text()
+
+
+def test_8_bits_are_8_bits_in_openvino_too(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="needs vitune[openvino], a wheel of 180 MB unpacked")
+    out = tmp_path / "out"
+    assert run(["export", str(trained), "--to", "openvino", "--int8", "--out", str(out)]) == 0
+    tries = card_of(out)["tries"]
+    assert tries.keys() == {"float32", "static"}
+    assert tries["static"]["bytes"] < tries["float32"]["bytes"] / 1.5
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import runpy
@@ -209,6 +210,24 @@ def test_the_runner_shows_odd_names_as_predict_does(
         [sys.executable, exported / "run.py", image], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith(f"{tmp_path}/caf\\xe9.png\tdark\t")
+
+
+def test_the_runner_prints_one_line_of_three_columns_whatever_the_names(
+    exported: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And in any encoding: a console of Windows has a few hundred characters."""
+    folder = shutil.copytree(exported, tmp_path / "copy")
+    card = json.loads((folder / "export.json").read_text())
+    (folder / "export.json").write_text(json.dumps({**card, "classes": ["a\tb\n手", "light"]}))
+    image = shutil.copyfile(photos / "dark" / "0.png", tmp_path / "new\nline.png")
+    output = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(sys, "argv", ["run.py", str(image)])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(folder / "run.py"), run_name="__main__")
+    output.seek(0)
+    (line,) = output.read().splitlines()
+    assert line.startswith(f"{tmp_path}/new\\nline.png\ta\\tb\\n\\u624b\t")
 
 
 @pytest.mark.parametrize(

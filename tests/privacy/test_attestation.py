@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from vitune.backbones import load_backbone
 from vitune.cli import main
@@ -63,9 +65,19 @@ def long_row(model: nn.Module) -> None:
     model.get_submodule("blocks.4.mlp.fc2").weight[5] *= 40
 
 
+def no_number(model: nn.Module) -> None:
+    model.get_submodule("blocks.4.mlp.fc1").weight[5] = torch.nan
+
+
+def infinity(model: nn.Module) -> None:
+    model.get_parameter("pos_embed")[0, 3] = torch.inf
+
+
 @pytest.mark.parametrize(
     ("change", "test"),
     [
+        (no_number, "numbers"),
+        (infinity, "numbers"),
         (lambda model: bins(model, 4), "parallel rows"),
         (lambda model: bins(model, 64), "parallel rows"),
         (copying, "copying rows"),
@@ -101,13 +113,23 @@ def test_honest_backbones_pass_and_prepared_ones_do_not() -> None:
 def test_features_that_tell_nothing_are_seen() -> None:
     labels = torch.arange(32) % 2
     images = 0.3 * torch.randn(32, 3, 32, 32) + (2.0 * labels - 1)[:, None, None, None]
-    good = attest(network(), images=images, labels=labels)
-    assert next(one for one in good.findings if one.test == "clean accuracy").passed
+    headless: Any = network()
+    headless.reset_classifier(0)
+    for model in (network(), headless):
+        good = attest(model, images=images, labels=labels)
+        assert next(one for one in good.findings if one.test == "clean accuracy").passed
     blind = network()
     with torch.no_grad():
         blind.get_submodule("patch_embed.proj").weight.zero_()
     found = attest(blind, images=images + torch.randn_like(images), labels=labels)
     assert not next(one for one in found.findings if one.test == "clean accuracy").passed
+
+
+def test_attention_that_cannot_be_looked_at_is_not_said_to_be_fine() -> None:
+    for model, looked in ((VisionTransformer(32, 8, 1, 2, 32, 64), False), (network(), True)):
+        found = [one for one in attest(model, images=IMAGES).findings if "attention" in one.test]
+        assert [one.looked for one in found] == [looked] * 2
+        assert all(one.saw.startswith("not tested") is not looked for one in found)
 
 
 def test_the_list_is_kept_and_asked(tmp_path: Path) -> None:

@@ -205,6 +205,10 @@ def test_matching_comes_nearer_to_the_gradient() -> None:
     start = match_gradient(adapted, target, LABELS[:1], (3, 16, 16), MatchSettings(iterations=0))
     assert distance(found) < 0.5 * distance(start)
     assert found.abs().max() <= 1
+    clipped = Defence(clip=1e-30)(target)
+    assert torch.allclose(
+        match_gradient(adapted, clipped, LABELS[:1], (3, 16, 16), settings), found, atol=0.1
+    )
 
 
 @pytest.mark.parametrize("knows", [True, False])
@@ -242,12 +246,15 @@ def test_local_steps_leave_the_model_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in trained(adapted).items())
     flat = [torch.cat([part[name].flatten() for name in before]) for part in (several, once)]
     assert F.cosine_similarity(*flat, dim=0) > 0.99
+    with pytest.raises(VituneError, match=r"--lr: got 1e\+30, with which 3 local steps"):
+        local_update(adapted, VICTIMS, LABELS, steps=3, lr=1e30)
 
 
 def test_defences_do_what_they_say() -> None:
     update = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.0, 12.0])}
     assert torch.allclose(Defence(clip=1.3)(update)["b"], torch.tensor([0.0, 1.2]))
     assert Defence(keep=0.5)(update)["a"].tolist() == [0.0, 4.0]
+    assert Defence(keep=1e-9)(update)["b"].tolist() == [0.0, 12.0]
     assert Defence(bits=1)(update)["a"].tolist() == [3.0, 4.0]
     for alike in (0.0, 0.7):
         rounded = Defence(bits=8)({"a": torch.full((3,), alike)})["a"]
@@ -331,6 +338,11 @@ def test_the_verb_writes_page_and_figures(
         (["--batch", "9999"], "expected at least 10099"),
         (["--detail", "2"], "--detail: got 2.0"),
         (["--method", "knn"], "--method: got 'knn', which is solved from all images and has no gr"),
+        (["--seeds", "0"], "--seeds: got none, expected at least 1"),
+        (["--lr", "0"], "--lr: got 0.0, expected a number above 0"),
+        (["--clip", "inf"], "--clip: got inf, expected a norm above 0"),
+        (["--clip", "1", "--noise", "nan"], "--noise: got nan, expected a number from 0"),
+        (["--out", "leak.json"], "expected the name of a page such as 'leak.html'"),
         (["--method", "rlr"], "method: got 'rlr', expected a known method. Did you mean rlrr"),
     ],
 )
@@ -340,6 +352,22 @@ def test_bad_input_is_one_line(
     assert exit_code("audit", "leak", "--data", "demo:digits", "--method", "ssf", *options) == 2
     error = capsys.readouterr().err
     assert text in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["leak.html", "leak.json"])
+def test_no_file_is_overwritten_unasked(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the page nor the figures beside it; it is said before the work."""
+    (tmp_path / name).write_text("mine")
+    monkeypatch.setattr(leak, "audit_leak", lambda *given, **by_name: ([], []))
+    words = ["audit", "leak", "--data", "demo:digits", "--method", "ssf"]
+    words += ["--out", str(tmp_path / "leak.html")]
+    assert exit_code(*words) == 2
+    assert f"{name}', which exists, expected a new file" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "mine"
+    assert exit_code(*words, "--force") == 0
+    assert (tmp_path / name).read_text() != "mine"
 
 
 def test_settings_need_an_attack() -> None:

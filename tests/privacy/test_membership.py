@@ -457,6 +457,18 @@ def test_a_part_of_the_members_is_said_and_lost_validation_images_too(
     assert any("validation images are no longer in" in note for note in found.notes)
 
 
+def test_a_model_that_ended_as_its_probe_is_named(overfitted: Path, tmp_path: Path) -> None:
+    """Its row would be taken for that of the method."""
+    run = Path(shutil.copytree(overfitted / "run", tmp_path / "run"))
+    values = json.loads((run / "summary.json").read_text())
+    values["reported"] = {"which": "auto", "epoch": 0, "val_accuracy": 0.5}
+    (run / "summary.json").write_text(json.dumps(values))
+    asked = MembershipSettings(str(run), references=0, beside=(), out=str(tmp_path / "out"))
+    found = audit_membership(asked)
+    assert found.probes == ("linear (run)",)
+    assert any(note.startswith("linear (run): validation kept nothing") for note in found.notes)
+
+
 def test_what_is_no_run_with_its_images_is_refused(
     overfitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,6 +106,9 @@ def leak(
         None, help="round the entries to so many bits", rich_help_panel=PRIVACY
     ),
     out: str = typer.Option("leak.html", "--out", help="the page", rich_help_panel=OUTPUT),
+    force: bool = typer.Option(
+        False, "--force", help="overwrite the page and its figures", rich_help_panel=OUTPUT
+    ),
 ) -> None:
     """Recover images from updates of your own method and data.
 
@@ -116,7 +119,14 @@ def leak(
     from vitune.cli._progress import Counting, console
     from vitune.cli._settings import pairs
     from vitune.cli._words import whole_numbers, words
-    from vitune.privacy import ATTACKS, Defence, LeakSettings, MatchSettings, write_leak_page
+    from vitune.privacy import (
+        ATTACKS,
+        Defence,
+        LeakSettings,
+        MatchSettings,
+        check_leak_page,
+        write_leak_page,
+    )
     from vitune.privacy.leak import audit_leak
 
     settings = LeakSettings(
@@ -137,6 +147,7 @@ def leak(
         match=MatchSettings(iterations=iterations, knows_labels=known_labels),
         defence=Defence(clip=clip, noise=noise, keep=keep, bits=bits),
     )
+    check_leak_page(out, force=force)
     reading = Counting("reading images")
     try:
         rows, pictures = audit_leak(settings, on_row=_print_row, on_read=reading)
@@ -219,7 +230,10 @@ def backbone_(
         checkpoint, backbone=backbone, image_size=image_size, reference=reference, known=known,
         data=data, name=remember,
     )  # fmt: skip
-    lines = [(one.test, "ok" if one.passed else "SUSPICIOUS", one.saw) for one in found.findings]
+    lines = [
+        (one.test, ("ok" if one.looked else "-") if one.passed else "SUSPICIOUS", one.saw)
+        for one in found.findings
+    ]
     print_columns(("test", "", "saw"), lines, num_names=3)
     if not found.passed:
         console.print("Do not train on this backbone before you know why.")

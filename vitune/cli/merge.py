@@ -25,8 +25,10 @@ def merge(
     """
     from pathlib import Path
 
+    from vitune.cards import AdapterCard
     from vitune.cli._progress import console
     from vitune.exits import ExitsFolder
+    from vitune.fewer_tokens import TokenPlan
     from vitune.inference import merge_run
 
     difference = merge_run(run, out, force=force)
@@ -36,3 +38,10 @@ def merge(
     )
     if ExitsFolder(Path(run)).record.is_file():
         console.print(f"its exits are not merged: {run} itself runs with them", soft_wrap=True)
+    tokens = AdapterCard.read(out).tokens
+    if TokenPlan.parse(tokens).in_inference:
+        console.print(
+            f"only vitune merges its tokens ({tokens}): with these weights other libraries keep "
+            "every token, which gives other logits",
+            soft_wrap=True,
+        )

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vitune.data import Split, load_splits, open_source
 from vitune.errors import VituneError
-from vitune.inference import LoadedRun
+from vitune.inference import LoadedRun, trained_on
 from vitune.runs import RunFolder
 
 NUM_CHECKED = 512
@@ -28,7 +29,8 @@ class ExportImages:
         data: where they come from.
         checked: validation images, at most NUM_CHECKED, spread evenly over the split.
         calibration: training images, at most NUM_CALIBRATION.
-        were_trained_on: whether `checked` trained the network, too, as with --refit.
+        were_trained_on: whether `checked` trained the network, as with --refit: there are no
+            others.
     """
 
     data: str
@@ -71,15 +73,18 @@ def export_images(
             f"--data: got {str(source)!r}, in which every class has one image, expected validation "
             "images to check the file on. Give more images with --data."
         )
+    refitted = bool(config.get("refit")) and data is None
+    trained = trained_on(run.path, splits.val, otherwise=refitted)
+    fresh = np.flatnonzero(~trained)
     return ExportImages(
         Path(str(source)).name,
-        _spread(splits.val, NUM_CHECKED),
-        _spread(splits.train, NUM_CALIBRATION),
-        were_trained_on=bool(config.get("refit")) and data is None,
+        _spread(splits.val, NUM_CHECKED, fresh if len(fresh) else np.arange(len(trained))),
+        _spread(splits.train, NUM_CALIBRATION, np.arange(len(splits.train))),
+        were_trained_on=not len(fresh),
     )
 
 
-def _spread(split: Split, most: int) -> Split:
-    """At most this many images, evenly over the split's order, which goes class by class."""
-    chosen = np.linspace(0, len(split) - 1, min(most, len(split))).round().astype(int)
-    return split.subset(chosen)
+def _spread(split: Split, most: int, among: npt.NDArray[np.intp]) -> Split:
+    """At most this many of the images `among`, evenly over the split, which goes class by class."""
+    places = np.linspace(0, len(among) - 1, min(most, len(among))).round().astype(int)
+    return split.subset(among[places])

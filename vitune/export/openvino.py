@@ -19,7 +19,8 @@ class OpenVinoTarget:
     suffix = ".xml"
     extra = "openvino"
     libraries = ("onnx", "onnxscript", "onnxruntime", "openvino")
-    kinds = OnnxTarget.kinds
+    kinds = ("static",)
+    """OpenVINO would store dynamic's weights as 32-bit integers and multiply them slowly."""
     cuts = True
 
     def write(self, job: Job) -> None:

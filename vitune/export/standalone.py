@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 from PIL import Image, ImageOps, features
@@ -22,6 +23,9 @@ Graph = Callable[[Array], list[Array]]
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What vitune reads, besides AVIF; Pillow has further readers, and one starts Ghostscript."""
+
+BREAKS = ("Cc", "Zl", "Zp")
+"""Categories of the characters that would end a column or a line."""
 
 MAX_MEGAPIXELS = 100.0
 """Of an image, and of its resized copy before the crop: the limit of `vitune predict`."""
@@ -181,9 +185,17 @@ def main(paths: Sequence[str]) -> int:
             status = told(f"image {path!r}", error)
             continue
         (chances,) = model.probabilities(model.logits(pixels[None]))
-        shown = os.fsencode(path).decode(errors="backslashreplace")
-        print(f"{shown}\t{model.classes[chances.argmax()]}\t{chances.max():.4f}")
+        name = os.fsencode(path).decode(errors="backslashreplace")
+        label = model.classes[chances.argmax()]
+        print(f"{shown(name)}\t{shown(label)}\t{chances.max():.4f}")
     return status
+
+
+def shown(text: str) -> str:
+    """One column of one line, in characters that the output has; others as \\n, \\u624b."""
+    escaped = (c.encode("unicode_escape").decode() if category(c) in BREAKS else c for c in text)
+    encoding = sys.stdout.encoding or "utf-8"
+    return "".join(escaped).encode(encoding, errors="backslashreplace").decode(encoding)
 
 
 def told(what: str, error: Exception) -> int:

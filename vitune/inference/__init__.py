@@ -7,6 +7,7 @@ from vitune.inference.merging import merge_run
 from vitune.inference.predict import Prediction, predict, predictions_csv
 from vitune.inference.publishing import Licences, Pushed, push_run
 from vitune.inference.run_scores import evaluate_run
+from vitune.inference.seen import trained_on
 
 __all__ = [
     "Licences",
@@ -22,4 +23,5 @@ __all__ = [
     "predict",
     "predictions_csv",
     "push_run",
+    "trained_on",
 ]

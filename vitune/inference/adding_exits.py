@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vitune.data import (
@@ -43,7 +44,7 @@ from vitune.exits import (
 from vitune.fewer_tokens import TokenPlan
 from vitune.files import atomic_folder, check_new_folder
 from vitune.inference.load import BATCH, LoadedRun, load_run
-from vitune.inference.seen import used_images
+from vitune.inference.seen import trained_on, used_images
 from vitune.report import write_report
 from vitune.runs import RunFolder
 
@@ -94,11 +95,7 @@ def add_exits(
             f"run: got {str(run)!r}, which has exits, expected one without. Calibrate them: "
             f"vitune exits calibrate {run}"
         )
-    if TokenPlan.parse(loaded.card.tokens).in_inference:
-        raise VituneError(
-            f"run: got {str(run)!r} with --tokens {loaded.card.tokens}, expected one that keeps "
-            "every token: an exit reads them all. Train with --tokens keep."
-        )
+    _require_every_token(loaded)
     trunk = find_trunk(loaded.model)
     places = trunk.check(at)
     data = data or str(config["data"])
@@ -106,9 +103,14 @@ def add_exits(
     assert splits.train is not None
     prepared = loaded.card.preprocessing
     train = features_of(loaded.model, trunk, places, splits.train, prepared, on_progress=on_read)
-    val = None
+    val, was_trained_on = None, False
     if splits.val is not None:
-        val = features_of(loaded.model, trunk, places, splits.val, prepared)
+        refitted = bool(config.get("refit")) and data == str(config["data"])
+        fresh = np.flatnonzero(~trained_on(source.path, splits.val, otherwise=refitted))
+        was_trained_on = not len(fresh)
+        all_alike = len(fresh) in (0, len(splits.val))
+        held_out = splits.val if all_alike else splits.val.subset(fresh)
+        val = features_of(loaded.model, trunk, places, held_out, prepared)
     heads = train_exits(loaded.model, trunk, train, val, recipe, on_progress=on_train)
     record: dict[str, Any] = {
         "after": list(places),
@@ -122,7 +124,7 @@ def add_exits(
     }
     if val is not None:
         logits = exit_logits(heads, norm_of(loaded.model, trunk), val)
-        record["val_was_trained_on"] = bool(config.get("refit")) and data == str(config["data"])
+        record["val_was_trained_on"] = was_trained_on
         record["val_accuracy"] = (logits.argmax(-1) == val.labels).double().mean(1).tolist()
     seen = {*digests_of_run(source.path), *digests_trained_on(data)}
     with atomic_folder(out) as aside:
@@ -176,6 +178,7 @@ def calibrate_exits(
             f"exits add {run} "
             "--at 4,7,10 --out RUN2, or train with --method met."
         )
+    _require_every_token(loaded)
     images, _ = load_labelled(
         data,
         loaded.card.preprocessing,
@@ -277,6 +280,19 @@ def unseen(split: Split, seen: set[str], data: str, *, skip: bool) -> Split:
             f"overconfident on them.{hint}"
         )
     return split.subset([index for index, was in enumerate(known) if not was])
+
+
+def _require_every_token(run: LoadedRun) -> None:
+    """Refuse a run that merges tokens: what it knows of them is of all images of a batch.
+
+    Raises:
+        VituneError: it does.
+    """
+    if TokenPlan.parse(run.card.tokens).in_inference:
+        raise VituneError(
+            f"run: got {str(run.path)!r} with --tokens {run.card.tokens}, expected one that keeps "
+            "every token: an exit reads them all. Train with --tokens keep."
+        )
 
 
 def _training_images(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitune.data import UsedImages
+from vitune.data import Split, UsedImages
 from vitune.errors import DataError
 from vitune.runs import RunFolder
 
@@ -91,6 +91,23 @@ def used_images(path: str | Path) -> UsedImages | None:
         if folder.config.is_file() and folder.images.is_file():
             return UsedImages.read(folder.images)
     return None
+
+
+def trained_on(path: str | Path, split: Split, *, otherwise: bool) -> Mask:
+    """Which images of `split` trained the run at `path`, by content, (b,).
+
+    What is held out of a folder depends on all its images: it changes when the folder does.
+
+    Args:
+        otherwise: the answer where the run wrote down no images.
+
+    Raises:
+        DataError: the list is damaged.
+    """
+    used = used_images(path)
+    if used is None:
+        return np.full(len(split), otherwise)
+    return used.took_part([row.tobytes() for row in split.content_digests])["train"]
 
 
 def _counts(did: Mapping[str, Mask], among: Mask) -> dict[str, int]:

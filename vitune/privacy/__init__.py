@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from vitune.privacy.attestation import Attestation, Finding, attest, attest_checkpoint
     from vitune.privacy.inversion import MatchSettings
     from vitune.privacy.leak import ATTACKS, LeakRow, LeakSettings, audit_leak
-    from vitune.privacy.leak_page import write_leak_page
+    from vitune.privacy.leak_page import check_leak_page, write_leak_page
     from vitune.privacy.membership import AttackResult, Estimate
     from vitune.privacy.membership_audit import MembershipSettings, audit_membership
     from vitune.privacy.membership_findings import MembershipFound, in_words
@@ -33,6 +33,7 @@ __all__ = [
     "attest_checkpoint",
     "audit_leak",
     "audit_membership",
+    "check_leak_page",
     "in_words",
     "write_leak_page",
     "write_membership_page",
@@ -42,7 +43,7 @@ _FILES = {
     "attestation": ("Attestation", "Finding", "attest", "attest_checkpoint"),
     "inversion": ("MatchSettings",),
     "leak": ("ATTACKS", "LeakRow", "LeakSettings", "audit_leak"),
-    "leak_page": ("write_leak_page",),
+    "leak_page": ("check_leak_page", "write_leak_page"),
     "membership": ("AttackResult", "Estimate"),
     "membership_audit": ("MembershipSettings", "audit_membership"),
     "membership_findings": ("MembershipFound", "in_words"),

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitune.backbones import fingerprint, head_names, load_backbone
+from vitune.backbones import fingerprint, head_name, head_names, load_backbone, logits_of
 from vitune.data import load_splits, normalise
-from vitune.errors import VituneError, nearest
+from vitune.errors import VituneError, listed, nearest
 from vitune.files import write_atomic
 
 DEFAULT_LIST = "~/.config/vitune/known-backbones.json"
@@ -53,11 +53,13 @@ class Finding:
 
     Args:
         saw: what it saw, for people; also where nothing was wrong.
+        looked: False where the network has nothing that the test can look at; it then passes.
     """
 
     test: str
     passed: bool
     saw: str
+    looked: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def attest(
         VituneError: a reference that is neither a known name nor a fingerprint.
     """
     own = fingerprint(model)
-    findings = [_known(own, reference, known or {}), *_weights(model), *_norms(model)]
+    findings = [_known(own, reference, known or {}), _numbers(model)]
+    findings += [*_weights(model), *_norms(model)]
     if images is not None:
         findings += _attention(model, images)
         if labels is not None:
@@ -131,7 +134,7 @@ def attest_checkpoint(
     if backbone is not None:
         options["checkpoint"] = checkpoint
     loaded = load_backbone(backbone or checkpoint, **options)
-    listed = known or DEFAULT_LIST
+    own_list = known or DEFAULT_LIST
     pixels = labels = None
     if data is not None:
         splits = load_splits(data, loaded.preprocessing, seed=0, val_fraction=0, include=("train",))
@@ -142,10 +145,10 @@ def attest_checkpoint(
         pixels = normalise(images[chosen], loaded.preprocessing)
         labels = torch.from_numpy(splits.train.labels)[chosen]
     found = attest(
-        loaded.model, reference=reference, known=read_known(listed), images=pixels, labels=labels
+        loaded.model, reference=reference, known=read_known(own_list), images=pixels, labels=labels
     )
     if name is not None and found.passed:
-        remember(name, found.fingerprint, listed)
+        remember(name, found.fingerprint, own_list)
     return found
 
 
@@ -200,6 +203,13 @@ def _known(own: str, reference: str | None, known: dict[str, str]) -> Finding:
     wanted = known.get(reference, reference)
     said = "is" if wanted == own else "is not"
     return Finding("fingerprint", wanted == own, f"{own} {said} the reference {wanted}")
+
+
+def _numbers(model: nn.Module) -> Finding:
+    """NaN passes every comparison below."""
+    wrong = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    saw = f"NaN or infinity in {listed(wrong, 3)}" if wrong else "no NaN, no infinity"
+    return Finding("numbers", not wrong, saw)
 
 
 def _weights(model: nn.Module) -> Iterator[Finding]:
@@ -285,7 +295,8 @@ def _attention(model: nn.Module, images: Tensor) -> Iterator[Finding]:
     """Heads that only take means, or only look at their own token, on every image."""
     uniform: list[str] = []
     own: list[str] = []
-    for name, attention in _seen_attention(model, images[:32]):
+    seen = _seen_attention(model, images[:32])
+    for name, attention in seen:
         tokens = attention.shape[-1]
         entropy = -(attention * attention.clamp_min(1e-30).log()).sum(-1)  # (b, h, n)
         lacking = 1 - entropy.amin((0, 2)) / math.log(tokens)
@@ -293,10 +304,13 @@ def _attention(model: nn.Module, images: Tensor) -> Iterator[Finding]:
         uniform += [f"{name} head {head}" for head in (lacking < UNIFORM).nonzero().flatten()]
         own += [f"{name} head {head}" for head in (diagonal > OWN_TOKEN).nonzero().flatten()]
     for test, found in (("attention to all alike", uniform), ("attention to oneself", own)):
-        yield Finding(test, not found, ", ".join(found[:3]) or "no such head")
+        saw = ", ".join(found[:3]) or "no such head"
+        if not seen:
+            saw = "not tested: no layer computes queries, keys and values in one, as timm's do"
+        yield Finding(test, not found, saw, looked=bool(seen))
 
 
-def _seen_attention(model: nn.Module, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _seen_attention(model: nn.Module, images: Tensor) -> list[tuple[str, Tensor]]:
     """Attention of every layer with a fused qkv as timm has it: (b, heads, n, n)."""
     seen: list[tuple[str, Tensor]] = []
     handles = []
@@ -320,22 +334,14 @@ def _seen_attention(model: nn.Module, images: Tensor) -> Iterator[tuple[str, Ten
     finally:
         for handle in handles:
             handle.remove()
-    yield from seen
+    return seen
 
 
 @torch.no_grad()
 def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> Finding:
     """Nearest neighbour among the user's own images: in features it must not lose far to pixels."""
     images, labels = images[:NUM_IMAGES], labels[:NUM_IMAGES]
-    seen: list[Tensor] = []
-    head = model.get_submodule(head_names(model)[0])
-    handle = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    try:
-        for part in images.split(64):
-            model.eval()(part)
-    finally:
-        handle.remove()
-    features = _neighbour_accuracy(torch.cat(seen).flatten(1), labels)
+    features = _neighbour_accuracy(_features(model, images), labels)
     pixels = _neighbour_accuracy(images.flatten(1), labels)
     guess = float((torch.bincount(labels) / len(labels)).max())
     return Finding(
@@ -343,6 +349,23 @@ def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> Finding:
         features - guess >= LEAST_OF_PIXELS * (pixels - guess),
         f"nearest neighbours agree in {features:.0%} by features, in {pixels:.0%} by pixels",
     )
+
+
+def _features(model: nn.Module, images: Tensor) -> Tensor:
+    """What the classifier reads; what the network returns if it has none. (b, d)."""
+    name = head_name(model)
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: Any, output: Any) -> None:
+        seen.append(logits_of(output) if name is None else inputs[0])
+
+    handle = (model if name is None else model.get_submodule(name)).register_forward_hook(keep)
+    try:
+        for part in images.split(64):
+            model.eval()(part)
+    finally:
+        handle.remove()
+    return torch.cat(seen).flatten(1)
 
 
 def _neighbour_accuracy(points: Tensor, labels: Tensor) -> float:

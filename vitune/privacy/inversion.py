@@ -13,7 +13,7 @@ from vitune.privacy.malicious import head_gradient
 from vitune.privacy.shared_update import gradient
 
 VANISHED = 1e-12
-"""A gradient of a smaller norm below the head says nothing (a head of zeros, say)."""
+"""A gradient whose norm is a smaller share of the whole's says nothing (below a head of zeros)."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,9 @@ def match_gradient(
     marks = [round(settings.iterations * share) for share in (3 / 8, 5 / 8, 7 / 8)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, marks, gamma=0.1)
     sizes = {name: float((value.double() ** 2).sum()) for name, value in update.items()}
-    used = [name for name, size in sizes.items() if size > VANISHED**2]
+    used = [name for name, size in sizes.items() if size > VANISHED**2 * sum(sizes.values())]
     target = torch.cat([update[name].flatten() for name in used])
+    target = target / target.abs().max()  # the norm of a tiny one would be 0
     target = target / target.norm()
     for step in range(settings.iterations):
         optimiser.zero_grad()

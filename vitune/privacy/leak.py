@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -77,6 +78,10 @@ class LeakSettings:
         for name, values in (("--batch", self.batches), ("--local-steps", self.local_steps)):
             if not values or min(values) < 1:
                 raise VituneError(f"{name}: got {values!r}, expected whole numbers from 1.")
+        if not self.seeds:
+            raise VituneError("--seeds: got none, expected at least 1.")
+        if not 0 < self.lr < math.inf:
+            raise VituneError(f"--lr: got {self.lr!r}, expected a number above 0.")
         method = get_method(self.method)
         if method.solved and not method.stepped:
             raise VituneError(

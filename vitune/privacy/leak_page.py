@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from vitune.files import write_atomic
+from vitune.errors import OutputError
+from vitune.files import check_output, write_atomic
 from vitune.privacy.leak import LeakRow, LeakSettings, Picture
 from vitune.report import write_page
 
@@ -44,6 +45,23 @@ FIGURES = (
     ("patches", "Patches recovered", 2),
 )
 """Fields of `Agreement`, their titles, and digits; LPIPS only where it could be computed."""
+
+
+def check_leak_page(out: str | Path, *, force: bool = False) -> None:
+    """Refuse a page that, or whose figures, would destroy a file of the user's.
+
+    Raises:
+        OutputError: one of both files is there and `force` is false, or is a folder; or they would
+            be one.
+    """
+    page, figures = Path(out), _figures_of(out)
+    if page == figures:
+        raise OutputError(
+            f"--out: got {str(out)!r}, expected the name of a page such as "
+            f"{str(page.with_suffix('.html'))!r}: its figures go into the JSON file beside it."
+        )
+    for file in (page, figures):
+        check_output(file, force=force)
 
 
 def write_leak_page(
@@ -78,8 +96,12 @@ def write_leak_page(
     )
     values = {"method": settings.method, "backbone": settings.backbone, "data": settings.data}
     listed: dict[str, Any] = {**values, "rows": [row.as_dict() for row in rows]}
-    write_atomic(target.with_suffix(".json"), json.dumps(listed, indent=1))
+    write_atomic(_figures_of(out), json.dumps(listed, indent=1))
     return page
+
+
+def _figures_of(out: str | Path) -> Path:
+    return Path(out).with_suffix(".json")
 
 
 def _has_lpips(rows: Sequence[LeakRow]) -> bool:

@@ -147,6 +147,7 @@ class _Audit:
         choices: dict[str, float] = {}
         exposed: tuple[Exposed, ...] = ()
         blind: Estimate | None = None
+        probes: list[str] = []
         for name in (RUN, *self.beside):
             own, references = self._answers(name, runs, count)
             title = f"{self.run.card.method} (run)" if name == RUN else name
@@ -155,6 +156,7 @@ class _Audit:
                 classes=self.run.classes,
             )  # fmt: skip
             results.append(judge("loss", scores=own))
+            probes += [title] if self._is_probe(name) else []
             scores = own
             if len(references):
                 choices[title] = chosen_a(references, self.trained_on)
@@ -166,7 +168,13 @@ class _Audit:
                     outside = np.exp(log_outside(references, ~self.trained_on))
                 exposed = self._exposed(scores, own, outside)
                 blind = None if outside is None else estimated_auc(outside, self.is_member)
-        return self._told(results, choices, exposed, blind)
+        return self._told(results, choices, exposed, blind, probes)
+
+    def _is_probe(self, name: str) -> bool:
+        """Whether validation kept nothing of what training changed in a model."""
+        folder = self.folder if name == RUN else RunFolder(Path(self.settings.out) / name)
+        summary = folder.read_summary()
+        return summary is not None and summary.reported.is_start
 
     def _answers(
         self, name: str, runs: ReferenceRuns | None, count: _Counting
@@ -244,6 +252,7 @@ class _Audit:
         choices: dict[str, float],
         exposed: tuple[Exposed, ...],
         blind: Estimate | None,
+        probes: list[str],
     ) -> MembershipFound:
         spent = self.privacy
         num_members = int(self.is_member.sum())
@@ -257,6 +266,7 @@ class _Audit:
             reference_size=self.size,
             offline_a=choices,
             blind=blind,
+            probes=tuple(probes),
             results=tuple(results),
             privacy=spent,
             allowed=() if spent is None else tuple(

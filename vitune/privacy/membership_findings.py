@@ -46,6 +46,7 @@ class MembershipFound:
         allowed: the highest TPR that this allows at each of `rates`.
         exposed: the members that the last attack on the run recognises first.
         notes: what a reader must know beside the figures.
+        probes: models that ended as the solved probe they started from.
     """
 
     run: str
@@ -63,6 +64,7 @@ class MembershipFound:
     exposed: tuple[Exposed, ...]
     notes: tuple[str, ...]
     rates: tuple[float, ...] = RATES
+    probes: tuple[str, ...] = ()
 
     @property
     def strongest(self) -> AttackResult:
@@ -93,6 +95,11 @@ def remarks(found: MembershipFound) -> tuple[str, ...]:
         told.append(
             f"the reference runs train on {found.reference_size:,} images, half of all there are; "
             f"the run trained on {found.num_trained:,}. More --others make the attack stronger"
+        )
+    if found.probes:
+        told.append(
+            f"{', '.join(found.probes)}: validation kept nothing of what training changed, so the "
+            "figures are those of the solved linear probe"
         )
     blind = found.blind
     if blind is not None and not blind.low <= 0.5 <= blind.high:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -36,9 +37,9 @@ class Defence:
     bits: int | None = None
 
     def __post_init__(self) -> None:
-        if self.clip is not None and not self.clip > 0:
+        if self.clip is not None and not 0 < self.clip < math.inf:
             raise VituneError(f"--clip: got {self.clip!r}, expected a norm above 0.")
-        if self.noise < 0 or (self.noise and self.clip is None):
+        if not 0 <= self.noise < math.inf or (self.noise and self.clip is None):
             raise VituneError(
                 f"--noise: got {self.noise!r}, expected a number from 0, in units of --clip. "
                 "Give --clip too."
@@ -60,7 +61,8 @@ class Defence:
                 sent[name] = value * factor + self.noise * self.clip * noise
         if self.keep < 1:
             sizes = torch.cat([value.abs().flatten() for value in sent.values()])
-            least = sizes.kthvalue(max(1, round((1 - self.keep) * len(sizes)))).values
+            num_left_out = min(round((1 - self.keep) * len(sizes)), len(sizes) - 1)
+            least = sizes.kthvalue(max(1, num_left_out)).values
             sent = {name: v.where(v.abs() > least, 0.0) for name, v in sent.items()}
         if self.bits is not None:
             sent = {name: _rounded(value, 2**self.bits - 1) for name, value in sent.items()}
@@ -110,6 +112,9 @@ def local_update(
     """What `steps` steps of plain SGD on one batch change, divided by -lr · steps.
 
     With one step this is the gradient. The model is as before afterwards.
+
+    Raises:
+        VituneError: the steps lead to NaN or infinity.
     """
     if steps == 1:
         found = gradient(model, images, labels, create_graph=True)
@@ -125,4 +130,9 @@ def local_update(
         found = {n: (before[n] - v) / (lr * steps) for n, v in parameters.items()}
         for name, value in parameters.items():
             value.copy_(before[name])
+    if not all(value.isfinite().all() for value in found.values()):
+        raise VituneError(
+            f"--lr: got {lr:g}, with which {steps} local steps lead to NaN or infinity, expected "
+            "less. Lower it."
+        )
     return found

@@ -56,7 +56,7 @@ def _stopped(summary: RunSummary) -> Iterator[str]:
         if summary.status == "stopped":
             yield stopped
         return
-    if kept == 0 and summary.reported.which == "auto":
+    if summary.reported.is_start:
         how = f"{stopped}, and" if summary.status == "stopped" else f"{counted(done, 'epoch')}:"
         yield (
             f"{how} by cross-entropy on validation, none was clearly better than the solved "
