@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 from vitune.data import UsedImages
 from vitune.errors import AdapterError
@@ -19,7 +20,17 @@ def require_same_images(folder: RunFolder, images: UsedImages) -> None:
     """
     if not folder.images.is_file() and not has_checkpoint(folder.checkpoint):
         return  # the first start died between two files, before the first step
-    difference = UsedImages.read(folder.images).difference(images)
+    refuse_other_images(folder.images, images)
+
+
+def refuse_other_images(recorded: Path, images: UsedImages) -> None:
+    """Check that `images` are those that a run or a search recorded when it began.
+
+    Raises:
+        AdapterError: others; the text names what differs.
+        DataError: the record is damaged.
+    """
+    difference = UsedImages.read(recorded).difference(images)
     if difference is not None:
         raise AdapterError(
             f"--resume: got other images than the run began with: {difference}. Expected the "
