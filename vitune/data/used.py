@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,6 +115,14 @@ class UsedImages:
     def digests(self) -> frozenset[bytes]:
         """The content hashes of all training and validation images of the run."""
         return frozenset().union(*map(self._digests_of, ROLES))
+
+    @property
+    def identity(self) -> str:
+        """64 hex digits of classes, images and labels in order; wherever the files are."""
+        digest = hashlib.sha256(_bytes(self.classes).tobytes())
+        for role, table in self.tables.items():
+            digest.update(role.encode() + table.labels.tobytes() + table.digests.tobytes())
+        return digest.hexdigest()
 
     def difference(self, now: UsedImages) -> str | None:
         """The changes from this record to `now`, in words; None if there are none."""

@@ -45,6 +45,7 @@ class Progress:
         scaler: state of the fp16 loss scaler.
         accountant: the budget a private run has spent: (noise multiplier, sampling rate, steps)
             each.
+        run: `identity` in config.yaml of the run; empty in checkpoints of older releases.
     """
 
     epoch: Count = 0
@@ -60,6 +61,7 @@ class Progress:
     accuracies: dict[str, float] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
     accountant: list[tuple[float, float, int]] = field(default_factory=list)
+    run: str = ""
 
 
 def save_checkpoint(

@@ -38,6 +38,36 @@ def refuse_other_images(recorded: Path, images: UsedImages) -> None:
         )
 
 
+def require_checkpoint(folder: RunFolder) -> None:
+    """Check that a finished run still has what it continues from, else it would begin again.
+
+    Raises:
+        AdapterError: it has none.
+    """
+    if folder.summary.is_file() and not has_checkpoint(folder.checkpoint):
+        raise AdapterError(
+            f"--resume: got {str(folder.path)!r}, which is finished, without "
+            f"{folder.checkpoint.name}/, expected the one that it continues from. Put it back, or "
+            "start a new run."
+        )
+
+
+def require_own_checkpoint(folder: RunFolder, found: str, own: str) -> None:
+    """Check that a checkpoint is of the run in whose folder it is.
+
+    Args:
+        found, own: identities; that of a run or checkpoint of an older release is empty.
+
+    Raises:
+        AdapterError: it is of another run.
+    """
+    if found and own and found != own:
+        raise AdapterError(
+            f"checkpoint {str(folder.checkpoint)!r}: got one of a run with other settings or "
+            "images, expected this run's own. Put it back, or start a new run."
+        )
+
+
 def require_same_weights(now: Resolved, begun: Resolved) -> None:
     """Check that a run continues with the weights and the processes it began with.
 
