@@ -40,6 +40,20 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_errors_name_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    """Not the half-written one beside it, which nobody knows of."""
+    new = tmp_path / "new"
+    with pytest.raises(OSError, match="full") as caught, atomic_path(new) as aside:
+        raise OSError(28, "disk full", str(aside))
+    assert caught.value.filename == str(new)
+    with pytest.raises(OSError, match="full") as caught, atomic_folder(new) as aside:
+        raise OSError(28, "disk full", str(aside / "inner"))
+    assert caught.value.filename == str(new / "inner")
+    with pytest.raises(FileNotFoundError) as caught, atomic_path(new):
+        (tmp_path / "absent").read_text()
+    assert Path(caught.value.filename) == tmp_path / "absent"
+
+
 def test_a_failure_leaves_the_old_folder(tmp_path: Path) -> None:
     target = tmp_path / "adapter"
     with atomic_folder(target) as aside:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -66,6 +67,39 @@ class TestImagesThatTrained:
         assert run(["evaluate", str(copy), "--data", new]) == 0
         told = headline(read_run(copy))
         assert told is not None and told.name == first.name
+
+    def test_images_in_another_class_than_in_training_are_told(
+        self, copy: Path, photos: Path, tmp_path: Path
+    ) -> None:
+        other = tmp_path / "other"
+        for name, new in (("blue", "red"), ("red", "blue"), ("green", "green")):
+            shutil.copytree(photos / name, other / new)
+        with pytest.warns(UserWarning, match=r"4 images of the run had another .* was in 'red'\. "):
+            assert run(["evaluate", str(copy), "--data", str(other)]) == 0
+
+    def test_a_score_that_cannot_be_stored_is_printed(
+        self,
+        copy: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Of a colleague's run, which others may only read."""
+
+        def fails(path: Path, content: str) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+        monkeypatch.setattr("vitune.inference.run_scores.write_atomic", fails)
+        with pytest.warns(UserWarning, match="val.json: Permission denied. The score is not in"):
+            assert run(["evaluate", str(copy)]) == 0
+        assert "accuracy" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl"])
+    def test_what_the_report_cannot_show_is_told_before_scoring(
+        self, copy: Path, name: str, failed: Failed
+    ) -> None:
+        (copy / name).write_text("[]\n")
+        assert name in failed("evaluate", copy)
+        assert not (copy / "evaluation").exists()
 
     def test_new_images_among_them_are_scored_alone(
         self, copy: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -112,6 +112,20 @@ class UsedImages:
         watched = np.array([digest in known["val"] for digest in digests], bool)
         return {"train": trained, "val": watched & ~trained}
 
+    def labelled_otherwise(self, split: Split) -> dict[int, list[str]]:
+        """The classes that images of the run had, by their index in `split`, where each is in none
+        of its own."""
+        had: dict[bytes, set[str]] = {}
+        for table in self.tables.values():
+            for digest, label in zip(table.digests, table.labels, strict=True):
+                had.setdefault(digest.tobytes(), set()).add(self.classes[label])
+        found = {}
+        for index, digest in enumerate(split.content_digests):
+            classes = had.get(digest.tobytes())
+            if classes and split.classes[split.labels[index]] not in classes:
+                found[index] = sorted(classes)
+        return found
+
     def digests(self) -> frozenset[bytes]:
         """The content hashes of all training and validation images of the run."""
         return frozenset().union(*map(self._digests_of, ROLES))
