@@ -11,7 +11,7 @@ import numpy as np
 
 from vitune.data import Split, load_splits, open_source
 from vitune.errors import VituneError
-from vitune.inference import LoadedRun
+from vitune.inference import LoadedRun, held_out
 from vitune.runs import RunFolder
 
 NUM_CHECKED = 512
@@ -26,7 +26,8 @@ class ExportImages:
 
     Args:
         data: where they come from.
-        checked: validation images, at most NUM_CHECKED, spread evenly over the split.
+        checked: validation images, at most NUM_CHECKED, spread evenly over the split; none that
+            trained the network, if there are others.
         calibration: training images, at most NUM_CALIBRATION.
         were_trained_on: whether `checked` trained the network, too, as with --refit.
     """
@@ -71,11 +72,12 @@ def export_images(
             f"--data: got {str(source)!r}, in which every class has one image, expected validation "
             "images to check the file on. Give more images with --data."
         )
+    val, has_trained = held_out(run.path, splits.val)
     return ExportImages(
         Path(str(source)).name,
-        _spread(splits.val, NUM_CHECKED),
+        _spread(val, NUM_CHECKED),
         _spread(splits.train, NUM_CALIBRATION),
-        were_trained_on=bool(config.get("refit")) and data is None,
+        were_trained_on=has_trained or (bool(config.get("refit")) and data is None),
     )
 
 

@@ -7,6 +7,7 @@ from vitune.inference.merging import merge_run
 from vitune.inference.predict import Prediction, predict, predictions_csv
 from vitune.inference.publishing import Licences, Pushed, push_run
 from vitune.inference.run_scores import evaluate_run
+from vitune.inference.seen import held_out
 
 __all__ = [
     "Licences",
@@ -17,6 +18,7 @@ __all__ = [
     "calibrate_exits",
     "evaluate",
     "evaluate_run",
+    "held_out",
     "load_run",
     "merge_run",
     "predict",

@@ -43,7 +43,7 @@ from vitune.exits import (
 from vitune.fewer_tokens import TokenPlan
 from vitune.files import atomic_folder, check_new_folder
 from vitune.inference.load import BATCH, LoadedRun, load_run
-from vitune.inference.seen import used_images
+from vitune.inference.seen import held_out, used_images, warn_of_other_labels
 from vitune.report import write_report
 from vitune.runs import RunFolder
 
@@ -105,10 +105,14 @@ def add_exits(
     splits = _training_images(data, loaded, config, on_read)
     assert splits.train is not None
     prepared = loaded.card.preprocessing
+    warn_of_other_labels(used_images(source.path), splits.train)
     train = features_of(loaded.model, trunk, places, splits.train, prepared, on_progress=on_read)
     val = None
+    was_trained_on = bool(config.get("refit")) and data == str(config["data"])
     if splits.val is not None:
-        val = features_of(loaded.model, trunk, places, splits.val, prepared)
+        images, has_trained = held_out(source.path, splits.val)
+        was_trained_on = was_trained_on or has_trained
+        val = features_of(loaded.model, trunk, places, images, prepared)
     heads = train_exits(loaded.model, trunk, train, val, recipe, on_progress=on_train)
     record: dict[str, Any] = {
         "after": list(places),
@@ -122,7 +126,7 @@ def add_exits(
     }
     if val is not None:
         logits = exit_logits(heads, norm_of(loaded.model, trunk), val)
-        record["val_was_trained_on"] = bool(config.get("refit")) and data == str(config["data"])
+        record["val_was_trained_on"] = was_trained_on
         record["val_accuracy"] = (logits.argmax(-1) == val.labels).double().mean(1).tolist()
     seen = {*digests_of_run(source.path), *digests_trained_on(data)}
     with atomic_folder(out) as aside:

@@ -11,14 +11,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from vitune.data import TOLD, CacheSettings, Split, UsedImages, absolute_source, load_labelled
+from vitune.data import TOLD, CacheSettings, absolute_source, load_labelled
 from vitune.errors import VituneError
 from vitune.files import write_atomic
 from vitune.inference.evaluate import evaluate
 from vitune.inference.exit_scores import Rival, score_exits
 from vitune.inference.load import LoadedRun, load_run
-from vitune.inference.seen import Chooser, used_images
-from vitune.report import check_readable, counted, write_report
+from vitune.inference.seen import Chooser, used_images, warn_of_other_labels
+from vitune.report import check_readable, write_report
 from vitune.runs import RunFolder
 
 Progress = Callable[[int, int], None]
@@ -92,8 +92,7 @@ def evaluate_run(
         settings=settings,
         choose=choose,
     )
-    if used is not None:
-        _warn_of_other_labels(used, images)
+    warn_of_other_labels(used, images)
     data = absolute_source(data)
     result = evaluate(run, images, data=data, on_progress=on_score)
     if run.exits is not None:
@@ -117,19 +116,6 @@ def _store(file: Path, result: dict[str, Any], folder: RunFolder) -> None:
         warnings.warn(
             f"{error.filename or file}: {error.strerror or error}. The score is not in the run's "
             "report.",
-            stacklevel=3,
-        )
-
-
-def _warn_of_other_labels(used: UsedImages, images: Split) -> None:
-    """Warn of images of the run that were moved to another class: they are scored as they are."""
-    found = used.labelled_otherwise(images)
-    if found:
-        first = min(found)
-        was = " and ".join(map(repr, found[first]))
-        warnings.warn(
-            f"{counted(len(found), 'image')} of the run had another class in training; the first, "
-            f"{images.paths[first]!r}, was in {was}. The score is by the labels of today.",
             stacklevel=3,
         )
 

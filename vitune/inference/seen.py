@@ -1,7 +1,8 @@
-"""Which labelled images may be scored: those that a run was not trained on."""
+"""Which labelled images may be scored: those that a run was not trained on; and their labels."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitune.data import UsedImages
+from vitune.data import Split, UsedImages
 from vitune.errors import DataError
+from vitune.report import counted
 from vitune.runs import RunFolder
 
 Mask = npt.NDArray[np.bool_]
@@ -91,6 +93,42 @@ def used_images(path: str | Path) -> UsedImages | None:
         if folder.config.is_file() and folder.images.is_file():
             return UsedImages.read(folder.images)
     return None
+
+
+def held_out(path: str | Path, split: Split) -> tuple[Split, bool]:
+    """The images of a validation split that did not train the run at `path`; all if all did.
+
+    A hold-out that is drawn again is another one if a file has been added or removed since. A
+    warning names images that have another class now.
+
+    Returns:
+        The images, and whether they trained the run.
+    """
+    used = used_images(path)
+    if used is None:
+        return split, False
+    warn_of_other_labels(used, split)
+    kept = ~used.took_part([row.tobytes() for row in split.content_digests])["train"]
+    if not kept.any():
+        return split, True
+    return (split if kept.all() else split.subset(np.flatnonzero(kept))), False
+
+
+def warn_of_other_labels(used: UsedImages | None, split: Split) -> None:
+    """Warn of images of the run that have another class now than in its training.
+
+    Args:
+        used: the images of the run; None if unknown.
+    """
+    found = {} if used is None else used.labelled_otherwise(split)
+    if found:
+        first = min(found)
+        was = " and ".join(map(repr, found[first]))
+        warnings.warn(
+            f"{counted(len(found), 'image')} of the run had another class in training; the first, "
+            f"{split.paths[first]!r}, was in {was}. The labels of today count.",
+            stacklevel=3,
+        )
 
 
 def _counts(did: Mapping[str, Mask], among: Mask) -> dict[str, int]:
