@@ -11,15 +11,20 @@ import stat
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from cli_images import TRAIN, Failed, paint
 from PIL import Image
 from safetensors.torch import save_file
 
+from vitune.bench.study.cells import CellResult
 from vitune.cli import run
 from vitune.cli._progress import TrainingProgress
 from vitune.cli._signals import until_terminated
+from vitune.cli._study import StudyProgress
+from vitune.errors import InterruptError
 from vitune.report import read_run
 from vitune.report.headline import headline
 from vitune.runs import RunFolder
@@ -345,6 +350,17 @@ class TestStopsAndGoesOn:
 
         monkeypatch.setattr("vitune.cards.AdapterCard.read", stop)
         assert failed("info", trained, code=130) == "vitune: stopped.\n"
+
+    def test_ctrl_c_in_a_study_says_what_is_kept(self) -> None:
+        """A failed run is tried again: it is not among them."""
+        plain: dict[str, Any] = {"stage": "final", "label": "lora", "task": "photos", "seed": 0}
+        plain |= {"setting": {}, "seconds": 1.0, "val": 0.5, "scores": None, "error": None}
+        told = r"stopped\. 1 run is kept in runs/all\. Continue with the same command\."
+        with pytest.raises(InterruptError, match=told), StudyProgress("runs/all") as watcher:
+            for settled, status in ((True, "done"), (False, "failed")):
+                found = SimpleNamespace(**plain, status=status, is_settled=settled)
+                watcher.finished(cast(CellResult, found), False)
+            raise KeyboardInterrupt
 
     def test_a_config_that_differs_is_refused(
         self, copy: Path, tmp_path: Path, failed: Failed
