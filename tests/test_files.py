@@ -49,6 +49,9 @@ def test_errors_name_the_file_that_was_asked_for(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="full") as caught, atomic_folder(new) as aside:
         raise OSError(28, "disk full", str(aside / "inner"))
     assert caught.value.filename == str(new / "inner")
+    with pytest.raises(OSError, match="full") as caught, atomic_path(new):
+        raise OSError(28, "disk full")  # of a write, which does not say where
+    assert caught.value.filename == str(new)
     with pytest.raises(FileNotFoundError) as caught, atomic_path(new):
         (tmp_path / "absent").read_text()
     assert Path(caught.value.filename) == tmp_path / "absent"

@@ -20,6 +20,9 @@ MAX_NAME = 100
 """Characters of the target's name in the name of a part; file systems allow 255 in total."""
 PART = re.compile(r"\.(?P<name>.+)\.(?P<writer>[0-9a-f]{8}-\d+)-[0-9a-f]{8}\.part", re.DOTALL)
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a write to a full disk, or beyond a limit on files."""
+
 OPEN_FILE = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")
 
 
@@ -218,7 +221,9 @@ def _named_as(target: Path, aside: Path) -> Iterator[Path]:
     try:
         yield aside
     except OSError as error:
-        if isinstance(error.filename, str | Path):
+        if error.filename is None and error.errno in NO_ROOM:  # a write does not say where
+            error.filename = str(target)
+        elif isinstance(error.filename, str | Path):
             inside = os.path.relpath(error.filename, aside)
             if not inside.startswith(os.pardir):
                 error.filename = os.path.normpath(target / inside)

@@ -239,6 +239,8 @@ def test_a_torn_line_costs_its_own_run_only(tmp_path: Path) -> None:
     lines = tmp_path / "tune" / "attempts.jsonl"
     whole = lines.read_text()
     lines.write_text(whole + whole[:50])  # killed while it wrote the second
+    (tmp_path / "tune" / "losses-1.npy").touch()
+    assert log.num_kept() == 1
     log.add(attempt(2.0), 1, 3.0)
     found, used_s = log.read(100)
     assert [round(one.loss, 6) for one in found] == [1.0, 2.0] and used_s == 3.0

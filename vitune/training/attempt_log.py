@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class AttemptLog:
 
     def __init__(self, out: Path) -> None:
         self.out, self.folder = out, out / "tune"
+        self.lines = self.folder / "attempts.jsonl"
 
     def begin(self, settings: Mapping[str, Any], budget_s: float) -> None:
         """Record what was asked for, so that the search can go on without being told again."""
@@ -80,7 +81,7 @@ class AttemptLog:
 
     def num_kept(self) -> int:
         """Finished runs of the search."""
-        return len(list(self.folder.glob("losses-*.npy")))
+        return sum(1 for _ in self._rows())
 
     def outcome(self) -> str:
         """The chosen setting beside the solved probe, in one line."""
@@ -91,9 +92,8 @@ class AttemptLog:
         name = f"losses-{number}.npy"
         np.save(self.folder / name, attempt.losses)
         line = {**attempt.row(), "losses": name, "used_s": used_s}
-        path = self.folder / "attempts.jsonl"
-        is_torn = path.is_file() and not path.read_bytes().endswith(b"\n")
-        with path.open("a") as file:
+        is_torn = self.lines.is_file() and not self.lines.read_bytes().endswith(b"\n")
+        with self.lines.open("a") as file:
             file.write("\n" * is_torn + json.dumps(line) + "\n")
 
     def read(self, num_images: int) -> tuple[list[Attempt], float]:
@@ -107,13 +107,7 @@ class AttemptLog:
         """
         attempts: list[Attempt] = []
         used_s = 0.0
-        path = self.folder / "attempts.jsonl"
-        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-            except ValueError:  # the kill fell into this line
-                continue
+        for number, row in self._rows():
             try:
                 used_s = float(row.pop("used_s"))
                 losses = np.load(self.folder / row.pop("losses"))
@@ -122,10 +116,20 @@ class AttemptLog:
                 attempts.append(Attempt.of_row(row, losses))
             except DAMAGE as error:
                 raise AdapterError(
-                    f"{path} line {number}: got {_reason(error)}, expected a run as the search "
-                    "wrote it. Remove the line: the run is then made again."
+                    f"{self.lines} line {number}: got {_reason(error)}, expected a run as the "
+                    "search wrote it. Remove the line: the run is then made again."
                 ) from None
         return attempts, used_s
+
+    def _rows(self) -> Iterator[tuple[int, Any]]:
+        """Every whole line with its number; one that a kill or a full disk tore is skipped."""
+        lines = self.lines.read_text(errors="replace").splitlines() if self.lines.is_file() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            yield number, row
 
     def decided(self) -> Attempt | None:
         """The choice of a search that was killed during its refit; None before the choice."""
