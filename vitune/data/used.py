@@ -148,6 +148,8 @@ class UsedImages:
         ):
             return None
         before, after = self._by_path(), now._by_path()
+        if not before.keys() & after.keys():  # the folder has moved: told apart by the place in it
+            before, after = _inside(before), _inside(after)
         both = before.keys() & after.keys()
         kinds = {
             "changed": [path for path in both if before[path][0] != after[path][0]],
@@ -175,6 +177,15 @@ class UsedImages:
             for table in self.tables.values()
             for path, digest, label in zip(table.paths, table.digests, table.labels, strict=True)
         }
+
+
+def _inside(by_path: dict[str, tuple[bytes, int]]) -> dict[str, tuple[bytes, int]]:
+    """The same by the path below the folder that all have in common."""
+    try:
+        root = os.path.commonpath(by_path)
+    except ValueError:  # absolute and relative ones, or none
+        return by_path
+    return {path[len(root) :].lstrip(os.sep): value for path, value in by_path.items()}
 
 
 def _table(arrays: Mapping[str, npt.NDArray[np.uint8]], role: str) -> ImageTable:
