@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from vitune.errors import OutputError
@@ -28,6 +30,7 @@ from vitune.files import (
     write_output,
 )
 from vitune.processes import Writer
+from vitune.tensors import disk_errors
 
 
 def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
@@ -55,6 +58,14 @@ def test_errors_name_the_file_that_was_asked_for(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught, atomic_path(new):
         (tmp_path / "absent").read_text()
     assert Path(caught.value.filename) == tmp_path / "absent"
+
+
+def test_a_write_that_safetensors_could_not_make_is_told_as_the_system_does() -> None:
+    for text, number in (("I/O error: File too large (os error 27)", 27), ("odd", errno.EIO)):
+        with pytest.raises(OSError) as caught, disk_errors(Path("a.safetensors")):
+            raise SafetensorError(f"Error while serializing: {text}")
+        assert (caught.value.errno, caught.value.filename) == (number, "a.safetensors")
+    assert caught.value.strerror == "Error while serializing: odd"
 
 
 def test_a_failure_leaves_the_old_folder(tmp_path: Path) -> None:
