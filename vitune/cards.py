@@ -138,7 +138,10 @@ class AdapterCard:
             raise VituneError(f"temperature: got {card.temperature!r}, expected a number above 0")
         own = card.checksums.get(CARD)  # cards of older releases have none
         if own is not None and own != _own_sha256(whole):
-            text = f"{path}: got values that are not those that vitune wrote: it was edited."
+            text = (
+                f"{path}: got values that were edited after vitune wrote them, expected the "
+                "original ones."
+            )
             refuse_unless_forced(text, "Put the original back", force=force)
         return card
 

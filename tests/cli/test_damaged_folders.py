@@ -85,9 +85,9 @@ class TestDamage:
         card = json.loads(file.read_text())
         file.write_text(json.dumps({**card, "classes": card["classes"][::-1]}))
         for words in (["predict", copy, photos], ["info", copy]):
-            assert "vitune.json: got values that are not those" in failed(*words)
+            assert "vitune.json: got values that were edited" in failed(*words)
         words = ["predict", str(copy), str(photos), "--out", str(tmp_path / "p.csv"), "--force"]
-        with pytest.warns(UserWarning, match="it was edited. Loading it anyway"):
+        with pytest.warns(UserWarning, match=r"the original ones\. Loading it anyway"):
             assert run(words) == 0
         file.write_text(json.dumps(card))  # another layout says the same
         assert run(["info", str(copy)]) == 0

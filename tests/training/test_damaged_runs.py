@@ -174,6 +174,17 @@ def test_the_checkpoint_of_another_run_is_refused(stopped_run: Path, tmp_path: P
         fit(out=run, resume=True)
 
 
+def test_a_checkpoint_of_an_older_release_is_continued(stopped_run: Path, tmp_path: Path) -> None:
+    """It does not say which run it is of."""
+    run = tmp_path / "run"
+    shutil.copytree(stopped_run, run)
+    state = run / "checkpoint" / "state.json"
+    values = json.loads(state.read_text())
+    del values["sha256"], values["run"]
+    state.write_text(json.dumps({**values, "sha256": _checksum(values, state.parent)}))
+    assert fit(out=run, resume=True).summary.epochs == 2
+
+
 @pytest.mark.parametrize(
     ("gone", "told"),
     [
