@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from vitune.errors import OutputError
@@ -28,6 +30,7 @@ from vitune.files import (
     write_output,
 )
 from vitune.processes import Writer
+from vitune.tensors import disk_errors
 
 
 def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
@@ -38,6 +41,31 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
         raise OSError("disk full")
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_errors_name_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    """Not the half-written one beside it, which nobody knows of."""
+    new = tmp_path / "new"
+    with pytest.raises(OSError, match="full") as caught, atomic_path(new) as aside:
+        raise OSError(28, "disk full", str(aside))
+    assert caught.value.filename == str(new)
+    with pytest.raises(OSError, match="full") as caught, atomic_folder(new) as aside:
+        raise OSError(28, "disk full", str(aside / "inner"))
+    assert caught.value.filename == str(new / "inner")
+    with pytest.raises(OSError, match="full") as caught, atomic_path(new):
+        raise OSError(28, "disk full")  # of a write, which does not say where
+    assert caught.value.filename == str(new)
+    with pytest.raises(FileNotFoundError) as caught, atomic_path(new):
+        (tmp_path / "absent").read_text()
+    assert Path(caught.value.filename) == tmp_path / "absent"
+
+
+def test_a_write_that_safetensors_could_not_make_is_told_as_the_system_does() -> None:
+    for text, number in (("I/O error: File too large (os error 27)", 27), ("odd", errno.EIO)):
+        with pytest.raises(OSError) as caught, disk_errors(Path("a.safetensors")):
+            raise SafetensorError(f"Error while serializing: {text}")
+        assert (caught.value.errno, caught.value.filename) == (number, "a.safetensors")
+    assert caught.value.strerror == "Error while serializing: odd"
 
 
 def test_a_failure_leaves_the_old_folder(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def load_adapter(
     """
     folder = Path(folder)
     recover_folder(folder)
-    card = AdapterCard.read(folder)
+    card = AdapterCard.read(folder, force=force)
     tensors = read_tensors(folder / TENSORS)
     config = read_config(folder, card, force)
     config.inference_mode = not trainable
@@ -266,7 +266,7 @@ def load_merged(model: nn.Module, folder: str | Path, *, force: bool = False) ->
             bias = nn.Parameter(torch.empty_like(tensors[name]), requires_grad=False)
             model.get_submodule(owner).register_parameter(leaf, bias)
     _compare_tensors(model.state_dict(), tensors, Path(folder))
-    AdapterCard.read(folder).check_file(Path(folder) / MERGED, force=force)
+    AdapterCard.read(folder, force=force).check_file(Path(folder) / MERGED, force=force)
     model.load_state_dict(tensors)
     return model
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,7 +62,7 @@ class AdapterCard:
             network. Not written if every token is kept.
         plugin: the origin of a method from outside vitune: "file" and "sha256", or "package" and
             "version"; empty, and not written, for all others.
-        checksums: sha256 of the files next to the card, by name.
+        checksums: sha256 of the files next to the card, by name, and of the card's own values.
     """
 
     method: str
@@ -87,15 +89,20 @@ class AdapterCard:
         for name, usual in (("plugin", {}), ("tokens", KEEP)):
             if values[name] == usual:
                 del values[name]
-        text = json.dumps({"format": FORMAT, **values}, indent=2)
-        (folder / CARD).write_text(text + "\n")
+        whole: dict[str, Any] = {"format": FORMAT, **values}
+        whole["checksums"] = {**card.checksums, CARD: _own_sha256(whole)}
+        (folder / CARD).write_text(json.dumps(whole, indent=2) + "\n")
 
     @classmethod
-    def read(cls, folder: str | Path) -> AdapterCard:
+    def read(cls, folder: str | Path, *, force: bool = False) -> AdapterCard:
         """The card in `folder`.
 
+        Args:
+            force: warn of values that were edited, instead of refusing.
+
         Raises:
-            AdapterError: the folder or the card is missing, or the card is damaged.
+            AdapterError: the folder or the card is missing, or the card is damaged or was edited,
+                for example the order of its classes.
         """
         path = Path(folder) / CARD
         if not path.is_file():
@@ -104,7 +111,7 @@ class AdapterCard:
                 "(RUN/adapter or the result of 'vitune merge')."
             )
         try:
-            return cls._parsed(path)
+            return cls._parsed(path, force)
         except ValidationError as error:
             raise _damaged(path, explain(error)) from None
         except AdapterError:
@@ -113,10 +120,11 @@ class AdapterCard:
             raise _damaged(path, one_line(error)) from None
 
     @classmethod
-    def _parsed(cls, path: Path) -> AdapterCard:
-        values = json.loads(path.read_text())
-        if not isinstance(values, dict):
-            raise VituneError(f"got {type(values).__name__}, expected a mapping")
+    def _parsed(cls, path: Path, force: bool) -> AdapterCard:
+        whole = json.loads(path.read_text())
+        if not isinstance(whole, dict):
+            raise VituneError(f"got {type(whole).__name__}, expected a mapping")
+        values = dict(whole)
         given = values.pop("format")
         if given != FORMAT:
             raise AdapterError(
@@ -128,6 +136,13 @@ class AdapterCard:
         card: AdapterCard = TypeAdapter(cls).validate_python(values)
         if not 0 < card.temperature < math.inf:
             raise VituneError(f"temperature: got {card.temperature!r}, expected a number above 0")
+        own = card.checksums.get(CARD)  # cards of older releases have none
+        if own is not None and own != _own_sha256(whole):
+            text = (
+                f"{path}: got values that were edited after vitune wrote them, expected the "
+                "original ones."
+            )
+            refuse_unless_forced(text, "Put the original back", force=force)
         return card
 
     def check_file(self, file: Path, *, force: bool = False) -> None:
@@ -173,6 +188,13 @@ def adapter_folder(path: str | Path) -> Path:
     """
     folder = local_copy(path)
     return folder if (folder / CARD).is_file() else RunFolder.open(folder).adapter
+
+
+def _own_sha256(values: Mapping[str, Any]) -> str:
+    """sha256 of a card's values but for this checksum itself; the layout of the file is free."""
+    files = {name: value for name, value in values["checksums"].items() if name != CARD}
+    text = json.dumps({**values, "checksums": files}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _damaged(path: Path, what: str) -> AdapterError:

@@ -20,6 +20,9 @@ MAX_NAME = 100
 """Characters of the target's name in the name of a part; file systems allow 255 in total."""
 PART = re.compile(r"\.(?P<name>.+)\.(?P<writer>[0-9a-f]{8}-\d+)-[0-9a-f]{8}\.part", re.DOTALL)
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a write to a full disk, or beyond a limit on files."""
+
 OPEN_FILE = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")
 
 
@@ -37,22 +40,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     sweep(target.parent, target.name)
-    aside = _part_name(target)
-    handle = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    mode = stat.S_IMODE(os.fstat(handle).st_mode)
-    os.close(handle)
-    try:
-        yield aside
-        if target.exists():
-            mode = stat.S_IMODE(target.stat().st_mode)
-        aside.chmod(mode)  # the writer may have replaced it with a file of another mode
-        # In this order: the content is on disk before the name points to it, else a power cut could
-        # leave the name with an empty file; the new name itself is stored in the folder.
-        _flush(aside)
-        aside.replace(target)
-        _flush(target.parent)
-    finally:
-        aside.unlink(missing_ok=True)
+    with _named_as(target, _part_name(target)) as aside:
+        handle = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)
+        os.close(handle)
+        try:
+            yield aside
+            if target.exists():
+                mode = stat.S_IMODE(target.stat().st_mode)
+            aside.chmod(mode)  # the writer may have replaced it with a file of another mode
+            # In this order: the content is on disk before the name points to it, else a power cut
+            # could leave the name with an empty file; the new name itself is stored in the folder.
+            _flush(aside)
+            aside.replace(target)
+            _flush(target.parent)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -67,20 +70,20 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(target)
     sweep(target.parent, target.name)
-    aside = _part_name(target)
-    aside.mkdir()
-    try:
-        yield aside
-        mode = stat.S_IMODE(aside.stat().st_mode) & 0o666
-        for entry in aside.rglob("*"):
-            if entry.is_file():
-                entry.chmod(mode)
-                _flush(entry)
-        _flush(aside)
-        _swap_in(aside, target)
-        _flush(target.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with _named_as(target, _part_name(target)) as aside:
+        aside.mkdir()
+        try:
+            yield aside
+            mode = stat.S_IMODE(aside.stat().st_mode) & 0o666
+            for entry in aside.rglob("*"):
+                if entry.is_file():
+                    entry.chmod(mode)
+                    _flush(entry)
+            _flush(aside)
+            _swap_in(aside, target)
+            _flush(target.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def recover_folder(path: str | Path) -> None:
@@ -210,6 +213,21 @@ def _is_open_file(path: Path) -> bool:
 def _part_name(target: Path) -> Path:
     token = f"{Writer.here()}-{secrets.token_hex(4)}"
     return target.with_name(f".{target.name[:MAX_NAME]}.{token}.part")
+
+
+@contextmanager
+def _named_as(target: Path, aside: Path) -> Iterator[Path]:
+    """Within the context, errors name the file that the user knows, not the one beside it."""
+    try:
+        yield aside
+    except OSError as error:
+        if error.filename is None and error.errno in NO_ROOM:  # a write does not say where
+            error.filename = str(target)
+        elif isinstance(error.filename, str | Path):
+            inside = os.path.relpath(error.filename, aside)
+            if not inside.startswith(os.pardir):
+                error.filename = os.path.normpath(target / inside)
+        raise
 
 
 def _swap_in(aside: Path, target: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +15,8 @@ from torch import Tensor
 
 from vitune.errors import AdapterError
 
-FULL = "os error 28"
-"""safetensors' text for ENOSPC; other write failures are rare and varied."""
+SYSTEM_ERROR = re.compile(r"os error (\d+)")
+"""safetensors' text for a failure of the file system, such as 28 for a full disk."""
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -47,6 +49,7 @@ def disk_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        number = errno.ENOSPC if FULL in str(error) else errno.EIO
-        reason = "No space left on device" if number == errno.ENOSPC else str(error)
+        found = SYSTEM_ERROR.search(str(error))
+        number = int(found[1]) if found else errno.EIO
+        reason = os.strerror(number) if found else str(error)
         raise OSError(number, reason, str(file)) from None

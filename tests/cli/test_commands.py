@@ -134,7 +134,7 @@ def test_combine_says_whose_tokens_and_preprocessing_apply(
     ):
         other, out = tmp_path / name, tmp_path / f"{name}-out"
         shutil.copytree(trained / "adapter", other)
-        (other / "vitune.json").write_text(json.dumps({**values, **entries}))
+        (other / "vitune.json").write_text(json.dumps({**values, **entries, "checksums": {}}))
         capsys.readouterr()
         words = ["combine", str(trained), str(other), "--weights", "0.5,0.5", "--out", str(out)]
         assert run(words) == 0
@@ -259,7 +259,8 @@ def test_another_backbone_or_damaged_tensors_are_refused(
     copy = tmp_path / "copy"
     shutil.copytree(trained / "adapter", copy)
     card = json.loads((copy / "vitune.json").read_text())
-    (copy / "vitune.json").write_text(json.dumps({**card, "fingerprint": "v1-0000000000000000"}))
+    other = {**card, "fingerprint": "v1-0000000000000000", "checksums": {}}
+    (copy / "vitune.json").write_text(json.dumps(other))
     message = refused("merge", copy, "--out", tmp_path / "m")
     assert "v1-0000000000000000" in message and card["fingerprint"] in message
     assert "--force" in message

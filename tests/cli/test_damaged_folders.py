@@ -77,6 +77,21 @@ class TestDamage:
             message = failed(verb, copy)
             assert told in message and "vitune.json" in message
 
+    def test_a_card_whose_classes_were_reordered(
+        self, copy: Path, photos: Path, failed: Failed, tmp_path: Path
+    ) -> None:
+        """Every prediction would have another class's name."""
+        file = copy / "adapter" / "vitune.json"
+        card = json.loads(file.read_text())
+        file.write_text(json.dumps({**card, "classes": card["classes"][::-1]}))
+        for words in (["predict", copy, photos], ["info", copy]):
+            assert "vitune.json: got values that were edited" in failed(*words)
+        words = ["predict", str(copy), str(photos), "--out", str(tmp_path / "p.csv"), "--force"]
+        with pytest.warns(UserWarning, match=r"the original ones\. Loading it anyway"):
+            assert run(words) == 0
+        file.write_text(json.dumps(card))  # another layout says the same
+        assert run(["info", str(copy)]) == 0
+
     @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
     def test_a_flipped_bit(self, copy: Path, name: str, failed: Failed) -> None:
         file = copy / "adapter" / name

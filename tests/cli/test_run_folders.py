@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,15 +11,20 @@ import stat
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from cli_images import TRAIN, Failed, paint
 from PIL import Image
 from safetensors.torch import save_file
 
+from vitune.bench.study.cells import CellResult
 from vitune.cli import run
 from vitune.cli._progress import TrainingProgress
 from vitune.cli._signals import until_terminated
+from vitune.cli._study import StudyProgress
+from vitune.errors import InterruptError
 from vitune.report import read_run
 from vitune.report.headline import headline
 from vitune.runs import RunFolder
@@ -66,6 +72,39 @@ class TestImagesThatTrained:
         assert run(["evaluate", str(copy), "--data", new]) == 0
         told = headline(read_run(copy))
         assert told is not None and told.name == first.name
+
+    def test_images_in_another_class_than_in_training_are_told(
+        self, copy: Path, photos: Path, tmp_path: Path
+    ) -> None:
+        other = tmp_path / "other"
+        for name, new in (("blue", "red"), ("red", "blue"), ("green", "green")):
+            shutil.copytree(photos / name, other / new)
+        with pytest.warns(UserWarning, match=r"4 images of the run had another .* was in 'red'\. "):
+            assert run(["evaluate", str(copy), "--data", str(other)]) == 0
+
+    def test_a_score_that_cannot_be_stored_is_printed(
+        self,
+        copy: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Of a colleague's run, which others may only read."""
+
+        def fails(path: Path, content: str) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+        monkeypatch.setattr("vitune.inference.run_scores.write_atomic", fails)
+        with pytest.warns(UserWarning, match="val.json: Permission denied. The score is not in"):
+            assert run(["evaluate", str(copy)]) == 0
+        assert "accuracy" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl"])
+    def test_what_the_report_cannot_show_is_told_before_scoring(
+        self, copy: Path, name: str, failed: Failed
+    ) -> None:
+        (copy / name).write_text("[]\n")
+        assert name in failed("evaluate", copy)
+        assert not (copy / "evaluation").exists()
 
     def test_new_images_among_them_are_scored_alone(
         self, copy: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -311,6 +350,17 @@ class TestStopsAndGoesOn:
 
         monkeypatch.setattr("vitune.cards.AdapterCard.read", stop)
         assert failed("info", trained, code=130) == "vitune: stopped.\n"
+
+    def test_ctrl_c_in_a_study_says_what_is_kept(self) -> None:
+        """A failed run is tried again: it is not among them."""
+        plain: dict[str, Any] = {"stage": "final", "label": "lora", "task": "photos", "seed": 0}
+        plain |= {"setting": {}, "seconds": 1.0, "val": 0.5, "scores": None, "error": None}
+        told = r"stopped\. 1 run is kept in runs/all\. Continue with the same command\."
+        with pytest.raises(InterruptError, match=told), StudyProgress("runs/all") as watcher:
+            for settled, status in ((True, "done"), (False, "failed")):
+                found = SimpleNamespace(**plain, status=status, is_settled=settled)
+                watcher.finished(cast(CellResult, found), False)
+            raise KeyboardInterrupt
 
     def test_a_config_that_differs_is_refused(
         self, copy: Path, tmp_path: Path, failed: Failed

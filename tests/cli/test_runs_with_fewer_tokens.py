@@ -44,7 +44,8 @@ def with_tokens(path: Path, copy: Path, tokens: object) -> Path:
     """A copy of a run whose card names other tokens."""
     shutil.copytree(path, copy)
     file = copy / "adapter" / "vitune.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "tokens": tokens}))
+    card = {**json.loads(file.read_text()), "tokens": tokens, "checksums": {}}
+    file.write_text(json.dumps(card))
     return copy
 
 

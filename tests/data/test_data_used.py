@@ -83,6 +83,19 @@ def test_a_difference_is_named(train: Split, val: Split | None, told: str | None
         assert re.search(told, found), found
 
 
+def test_in_a_folder_that_moved_only_what_changed_is_named() -> None:
+    def at(root: str, *numbers: int, moved: int = 0) -> UsedImages:
+        places = {f"p{n}": f"{root}/{CLASSES[(n + (n == moved)) % 2]}/{n}.png" for n in numbers}
+        labels = [(n + (n == moved)) % 2 for n in numbers]
+        return UsedImages.of(split("train", list(numbers), labels, **places), None)
+
+    before = at("/old/place", 1, 2, 3, 4)
+    assert before.difference(at("/new", 1, 2, 3, 4)) is None
+    assert before.difference(at("/new", 1, 3, 4)) == "1 missing ('cat/2.png')"
+    told = before.difference(at("/new", 1, 2, 3, 4, moved=2))
+    assert told == "1 missing ('cat/2.png'), 1 new ('dög/2.png')"
+
+
 def test_other_classes_are_a_difference() -> None:
     before = UsedImages.of(split("train", [1, 2]), None)
     now = UsedImages(before.tables, ("cat", "cow"))

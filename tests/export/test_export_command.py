@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 
 from vitune.cli import run
-from vitune.data import UsedImages
+from vitune.data import UsedImages, load_splits
 from vitune.export import verify
 from vitune.export.deployed import Deployed
 from vitune.export.export_images import export_images
 from vitune.export.standalone import Model, softmax
-from vitune.inference import load_run
+from vitune.inference import held_out, load_run
 from vitune.preprocessing import Preprocessing
 
 Refused = Callable[..., str]
@@ -105,7 +105,7 @@ def test_no_images_are_called_validation_that_trained_the_network(
     capsys.readouterr()
     assert run(["exits", "add", str(refitted), "--at", "1", "--out", str(tmp_path / "exits")]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "accuracy on images that trained the network (--refit)" in told
+    assert "accuracy on images that trained the network, but not" in told
     assert "validation accuracy" not in told
 
 
@@ -129,6 +129,24 @@ def test_a_folder_that_has_grown_gives_no_training_images_to_check_on(
         did = used.took_part([row.tobytes() for row in found.checked.content_digests])
         assert found.were_trained_on is were_trained_on
         assert bool(did["train"].any()) is were_trained_on
+
+
+def test_a_file_is_checked_on_no_image_that_trained_the_network(
+    trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    """The hold-out is drawn again, and one file less makes it another one."""
+    others = tmp_path / "others"
+    shutil.copytree(photos, others)
+    (others / CLASSES[0] / "1.png").rename(others / CLASSES[1] / "moved.png")
+    prepared = load_run(trained).card.preprocessing
+    drawn = load_splits(others, prepared, seed=0, include=("trainval",)).trainval
+    assert drawn is not None and len(drawn) == 20
+    with pytest.warns(UserWarning, match=r"moved.png', was in 'dark'\. The labels of today"):
+        kept, has_trained = held_out(trained, drawn, otherwise=False)
+    assert len(kept) == 4 and not has_trained
+    seen = drawn.subset([i for i, path in enumerate(drawn.paths) if path not in kept.paths][:-1])
+    assert "moved.png" not in " ".join(seen.paths)
+    assert held_out(trained, seen, otherwise=False) == (seen, True)
 
 
 def test_the_file_says_by_itself_what_it_is(exported: Path, trained: Path) -> None:

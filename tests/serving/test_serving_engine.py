@@ -234,7 +234,7 @@ class TestWatching:
 
 def _edit_card(folder: Path, **values: Any) -> None:
     card = json.loads((folder / "vitune.json").read_text())
-    (folder / "vitune.json").write_text(json.dumps({**card, **values}))
+    (folder / "vitune.json").write_text(json.dumps({**card, "checksums": {}, **values}))
 
 
 def _with_nan(folder: Path) -> None:

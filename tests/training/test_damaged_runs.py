@@ -19,6 +19,7 @@ import vitune.files
 from vitune.errors import AdapterError, OutputError, TrainingError, VituneError
 from vitune.runs import RunFolder, RunSummary
 from vitune.training import Observer, fit
+from vitune.training.resume_point import _checksum
 
 
 @pytest.mark.parametrize("settings", [{"lr": float("inf")}, {"objective": "pase"}, {"seed": 2**64}])
@@ -156,6 +157,51 @@ def test_a_flipped_bit_in_a_checkpoint_is_seen(stopped_run: Path, tmp_path: Path
     data[-100] ^= 1
     file.write_bytes(data)
     with pytest.raises(AdapterError, match=r"or state\.json has changed since"):
+        fit(out=run, resume=True)
+
+
+def test_the_checkpoint_of_another_run_is_refused(stopped_run: Path, tmp_path: Path) -> None:
+    """It fits wherever method and backbone are the same, whatever the images and the rate."""
+    run = tmp_path / "run"
+    shutil.copytree(stopped_run, run)
+    state = run / "checkpoint" / "state.json"
+    values = json.loads(state.read_text())
+    assert values["run"] == recorded(run)["identity"]
+    values |= {"run": "0" * 64}
+    del values["sha256"]
+    state.write_text(json.dumps({**values, "sha256": _checksum(values, state.parent)}))
+    with pytest.raises(AdapterError, match=r"checkpoint .*got one of a run with other settings"):
+        fit(out=run, resume=True)
+
+
+def test_a_checkpoint_of_an_older_release_is_continued(stopped_run: Path, tmp_path: Path) -> None:
+    """It does not say which run it is of."""
+    run = tmp_path / "run"
+    shutil.copytree(stopped_run, run)
+    state = run / "checkpoint" / "state.json"
+    values = json.loads(state.read_text())
+    del values["sha256"], values["run"]
+    state.write_text(json.dumps({**values, "sha256": _checksum(values, state.parent)}))
+    assert fit(out=run, resume=True).summary.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("gone", "told"),
+    [
+        ("probe", r"without probe/probe\.json, expected the solved probe"),
+        ("images.npz", r"images\.npz: got a damaged list"),
+        ("checkpoint", r"which is finished, without checkpoint/"),
+    ],
+)
+def test_a_run_that_lost_a_part_does_not_go_on_without_it(
+    stopped_run: Path, tmp_path: Path, gone: str, told: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stopped_run, run)
+    if gone == "checkpoint":  # else a finished run would be trained again from its first epoch
+        RunFolder(run).write_summary(RunSummary(method="rlrr"))
+    (run / gone).unlink() if gone.endswith("npz") else shutil.rmtree(run / gone)
+    with pytest.raises(VituneError, match=told):
         fit(out=run, resume=True)
 
 

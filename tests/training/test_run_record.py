@@ -87,7 +87,8 @@ def test_nothing_is_left_to_a_default_before_the_first_step(tmp_path: Path) -> N
 
     trained = fit(TrainConfig.make({**QUICK, "epochs": 1}), out=tmp_path / "run", observer=Reads())
     config, resolved = Reads.found, Reads.found["resolved"]
-    assert set(TrainConfig.model_fields) | {"resolved", "starts", "sha256"} == set(config)
+    beside = {"resolved", "starts", "identity", "sha256"}
+    assert set(TrainConfig.model_fields) | beside == set(config)
     by_rule = MOST_DEMAND_WHEN_SHORT * rate_of(METHODS["rlrr"].usual_lr, Shape(128, 6, 2, 16))
     assert config["lr"] == trained.summary.lr == pytest.approx(by_rule, rel=0.02)
     assert config["start"] == "probe" and config["head_lr"] == pytest.approx(config["lr"] / 10)

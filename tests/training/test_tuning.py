@@ -163,7 +163,7 @@ def test_a_run_that_diverges_costs_the_search_nothing_but_its_time(
     tried = json.loads((tmp_path / "run" / "tune.json").read_text(), parse_constant=pytest.fail)
     failed = [row for row in tried["tried"] if row["failure"]]
     assert failed and all(row["method"] == "lora" and row["loss"] is None for row in failed)
-    again, _ = tuning.log.read()
+    again, _ = tuning.log.read(len(tuning.attempts[0].losses))
     assert [one.has_failed for one in again] == [one.has_failed for one in tuning.attempts[1:]]
 
 
@@ -239,8 +239,10 @@ def test_a_torn_line_costs_its_own_run_only(tmp_path: Path) -> None:
     lines = tmp_path / "tune" / "attempts.jsonl"
     whole = lines.read_text()
     lines.write_text(whole + whole[:50])  # killed while it wrote the second
+    (tmp_path / "tune" / "losses-1.npy").touch()
+    assert log.num_kept() == 1
     log.add(attempt(2.0), 1, 3.0)
-    found, used_s = log.read()
+    found, used_s = log.read(100)
     assert [round(one.loss, 6) for one in found] == [1.0, 2.0] and used_s == 3.0
 
 
@@ -250,6 +252,8 @@ def test_a_torn_line_costs_its_own_run_only(tmp_path: Path) -> None:
         ("tune/attempts.jsonl", '"used_s"', '"used"'),
         ("tune/attempts.jsonl", '"method"', '"methd"'),
         ("tune/attempts.jsonl", "losses-0", "losses-7"),
+        ("tune/attempts.jsonl", '"loss": 1.0', '"loss": "x"'),
+        ("tune/losses-0.npy", "(100,)", "(50,) "),
         ("tune/losses-0.npy", "NUMPY", "NUMBY"),
         ("tune.json", '"factor"', '"faktor"'),
         ("tune.json", "{", "["),
@@ -263,11 +267,34 @@ def test_a_damaged_record_of_a_search_is_named(
     tried = attempt(1.0)
     log.add(tried, 0, 1.0)
     log.decide([tried], tried, 1.0)
-    assert log.read()[1] == 1.0 and log.decided() is not None
+    assert log.read(100)[1] == 1.0 and log.decided() is not None
     path = tmp_path / file
     path.write_bytes(path.read_bytes().replace(old.encode(), new.encode(), 1))
     with pytest.raises(VituneError, match=r"(attempts\.jsonl line 1|tune\.json.*): .*expected"):
-        assert log.read() and log.decided()
+        assert log.read(100) and log.decided()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xd8\n", b"[]\n", b'{"op_code": 0'])
+def test_a_damaged_journal_is_named(content: bytes, tmp_path: Path) -> None:
+    journal = tmp_path / "journal.log"
+    journal.write_bytes(content)
+    with pytest.raises(VituneError, match=r"journal\.log: got a damaged file .* Remove it"):
+        halving_study(journal, ("rlrr",), first_rung=3, seed=0)
+
+
+def test_a_search_goes_on_with_the_images_it_began_with(tmp_path: Path) -> None:
+    """Runs on other images cannot be compared, nor can the choice be trained on others."""
+
+    def search(data: str) -> Tuning:
+        return Tuning(TrainConfig.make({**QUICK, "data": data}), tmp_path / "run", budget_s=600)
+
+    search(DIGITS)._images()
+    tried = attempt(1.0)
+    for is_decided in (False, True):
+        if is_decided:
+            search(DIGITS).log.decide([tried], tried, 1.0)
+        with pytest.raises(VituneError, match=r"--resume: got other images than .* began with"):
+            search(f"{DIGITS}&seed=1").run(resume=True)
 
 
 def test_durations_and_rungs() -> None:

@@ -213,17 +213,14 @@ def run_asked(asked: Asked, study: Study, running: Running) -> tuple[Table, Sequ
     from vitune.bench.tables.study_table import make_table
     from vitune.cli._study import StudyProgress, new_executor
 
-    out, watcher = asked.kept.out, StudyProgress()
-    how: dict[str, Any] = {
-        "executor": new_executor(running.jobs, running.ray, running.gpus_per_run),
-        "watcher": watcher,
-        "fresh": running.rerun_changed,
-    }
-    try:
+    out = asked.kept.out
+    executor = new_executor(running.jobs, running.ray, running.gpus_per_run)
+    with StudyProgress(out) as watcher:
+        how: dict[str, Any] = {
+            "executor": executor, "watcher": watcher, "fresh": running.rerun_changed
+        }  # fmt: skip
         if asked.choosing.protocol == PUBLISHED:
             both = run_both(asked.study(HONEST), study, out, **how)
             return both.table, [both.honest, both.published]
         outcome = run_study(study, out, **how)
         return make_table(outcome.results, missing=study.missing), [outcome]
-    finally:
-        watcher.close()

@@ -9,6 +9,7 @@ import typer
 from vitune.cli import _completion
 from vitune.cli._options import DATA, MEASURE, NAMES, OUTPUT, RUNNING
 from vitune.cli._plugins import with_plugins
+from vitune.errors import InterruptError
 
 if TYPE_CHECKING:
     from vitune.privacy import AttackResult, Estimate, MembershipFound
@@ -86,6 +87,9 @@ def membership(
     reading, training = Counting("reading images"), Counting("training runs")
     try:
         found = audit_membership(settings, on_read=reading, on_train=training)
+    except KeyboardInterrupt:
+        again = "Finished runs are kept. Continue with the same command."
+        raise InterruptError(f"stopped. {again}") from None
     finally:
         reading.close()
         training.close()

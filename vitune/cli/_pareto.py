@@ -88,11 +88,8 @@ def show_front(asked: Asked, out: str, *, jobs: int, fresh: bool, force: bool) -
         seeds=asked.seeds,
         **_common(asked),
     )
-    watcher = StudyProgress()
-    try:
+    with StudyProgress(out) as watcher:
         outcome = run_study(study, out, executor=new_executor(jobs), watcher=watcher, fresh=fresh)
-    finally:
-        watcher.close()
     points = front_of(study, outcome.results)
     print_columns(SHORT_HEADS, short_lines(points), num_names=2)
     for line in left_out(study, outcome.results):

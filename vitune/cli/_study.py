@@ -11,6 +11,7 @@ from rich.text import Text
 from vitune.bench.study.protocol import Choice, Outcome, Watcher
 from vitune.cli._progress import Counting, console, percent
 from vitune.cli._tables import print_columns
+from vitune.errors import InterruptError
 from vitune.files import check_folder
 
 if TYPE_CHECKING:
@@ -26,10 +27,27 @@ WIDEST = 16
 
 
 class StudyProgress(Watcher):
-    """A bar over cells on a terminal, one line per cell in a log."""
+    """A bar over cells on a terminal, one line per cell in a log; use it as a context.
 
-    def __init__(self) -> None:
+    Args:
+        out: the study's folder.
+
+    Raises:
+        InterruptError: on Ctrl-C, with what is kept and how to go on.
+    """
+
+    def __init__(self, out: str) -> None:
         self.bar, self.total, self.done = Counting("runs"), 0, 0
+        self.out, self.kept = out, 0
+
+    def __enter__(self) -> StudyProgress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.bar.close()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            kept = f"{_runs(self.kept)} {'is' if self.kept == 1 else 'are'} kept in {self.out}"
+            raise InterruptError(f"stopped. {kept}. Continue with the same command.") from None
 
     def planned(self, num_cells: int) -> None:
         self.total = self.done + num_cells  # a second study goes on counting
@@ -44,6 +62,7 @@ class StudyProgress(Watcher):
 
     def finished(self, result: CellResult, reused: bool) -> None:
         self.done += 1
+        self.kept += result.is_settled
         self.bar(min(self.done, self.total), self.total)
         if not console.is_terminal or result.status != "done":
             how = "kept" if reused else f"{result.seconds or 0:.0f} s"
@@ -62,10 +81,6 @@ class StudyProgress(Watcher):
                 f"{_settings(choice.setting)}",
                 soft_wrap=True,
             )
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self.bar.close()
 
 
 def check_study_folder(out: str, *, force: bool) -> None:

@@ -95,14 +95,11 @@ def study(
         given["allow_overlap"] = True
     if given:
         asked = Study.make({**asked.model_dump(), **given})
-    watcher = StudyProgress()
     executor = new_executor(running.jobs, running.ray, running.gpus_per_run)
-    try:
+    with StudyProgress(kept.out) as watcher:
         outcome = run_study(
             asked, kept.out, executor=executor, watcher=watcher, fresh=running.rerun_changed
         )
-    finally:
-        watcher.close()
     table = make_table(outcome.results, missing=asked.missing)
     _finish(table, kept, asked, [outcome])
 

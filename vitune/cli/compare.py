@@ -94,13 +94,10 @@ def compare(
 
     check_study_folder(out, force=force)
     study = _study(compared, trained, words(keep))
-    watcher = StudyProgress()
-    try:
+    with StudyProgress(out) as watcher:
         comparison = run_comparison(
             study, out, executor=new_executor(jobs), watcher=watcher, fresh=rerun_changed
         )
-    finally:
-        watcher.close()
     print_table(comparison.table)
     console.print(f"page: {comparison.page}", soft_wrap=True)
     end_with([comparison.outcome])

@@ -79,7 +79,7 @@ def add(
         shown = ", ".join(f"{name} {percent(score)}" for name, score in scores)
         where = "validation accuracy"
         if record["val_was_trained_on"]:
-            where = "accuracy on images that trained the network (--refit), but not the exits"
+            where = "accuracy on images that trained the network, but not the exits"
         console.print(f"{where}: {shown}")
     console.print(
         f"Next, on images not used for training: vitune exits calibrate {out} --data held_out/ "

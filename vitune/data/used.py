@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,9 +112,31 @@ class UsedImages:
         watched = np.array([digest in known["val"] for digest in digests], bool)
         return {"train": trained, "val": watched & ~trained}
 
+    def labelled_otherwise(self, split: Split) -> dict[int, list[str]]:
+        """The classes that images of the run had, by their index in `split`, where each is in none
+        of its own."""
+        had: dict[bytes, set[str]] = {}
+        for table in self.tables.values():
+            for digest, label in zip(table.digests, table.labels, strict=True):
+                had.setdefault(digest.tobytes(), set()).add(self.classes[label])
+        found = {}
+        for index, digest in enumerate(split.content_digests):
+            classes = had.get(digest.tobytes())
+            if classes and split.classes[split.labels[index]] not in classes:
+                found[index] = sorted(classes)
+        return found
+
     def digests(self) -> frozenset[bytes]:
         """The content hashes of all training and validation images of the run."""
         return frozenset().union(*map(self._digests_of, ROLES))
+
+    @property
+    def identity(self) -> str:
+        """64 hex digits of classes, images and labels in order; wherever the files are."""
+        digest = hashlib.sha256(_bytes(self.classes).tobytes())
+        for role, table in self.tables.items():
+            digest.update(role.encode() + table.labels.tobytes() + table.digests.tobytes())
+        return digest.hexdigest()
 
     def difference(self, now: UsedImages) -> str | None:
         """The changes from this record to `now`, in words; None if there are none."""
@@ -125,6 +148,8 @@ class UsedImages:
         ):
             return None
         before, after = self._by_path(), now._by_path()
+        if not before.keys() & after.keys():  # the folder has moved: told apart by the place in it
+            before, after = _inside(before), _inside(after)
         both = before.keys() & after.keys()
         kinds = {
             "changed": [path for path in both if before[path][0] != after[path][0]],
@@ -152,6 +177,15 @@ class UsedImages:
             for table in self.tables.values()
             for path, digest, label in zip(table.paths, table.digests, table.labels, strict=True)
         }
+
+
+def _inside(by_path: dict[str, tuple[bytes, int]]) -> dict[str, tuple[bytes, int]]:
+    """The same by the path below the folder that all have in common."""
+    try:
+        root = os.path.commonpath(by_path)
+    except ValueError:  # absolute and relative ones, or none
+        return by_path
+    return {path[len(root) :].lstrip(os.sep): value for path, value in by_path.items()}
 
 
 def _table(arrays: Mapping[str, npt.NDArray[np.uint8]], role: str) -> ImageTable:

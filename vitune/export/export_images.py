@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from vitune.data import Split, load_splits, open_source
 from vitune.errors import VituneError
-from vitune.inference import LoadedRun, trained_on
+from vitune.inference import LoadedRun, held_out
 from vitune.runs import RunFolder
 
 NUM_CHECKED = 512
@@ -27,7 +26,8 @@ class ExportImages:
 
     Args:
         data: where they come from.
-        checked: validation images, at most NUM_CHECKED, spread evenly over the split.
+        checked: validation images, at most NUM_CHECKED, spread evenly over the split; none that
+            trained the network, if there are others.
         calibration: training images, at most NUM_CALIBRATION.
         were_trained_on: whether `checked` trained the network, as with --refit: there are no
             others.
@@ -74,17 +74,16 @@ def export_images(
             "images to check the file on. Give more images with --data."
         )
     refitted = bool(config.get("refit")) and data is None
-    trained = trained_on(run.path, splits.val, otherwise=refitted)
-    fresh = np.flatnonzero(~trained)
+    val, were_trained_on = held_out(run.path, splits.val, otherwise=refitted)
     return ExportImages(
         Path(str(source)).name,
-        _spread(splits.val, NUM_CHECKED, fresh if len(fresh) else np.arange(len(trained))),
-        _spread(splits.train, NUM_CALIBRATION, np.arange(len(splits.train))),
-        were_trained_on=not len(fresh),
+        _spread(val, NUM_CHECKED),
+        _spread(splits.train, NUM_CALIBRATION),
+        were_trained_on=were_trained_on,
     )
 
 
-def _spread(split: Split, most: int, among: npt.NDArray[np.intp]) -> Split:
-    """At most this many of the images `among`, evenly over the split, which goes class by class."""
-    places = np.linspace(0, len(among) - 1, min(most, len(among))).round().astype(int)
-    return split.subset(among[places])
+def _spread(split: Split, most: int) -> Split:
+    """At most this many images, evenly over the split's order, which goes class by class."""
+    chosen = np.linspace(0, len(split) - 1, min(most, len(split))).round().astype(int)
+    return split.subset(chosen)

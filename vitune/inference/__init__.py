@@ -7,7 +7,7 @@ from vitune.inference.merging import merge_run
 from vitune.inference.predict import Prediction, predict, predictions_csv
 from vitune.inference.publishing import Licences, Pushed, push_run
 from vitune.inference.run_scores import evaluate_run
-from vitune.inference.seen import trained_on
+from vitune.inference.seen import held_out
 
 __all__ = [
     "Licences",
@@ -18,10 +18,10 @@ __all__ = [
     "calibrate_exits",
     "evaluate",
     "evaluate_run",
+    "held_out",
     "load_run",
     "merge_run",
     "predict",
     "predictions_csv",
     "push_run",
-    "trained_on",
 ]

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from vitune.data import (
@@ -44,7 +43,7 @@ from vitune.exits import (
 from vitune.fewer_tokens import TokenPlan
 from vitune.files import atomic_folder, check_new_folder
 from vitune.inference.load import BATCH, LoadedRun, load_run
-from vitune.inference.seen import trained_on, used_images
+from vitune.inference.seen import held_out, used_images, warn_of_other_labels
 from vitune.report import write_report
 from vitune.runs import RunFolder
 
@@ -102,15 +101,13 @@ def add_exits(
     splits = _training_images(data, loaded, config, on_read)
     assert splits.train is not None
     prepared = loaded.card.preprocessing
+    warn_of_other_labels(used_images(source.path), splits.train)
     train = features_of(loaded.model, trunk, places, splits.train, prepared, on_progress=on_read)
     val, was_trained_on = None, False
     if splits.val is not None:
         refitted = bool(config.get("refit")) and data == str(config["data"])
-        fresh = np.flatnonzero(~trained_on(source.path, splits.val, otherwise=refitted))
-        was_trained_on = not len(fresh)
-        all_alike = len(fresh) in (0, len(splits.val))
-        held_out = splits.val if all_alike else splits.val.subset(fresh)
-        val = features_of(loaded.model, trunk, places, held_out, prepared)
+        images, was_trained_on = held_out(source.path, splits.val, otherwise=refitted)
+        val = features_of(loaded.model, trunk, places, images, prepared)
     heads = train_exits(loaded.model, trunk, train, val, recipe, on_progress=on_train)
     record: dict[str, Any] = {
         "after": list(places),

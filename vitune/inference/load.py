@@ -112,7 +112,7 @@ def load_run(
     place = _device(device)
     path = local_copy(path)
     folder = adapter_folder(path)
-    card = AdapterCard.read(folder)
+    card = AdapterCard.read(folder, force=force)
     arguments = dict(card.backbone_args)
     backbone = load_backbone(
         card.backbone, num_classes=len(card.classes), pretrained=not card.merged, **arguments

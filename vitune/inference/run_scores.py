@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -16,8 +17,8 @@ from vitune.files import write_atomic
 from vitune.inference.evaluate import evaluate
 from vitune.inference.exit_scores import Rival, score_exits
 from vitune.inference.load import LoadedRun, load_run
-from vitune.inference.seen import Chooser, used_images
-from vitune.report import write_report
+from vitune.inference.seen import Chooser, used_images, warn_of_other_labels
+from vitune.report import check_readable, write_report
 from vitune.runs import RunFolder
 
 Progress = Callable[[int, int], None]
@@ -77,7 +78,11 @@ def evaluate_run(
             raise VituneError("--data: got nothing, expected images: only a run records its data.")
         data = folder.read_data()
         skip_bad_images = skip_bad_images or bool(folder.read_config().get("skip_bad_images"))
-    choose = Chooser(used_images(path), including_training, data)
+    if is_run:
+        check_readable(folder.path)  # before any work: the score goes into its report
+        folder.read_summary()
+    used = used_images(path)
+    choose = Chooser(used, including_training, data)
     settings = CacheSettings(skip_bad_images=skip_bad_images, on_progress=on_read)
     images, skipped = load_labelled(
         data,
@@ -87,6 +92,7 @@ def evaluate_run(
         settings=settings,
         choose=choose,
     )
+    warn_of_other_labels(used, images)
     data = absolute_source(data)
     result = evaluate(run, images, data=data, on_progress=on_score)
     if run.exits is not None:
@@ -97,9 +103,21 @@ def evaluate_run(
     if is_run:
         file = _free_file(folder.evaluations, result["name"], data)
         result |= {"name": file.stem, "weights": folder.weights_digest()}
+        _store(file, result, folder)
+    return result
+
+
+def _store(file: Path, result: dict[str, Any], folder: RunFolder) -> None:
+    """Keep a result in its run; where nothing can be written, the score is still worth having."""
+    try:
         write_atomic(file, json.dumps(result))
         write_report(folder.path)
-    return result
+    except OSError as error:
+        warnings.warn(
+            f"{error.filename or file}: {error.strerror or error}. The score is not in the run's "
+            "report.",
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)

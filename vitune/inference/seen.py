@@ -1,7 +1,8 @@
-"""Which labelled images may be scored: those that a run was not trained on."""
+"""Which labelled images may be scored: those that a run was not trained on; and their labels."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from vitune.data import Split, UsedImages
 from vitune.errors import DataError
+from vitune.report import counted
 from vitune.runs import RunFolder
 
 Mask = npt.NDArray[np.bool_]
@@ -93,21 +95,46 @@ def used_images(path: str | Path) -> UsedImages | None:
     return None
 
 
-def trained_on(path: str | Path, split: Split, *, otherwise: bool) -> Mask:
-    """Which images of `split` trained the run at `path`, by content, (b,).
+def held_out(path: str | Path, split: Split, *, otherwise: bool) -> tuple[Split, bool]:
+    """The images of a validation split that did not train the run at `path`; all if all did.
 
-    What is held out of a folder depends on all its images: it changes when the folder does.
+    A hold-out that is drawn again is another one if a file has been added or removed since. A
+    warning names images that have another class now.
 
     Args:
-        otherwise: the answer where the run wrote down no images.
+        otherwise: whether they trained it if the run wrote down no images.
+
+    Returns:
+        The images, and whether they trained the run.
 
     Raises:
-        DataError: the list is damaged.
+        DataError: the list of the run's images is damaged.
     """
     used = used_images(path)
     if used is None:
-        return np.full(len(split), otherwise)
-    return used.took_part([row.tobytes() for row in split.content_digests])["train"]
+        return split, otherwise
+    warn_of_other_labels(used, split)
+    kept = ~used.took_part([row.tobytes() for row in split.content_digests])["train"]
+    if not kept.any():
+        return split, True
+    return (split if kept.all() else split.subset(np.flatnonzero(kept))), False
+
+
+def warn_of_other_labels(used: UsedImages | None, split: Split) -> None:
+    """Warn of images of the run that have another class now than in its training.
+
+    Args:
+        used: the images of the run; None if unknown.
+    """
+    found = {} if used is None else used.labelled_otherwise(split)
+    if found:
+        first = min(found)
+        was = " and ".join(map(repr, found[first]))
+        warnings.warn(
+            f"{counted(len(found), 'image')} of the run had another class in training; the first, "
+            f"{split.paths[first]!r}, was in {was}. The labels of today count.",
+            stacklevel=3,
+        )
 
 
 def _counts(did: Mapping[str, Mask], among: Mask) -> dict[str, int]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
-from vitune.errors import AdapterError, one_line
+from vitune.data import UsedImages
+from vitune.errors import AdapterError, explain, one_line
 from vitune.files import write_atomic
 from vitune.result_files import Record, as_record, read_json
 from vitune.training.attempts import Attempt, outcome, report
+from vitune.training.resuming import refuse_other_images
 
 DECISION = "tune.json"
 """Beside the search's folder: what was tried and what was chosen."""
@@ -23,6 +26,9 @@ SEARCH_FILES = ("tune", DECISION, "tune.md")
 REQUEST = "request.json"
 """In the search's folder: what was asked for."""
 
+IMAGES = "images.npz"
+"""In the search's folder: the images that its runs were trained and compared on."""
+
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, EOFError, OSError)
 """What reading a run raises whose record is not as the search wrote it."""
 
@@ -32,6 +38,7 @@ class AttemptLog:
 
     def __init__(self, out: Path) -> None:
         self.out, self.folder = out, out / "tune"
+        self.lines = self.folder / "attempts.jsonl"
 
     def begin(self, settings: Mapping[str, Any], budget_s: float) -> None:
         """Record what was asked for, so that the search can go on without being told again."""
@@ -60,9 +67,21 @@ class AttemptLog:
         record.needed("budget_s")
         return record.mapping("settings"), record.number("budget_s") or 0.0
 
+    def keep_images(self, images: UsedImages) -> None:
+        """Record the images of a new search; one that goes on must have the same.
+
+        Raises:
+            AdapterError: it has others; the text names what differs.
+        """
+        path = self.folder / IMAGES
+        if path.is_file():
+            refuse_other_images(path, images)
+        else:
+            images.write(path)
+
     def num_kept(self) -> int:
         """Finished runs of the search."""
-        return len(list(self.folder.glob("losses-*.npy")))
+        return sum(1 for _ in self._rows())
 
     def outcome(self) -> str:
         """The chosen setting beside the solved probe, in one line."""
@@ -73,36 +92,44 @@ class AttemptLog:
         name = f"losses-{number}.npy"
         np.save(self.folder / name, attempt.losses)
         line = {**attempt.row(), "losses": name, "used_s": used_s}
-        path = self.folder / "attempts.jsonl"
-        is_torn = path.is_file() and not path.read_bytes().endswith(b"\n")
-        with path.open("a") as file:
+        is_torn = self.lines.is_file() and not self.lines.read_bytes().endswith(b"\n")
+        with self.lines.open("a") as file:
             file.write("\n" * is_torn + json.dumps(line) + "\n")
 
-    def read(self) -> tuple[list[Attempt], float]:
+    def read(self, num_images: int) -> tuple[list[Attempt], float]:
         """What an earlier part of the search tried, and the seconds it used up.
+
+        Args:
+            num_images: of validation; every attempt has a loss for each.
 
         Raises:
             AdapterError: a line, or its file of losses, is damaged.
         """
         attempts: list[Attempt] = []
         used_s = 0.0
-        path = self.folder / "attempts.jsonl"
-        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-            except ValueError:  # the kill fell into this line
-                continue
+        for number, row in self._rows():
             try:
                 used_s = float(row.pop("used_s"))
                 losses = np.load(self.folder / row.pop("losses"))
+                if losses.shape != (num_images,):
+                    raise ValueError(f"{losses.size} losses for {num_images} images")
                 attempts.append(Attempt.of_row(row, losses))
             except DAMAGE as error:
                 raise AdapterError(
-                    f"{path} line {number}: got {one_line(error)}, expected a run as the search "
-                    "wrote it. Remove the line: the run is then made again."
+                    f"{self.lines} line {number}: got {_reason(error)}, expected a run as the "
+                    "search wrote it. Remove the line: the run is then made again."
                 ) from None
         return attempts, used_s
+
+    def _rows(self) -> Iterator[tuple[int, Any]]:
+        """Every whole line with its number; one that a kill or a full disk tore is skipped."""
+        lines = self.lines.read_text(errors="replace").splitlines() if self.lines.is_file() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            yield number, row
 
     def decided(self) -> Attempt | None:
         """The choice of a search that was killed during its refit; None before the choice."""
@@ -113,7 +140,7 @@ class AttemptLog:
             return Attempt.of_row(chosen, np.zeros(0))
         except DAMAGE as error:
             raise AdapterError(
-                f"{self.out / DECISION}: chosen: got {one_line(error)}, expected a run as the "
+                f"{self.out / DECISION}: chosen: got {_reason(error)}, expected a run as the "
                 "search wrote it. Remove the file: the search then decides again."
             ) from None
 
@@ -127,3 +154,8 @@ class AttemptLog:
         rows = [one.row() for one in attempts]
         found = {"outcome": outcome(attempts, chosen), "chosen": chosen.row(), "tried": rows}
         write_atomic(self.out / DECISION, json.dumps(found, indent=1))
+
+
+def _reason(error: BaseException) -> str:
+    """What is wrong with a record, in one line."""
+    return explain(error) if isinstance(error, ValidationError) else one_line(error)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, TypeAdapter
 
 from vitune.ops import paired
 
@@ -29,6 +30,8 @@ class Attempt:
         share: how far validation moved from the probe to the trained weights.
         failure: why training gave up; its losses are then infinite. None if it did not.
     """
+
+    __pydantic_config__: ClassVar = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     trial: int
     method: str
@@ -59,9 +62,15 @@ class Attempt:
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any], losses: np.ndarray) -> Attempt:
-        """The attempt that `row` describes. Shapes: losses (n,)."""
-        loss = math.inf if row["loss"] is None else row["loss"]
-        return cls(**{**row, "loss": loss}, losses=losses)
+        """The attempt that `row` describes. Shapes: losses (n,).
+
+        Raises:
+            ValueError: an entry is missing, unknown or of another type.
+        """
+        loss = math.inf if row.get("loss") is None else row["loss"]
+        values = {**row, "loss": loss, "losses": losses}
+        found: Attempt = TypeAdapter(cls).validate_python(values)
+        return found
 
 
 def choose(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vitune.errors import AdapterError, one_line
 from vitune.extras import import_extra
 
 REDUCTION = 3
@@ -21,22 +22,32 @@ def halving_study(journal: Path, methods: Sequence[str], *, first_rung: int, see
     A trial that was interrupted by a kill comes next.
 
     Raises:
-        VituneError: Optuna is not installed.
+        VituneError: Optuna is not installed, or the journal is damaged.
     """
     optuna = _optuna()
-    storage = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(journal))
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=2 * len(methods))
+    pruner = optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=first_rung, reduction_factor=REDUCTION
     )
-    study = optuna.create_study(
-        study_name="tune",
-        storage=storage,
-        load_if_exists=True,
-        direction="minimize",
-        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=2 * len(methods)),
-        pruner=optuna.pruners.SuccessiveHalvingPruner(
-            min_resource=first_rung, reduction_factor=REDUCTION
-        ),
-    )
+    try:
+        storage = optuna.storages.JournalStorage(
+            optuna.storages.journal.JournalFileBackend(str(journal))
+        )
+        study = optuna.create_study(
+            study_name="tune",
+            storage=storage,
+            load_if_exists=True,
+            direction="minimize",
+            sampler=sampler,
+            pruner=pruner,
+        )
+    except OSError:
+        raise
+    except Exception as error:  # Optuna raises almost anything on a damaged journal
+        raise AdapterError(
+            f"{journal}: got a damaged file ({one_line(error)}), expected the journal that the "
+            "search wrote. Remove it: finished runs are kept elsewhere, and the search goes on."
+        ) from None
     if not study.trials:
         for factor in WARM_START:
             for method in methods:

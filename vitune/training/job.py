@@ -17,7 +17,7 @@ from vitune.errors import VituneError
 from vitune.runs import RunFolder
 from vitune.training.observer import Observer
 from vitune.training.probing import Probe
-from vitune.training.record import Resolved, RunRecord, Start, plain_fields
+from vitune.training.record import Resolved, RunRecord, Start, identity_of, plain_fields
 from vitune.training.resume_point import has_checkpoint, read_progress
 from vitune.training.resuming import (
     require_same_images,
@@ -92,6 +92,12 @@ class Job:
         require_same_weights(now, self.record.resolved)
         return self.record.resolved
 
+    def identity(self, settings: TrainConfig, resolved: Resolved, images: UsedImages) -> str:
+        """What the run's checkpoints are known by."""
+        if self.record is None:
+            return identity_of(settings, resolved, images)
+        return self.record.identity
+
     @contextmanager
     def kept(self, settings: TrainConfig, resolved: Resolved, images: UsedImages) -> Iterator[None]:
         """Within: the folder describes the run. A new run that fails at once leaves no folder."""
@@ -105,7 +111,8 @@ class Job:
         epoch = 0 if progress is None else progress.epoch
         start = Start(after_epoch=epoch, environment=Environment.here())
         warn_of_other_software(starts, start)
-        RunRecord(settings, resolved, (*starts, start)).write(self.folder.config)
+        identity = self.identity(settings, resolved, images)
+        RunRecord(settings, resolved, (*starts, start), identity).write(self.folder.config)
         images.write(self.folder.images)
         try:
             yield

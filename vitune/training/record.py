@@ -20,12 +20,15 @@ from peft import PeftConfig
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch.optim import Optimizer
 
-from vitune.data import Augment
+from vitune.data import Augment, UsedImages
 from vitune.environment import Environment
 from vitune.errors import AdapterError, explain
 from vitune.files import write_atomic
 from vitune.preprocessing import Preprocessing
-from vitune.training.train_config import CHECKSUM, TrainConfig, settings_in
+from vitune.training.train_config import CHECKSUM, IDENTITY, TrainConfig, settings_in
+
+SETTLED_BY_RESUME = ("epochs", "data")
+"""Settings that a resumed run may change: images may have moved, as they are known by content."""
 
 PLAIN = (bool, int, float, str, type(None))
 
@@ -76,11 +79,16 @@ class _Beside(BaseModel):
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as described by config.yaml."""
+    """A run as described by config.yaml.
+
+    Args:
+        identity: by which its checkpoints are known; empty in runs of older releases.
+    """
 
     settings: TrainConfig
     resolved: Resolved
     starts: tuple[Start, ...]
+    identity: str = ""
 
     def write(self, file: Path) -> None:
         """Write the record atomically."""
@@ -88,6 +96,7 @@ class RunRecord:
             **self.settings.model_dump(mode="json"),
             "resolved": self.resolved.model_dump(mode="json"),
             "starts": [start.model_dump(mode="json") for start in self.starts],
+            **({IDENTITY: self.identity} if self.identity else {}),
         }
         values[CHECKSUM] = _checksum(values)
         write_atomic(file, yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
@@ -119,7 +128,17 @@ class RunRecord:
                 "original ones. "
                 "Put the file back, or start a new run with --config and the edited file."
             )
-        return cls(settings, found.resolved, found.starts)
+        return cls(settings, found.resolved, found.starts, str(values.get(IDENTITY, "")))
+
+
+def identity_of(settings: TrainConfig, resolved: Resolved, images: UsedImages) -> str:
+    """64 hex digits of what a run's weights follow from, but for the number of epochs.
+
+    It is computed once, when the run begins, and kept: a later release has other settings.
+    """
+    values = settings.model_dump(mode="json", exclude=set(SETTLED_BY_RESUME))
+    fixed = {"resolved": resolved.model_dump(mode="json"), "images": images.identity}
+    return _checksum({**values, **fixed})
 
 
 def _checksum(values: Mapping[str, Any]) -> str:

@@ -45,6 +45,7 @@ class Progress:
         scaler: state of the fp16 loss scaler.
         accountant: the budget a private run has spent: (noise multiplier, sampling rate, steps)
             each.
+        run: `identity` in config.yaml of the run; empty in checkpoints of older releases.
     """
 
     epoch: Count = 0
@@ -60,6 +61,7 @@ class Progress:
     accuracies: dict[str, float] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
     accountant: list[tuple[float, float, int]] = field(default_factory=list)
+    run: str = ""
 
 
 def save_checkpoint(
@@ -122,8 +124,9 @@ def load_checkpoint(
     Raises:
         AdapterError: the checkpoint is damaged or belongs to another configuration.
     """
-    progress, checksum = _read_state(folder)
-    if _checksum(asdict(progress), folder) != checksum:
+    progress, values = _read_state(folder)
+    checksum = values.pop(CHECKSUM, None)
+    if _checksum(values, folder) != checksum:  # as read: an older release has fewer entries
         raise _damaged(folder, f"{TENSORS} or {STATE} has changed since it was written")
     groups: dict[str, dict[str, Tensor]] = {}
     for key, value in read_tensors(folder / TENSORS).items():
@@ -146,14 +149,14 @@ def load_checkpoint(
     return progress, groups
 
 
-def _read_state(folder: Path) -> tuple[Progress, str]:
-    """The progress, and the checksum of its tensors."""
+def _read_state(folder: Path) -> tuple[Progress, dict[str, Any]]:
+    """The progress, and the entries of its file with their checksum."""
     try:
         values = json.loads((folder / STATE).read_text())
         if not isinstance(values, dict):
             raise ValueError(f"{type(values).__name__} instead of a mapping")
-        checksum = values.pop(CHECKSUM, None)
-        return TypeAdapter(Progress).validate_python(values), str(checksum)
+        own = {name: value for name, value in values.items() if name != CHECKSUM}
+        return TypeAdapter(Progress).validate_python(own), values
     except ValidationError as error:
         raise _damaged(folder, f"{STATE}: {explain(error)}") from None
     except (OSError, ValueError, RecursionError) as error:

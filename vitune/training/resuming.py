@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 from vitune.data import UsedImages
 from vitune.errors import AdapterError
@@ -19,11 +20,51 @@ def require_same_images(folder: RunFolder, images: UsedImages) -> None:
     """
     if not folder.images.is_file() and not has_checkpoint(folder.checkpoint):
         return  # the first start died between two files, before the first step
-    difference = UsedImages.read(folder.images).difference(images)
+    refuse_other_images(folder.images, images)
+
+
+def refuse_other_images(recorded: Path, images: UsedImages) -> None:
+    """Check that `images` are those that a run or a search recorded when it began.
+
+    Raises:
+        AdapterError: others; the text names what differs.
+        DataError: the record is damaged.
+    """
+    difference = UsedImages.read(recorded).difference(images)
     if difference is not None:
         raise AdapterError(
             f"--resume: got other images than the run began with: {difference}. Expected the "
             "same files with the same labels. Put them back, or start a new run."
+        )
+
+
+def require_checkpoint(folder: RunFolder) -> None:
+    """Check that a finished run still has what it continues from, else it would begin again.
+
+    Raises:
+        AdapterError: it has none.
+    """
+    if folder.summary.is_file() and not has_checkpoint(folder.checkpoint):
+        raise AdapterError(
+            f"--resume: got {str(folder.path)!r}, which is finished, without "
+            f"{folder.checkpoint.name}/, expected the one that it continues from. Put it back, or "
+            "start a new run."
+        )
+
+
+def require_own_checkpoint(folder: RunFolder, found: str, own: str) -> None:
+    """Check that a checkpoint is of the run in whose folder it is.
+
+    Args:
+        found, own: identities; that of a run or checkpoint of an older release is empty.
+
+    Raises:
+        AdapterError: it is of another run.
+    """
+    if found and own and found != own:
+        raise AdapterError(
+            f"checkpoint {str(folder.checkpoint)!r}: got one of a run with other settings or "
+            "images, expected this run's own. Put it back, or start a new run."
         )
 
 

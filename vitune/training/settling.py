@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,11 @@ from vitune.errors import DataError, VituneError, nearest
 from vitune.methods import Method, get_method, require_plugin
 from vitune.runs import RunFolder
 from vitune.training.private import with_privacy
-from vitune.training.record import RunRecord
+from vitune.training.record import SETTLED_BY_RESUME, RunRecord
 from vitune.training.resume_point import read_progress
 from vitune.training.speed_presets import FASTER, settled_speed
 from vitune.training.train_config import STEPPING, TrainConfig
 
-SETTLED_BY_RESUME = ("epochs", "data")
-"""Settings that a resumed run may change: images may have moved, as they are known by content."""
 LEFT_TO_VITUNE: dict[str, Any] = {
     "lr": None,
     "head_lr": None,
@@ -246,7 +245,7 @@ def resumed_record(
             f"--epochs: got {settled.epochs}, expected at least the {progress.epoch} that the "
             "run has already done."
         )
-    return RunRecord(settled, record.resolved, record.starts)
+    return replace(record, settings=settled)
 
 
 def _left_to_vitune(name: str, asked: Any) -> bool:

@@ -153,14 +153,20 @@ def keep_probe(staged: Path, folder: RunFolder) -> None:
         shutil.copytree(staged, aside, dirs_exist_ok=True)
 
 
-def kept_probe(folder: RunFolder) -> Probe | None:
+def kept_probe(folder: RunFolder, *, is_needed: bool = False) -> Probe | None:
     """The probe of a resumed run, without its head, which is in the checkpoint.
 
     Raises:
-        AdapterError: its file is damaged.
+        AdapterError: its file is damaged, or missing where it is needed.
     """
     path = folder.probe / RECORD
     if not path.is_file():
+        if is_needed:
+            raise AdapterError(
+                f"--resume: got {str(folder.path)!r} without {folder.probe.name}/{RECORD}, "
+                "expected the solved probe that the run is compared with. Put the folder back, or "
+                "start a new run."
+            )
         return None
     try:
         record = as_record(read_json(path, RECORD), RECORD)

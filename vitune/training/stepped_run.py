@@ -30,6 +30,7 @@ from vitune.training.probe_instead import probe_instead
 from vitune.training.probing import Probe
 from vitune.training.record import Resolved, plain_config, plain_optimiser, set_optimiser
 from vitune.training.resume_point import has_checkpoint
+from vitune.training.resuming import require_checkpoint, require_own_checkpoint
 from vitune.training.settling import filled_in, with_fitting_batch
 from vitune.training.speed_presets import FASTER
 from vitune.training.starting import (
@@ -67,8 +68,10 @@ def stepped_run(job: Job, made: Ingredients) -> Trained:
             plugin=dict(get_method(settings.method).plugin),
         )
     )
+    run = job.identity(settings, resolved, made.images)
     if job.record is not None:
-        _restore(job, loop, resolved)
+        _restore(job, loop, resolved, run)
+    loop.progress.run = run
     with job.kept(settings, resolved, made.images):
         if job.folder is not None and staged is not None:
             keep_probe(staged, job.folder)
@@ -83,9 +86,11 @@ def _probe(job: Job, made: Ingredients) -> tuple[Probe | None, Path | None]:
     The run folder does not exist yet, and the backbone must be bare when the probe is written.
     """
     if job.record is not None and job.folder is not None:
+        require_checkpoint(job.folder)
         has_begun = has_checkpoint(job.folder.checkpoint)
+        has_probe = job.asked.start == "probe" or bool(job.asked.choose_best)
         if has_begun or job.asked.start != "probe":
-            return kept_probe(job.folder), None
+            return kept_probe(job.folder, is_needed=has_begun and has_probe), None
     probe = starting_probe(
         job.asked, made.backbone, made.splits, job.process.device, job.observer,
         given=job.known.probe,
@@ -160,11 +165,12 @@ def _snapshot(
         save_adapter(model, job.folder.snapshot(epoch), card)
 
 
-def _restore(job: Job, loop: Loop, resolved: Resolved) -> None:
+def _restore(job: Job, loop: Loop, resolved: Resolved, run: str) -> None:
     """Go to where the run stopped; damage is refused before the folder is written to."""
     set_optimiser(loop.raw_optimiser, resolved.optimiser)
     loop.restore()
     if job.folder is not None:
+        require_own_checkpoint(job.folder, loop.progress.run, run)
         check_readable(job.folder.path)
 
 

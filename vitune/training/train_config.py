@@ -28,7 +28,8 @@ HeadInit = Literal["zero", "linear", "trunc_normal", "kaiming_normal"]
 
 IS_RECORD = "is_record"
 CHECKSUM = "sha256"
-BESIDE_SETTINGS = ("resolved", "starts", CHECKSUM)
+IDENTITY = "identity"
+BESIDE_SETTINGS = ("resolved", "starts", IDENTITY, CHECKSUM)
 """What a run's config.yaml holds besides its settings: see `vitune.training.record`."""
 
 STEPPING = (

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from vitune.backbones import load_backbone
-from vitune.data import Splits, open_source
+from vitune.data import Splits, UsedImages, open_source
 from vitune.errors import BackboneError, OutOfMemoryError, TrainingError, VituneError, one_line
 from vitune.ops import calibrated_losses
 from vitune.runs import LOCK, RunFolder
@@ -168,6 +168,8 @@ class Tuning:
                 if not resume:
                     self._forget()
                 raise
+        elif not folder.config.is_file():
+            self._images()  # the refit reads them anew
         return self._refit(chosen)
 
     def _forget(self) -> None:
@@ -182,7 +184,7 @@ class Tuning:
         """Search, and return the chosen attempt."""
         splits = self._images()
         probe = self._probe(splits)
-        earlier, self.earlier_s = self.log.read()
+        earlier, self.earlier_s = self.log.read(len(probe.losses))
         self.attempts += earlier
         self._require_time(probe, splits)
         self._search(splits, probe)
@@ -212,6 +214,7 @@ class Tuning:
         if splits.val is None:
             raise VituneError("--tune: got no validation images, expected some to choose on.")
         assert splits.train is not None
+        self.log.keep_images(UsedImages.of(splits.train, splits.val))
         self._more_images = 1 + len(splits.val) / len(splits.train)
         return splits
 
