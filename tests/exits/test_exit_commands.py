@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from vitune import inference
 from vitune.cards import AdapterCard
 from vitune.cli import run
 from vitune.data import load_labelled, load_splits
 from vitune.exits import ExitRecipe, ExitsFolder
-from vitune.inference import add_exits, exit_scores, load_run, trained_on
+from vitune.inference import add_exits, exit_scores, load_run
 
 CLASSES = ("blue", "green", "red")
 Refused = Callable[..., str]
@@ -243,9 +244,9 @@ def test_exits_are_judged_on_no_image_that_trained_the_run(
     splits = load_splits(
         str(grown), load_run(trained).card.preprocessing, seed=0, include=("train", "val")
     )
-    did_train = trained_on(trained, splits.val, otherwise=False)
-    assert 0 < did_train.sum() < len(did_train)
-    assert record["num_val"] == (~did_train).sum() and not record["val_was_trained_on"]
+    fresh, _ = inference.held_out(trained, splits.val, otherwise=False)
+    assert 0 < len(fresh) < len(splits.val)
+    assert record["num_val"] == len(fresh) and not record["val_was_trained_on"]
 
 
 def test_an_adapter_that_changed_behind_its_exits(
