@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import timm
-from huggingface_hub import constants
+from huggingface_hub import HfFileMetadata, constants
 from safetensors.torch import save_file
 
 from vitune.backbones import load_backbone, notice_of, preferred_backbone
-from vitune.backbones.preferred import BUNDLED, KNOWN_GOOD, is_cached
+from vitune.backbones.preferred import BUNDLED, KNOWN_GOOD, is_cached, is_offered
 from vitune.training import TrainConfig
 from vitune.training.settling import with_backbone
 
@@ -57,6 +57,16 @@ def test_a_good_one_in_the_cache_is_taken_and_loads(
     assert named.backbone == BUNDLED and "demonstration network of 1.2 M" in notice
     sized, _ = with_backbone(TrainConfig(data="photos", image_size=64))
     assert sized.backbone == BUNDLED
+
+
+@pytest.mark.parametrize(("commit", "offered"), [("a" * 40, True), (None, False)])
+def test_the_page_of_a_login_is_no_hub(
+    monkeypatch: pytest.MonkeyPatch, commit: str | None, offered: bool
+) -> None:
+    answer = HfFileMetadata(commit, "etag", "https://somewhere", 22_900_000, None)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: answer)
+    assert is_offered(TINY) is offered
 
 
 def test_the_notice_names_what_to_give_instead() -> None:

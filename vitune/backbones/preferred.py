@@ -23,8 +23,8 @@ SMALLEST = KNOWN_GOOD[-1]
 """What is downloaded for a machine without a GPU, where a ViT-B would take hours."""
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-PATIENCE_S = 3.0
-"""How long the hub has to answer."""
+PATIENCE_S = 2.0
+"""How long the hub has to answer each of two tries."""
 
 OWN_IMAGES = "demo:"
 """Prefix of the images that vitune draws; the bundled backbone's page of results is about these."""
@@ -69,10 +69,11 @@ def is_offered(name: str) -> bool:
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        get_hf_file_metadata(hf_hub_url(f"timm/{name}", WEIGHT_FILES[0]), timeout=PATIENCE_S)
-    except Exception:  # no network, a proxy's page, a refusal: the bundled one needs no answer
+        url = hf_hub_url(f"timm/{name}", WEIGHT_FILES[0])
+        found = get_hf_file_metadata(url, timeout=PATIENCE_S)
+    except Exception:  # no network or a refusal: the bundled one needs no answer
         return False
-    return True
+    return found.commit_hash is not None  # the page of a network that wants a login has none
 
 
 def is_cached(name: str, cache: str | Path | None = None) -> bool:
