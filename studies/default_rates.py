@@ -46,8 +46,11 @@ class Curve(Observer):
         self.rows.append([row["train_loss"], row["val_loss"], row["val_accuracy"]])
 
 
-def scores(trained: Trained, split: Split, temperature: float | None) -> dict[str, float]:
-    """Accuracy, cross-entropy and calibration error; the temperature found where none is given."""
+def scores(trained: Trained, split: Split, temperature: float | None) -> dict[str, Any]:
+    """Accuracy, cross-entropy, calibration error and the accuracy of each class.
+
+    The temperature is found where none is given.
+    """
     found = []
     with inference_weights(trained.model):
         for batch in batches(split, 250):
@@ -55,13 +58,18 @@ def scores(trained: Trained, split: Split, temperature: float | None) -> dict[st
             found.append(logits_of(trained.model(inputs)).float())
     logits, labels = torch.cat(found), torch.from_numpy(np.asarray(split.labels))
     fitted = fit_temperature(logits, labels) if temperature is None else temperature
+    right = logits.argmax(1) == labels
+    recalls = labels[right].bincount(minlength=logits.shape[1]) / labels.bincount(
+        minlength=logits.shape[1]
+    )  # nan: no image of the class
     return {
-        "accuracy": (logits.argmax(1) == labels).float().mean().item(),
+        "accuracy": right.float().mean().item(),
         "loss": torch.nn.functional.cross_entropy(logits, labels).item(),
         "calibrated": calibrated_losses(logits, labels).mean().item(),
         "ece": expected_calibration_error(logits, labels),
         "ece_tempered": expected_calibration_error(logits / fitted, labels),
         "temperature": fitted,
+        "recalls": recalls.tolist(),
     }
 
 

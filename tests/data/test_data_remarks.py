@@ -87,6 +87,19 @@ def test_classes_written_in_several_ways_are_told(
     assert told.names[0] == "'Seal point' (4 images), 'seal_point' (4 images)"
 
 
+def test_rare_classes_are_told(class_folders: Make, preprocessing: Preprocessing) -> None:
+    root = class_folders(classes=("ant", "bee", "cat"), each=6)
+    for number in range(1, 6):
+        (root / "bee" / f"{number}.png").unlink()
+    for found in (load(root, preprocessing, lone_classes=True), inspected(root)):
+        told = found["rare_classes"]
+        assert told.text.startswith("1 class with fewer than a fifth of the 6 images of 'ant'")
+        assert told.names == ("'bee' (1)",) and not told.is_fault
+    (root / "ant" / "0.png").unlink()
+    (root / "cat" / "0.png").unlink()  # five to one is not yet remarkable
+    assert "rare_classes" not in inspected(root)
+
+
 def test_unread_and_loose_files_are_told(class_folders: Make, preprocessing: Preprocessing) -> None:
     root = class_folders()
     for name in ("clip.mov", "scan.PSD", "other.psd", "README.md", "labels.json", ".hidden.raw"):

@@ -30,6 +30,7 @@ from vitune.cli import (
     methods,
     predict,
     push,
+    rebalance,
     serve,
     train,
 )
@@ -57,6 +58,7 @@ VERBS = (
     methods,
     compare,
     combine,
+    rebalance,
     analyze,
     audit,
     bench,

@@ -95,7 +95,11 @@ def evaluate(
     )
     if result["num_images"] < ENOUGH_TO_BIN:
         confidence = "too few to state a calibration error"
-    console.print(f"top-5 {percent(result['top5'])}, NLL {result['nll']:.3f}, {confidence}")
+    console.print(
+        f"mean per class {percent(result['mean_per_class'])}, top-5 {percent(result['top5'])}, "
+        f"NLL {result['nll']:.3f}, {confidence}",
+        soft_wrap=True,
+    )
     for mark in _marks(result, run):
         console.print(mark, style="yellow")
     for line in exit_lines(result.get("exits")):

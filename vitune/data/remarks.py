@@ -20,6 +20,10 @@ SIXTEEN_BITS = (".png", ".apng", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 """File types, of those that are read, that can hold 16 bits per pixel."""
 
 
+RARE = 5
+"""The largest class has more than this many times the images of a class that is remarked on."""
+
+
 @dataclass(frozen=True)
 class Remark:
     """One kind of oddity.
@@ -61,6 +65,7 @@ def remarks_on(
     found = (
         *_contradictions(records, keys, images.classes),
         _alike_classes(records, images.classes),
+        _rare_classes(records, images.classes),
         _unread(images.unread),
         _loose(images.loose),
     )
@@ -131,6 +136,20 @@ def _alike_classes(records: Iterable[Record], classes: Sequence[str]) -> Remark 
         if len(labels) > 1
     ]
     return remark("alike_classes", "class", "written in several ways", groups)
+
+
+def _rare_classes(records: Iterable[Record], classes: Sequence[str]) -> Remark | None:
+    """Classes with so few images beside the largest that a classifier will seldom answer them."""
+    counts = Counter(record.label for record in records)
+    if not counts:
+        return None
+    largest, most = counts.most_common(1)[0]
+    rare = sorted((n, classes[label]) for label, n in counts.items() if RARE * n < most)
+    why = (
+        f"with fewer than a fifth of the {most:,} images of {classes[largest]!r} ('vitune "
+        "rebalance' makes a trained run answer as if all were equally common)"
+    )
+    return remark("rare_classes", "class", why, [f"{name!r} ({n:,})" for n, name in rare])
 
 
 def _unread(names: Sequence[str]) -> Remark | None:

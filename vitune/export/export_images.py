@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from vitune.data import Split, load_splits, open_source
+from vitune.data import Split
 from vitune.errors import VituneError
-from vitune.inference import LoadedRun, held_out
+from vitune.inference import LoadedRun, held_out, own_splits
 from vitune.runs import RunFolder
 
 NUM_CHECKED = 512
@@ -57,16 +57,7 @@ def export_images(
             f"--data: got nothing for {str(run.path)!r}, expected images to check the file on: "
             "only a run folder records its own."
         )
-    splits = load_splits(
-        open_source(source).relabelled(run.classes),
-        run.card.preprocessing,
-        seed=int(config.get("seed", 0)),
-        val_fraction=config.get("val_fraction") or 0.2,
-        include=("train", "val"),
-        lone_classes=True,
-        skip_bad_images=bool(config.get("skip_bad_images", False)),
-        on_progress=on_read,
-    )
+    splits = own_splits(run, source, config, on_read)
     assert splits.train is not None
     if splits.val is None:
         raise VituneError(

@@ -4,8 +4,10 @@ from vitune.inference.adding_exits import add_exits, calibrate_exits
 from vitune.inference.evaluate import evaluate
 from vitune.inference.load import LoadedRun, load_run
 from vitune.inference.merging import merge_run
+from vitune.inference.own_images import own_splits
 from vitune.inference.predict import Prediction, predict, predictions_csv
 from vitune.inference.publishing import Licences, Pushed, push_run
+from vitune.inference.rebalancing import Rebalanced, rebalance_run
 from vitune.inference.run_scores import evaluate_run
 from vitune.inference.seen import held_out
 
@@ -14,6 +16,7 @@ __all__ = [
     "LoadedRun",
     "Prediction",
     "Pushed",
+    "Rebalanced",
     "add_exits",
     "calibrate_exits",
     "evaluate",
@@ -21,7 +24,9 @@ __all__ = [
     "held_out",
     "load_run",
     "merge_run",
+    "own_splits",
     "predict",
     "predictions_csv",
     "push_run",
+    "rebalance_run",
 ]

@@ -13,10 +13,8 @@ import torch
 from vitune.data import (
     CacheSettings,
     Split,
-    Splits,
     batches,
     load_labelled,
-    load_splits,
     normalise,
     open_source,
     record_digests,
@@ -43,6 +41,7 @@ from vitune.exits import (
 from vitune.fewer_tokens import TokenPlan
 from vitune.files import atomic_folder, check_new_folder
 from vitune.inference.load import BATCH, LoadedRun, load_run
+from vitune.inference.own_images import own_splits
 from vitune.inference.seen import held_out, used_images, warn_of_other_labels
 from vitune.report import write_report
 from vitune.runs import RunFolder
@@ -98,7 +97,7 @@ def add_exits(
     trunk = find_trunk(loaded.model)
     places = trunk.check(at)
     data = data or str(config["data"])
-    splits = _training_images(data, loaded, config, on_read)
+    splits = own_splits(loaded, data, config, on_read)
     assert splits.train is not None
     prepared = loaded.card.preprocessing
     warn_of_other_labels(used_images(source.path), splits.train)
@@ -290,22 +289,6 @@ def _require_every_token(run: LoadedRun) -> None:
             f"run: got {str(run.path)!r} with --tokens {run.card.tokens}, expected one that keeps "
             "every token: an exit reads them all. Train with --tokens keep."
         )
-
-
-def _training_images(
-    data: str, run: LoadedRun, config: dict[str, Any], on_read: Progress | None
-) -> Splits:
-    listed = open_source(data).relabelled(run.classes)
-    return load_splits(
-        listed,
-        run.card.preprocessing,
-        seed=int(config.get("seed", 0)),
-        val_fraction=float(config.get("val_fraction", 0.2)),
-        include=("train", "val"),
-        lone_classes=True,
-        skip_bad_images=bool(config.get("skip_bad_images", False)),
-        on_progress=on_read,
-    )
 
 
 def _expected(

@@ -33,6 +33,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Accuracy, NLL, calibration, confusion, per-class figures and the most confident mistakes.
 
+    "mean_per_class" is the mean of the accuracies of the classes that have images.
+
     Args:
         split: labelled images with the run's classes, in its order.
         data: name of the images in the result.
@@ -97,6 +99,7 @@ def _per_class(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict
     }
     images = torch.bincount(labels, minlength=count)
     return {
+        "mean_per_class": columns["recall"][images > 0].mean().item(),
         "confusion": _confusion(predicted, labels, count),
         "per_class": [
             {

@@ -17,6 +17,7 @@ from vitune.files import write_atomic
 from vitune.inference.evaluate import evaluate
 from vitune.inference.exit_scores import Rival, score_exits
 from vitune.inference.load import LoadedRun, load_run
+from vitune.inference.own_images import home_of
 from vitune.inference.seen import Chooser, used_images, warn_of_other_labels
 from vitune.report import check_readable, write_report
 from vitune.runs import RunFolder
@@ -45,8 +46,8 @@ def evaluate_run(
 
     Args:
         path: a run folder; an adapter or merged model is scored too, but stores no result.
-        data: labelled images; None means the data of the run, without the unreadable ones if the
-            run skipped them.
+        data: labelled images; None means the data of the run, or of the run in whose folder an
+            adapter lies, without the unreadable ones if the run skipped them.
         split: None means test, or everything if the data has no splits.
         including_training: also score the run's training images; the result says so.
         exits: "auto" lets images leave early if the run supports it, "full" never does.
@@ -74,10 +75,11 @@ def evaluate_run(
     folder = RunFolder(Path(path))
     is_run = folder.config.is_file()
     if data is None:
-        if not is_run:
+        home = home_of(folder)
+        if home is None:
             raise VituneError("--data: got nothing, expected images: only a run records its data.")
-        data = folder.read_data()
-        skip_bad_images = skip_bad_images or bool(folder.read_config().get("skip_bad_images"))
+        data = home.read_data()
+        skip_bad_images = skip_bad_images or bool(home.read_config().get("skip_bad_images"))
     if is_run:
         check_readable(folder.path)  # before any work: the score goes into its report
         folder.read_summary()

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from vitune.data import Split, UsedImages
 from vitune.errors import DataError
+from vitune.inference.own_images import home_of
 from vitune.report import counted
 from vitune.runs import RunFolder
 
@@ -89,10 +90,10 @@ def used_images(path: str | Path) -> UsedImages | None:
     Raises:
         DataError: the list is damaged.
     """
-    for folder in (RunFolder(Path(path)), RunFolder(Path(path).absolute().parent)):
-        if folder.config.is_file() and folder.images.is_file():
-            return UsedImages.read(folder.images)
-    return None
+    home = home_of(RunFolder(Path(path)))
+    if home is None or not home.images.is_file():
+        return None
+    return UsedImages.read(home.images)
 
 
 def held_out(path: str | Path, split: Split, *, otherwise: bool) -> tuple[Split, bool]:

@@ -90,6 +90,8 @@ class Evaluation:
         num_watched: scored images of the validation split.
         num_left_out: images that were not scored because they were used for training or validation.
         is_outdated: whether other weights were scored than the run has now.
+        mean_per_class: mean accuracy of the classes that have images; None in scores of earlier
+            releases.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Evaluation:
     num_left_out: int = 0
     exits: ExitScores | None = None
     is_outdated: bool = False
+    mean_per_class: float | None = None
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -228,6 +231,7 @@ def _evaluation(path: Path, weights: str | None) -> Evaluation:
         + _number(record, "left_out", "watched"),
         exits=read_exits(record, _mistake),
         is_outdated=None not in (scored, weights) and scored != weights,
+        mean_per_class=record.share("mean_per_class"),
     )
 
 

@@ -128,16 +128,24 @@ class SolvedHead:
     def place(self, model: nn.Module) -> None:
         """Write it into the trained classifier of `model`, with or without an adapter.
 
-        A distilled network returns the mean of two heads, of which one is trained: it gets weights
-        for the sum.
+        The one head of several whose mean is the answer gets weights for the sum.
         """
-        names = head_names(model)
-        layer = model.get_submodule(names[0])
-        chosen: Any = getattr(layer, "modules_to_save", None)
-        linear: Any = layer if chosen is None else chosen["default"]
-        linear.weight.copy_(self.weight * len(names))
+        linear, num_heads = trained_classifier(model)
+        linear.weight.copy_(self.weight * num_heads)
         if linear.bias is not None:
-            linear.bias.copy_(self.bias * len(names))
+            linear.bias.copy_(self.bias * num_heads)
+
+
+def trained_classifier(model: nn.Module) -> tuple[Any, int]:
+    """The last layer that is trained and saved, and how many heads' mean the logits are.
+
+    It is a linear layer, unless the method replaces the classifier. A distilled network has two
+    heads, of which one is trained.
+    """
+    names = head_names(model)
+    layer = model.get_submodule(names[0])
+    copies: Any = getattr(layer, "modules_to_save", None)
+    return (layer if copies is None else copies["default"]), len(names)
 
 
 @dataclass
