@@ -17,6 +17,7 @@ from vitune.backbones import load_backbone
 from vitune.cli import run
 from vitune.data import load_labelled, load_splits
 from vitune.errors import VituneError
+from vitune.export.export_images import export_images
 from vitune.inference import Rebalanced, evaluate_run, load_run, merge_run, rebalance_run
 from vitune.training import fit
 
@@ -125,6 +126,16 @@ def test_a_rebalanced_adapter_merges(solved: Path, images: Path, tmp_path: Path)
     merge_run(tmp_path / "new", tmp_path / "merged")
     one, two = (logits_of_run(tmp_path / name, images) for name in ("new", "merged"))
     assert torch.allclose(one, two, atol=1e-5)
+
+
+def test_an_adapter_in_a_run_is_exported_with_the_images_of_the_run(
+    solved: Path, tmp_path: Path
+) -> None:
+    own, inside = (export_images(load_run(path)) for path in (solved, solved / "adapter"))
+    assert own.checked.paths == inside.checked.paths and len(own.checked) == 21
+    shutil.copytree(solved / "adapter", tmp_path / "alone" / "adapter")
+    with pytest.raises(VituneError, match="only a run folder records its own"):
+        export_images(load_run(tmp_path / "alone" / "adapter"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitune.data import Split
 from vitune.errors import VituneError
-from vitune.inference import LoadedRun, held_out, own_splits
+from vitune.inference import LoadedRun, held_out, home_of, own_splits
 from vitune.runs import RunFolder
 
 NUM_CHECKED = 512
@@ -49,8 +49,8 @@ def export_images(
             be held out for validation.
         DataError: the images cannot be read, or have other classes.
     """
-    folder = RunFolder(run.path)
-    config: dict[str, Any] = folder.read_config() if folder.config.is_file() else {}
+    home = home_of(RunFolder(run.path))
+    config: dict[str, Any] = {} if home is None else home.read_config()
     source = data or config.get("data")
     if not source:
         raise VituneError(

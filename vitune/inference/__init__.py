@@ -4,7 +4,7 @@ from vitune.inference.adding_exits import add_exits, calibrate_exits
 from vitune.inference.evaluate import evaluate
 from vitune.inference.load import LoadedRun, load_run
 from vitune.inference.merging import merge_run
-from vitune.inference.own_images import own_splits
+from vitune.inference.own_images import home_of, own_splits
 from vitune.inference.predict import Prediction, predict, predictions_csv
 from vitune.inference.publishing import Licences, Pushed, push_run
 from vitune.inference.rebalancing import Rebalanced, rebalance_run
@@ -22,6 +22,7 @@ __all__ = [
     "evaluate",
     "evaluate_run",
     "held_out",
+    "home_of",
     "load_run",
     "merge_run",
     "own_splits",
