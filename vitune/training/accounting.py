@@ -17,6 +17,7 @@ from vitune.data import HeldOut, Remark, Splits
 from vitune.environment import installed_versions
 from vitune.machine import ProcessorUse
 from vitune.methods import get_method
+from vitune.report import counted
 from vitune.runs import Oddity, Reported, RunSummary
 from vitune.training.loop import Loop
 from vitune.training.private import privacy_spent
@@ -131,7 +132,7 @@ def _describe(held_out: HeldOut | None) -> str | None:
 def _device_name(accelerator: Accelerator) -> str:
     if accelerator.device.type == "cuda":
         return torch.cuda.get_device_name(accelerator.device)
-    return f"cpu ({torch.get_num_threads()} threads)"
+    return f"cpu ({counted(torch.get_num_threads(), 'thread')})"
 
 
 def peak_mib(accelerator: Accelerator) -> float:
