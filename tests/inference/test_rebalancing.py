@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from vitune.adapters import attach, card_of, save_adapter
 from vitune.backbones import load_backbone
 from vitune.cli import run
 from vitune.data import load_labelled, load_splits
@@ -119,6 +120,33 @@ def test_both_heads_of_a_distilled_network_count(images: Path, tmp_path: Path) -
     shift = -counts_of(done).log()
     moved, shift = moved - moved.mean(1, keepdim=True), shift - shift.mean()
     assert torch.allclose(moved, shift.expand(150, 5), atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["full", "bitfit", "rlrr", "ssf", "met", "vpt_deep", "lora"])
+def test_every_kind_of_method_keeps_its_classifier_where_it_is_found(
+    method: str, solved: Path, tmp_path: Path
+) -> None:
+    """Random adapters with a temperature; the images are those of the run."""
+    torch.manual_seed(0)
+    backbone = load_backbone(BUNDLED, num_classes=5)
+    model = attach(backbone, method)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += weight.requires_grad * 0.02 * torch.randn_like(weight)
+    (tmp_path / "run").mkdir()
+    for name in ("config.yaml", "images.npz"):
+        shutil.copy(solved / name, tmp_path / "run" / name)
+    card = card_of(model, backbone, method=method, method_args={}, backbone_args={},
+                   classes="abcde", temperature=1.7)  # fmt: skip
+    save_adapter(model, tmp_path / "run" / "adapter", card)
+    shift = -counts_of(rebalance_run(tmp_path / "run", tmp_path / "new")).log()
+    inputs = torch.randn(3, 3, 32, 32)
+    before, after = (
+        load_run(tmp_path / name).outcome(inputs).tempered(1.7).double() for name in ("run", "new")
+    )
+    moved = after - before
+    expected = (shift - shift.mean()).expand(3, 5)
+    assert torch.allclose(moved - moved.mean(1, keepdim=True), expected, atol=1e-5)
 
 
 def test_a_rebalanced_adapter_merges(solved: Path, images: Path, tmp_path: Path) -> None:
