@@ -3,7 +3,7 @@
     python studies/printed_intervals.py docs/demo-suite.md --reference rlrr \\
         --images 2000 --of digits=797
     python studies/printed_intervals.py docs/rlrr.md --reference "both, residual (RLRR)" \\
-        --columns here --images 3000 --image-error 0.46
+        --same "paper (kaiming)" RLRR --columns here --images 3000 --image-error 0.46
 
 Every cell "mean ± spread" stands for three runs with that mean and spread. Nothing printed tells
 which images a run got right, nor which runs shared a seed: so methods are taken as independent,
@@ -44,7 +44,7 @@ def read_rows(text: str, columns: list[str], num_images: Callable[[str], int]) -
                 if CELL.match(cell) and (not columns or head in columns)
             }
             if runs:
-                found.setdefault(line[0].strip("`*"), {}).update(runs)
+                found.setdefault(re.sub("[`*]", "", line[0]), {}).update(runs)
     return found
 
 
@@ -96,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("document", type=Path)
     parser.add_argument("--reference", required=True, help="name of a row")
+    parser.add_argument("--same", nargs="+", default=[], help="rows that are the reference again")
     parser.add_argument("--columns", default="", help="separated by ,; default: all with a spread")
     parser.add_argument("--images", type=int, required=True, help="test images per task")
     parser.add_argument("--of", default="", metavar="TASK=NUMBER", help="where it is another")
@@ -107,6 +108,7 @@ def main() -> None:
         [name for name in given.columns.split(",") if name],
         lambda task: int(other.get(task, given.images)),
     )
+    rows = {name: row for name, row in rows.items() if name not in given.same}
     error = None if given.image_error is None else given.image_error / 100
     print("| difference | points | these tasks | p | p, Holm | tasks like these |")
     print("|---|---|---|---|---|---|")

@@ -6,13 +6,23 @@ python examples/federated/simulate.py --rounds 5
 from __future__ import annotations
 
 import argparse
+import tomllib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from client import Client, shares
 from torch import Tensor
 
 from vitune.counts import count_parameters
+
+
+def app_config() -> dict[str, Any]:
+    """What the Flower app runs with unless told otherwise."""
+    project = tomllib.loads((Path(__file__).parent / "pyproject.toml").read_text())
+    config: dict[str, Any] = project["tool"]["flwr"]["app"]["config"]
+    return config
 
 
 def averaged(results: Sequence[tuple[Mapping[str, Tensor], int]]) -> dict[str, Tensor]:
@@ -41,9 +51,10 @@ def simulate(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", default="demo:digits")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--method", default="rlrr")
+    usual = app_config()
+    parser.add_argument("--data", default=usual["data"])
+    parser.add_argument("--rounds", type=int, default=usual["num-server-rounds"])
+    parser.add_argument("--method", default=usual["method"])
     given = parser.parse_args()
     accuracies, sent, whole = simulate(given.data, given.rounds, given.method)
     for turn, accuracy in enumerate(accuracies, 1):

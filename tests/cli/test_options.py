@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import resource
 import subprocess
 import sys
@@ -251,6 +252,8 @@ def test_help_fits_80_columns_and_cuts_nothing(
         if isinstance(declared.default, ArgumentInfo):
             assert "".join(declared.default.help.split()) in told
     assert "\\[" not in shown
+    # An indented line within a paragraph would be shown as a gap.
+    assert not re.search(r"\S\n +\S", inspect.cleandoc(COMMANDS[words].help or ""))
     for inner in getattr(COMMANDS[words], "commands", {}).values():
         first = inner.help.split("\n\n")[0].split(". ")[0]
         assert "".join(first.split()).rstrip(".") in told

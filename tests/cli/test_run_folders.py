@@ -43,7 +43,7 @@ class TestImagesThatTrained:
         assert run(["evaluate", str(copy)]) == 0
         told = " ".join(capsys.readouterr().out.split())
         assert "on 6 images" in told and "These images are the run's validation images" in told
-        assert "24 images that were used for training or validation are left out." in told
+        assert "24 images that were used for training are left out." in told
         result = self.result(copy, f"{photos.name}-val")
         assert result["num_images"] == 6
         assert result["seen"] == {"trained": 0, "watched": 6}

@@ -56,12 +56,15 @@ def test_a_batch_that_was_asked_for_is_not_made_smaller(
     assert "--batch-size: got 20, expected at most the 19" in capsys.readouterr().err
 
 
-def test_compare_takes_few_images_too(odd: Path, tmp_path: Path) -> None:
+def test_compare_takes_few_images_too(
+    odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = tmp_path / "whole"
     shutil.copytree(odd, whole)
     (whole / "red" / "bad[bold].jpg").unlink()
     words = ["--methods", "linear", "--epochs", "1", "--seeds", "1", "--out", str(tmp_path / "c")]
     assert run(["compare", "--data", str(whole), *words]) == 0
+    assert capsys.readouterr().out.count("is a demonstration network") == 1  # own images on it
 
 
 def test_odd_images_are_named_on_the_terminal_in_summary_and_report(

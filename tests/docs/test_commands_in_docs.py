@@ -1,4 +1,4 @@
-"""Every `vitune ...` command that README and docs print is one that the command line takes."""
+"""Every command that README, docs and examples print is one that its program takes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from vitune.methods import get_method
 from vitune.training import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+OUTSIDE_THE_SITE = [
+    ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md",
+    *(ROOT / "examples").glob("*/README.md"),
+]  # fmt: skip
+PAGES = sorted([*OUTSIDE_THE_SITE, *(ROOT / "docs").rglob("*.md")])
 STANDS_FOR = {"RATE": "0.01"}
 """Words of the pages that stand for a number."""
 
@@ -71,6 +75,30 @@ def test_the_command_line_takes_it(page: str, command: str, whole: bool) -> None
 def test_a_wrong_command_is_seen(command: str) -> None:
     with pytest.raises(ClickException):
         parse(command)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_studies_that_a_page_names_take_its_options(page: Path) -> None:
+    """Read, not run: some need minutes to import what they measure."""
+    joined = re.sub(r"\\\n\s*", " ", page.read_text())
+    for script, arguments in re.findall(r"(studies/\w+\.py)([^\n`#;&]*)", joined):
+        source = (ROOT / script).read_text()
+        for option in re.findall(r"(?<!\S)--[a-z][\w-]*", arguments):
+            assert f'"{option}"' in source, f"{page.name}: {script} {option}"
+
+
+@pytest.mark.parametrize("page", OUTSIDE_THE_SITE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_outside_the_site_lead_somewhere(page: Path) -> None:
+    """Those inside it are checked when the site is built."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, heading = link.partition("#")
+        if link.startswith("http"):
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        headings = re.findall(r"^#+ (.+)$", target.read_text(), re.M) if heading else []
+        slugs = {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", head).lower()) for head in headings}
+        assert not heading or heading in slugs, f"{page.name}: {link}"
 
 
 def test_the_pages_say_the_default_rate_that_trains() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import socket
@@ -47,6 +48,26 @@ def test_three_clients_learn_and_send_little(simulate: ModuleType) -> None:
     accuracies, sent, whole = simulate.simulate("demo:digits?train=150", 3)
     assert len(accuracies) == 3 and accuracies[-1] > max(accuracies[0], 0.3)
     assert sent < whole / 20
+
+
+def test_without_flower_it_is_the_federation_of_the_app(
+    simulate: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def federation(*given: object) -> tuple[list[float], int, int]:
+        asked.append(given)
+        return [], 0, 0
+
+    told = inspect.signature(simulate.simulate).parameters["num_clients"].default
+    trained = inspect.signature(simulate.Client.fit).parameters
+    monkeypatch.setattr(simulate, "simulate", federation)
+    monkeypatch.setattr(sys, "argv", ["simulate.py"])
+    simulate.main()
+    app = simulate.app_config()
+    assert asked == [(app["data"], app["num-server-rounds"], app["method"])]
+    assert told == app["num-clients"]
+    assert (trained["epochs"].default, trained["lr"].default) == (app["local-epochs"], app["lr"])
 
 
 def test_clients_have_different_images(simulate: ModuleType) -> None:

@@ -61,7 +61,7 @@ def tradeoff_plot(
     """Adaptation against retention: accuracy over subspace drift, a labelled dot per run.
 
     Accuracies on test images are filled dots, those on validation images open ones: the images
-        differ, and a validation accuracy may have chosen settings, so the two cannot be compared.
+    differ, and a validation accuracy may have chosen settings, so the two cannot be compared.
 
     Args:
         drifts: `SpectrumReport.subspace_drift_degrees` by run.

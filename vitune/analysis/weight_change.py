@@ -84,7 +84,7 @@ class BasisLoss:
     sqrt(Σ_{i≠j} G_ij² / Σ_ij G_ij²), in [0, 1): 0 for orthogonal columns, towards 1 for parallel.
 
     Weights alone do not show on which side a method multiplied: a square W of full rank is mapped
-        to any W' by some left map and by some right map. So both readings are given. Read as
+    to any W' by some left map and by some right map. So both readings are given. Read as
     W' = M_l W, the left basis becomes M_l U = W' V diag(1/σ): `left` is the loss of the columns of
     W' V. Read as W' = W M_rᵀ, the right basis becomes M_r V = W'ᵀ U diag(1/σ): `right` is the loss
     of the columns of W'ᵀ U. `left` is 0 exactly if V still is a right singular basis of W' (an

@@ -8,7 +8,7 @@ from vitune.backbones.hf_saving import make_savable
 from vitune.backbones.identity import identity, local_files, local_folder
 from vitune.backbones.observation import Call, Observation, observe, run_once
 from vitune.backbones.pixels import preprocessing_of
-from vitune.backbones.preferred import BUNDLED, notice_of, preferred_backbone
+from vitune.backbones.preferred import BUNDLED, OWN_IMAGES, notice_of, preferred_backbone
 from vitune.backbones.rehearsal import rehearsed
 from vitune.backbones.sites import ROLES, Site, find_sites, head_name, head_names, sites_with_roles
 from vitune.backbones.sources import absolute_backbone, load_backbone
@@ -28,6 +28,7 @@ from vitune.backbones.wording import one_line
 __all__ = [
     "BUNDLED",
     "IN_PROJECTION",
+    "OWN_IMAGES",
     "ROLES",
     "STAND_INS",
     "WRAPPED",

@@ -78,7 +78,9 @@ class Subject:
     ] = None
     methods: Annotated[list[str] | None, _study_options.METHODS] = None
     method_arg: Annotated[list[str] | None, _study_options.METHOD_ARG] = None
-    backbone: Annotated[str | None, _study_options.BACKBONE] = None
+    backbone: Annotated[
+        str | None, _study_options.backbone_option("; default: the preset's, else the bundled one")
+    ] = None
     checkpoint: Annotated[str | None, _study_options.CHECKPOINT] = None
 
 

@@ -43,7 +43,9 @@ class Asked:
         list[str] | None,
         _study_options.methods_option(f"default {','.join(DEFAULT_METHODS)}"),
     ] = None
-    backbone: Annotated[str | None, _study_options.BACKBONE] = None
+    backbone: Annotated[
+        str | None, _study_options.backbone_option("; default: the bundled one")
+    ] = None
     checkpoint: Annotated[str | None, _study_options.CHECKPOINT] = None
     speeds: Annotated[
         list[str] | None,

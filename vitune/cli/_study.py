@@ -39,6 +39,7 @@ class StudyProgress(Watcher):
     def __init__(self, out: str) -> None:
         self.bar, self.total, self.done = Counting("runs"), 0, 0
         self.out, self.kept = out, 0
+        self.told_of_network = False
 
     def __enter__(self) -> StudyProgress:
         return self
@@ -58,6 +59,10 @@ class StudyProgress(Watcher):
         console.print(str(error), soft_wrap=True)
 
     def started(self, cells: Sequence[Cell]) -> None:
+        notice = next(filter(None, map(_demonstration, cells)), "")
+        if notice and not self.told_of_network:
+            self.told_of_network = True
+            console.print(notice, style="yellow", soft_wrap=True)
         self.bar(self.done, self.total)
 
     def finished(self, result: CellResult, reused: bool) -> None:
@@ -81,6 +86,17 @@ class StudyProgress(Watcher):
                 f"{_settings(choice.setting)}",
                 soft_wrap=True,
             )
+
+
+def _demonstration(cell: Cell) -> str:
+    """A notice that a person's own images meet the bundled demonstration network, or empty."""
+    from vitune.backbones import BUNDLED, OWN_IMAGES, notice_of
+
+    config = cell.config
+    is_bundled = config.backbone == BUNDLED and config.checkpoint is None
+    if not is_bundled or config.data.startswith(OWN_IMAGES):
+        return ""
+    return notice_of(BUNDLED, was_named=False)
 
 
 def check_study_folder(out: str, *, force: bool) -> None:

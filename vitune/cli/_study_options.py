@@ -38,12 +38,19 @@ METHOD_ARG = typer.Option(
     help="argument of a method, e.g. lora:r=16",
     rich_help_panel=MODEL,
 )
-BACKBONE = typer.Option(
-    "--backbone",
-    help="name, hf:NAME or bundled",
-    autocompletion=_completion.backbones,
-    rich_help_panel=MODEL,
-)
+
+
+def backbone_option(default: str = "") -> Any:
+    """--backbone, with what stands in for it if the help cannot show a value."""
+    return typer.Option(
+        "--backbone",
+        help="name, hf:NAME or bundled" + default,
+        autocompletion=_completion.backbones,
+        rich_help_panel=MODEL,
+    )
+
+
+BACKBONE = backbone_option()
 CHECKPOINT = typer.Option(
     "--checkpoint", help="local weights for the backbone", rich_help_panel=MODEL
 )

@@ -40,10 +40,9 @@ def check(
     """Check every image and label before training; change nothing.
 
     Counts and names faults, which training refuses or would learn wrongly: files that cannot be
-        read, one image in two classes, splits that share images, classes with a single image. Notes
-        do not stop training: files of a kind that is not read, classes spelled in several ways,
-        images that are nearly black. With --suite, says for each task what is there and how to get
-        the rest.
+    read, one image in two classes, splits that share images, classes with a single image. Notes do
+    not stop training: files of a kind that is not read, classes spelled in several ways, images
+    that are nearly black. With --suite, says for each task what is there and how to get the rest.
 
     Exit code 0: no fault (a suite: every task complete). 2: faults, or nothing that can be read.
     """

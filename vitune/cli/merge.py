@@ -32,9 +32,9 @@ def merge(
     from vitune.inference import merge_run
 
     difference = merge_run(run, out, force=force)
+    written = Path(out) / "model.safetensors"
     console.print(
-        f"merged: {out}/model.safetensors (logits differ by {difference:.0e} of the largest)",
-        soft_wrap=True,
+        f"merged: {written} (logits differ by {difference:.0e} of the largest)", soft_wrap=True
     )
     if ExitsFolder(Path(run)).record.is_file():
         console.print(f"its exits are not merged: {run} itself runs with them", soft_wrap=True)

@@ -65,7 +65,7 @@ def methods(
             row.name,
             "?" if row.num_parameters is None else count(row.num_parameters),
             "?" if row.megabytes is None else f"{row.megabytes:.2f}",
-            *(["?" if row.extra_gflops is None else f"{row.extra_gflops:.3f}"] if flops else []),
+            *(["?" if row.extra_gflops is None else f"{row.extra_gflops:z.3f}"] if flops else []),
             {True: "yes", False: "no", None: ""}[row.mergeable],
             row.paper,
         )

@@ -16,10 +16,16 @@ def push(
     run: str = typer.Argument(..., help="run folder, adapter or merged model"),
     name: str = typer.Argument(..., help="repository: user/name"),
     license: str = typer.Option(
-        None, "--license", help="licence of the backbone, e.g. apache-2.0", rich_help_panel=OUTPUT
+        None,
+        "--license",
+        help="licence of the backbone, e.g. apache-2.0, or unknown  [required]",
+        rich_help_panel=OUTPUT,
     ),
     data_license: str = typer.Option(
-        None, "--data-license", help="licence of the images", rich_help_panel=OUTPUT
+        None,
+        "--data-license",
+        help="licence of the images, or unknown  [required]",
+        rich_help_panel=OUTPUT,
     ),
     private: bool = typer.Option(
         False, "--private", help="make a new repository private", rich_help_panel=OUTPUT

@@ -12,7 +12,8 @@ SYNTAX = "keep, drop:SHARE or merge:SHARE[@BLOCKS][:train]"
 TOKENS_HELP = (
     "fewer tokens: keep; drop:0.5 leaves out half of the patches in training; merge:0.5 merges "
     "half of them in the middle block, merge:0.5@all a few after every block, merge:0.5@3,7 "
-    "after blocks 3 and 7, all in training and inference; merge:0.5:train in training only"
+    "after blocks 3 and 7 (the first is 0), all in training and inference; merge:0.5:train in "
+    "training only"
 )
 HALF, ROUNDING = 0.5, 1e-9
 """A merging step pairs patches, so it removes at most half of them."""

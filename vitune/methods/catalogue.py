@@ -167,9 +167,10 @@ def methods_page() -> str:
         (
             "# Methods",
             "",
-            "These are the names `--method` takes. `vitune methods --backbone NAME` prints this",
-            "table for any backbone. `vitune.methods.catalogue.methods_page()` makes the page from",
-            "what each method declares; a test checks that it is up to date.",
+            "These are the names `--method` takes. `vitune methods --backbone NAME` prints the",
+            "table for any backbone: `--flops` adds the extra GFLOPs, `--all` PEFT's own methods.",
+            "`vitune.methods.catalogue.methods_page()` makes the page from what each method",
+            "declares; a test checks that it is up to date.",
             "",
             "## vitune's methods on ViT-B/16 (224 x 224), with default settings, without the head",
             "",
@@ -209,7 +210,7 @@ def _line(row: MethodRow) -> str:
         "?" if row.megabytes is None else f"{row.megabytes:.2f}",
         "yes" if row.mergeable else "no",
         "yes" if row.identity_at_init else "no",
-        "?" if row.extra_gflops is None else f"{row.extra_gflops:.3f}",
+        "?" if row.extra_gflops is None else f"{row.extra_gflops:z.3f}",
         row.paper,
     )
     return "| " + " | ".join(cells) + " |"

@@ -134,7 +134,8 @@ def score_marks(num_images: int, trained: int, watched: int, left_out: int) -> l
     Args:
         num_images: number of scored images.
         trained, watched: how many of them are training images, and how many validation images.
-        left_out: images that were not scored because they were used for training or validation.
+        left_out: images that were not scored because they were used for training or, where no
+            validation image was scored, for validation.
     """
     marks = []
     if trained:
@@ -146,7 +147,8 @@ def score_marks(num_images: int, trained: int, watched: int, left_out: int) -> l
         marks.append(f"{_part(watched, num_images)} are the run's validation images.")
     if left_out:
         was, is_ = ("was", "is") if left_out == 1 else ("were", "are")
-        used = f"that {was} used for training or validation"
+        purpose = "training" if watched else "training or validation"
+        used = f"that {was} used for {purpose}"
         marks.append(f"{counted(left_out, 'image')} {used} {is_} left out.")
     return marks
 

@@ -1,5 +1,5 @@
-"""The contract that every method must satisfy, as tests: `pytest --pyargs vitune.testing --method
-NAME`.
+"""The contract that every method must satisfy, as tests that also run on a method of your own.
 
-They run on small networks of every kind that vitune supports, without a download.
+`pytest --pyargs vitune.testing --method NAME` runs them on small networks of every kind that vitune
+supports, without a download.
 """

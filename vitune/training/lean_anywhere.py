@@ -34,9 +34,9 @@ def lean_step(model: nn.Module | None = None) -> LeanStep:
         lightning.Trainer(..., callbacks=[vitune.lean_step().for_lightning()])
 
     Gradients are the same: activations that are cheap to recompute are not kept, and the layers
-        after the last attention see only the class token if only that is read. Whether it is, the
-        gradients of the first step tell: that step is not shortened. A loss that reads other tokens
-        from some later step on needs a new `lean_step`. Steps of a compiled model are unchanged.
+    after the last attention see only the class token if only that is read. Whether it is, the
+    gradients of the first step tell: that step is not shortened. A loss that reads other tokens
+    from some later step on needs a new `lean_step`. Steps of a compiled model are unchanged.
 
     Args:
         model: any network, with an adapter or without; a callback finds it itself.

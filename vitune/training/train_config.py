@@ -44,7 +44,9 @@ class TrainConfig(BaseModel):
     """What `vitune train` and `vitune.fit` take; unknown keys are errors with the nearest name.
 
     Durations are in epochs, sizes in pixels, rates per optimiser step unless the name says
-    otherwise. `lr` and `weight_decay` left at None take the method's own default.
+    otherwise. What is left at None is settled by `fit`: the learning rate by a rule that looks at
+    data, method and network, the weight decay by the method. A backbone that is not named is a
+    well-known ViT from the hub or its cache if there is one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -383,3 +383,15 @@ def test_a_worker_ends_with_a_study_that_was_killed(tmp_path: Path) -> None:
     while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_each_worker_takes_the_next_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitune.bench.study.execution import take_gpu
+
+    taken: list[int] = []
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    for num_gpus in (0, 1, 2):
+        monkeypatch.setattr("torch.cuda.device_count", lambda num_gpus=num_gpus: num_gpus)
+        for place in range(3):
+            take_gpu(place)
+    assert taken == [0, 1, 0]

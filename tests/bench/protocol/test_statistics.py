@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 import sys
 from dataclasses import replace
 from fractions import Fraction
@@ -267,3 +269,26 @@ def test_methods_within_the_critical_difference_stand_in_one_group() -> None:
 
 def test_equal_methods_are_seldom_told_apart(study: Any) -> None:
     assert study.false_orders(4, 6, 400, seed=2) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
+
+
+def test_the_page_on_rlrr_says_what_its_command_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row that stands in three tables is one method: it is not compared with itself."""
+    text = (STUDIES.parent / "docs" / "rlrr.md").read_text()
+    page = " ".join(text.replace("\\\n", " ").split())
+    command = re.search(r"python (studies/printed_intervals\.py .*? --image-error [\d.]+)", page)
+    assert command is not None
+    monkeypatch.chdir(STUDIES.parent)
+    monkeypatch.syspath_prepend(str(STUDIES))
+    monkeypatch.setattr(sys, "argv", shlex.split(command[1]))
+    import printed_intervals
+
+    printed_intervals.main()
+    sys.modules.pop("printed_intervals")
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert f"over the {len(rows)} comparisons with RLRR" in page
+    by_holm = {row[0].partition(" - ")[2]: float(row[4]) for row in rows}
+    assert f"p = {by_holm['w/o W (hadamard=False)']:.4f} corrected" in page
+    right = by_holm['right only (sides="out"), residual']
+    assert f"p = 0.026, {right:.2f} corrected" in page

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import Synchronized
 from typing import Protocol
 
 from vitune.bench.study.cells import Cell, CellResult
@@ -62,7 +63,7 @@ class Processes:
     out again, at most MAX_RESTARTS times. If the study is interrupted, cells that wait are not run.
 
     Args:
-        num_jobs: processes, 1 or more; each gets its share of the cores.
+        num_jobs: processes, 1 or more; each gets its share of the cores, and GPUs go round.
         bench: of this process, for planning.
     """
 
@@ -98,7 +99,10 @@ class Processes:
         context = multiprocessing.get_context("spawn")
         workers = max(1, min(self.num_jobs, len(cells)))
         pool = ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_begin_in_pool, initargs=(threads,)
+            workers,
+            mp_context=context,
+            initializer=_begin_in_pool,
+            initargs=(threads, context.Value("i", 0)),
         )
         with pool:
             try:
@@ -138,11 +142,26 @@ def begin_worker(num_threads: int) -> None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _begin_in_pool(num_threads: int) -> None:
-    """`begin_worker`; Ctrl-C, which reaches workers too, ends this one without a traceback."""
+def _begin_in_pool(num_threads: int, num_begun: Synchronized[int]) -> None:
+    """`begin_worker`; Ctrl-C, which reaches workers too, ends this one without a traceback.
+
+    Args:
+        num_begun: workers that have begun before this one, counted here.
+    """
     signal.signal(signal.SIGINT, lambda *_: os._exit(1))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     begin_worker(num_threads)
+    with num_begun.get_lock():
+        place, num_begun.value = num_begun.value, num_begun.value + 1
+    take_gpu(place)
+
+
+def take_gpu(place: int) -> None:
+    """Let `cuda` mean another GPU in each worker, in turns, if the machine has several."""
+    import torch
+
+    if (num_gpus := torch.cuda.device_count()) > 1:
+        torch.cuda.set_device(place % num_gpus)
 
 
 def _end_with(parent: BaseProcess) -> None:

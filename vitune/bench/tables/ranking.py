@@ -59,7 +59,7 @@ def ranking(by_method: Scores) -> Ranking | None:
     """Friedman's test and Nemenyi's comparison of all pairs; None where they do not apply.
 
     They treat tasks as a sample and use only ranks: below MIN_TASKS tasks the ranks say next to
-        nothing, and two methods need no ranking (their interval says more).
+    nothing, and two methods need no ranking (their interval says more).
 
     Source: Demšar, "Statistical comparisons of classifiers over multiple data sets", 2006;
         Friedman's statistic with the correction of Iman and Davenport 1980.
