@@ -3,7 +3,7 @@
 from vitune.inference.adding_exits import add_exits, calibrate_exits
 from vitune.inference.evaluate import evaluate
 from vitune.inference.load import LoadedRun, load_run
-from vitune.inference.merging import merge_run
+from vitune.inference.merging import Merged, merge_and_tell, merge_run
 from vitune.inference.predict import Prediction, predict, predictions_csv
 from vitune.inference.publishing import Licences, Pushed, push_run
 from vitune.inference.run_scores import evaluate_run
@@ -12,6 +12,7 @@ from vitune.inference.seen import held_out
 __all__ = [
     "Licences",
     "LoadedRun",
+    "Merged",
     "Prediction",
     "Pushed",
     "add_exits",
@@ -20,6 +21,7 @@ __all__ = [
     "evaluate_run",
     "held_out",
     "load_run",
+    "merge_and_tell",
     "merge_run",
     "predict",
     "predictions_csv",
