@@ -20,6 +20,7 @@ from vitune.training.precision import (
     network_width,
     resolve_precision,
 )
+from vitune.training.settling import new_settings
 
 
 @pytest.mark.parametrize(
@@ -135,3 +136,10 @@ def test_a_key_that_stands_twice_or_is_no_name_is_refused(
     merged = "a: &a {epochs: 3}\nb: {<<: *a, epochs: 5}\n"
     file.write_text(merged)
     assert read_yaml(file)["b"] == {"epochs": 5}
+
+
+def test_fp16_on_a_cpu_is_refused() -> None:
+    """accelerate would compute in fp32, and the run would say fp16."""
+    asked = TrainConfig.make({"data": "demo:digits", "precision": "fp16", "device": "cpu"})
+    with pytest.raises(VituneError, match=r"--precision: got 'fp16' on a CPU, .* Use fp32\."):
+        new_settings(asked, {})
