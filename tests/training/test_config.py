@@ -13,7 +13,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from vitune.errors import VituneError
 from vitune.ops import cpu_multiplies_bf16
-from vitune.training import TrainConfig, read_yaml
+from vitune.training import TrainConfig, Tuning, read_yaml
 from vitune.training.precision import (
     BF16_WIDTH,
     emulation_notice,
@@ -143,3 +143,10 @@ def test_fp16_on_a_cpu_is_refused() -> None:
     asked = TrainConfig.make({"data": "demo:digits", "precision": "fp16", "device": "cpu"})
     with pytest.raises(VituneError, match=r"--precision: got 'fp16' on a CPU, .* Use fp32\."):
         new_settings(asked, {})
+
+
+def test_a_search_refuses_fp16_on_a_cpu_before_its_first_run(tmp_path: Path) -> None:
+    asked = TrainConfig.make({"data": "demo:digits", "precision": "fp16", "device": "cpu"})
+    with pytest.raises(VituneError, match="got 'fp16' on a CPU"):
+        Tuning.within("1m", asked, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
