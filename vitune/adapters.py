@@ -238,6 +238,25 @@ def merged_model(model: PeftModel, *, safe: bool = True) -> nn.Module:
     return merged
 
 
+def missing_biases(model: nn.Module) -> dict[int, list[str]]:
+    """By `id` of a layer of `model`, the names of the biases that it could have and has not."""
+    return {
+        id(layer): names
+        for layer in model.modules()
+        if (names := [name for name in ADDED_BIASES if layer._parameters.get(name, 0) is None])
+    }
+
+
+def added_biases(network: nn.Module, missing: Mapping[int, Sequence[str]]) -> list[str]:
+    """Names of biases in a merged network that it lacked before (`missing_biases`)."""
+    return [
+        f"{name}.{bias}"
+        for name, layer in network.named_modules()
+        for bias in missing.get(id(layer), ())
+        if layer._parameters.get(bias) is not None
+    ]
+
+
 def save_merged(model: nn.Module, folder: str | Path, card: AdapterCard) -> None:
     """Write a merged network (safetensors) and its card to `folder`.
 

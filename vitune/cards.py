@@ -142,7 +142,10 @@ class AdapterCard:
                 f"{path}: got values that were edited after vitune wrote them, expected the "
                 "original ones."
             )
-            refuse_unless_forced(text, "Put the original back", force=force)
+            remedy = (
+                "Put the original back, rename a class as 'Renaming a class' in docs/runs.md says"
+            )
+            refuse_unless_forced(text, remedy, force=force)
         return card
 
     def check_file(self, file: Path, *, force: bool = False) -> None:

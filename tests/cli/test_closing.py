@@ -122,14 +122,15 @@ def test_paths_and_names_are_printed_as_they_are(
 
 
 def test_lines_do_not_wrap_where_nobody_asked_for_it(capsys: pytest.CaptureFixture[str]) -> None:
-    counts = {"num_train": 1000, "num_val": 250, "num_classes": 10, "num_head": 10}
+    counts = {"num_train": 1000, "num_val": 250, "num_classes": 3000, "num_head": 10}
     held_out = "250 images of training, stratified, seed 0"
     facts = finished(backbone="b" * 60, held_out=held_out, lr=0.006, head_lr=0.0006, start="probe",
                      weight_decay=1e-4, precision="fp32", device="d" * 60, **counts)  # fmt: skip
     TrainingProgress().described(facts)
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "validation images of 3,000 classes" in lines[1]
 
 
-@pytest.mark.parametrize(("number", "words"), [(1, "1 image of"), (2, "2 images of")])
+@pytest.mark.parametrize(("number", "words"), [(1, "1 image of"), (1200, "1,200 images of")])
 def test_one_image_held_out_is_not_images(number: int, words: str) -> None:
     assert str(_describe(HeldOut(number, 0, number))).startswith(words)

@@ -95,6 +95,12 @@ def test_evaluate_predict_merge_and_info(
         assert run(["info", str(path), "--json"]) == 0
         facts = json.loads(capsys.readouterr().out)
         assert facts["method"] == "rlrr" and facts["classes"] == list(CLASSES)
+        assert isinstance(facts["temperature"], float)
+        assert facts["input"]["image_size"] == [32, 32]
+        assert (facts["fingerprint"] is None) is (path == merged)
+        assert run(["info", str(path)]) == 0
+        shown = capsys.readouterr().out
+        assert "32 x 32 px, " in shown and ("none (merged)" in shown) is (path == merged)
 
 
 def test_merging_says_that_other_libraries_keep_every_token(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -85,12 +86,30 @@ class TestDamage:
         card = json.loads(file.read_text())
         file.write_text(json.dumps({**card, "classes": card["classes"][::-1]}))
         for words in (["predict", copy, photos], ["info", copy]):
-            assert "vitune.json: got values that were edited" in failed(*words)
+            told = failed(*words)
+            assert "vitune.json: got values that were edited" in told
+            assert "'Renaming a class' in docs/runs.md" in told
         words = ["predict", str(copy), str(photos), "--out", str(tmp_path / "p.csv"), "--force"]
         with pytest.warns(UserWarning, match=r"the original ones\. Loading it anyway"):
             assert run(words) == 0
         file.write_text(json.dumps(card))  # another layout says the same
         assert run(["info", str(copy)]) == 0
+
+    def test_a_class_is_renamed_as_the_docs_say(
+        self, copy: Path, photos: Path, failed: Failed, tmp_path: Path
+    ) -> None:
+        page = (Path(__file__).parents[2] / "docs" / "runs.md").read_text()
+        code = page.split("## Renaming a class")[1].split("```python\n")[1].split("```")[0]
+        code = code.replace("runs/photos", str(copy)).replace('"cat"', '"green"')
+        exec(code, {})
+        assert run(["predict", str(copy), str(photos), "--out", str(tmp_path / "p.csv")]) == 0
+        assert "tabby" in (text := (tmp_path / "p.csv").read_text()) and ",green," not in text
+        assert "got 'green'" in failed("evaluate", copy, "--data", photos)
+        shutil.copytree(photos, tmp_path / "renamed")
+        (tmp_path / "renamed" / "green").rename(tmp_path / "renamed" / "tabby")
+        words = ["evaluate", str(copy), "--data", str(tmp_path / "renamed")]
+        with pytest.warns(UserWarning, match="was in 'green'"):
+            assert run([*words, "--including-training"]) == 0
 
     @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
     def test_a_flipped_bit(self, copy: Path, name: str, failed: Failed) -> None:

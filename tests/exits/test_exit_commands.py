@@ -125,7 +125,10 @@ def test_calibrate_evaluate_predict_and_info(
     capsys.readouterr()
     assert run(["info", str(copy), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["exits"] == "after 2, 4 blocks"
+    assert facts["exits"] == [2, 4]
+    assert all(value is None or 0 <= value <= 1 for value in facts["thresholds"])
+    assert run(["info", str(copy)]) == 0
+    assert "after 2, 4 blocks" in capsys.readouterr().out
     assert facts["certificate"].startswith("disagreement of at most 10.00 % of images")
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -208,8 +209,18 @@ def test_a_class_that_differs_counts_unless_pytorch_is_undecided() -> None:
     assert "1 of 2 images at batch 3 of another class" in verify._too_far(
         {3: verify.Agreement(2, 0.0, 0.0, 0.5)}
     )
+    elsewhere = replace(same, num_images=50, top1=1.0, ties=0, same_exit=0.96)
+    assert "2 of 50 images at batch 8 that leave at another exit" in verify._too_far({8: elsewhere})
+    assert verify._too_far({8: replace(elsewhere, same_exit=0.98)}) == ""
     broken = compared(found * np.nan, wanted)
     assert "differ by inf" in verify._too_far({8: broken})
+
+
+def test_pt2_says_that_its_images_do_not_leave_early(with_exits: Path, tmp_path: Path) -> None:
+    words = ["export", str(with_exits), "--to", "pt2", "--out", str(tmp_path / "out")]
+    with pytest.warns(UserWarning, match="--to pt2 has no exits: every image runs to the end"):
+        assert run(words) == 0
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["exits"] is None
 
 
 def test_a_full_disk_leaves_nothing_half_written(

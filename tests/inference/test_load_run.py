@@ -17,9 +17,10 @@ import vitune
 import vitune.data
 from vitune.backbones import logits_of
 from vitune.cards import AdapterCard
+from vitune.cli import run
 from vitune.data import Split, load_labelled
 from vitune.errors import AdapterError
-from vitune.inference import LoadedRun, evaluate, load_run, merge_run
+from vitune.inference import LoadedRun, evaluate, load_run, merge_and_tell
 from vitune.inference.load import load_peft
 from vitune.preprocessing import Preprocessing
 from vitune.report import read_run, write_report
@@ -64,7 +65,8 @@ def test_a_run_is_loaded_and_merged(
         {"data": DIGITS, "backbone": backbone, "epochs": 1, "batch_size": 16, "lr": 1e-2}
     )
     trained = fit(config, out=tmp_path / "run")
-    assert 0 < merge_run(tmp_path / "run", tmp_path / "merged") + 1e-12 < 1e-5
+    merged = merge_and_tell(tmp_path / "run", tmp_path / "merged")
+    assert 0 < merged.difference + 1e-12 < 1e-5 and merged.added_biases == ()
     runs = [load_run(tmp_path / "run"), load_run(tmp_path / "run", merge=False)]
     runs.append(load_run(tmp_path / "merged"))
     assert not isinstance(runs[0].model, PeftModel) and isinstance(runs[1].model, PeftModel)
@@ -188,3 +190,25 @@ def test_a_result_of_thousands_of_classes_is_small(tmp_path: Path) -> None:
     assert found.confusion.num_correct == round(found.top1 * 2_500)
     assert found.confusion.totals == (2,) * 500 + (1,) * 1_500
     assert write_report(tmp_path).stat().st_size < 5_000_000
+
+
+def test_merging_says_which_biases_it_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reductions between Swin's stages have no bias; RLRR's shift gives them one."""
+    sizes = {"img_size": 32, "depths": (1, 1), "num_heads": (2, 4), "embed_dim": 16}
+    swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=3, **sizes)
+    assert swin.layers[1].downsample.reduction.bias is None
+    model = get_peft_model(swin, vitune.RLRRConfig())
+    card = AdapterCard(
+        method="rlrr",
+        method_args={},
+        backbone="swin_tiny_patch4_window7_224",
+        backbone_args={},
+        preprocessing=Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3),
+        classes=("a", "b", "c"),
+    )
+    monkeypatch.setattr("vitune.inference.merging.load_peft", lambda *_, **__: (model, card))
+    assert run(["merge", "RUN", "--out", str(tmp_path / "merged")]) == 0
+    said = "1 layer without a bias got one (the first: layers.1.downsample.reduction.bias)"
+    assert said in capsys.readouterr().out

@@ -13,13 +13,14 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from vitune.errors import VituneError
 from vitune.ops import cpu_multiplies_bf16
-from vitune.training import TrainConfig, read_yaml
+from vitune.training import TrainConfig, Tuning, read_yaml
 from vitune.training.precision import (
     BF16_WIDTH,
     emulation_notice,
     network_width,
     resolve_precision,
 )
+from vitune.training.settling import new_settings
 
 
 @pytest.mark.parametrize(
@@ -135,3 +136,17 @@ def test_a_key_that_stands_twice_or_is_no_name_is_refused(
     merged = "a: &a {epochs: 3}\nb: {<<: *a, epochs: 5}\n"
     file.write_text(merged)
     assert read_yaml(file)["b"] == {"epochs": 5}
+
+
+def test_fp16_on_a_cpu_is_refused() -> None:
+    """accelerate would compute in fp32, and the run would say fp16."""
+    asked = TrainConfig.make({"data": "demo:digits", "precision": "fp16", "device": "cpu"})
+    with pytest.raises(VituneError, match=r"--precision: got 'fp16' on a CPU, .* Use fp32\."):
+        new_settings(asked, {})
+
+
+def test_a_search_refuses_fp16_on_a_cpu_before_its_first_run(tmp_path: Path) -> None:
+    asked = TrainConfig.make({"data": "demo:digits", "precision": "fp16", "device": "cpu"})
+    with pytest.raises(VituneError, match="got 'fp16' on a CPU"):
+        Tuning.within("1m", asked, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import yaml
+from peft import get_peft_model
 from safetensors.torch import save_file
 
 from vitune.bench.study.cells import CellResult, Scores
@@ -17,8 +18,9 @@ from vitune.bench.tables.notes import notes_on_runs, speed_text
 from vitune.cli import run
 from vitune.data import load_splits
 from vitune.errors import VituneError
-from vitune.fewer_tokens import TokenPlan, few_patches_notice
+from vitune.fewer_tokens import TokenPlan, few_patches_notice, lost_exits_notice
 from vitune.inference import add_exits, load_run, merge_run, predict
+from vitune.methods import get_method
 from vitune.training import TrainConfig, Trained, fit
 from vitune.training.speed_presets import PRESETS
 
@@ -61,6 +63,22 @@ def test_a_run_is_loaded_with_its_token_plan(
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     assert not torch.allclose(logits(whole.model, x), expected, atol=1e-2)
+
+
+def test_exits_that_merged_tokens_will_make_useless_are_told_at_the_start() -> None:
+    met, rlrr = (
+        get_peft_model(
+            timm.create_model("vit_tiny_patch16_224", img_size=32, depth=3, num_classes=2),
+            get_method(name).config_class(),
+        )
+        for name in ("met", "rlrr")
+    )
+    told = lost_exits_notice(met, TokenPlan.parse("merge:0.5"))
+    assert told.startswith("tokens merge:0.5: the early exits of MET cannot be used")
+    assert "(merge:0.5:train)" in told
+    for plan in ("keep", "drop:0.5", "merge:0.5:train"):
+        assert lost_exits_notice(met, TokenPlan.parse(plan)) == ""
+    assert lost_exits_notice(rlrr, TokenPlan.parse("merge:0.5")) == ""
 
 
 def test_few_patches_are_warned_of_and_many_are_not() -> None:

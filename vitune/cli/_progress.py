@@ -128,7 +128,7 @@ class TrainingProgress(Observer):
         )
         console.print(
             f"{facts.num_train:,} training, {facts.num_val:,} validation images of "
-            f"{facts.num_classes} classes{held_out}",
+            f"{facts.num_classes or 0:,} classes{held_out}",
             soft_wrap=True,
         )
         if facts.lr is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -34,11 +35,12 @@ def info(
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name, _shown(value))
+        table.add_row(name, _WORDS.get(name, _shown)(value))
     console.print(table)
 
 
 def _facts(path: str) -> dict[str, Any]:
+    from dataclasses import asdict
     from pathlib import Path
 
     from vitune.cards import KEEP, AdapterCard, adapter_folder
@@ -56,12 +58,10 @@ def _facts(path: str) -> dict[str, Any]:
         "arguments": card.method_args,
         "backbone": card.backbone,
         "backbone arguments": card.backbone_args,
-        "fingerprint": card.fingerprint or "none (merged)",
-        "input": f"{card.preprocessing.image_size[0]} x {card.preprocessing.image_size[1]} px, "
-        f"{card.preprocessing.interpolation}, mean {card.preprocessing.mean}, "
-        f"std {card.preprocessing.std}",
+        "fingerprint": card.fingerprint,
+        "input": asdict(card.preprocessing),
         "classes": list(card.classes),
-        "temperature": f"{card.temperature:.4g}",
+        "temperature": card.temperature,
         "bytes on disk": sum(file.stat().st_size for file in tensors),
         "versions": card.versions,
     }
@@ -101,11 +101,11 @@ def _exits(run: RunFolder) -> dict[str, Any]:
     after = thresholds.after if thresholds is not None else record.get("after")
     if after is None:
         return {}
-    facts: dict[str, Any] = {"exits": f"after {', '.join(map(str, after))} blocks"}
+    facts: dict[str, Any] = {"exits": list(after)}
     if thresholds is None:
         return facts | {"certificate": "none: not calibrated, no image leaves early"}
     proof = thresholds.certificate
-    facts["thresholds"] = ", ".join("never" if v > 1 else f"{v:.4f}" for v in thresholds.values)
+    facts["thresholds"] = [None if v > 1 else v for v in thresholds.values]
     if proof is None:
         return facts | {"certificate": f"none: chosen for a mean cost of {thresholds.budget:g}"}
     return facts | {
@@ -126,3 +126,25 @@ def _shown(value: Any) -> str:
         more = f" ... ({len(value)})" if len(value) > 10 else f" ({len(value)})"
         return ", ".join(map(str, value[:10])) + more
     return "-" if value is None else str(value)
+
+
+def _input(pixels: dict[str, Any]) -> str:
+    height, width = pixels["image_size"]
+    return (
+        f"{height} x {width} px, {pixels['interpolation']}, mean {pixels['mean']}, "
+        f"std {pixels['std']}"
+    )
+
+
+def _thresholds(values: list[float | None]) -> str:
+    return ", ".join("never" if value is None else f"{value:.4f}" for value in values)
+
+
+_WORDS: dict[str, Callable[[Any], str]] = {
+    "fingerprint": lambda value: value or "none (merged)",
+    "input": _input,
+    "temperature": lambda value: f"{value:.4g}",
+    "exits": lambda blocks: f"after {', '.join(map(str, blocks))} blocks",
+    "thresholds": _thresholds,
+}
+"""How people are shown what JSON holds as numbers; `_shown` does the rest."""

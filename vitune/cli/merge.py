@@ -29,13 +29,22 @@ def merge(
     from vitune.cli._progress import console
     from vitune.exits import ExitsFolder
     from vitune.fewer_tokens import TokenPlan
-    from vitune.inference import merge_run
+    from vitune.inference import merge_and_tell
+    from vitune.report import counted
 
-    difference = merge_run(run, out, force=force)
+    merged = merge_and_tell(run, out, force=force)
     written = Path(out) / "model.safetensors"
     console.print(
-        f"merged: {written} (logits differ by {difference:.0e} of the largest)", soft_wrap=True
+        f"merged: {written} (logits differ by {merged.difference:.0e} of the largest)",
+        soft_wrap=True,
     )
+    if merged.added_biases:
+        first, number = merged.added_biases[0], len(merged.added_biases)
+        console.print(
+            f"{counted(number, 'layer')} without a bias got one (the first: {first}): vitune loads "
+            "these weights, other libraries need layers with a bias there",
+            soft_wrap=True,
+        )
     if ExitsFolder(Path(run)).record.is_file():
         console.print(f"its exits are not merged: {run} itself runs with them", soft_wrap=True)
     tokens = AdapterCard.read(out).tokens

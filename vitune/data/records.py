@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -99,9 +100,10 @@ class ImageList:
         used = {record.label for records in self.splits.values() for record in records}
         unknown = sorted(self.classes[label] for label in used - self._shared(new_index))
         if unknown:
+            got = listed([shown_class(name, classes) for name in unknown], 5)
             raise DataError(
-                f"classes of {self.spec}: got {listed([repr(name) for name in unknown], 5)}, "
-                f"expected classes the model was trained on. {nearest(unknown[0], classes)}"
+                f"classes of {self.spec}: got {got}, expected classes the model was trained on. "
+                f"{_nearest_class(unknown[0], classes)}"
             )
         moved = {
             name: tuple(
@@ -113,6 +115,27 @@ class ImageList:
 
     def _shared(self, known: Mapping[str, int]) -> set[int]:
         return {label for label, name in enumerate(self.classes) if name in known}
+
+
+def shown_class(name: str, others: Iterable[str]) -> str:
+    """A class name in quotes, its characters spelt out where one of `others` looks just like it.
+
+    An accented letter may be one character or two; macOS writes folder names with two.
+    """
+    return repr(name) if _look_alike(name, others) is None else ascii(name)
+
+
+def _look_alike(name: str, others: Iterable[str]) -> str | None:
+    seen = unicodedata.normalize("NFC", name)
+    alike = (other for other in others if other != name)
+    return next((other for other in alike if unicodedata.normalize("NFC", other) == seen), None)
+
+
+def _nearest_class(name: str, known: Sequence[str]) -> str:
+    twin = _look_alike(name, known)
+    if twin is None:
+        return nearest(name, known)
+    return f"It looks like {twin!a} but has other characters. Rename it."
 
 
 def require_records(records: Iterable[Record], spec: str, split: str) -> tuple[Record, ...]:

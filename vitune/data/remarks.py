@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitune.data.formats import counted_suffixes, suffix_hint
-from vitune.data.records import ImageList, Record
+from vitune.data.records import ImageList, Record, shown_class
 
 TOLD = 20
 """Number of names that a run's files keep per remark."""
@@ -131,7 +131,11 @@ def _alike_classes(records: Iterable[Record], classes: Sequence[str]) -> Remark 
         plain = unicodedata.normalize("NFKC", classes[label]).casefold()
         alike[" ".join(plain.replace("_", " ").replace("-", " ").split())].append(label)
     groups = [
-        ", ".join(f"{classes[label]!r} ({counts[label]:,} images)" for label in labels)
+        ", ".join(
+            f"{shown_class(classes[label], [classes[other] for other in labels])} "
+            f"({counts[label]:,} images)"
+            for label in labels
+        )
         for labels in alike.values()
         if len(labels) > 1
     ]

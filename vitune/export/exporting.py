@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -154,6 +155,12 @@ def _leaving_only(run: LoadedRun, target: Target) -> LoadedRun:
         if value <= 1
     ]
     if not pairs or not target.cuts:
+        if pairs:
+            warnings.warn(
+                f"--to {target.name} has no exits: every image runs to the end, so probabilities "
+                "are those of 'vitune predict --exits full'.",
+                stacklevel=3,
+            )
         return replace(run, exits=None)
     places, values = zip(*pairs, strict=True)
     return replace(run, exits=EarlyExit(run.model, places, values))

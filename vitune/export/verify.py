@@ -29,6 +29,8 @@ TOLERANCE = 1e-4
 """Float32: largest difference between two logits, relative to the largest logit."""
 PROBABILITY_TOLERANCE = 1e-3
 """Float32: largest difference between two probabilities."""
+MAX_ELSEWHERE = 0.02
+"""Share of images that may leave at another exit: those whose confidence is at the threshold."""
 MAX_LOSS = 0.02
 """8 bits: accuracy that may be lost."""
 
@@ -133,8 +135,9 @@ def verified(folder: Path, expected: Expected, split: Split, *, int8: bool = Fal
     """The file in `folder`, run on the split's images at every batch size of BATCHES.
 
     It fails in float32 where a logit is off by more than TOLERANCE of the largest, a probability
-    by more than PROBABILITY_TOLERANCE, or a class differs that is no tie; in 8 bits where it loses
-    more than MAX_LOSS of accuracy and more than one image.
+    by more than PROBABILITY_TOLERANCE, a class differs that is no tie, or more than MAX_ELSEWHERE
+    of the images, and more than one, leave at another exit; in 8 bits where it loses more than
+    MAX_LOSS of accuracy and more than one image.
 
     Raises:
         AdapterError: the runtime refuses the file or a batch size.
@@ -220,6 +223,12 @@ def _too_far(by_batch: dict[int, Agreement]) -> str:
         others = round((1 - found.top1) * found.num_images) - found.ties
         if others > 0:
             return f"{others} of {found.num_images} images at batch {size} of another class"
+        elsewhere = round((1 - (found.same_exit or 0)) * found.num_images)
+        if found.same_exit is not None and elsewhere > max(1, MAX_ELSEWHERE * found.num_images):
+            return (
+                f"{elsewhere} of {found.num_images} images at batch {size} that leave at another "
+                "exit"
+            )
     return ""
 
 

@@ -75,6 +75,20 @@ def few_patches_notice(model: nn.Module, plan: TokenPlan) -> str:
     )
 
 
+def lost_exits_notice(model: nn.Module, plan: TokenPlan) -> str:
+    """A warning where a method trains exits that a network with merged tokens cannot use, or ''."""
+    configs: dict[str, PeftConfig] = getattr(model, "peft_config", {})
+    exiting = [config for config in configs.values() if getattr(config, "brings_exits", False)]
+    if not plan.in_inference or not exiting:
+        return ""
+    title = getattr(exiting[0], "title", exiting[0].peft_type)
+    return (
+        f"tokens {plan}: the early exits of {title} cannot be used where inference merges tokens, "
+        "and every image will run to the end. To use them, merge in training only "
+        f"({plan}:train) or keep every token."
+    )
+
+
 def _refuse_methods(model: nn.Module, plan: TokenPlan) -> None:
     """Refuse methods that infer a patch's grid position from its position in the sequence."""
     configs: dict[str, PeftConfig] = getattr(model, "peft_config", {})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from vitune.adapters import merged_model, save_merged
+from vitune.adapters import added_biases, merged_model, missing_biases, save_merged
 from vitune.backbones import logits_of
 from vitune.errors import AdapterError
 from vitune.files import check_new_folder
@@ -19,12 +20,31 @@ NUM_PROBES = 4
 FOREIGN_TOLERANCE = 1e-4
 
 
+@dataclass(frozen=True)
+class Merged:
+    """What merging did.
+
+    Args:
+        difference: the largest between merged and un-merged logits on random images, relative to
+            the largest logit.
+        added_biases: names of biases that the pre-trained network does not have.
+    """
+
+    difference: float
+    added_biases: tuple[str, ...]
+
+
 def merge_run(run: str | Path, out: str | Path, *, force: bool = False) -> float:
     """Write the merged network of `run` to the new folder `out`.
 
     Returns:
-        The largest difference between merged and un-merged logits on random images, relative to the
-        largest logit.
+        `difference` of `merge_and_tell`, which this is otherwise.
+    """
+    return merge_and_tell(run, out, force=force).difference
+
+
+def merge_and_tell(run: str | Path, out: str | Path, *, force: bool = False) -> Merged:
+    """Write the merged network of `run` to the new folder `out`, and say what that changed.
 
     Raises:
         AdapterError: `out` exists, the method does not merge, or the difference is above the
@@ -35,7 +55,7 @@ def merge_run(run: str | Path, out: str | Path, *, force: bool = False) -> float
     layers = [module for module in model.modules() if isinstance(module, MethodLayer)]
     tolerance = max((layer.merge_tolerance for layer in layers), default=FOREIGN_TOLERANCE)
     images = probe_images(card.preprocessing)
-    before = _logits(model, images)
+    before, missing = _logits(model, images), missing_biases(model)
     network = merged_model(model)
     difference = relative_difference(before, _logits(network, images))
     if not difference <= tolerance:
@@ -44,7 +64,7 @@ def merge_run(run: str | Path, out: str | Path, *, force: bool = False) -> float
             f"{tolerance:.0e}. Nothing was written."
         )
     save_merged(network, out, card)
-    return difference
+    return Merged(difference, tuple(added_biases(network, missing)))
 
 
 def probe_images(preprocessing: Preprocessing, seed: int = 0) -> Tensor:

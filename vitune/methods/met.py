@@ -67,6 +67,7 @@ class METConfig(BlockConfig):
     exposes_delta = False
     shares_parameters = True
     acts_in_windows = False
+    brings_exits = True
     narrowed_by = frozenset({"target_modules", "exclude_modules"})
     counts_on_vit_b16 = (({}, 52_352 + 3 * 7_690),)  # with the heads of three early exits
 

@@ -126,7 +126,7 @@ def _describe(held_out: HeldOut | None) -> str | None:
     if held_out is None:
         return None
     images = "image" if held_out.num_images == 1 else "images"
-    return f"{held_out.num_images} {images} of training, stratified, seed {held_out.seed}"
+    return f"{held_out.num_images:,} {images} of training, stratified, seed {held_out.seed}"
 
 
 def _device_name(accelerator: Accelerator) -> str:

@@ -13,7 +13,7 @@ from vitune.backbones import Backbone, load_backbone, start_heads
 from vitune.counts import count_parameters
 from vitune.data import Split, Splits, UsedImages, open_source
 from vitune.errors import DataError, VituneError
-from vitune.fewer_tokens import few_patches_notice
+from vitune.fewer_tokens import few_patches_notice, lost_exits_notice
 from vitune.methods import get_method, method_notice
 from vitune.runs import RunSummary
 from vitune.training.accounting import facts_of
@@ -78,6 +78,7 @@ def described(
     notices = (
         method_notice(model),
         few_patches_notice(model, settings.token_plan),
+        lost_exits_notice(model, settings.token_plan),
         emulation_notice(settings.precision, accelerator.device.type),
     )
     notice = " ".join(part for part in notices if part)

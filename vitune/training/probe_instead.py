@@ -12,6 +12,7 @@ from vitune.adapters import attach, load_adapter
 from vitune.backbones import load_backbone
 from vitune.counts import count_parameters, trained_parts
 from vitune.data import Split
+from vitune.files import atomic_folder
 from vitune.methods import PROBE
 from vitune.runs import Reported, RunFolder
 from vitune.training.accounting import with_method
@@ -51,7 +52,8 @@ def probe_instead(
     chosen = replace(trained, model=model, summary=summary, seen=seen)
     if folder is not None and accelerator.is_main_process:
         folder.summary.unlink()
-        shutil.copytree(folder.adapter, folder.path / "adapted", dirs_exist_ok=True)
+        with atomic_folder(folder.path / "adapted") as aside:
+            shutil.copytree(folder.adapter, aside, dirs_exist_ok=True)
         update = {"method": PROBE, "method_args": {}, "tokens": "keep"}
         chosen = write_result(chosen, folder, settings.model_copy(update=update))
     return chosen

@@ -14,6 +14,7 @@ from vitune.data import absolute_source
 from vitune.errors import DataError, VituneError, nearest
 from vitune.methods import Method, get_method, require_plugin
 from vitune.runs import RunFolder
+from vitune.training.placement import runs_on_cpu
 from vitune.training.private import with_privacy
 from vitune.training.record import SETTLED_BY_RESUME, RunRecord
 from vitune.training.resume_point import read_progress
@@ -55,6 +56,7 @@ def new_settings(
         require_no_steps(asked)
     require_choice(asked)
     require_validation(asked)
+    require_precision(asked)
     if not is_solved and asked.optimiser == "sgd" and asked.lr is None:
         raise VituneError(
             "--optimiser: got 'sgd' without a learning rate, expected --lr as well: the methods' "
@@ -121,6 +123,19 @@ def require_validation(config: TrainConfig) -> None:
                 f"--{name}: got {value!r} with --refit, which leaves no validation images, "
                 "expected only one of the two. Leave one out."
             )
+
+
+def require_precision(config: TrainConfig) -> None:
+    """Refuse fp16 on a CPU: accelerate has none there and would compute in fp32 without a word.
+
+    Raises:
+        VituneError: it is asked for; or a GPU is, and PyTorch sees none.
+    """
+    if config.precision == "fp16" and runs_on_cpu(config):
+        raise VituneError(
+            "--precision: got 'fp16' on a CPU, expected fp32 or bf16: training in fp16 needs a "
+            "GPU. Use fp32."
+        )
 
 
 def require_no_steps(config: TrainConfig) -> None:

@@ -34,7 +34,7 @@ from vitune.training.halving import end_trial, halving_study
 from vitune.training.keeping import Trained, backbone_arguments
 from vitune.training.observer import Observer
 from vitune.training.probing import Probe, solve_probe
-from vitune.training.settling import with_absolute_paths, with_backbone
+from vitune.training.settling import require_precision, with_absolute_paths, with_backbone
 from vitune.training.splits_to_train import prepare_data
 from vitune.training.starting import with_start
 from vitune.training.train_config import TrainConfig
@@ -105,6 +105,7 @@ class Tuning:
             VituneError: `budget` is no duration, or `config` sets what the search decides.
         """
         require_tunable(config.model_dump(exclude_unset=True))
+        require_precision(config)
         return cls._for(config, Path(out), seconds_of(budget), observer, told)
 
     @classmethod

@@ -209,7 +209,7 @@ def test_a_damaged_file_is_reported_and_run_again(
     monkeypatch.setattr(running, "run_cell", lambda *_, **__: done)
     result, reused = complete(cell, store, bench)
     assert not reused and "damaged and is replaced" in result.notes[0]
-    assert "The cell is run again" in caplog.text
+    assert "starting the study again runs the cell again" in caplog.text
     found = store.read(cell.address)
     assert found is not None and found.status == "done"
 

@@ -14,6 +14,9 @@ from vitune.files import write_atomic
 
 LOG = logging.getLogger(__name__)
 
+NOT_USED = "It counts as missing: starting the study again runs the cell again."
+"""True of a study, which does so at once, and of a table, which runs nothing."""
+
 
 class Store:
     """The folder of a study: `cells/ADDRESS.json`, one per cell, next to the study's own files.
@@ -42,10 +45,10 @@ class Store:
         except FileNotFoundError:
             return None
         except (VituneError, UnicodeDecodeError) as error:
-            LOG.warning("%s: %s The cell is run again.", path, error)
+            LOG.warning("%s: %s %s", path, error, NOT_USED)
             return None
         if result.address != address:
-            LOG.warning("%s: got the result of %s. The cell is run again.", path, result.address)
+            LOG.warning("%s: got the result of %s. %s", path, result.address, NOT_USED)
             return None
         return result
 

@@ -30,7 +30,8 @@ class MethodConfig(PeftOptions):
     `counts_on_vit_b16`, pairs of arguments and trained parameters without the head, as published
     for ViT-B/16 at 224 x 224, which the tests check; `speed_arguments`, by preset of `--speed` the
     arguments that make it faster and less exact; `needs_every_patch`, if a patch's position in the
-    sequence must be its position in the grid.
+    sequence must be its position in the grid; `brings_exits`, if it trains early exits, which read
+    every token.
 
     Raises:
         VituneError: an option that the method does not support.
@@ -47,6 +48,7 @@ class MethodConfig(PeftOptions):
     counts_on_vit_b16: ClassVar[Counts] = ()
     speed_arguments: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     needs_every_patch: ClassVar[bool] = False
+    brings_exits: ClassVar[bool] = False
     default_lr: ClassVar[float] = 1e-3
     default_weight_decay: ClassVar[float] = 1e-4
     identity_args: ClassVar[Mapping[str, Any]] = MappingProxyType({})
