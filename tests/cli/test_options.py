@@ -140,7 +140,8 @@ SEVERAL: dict[tuple[str, str], tuple[tuple[str, ...], list[str], str, Heard, Any
     ),
     ("rebalance", "--shares"): (
         ("rebalance", "RUN", "--out", "OUT"), ["a=1", "b=2", "d=0.5"],
-        "vitune.inference.rebalance_run", lambda given, by_name: given[2], {"a": 1.0, "b": 2.0, "d": 0.5},
+        "vitune.inference.rebalance_run", lambda given, by_name: given[2],
+        {"a": 1.0, "b": 2.0, "d": 0.5},
     ),
     ("train", "--method-arg"): (
         TRAIN, ["r=8", "alpha=4", "roles=q,v"], FIT, mapping("method_args"),
