@@ -242,7 +242,8 @@ def test_bad_words(trained: Path, tmp_path: Path, refused: Refused) -> None:
     assert "--int8: got --to pt2, expected one of onnx, openvino." in told
     assert "expected a new folder" in refused("export", trained, "--out", trained)
     assert "expected an existing run folder" in refused("export", tmp_path / "no", "--out", out)
-    told = refused("export", trained / "adapter", "--to", "pt2", "--out", out)
+    alone = shutil.copytree(trained / "adapter", tmp_path / "alone" / "adapter")
+    told = refused("export", alone, "--to", "pt2", "--out", out)
     assert "--data: got nothing" in told
     assert not out.exists()
 

@@ -50,6 +50,7 @@ COMMANDS: dict[str, Words] = {
     "audit membership": {"run": "run", "--references": "0", "--beside": "none", **OUT},
     "audit backbone": {"checkpoint": "vitune/vit_micro_patch4_32"},
     "bench pareto": {"--suite": "demo", "--methods": "linear", "--epochs": "0", **OUT},
+    "rebalance": {"run": "run", **OUT},
 }  # fmt: skip
 """A quick command of every verb: arguments by name, options by their word.
 

@@ -11,6 +11,7 @@ from place import Place
 RESUME = "train --out stopped --resume"
 TRAIN = "train --data photos --epochs 1 --image-size 16 --out new"
 COMPARE = "compare --data photos --methods linear --epochs 1 --image-size 16 --seeds 1 --out"
+DRY_RUN = "bench run --suite demo --methods linear --tasks digits --dry-run --out new"
 
 FOUND: list[tuple[str, str, list[Any], str]] = [
     ("run/images.npz", "evaluate run", ["replace", 1, -1], "got a damaged list of images"),
@@ -31,6 +32,7 @@ FOUND: list[tuple[str, str, list[Any], str]] = [
     ("notes.txt", f"{TRAIN} --dp-epsilon 6815565697348812.0", ["text", ""], "dp_epsilon: got"),
     ("stopped/probe/probe.json", f"{RESUME} --force", ["replace", 0, "nan"], ""),
     ("notes.txt", f"{COMPARE} new --jobs 99999999999999", ["text", ""], ""),
+    ("notes.txt", f"{DRY_RUN} --jobs 0", ["text", ""], "--jobs: got 0, expected 1 or more"),
 ]
 
 

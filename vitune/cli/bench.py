@@ -56,8 +56,10 @@ def run(
     'as-published' looks at the test images every epoch, as the official scripts do, and prints
     the honest figure beside it. Exit code 1 means that some runs failed or diverged.
     """
+    from vitune.bench.study.execution import check_jobs
     from vitune.cli._study import check_study_folder
 
+    check_jobs(running.jobs)
     asked = Asked(images, subject, choosing, kept)
     check_study_folder(kept.out, force=kept.force)
     study = asked.study(choosing.protocol)

@@ -56,6 +56,16 @@ class InProcess:
             yield complete(cell, store, self.bench)
 
 
+def check_jobs(num_jobs: int) -> None:
+    """Refuse a number of processes that is none.
+
+    Raises:
+        VituneError: below 1.
+    """
+    if num_jobs < 1:
+        raise VituneError(f"--jobs: got {num_jobs!r}, expected 1 or more.")
+
+
 class Processes:
     """`num_jobs` worker processes on this machine; cells of one task go to few of them.
 
@@ -68,8 +78,7 @@ class Processes:
     """
 
     def __init__(self, num_jobs: int, bench: Workbench | None = None) -> None:
-        if num_jobs < 1:
-            raise VituneError(f"--jobs: got {num_jobs!r}, expected 1 or more.")
+        check_jobs(num_jobs)
         self.num_jobs, self.bench = num_jobs, bench or Workbench()
 
     def waves(self, tasks: Sequence[Task]) -> Sequence[Sequence[Task]]:
