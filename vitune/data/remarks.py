@@ -19,7 +19,6 @@ TOLD = 20
 SIXTEEN_BITS = (".png", ".apng", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 """File types, of those that are read, that can hold 16 bits per pixel."""
 
-
 RARE = 5
 """The largest class has more than this many times the images of a class that is remarked on."""
 

@@ -90,8 +90,6 @@ class Evaluation:
         num_watched: scored images of the validation split.
         num_left_out: images that were not scored because they were used for training or validation.
         is_outdated: whether other weights were scored than the run has now.
-        mean_per_class: mean accuracy of the classes that have images; None in scores of earlier
-            releases.
     """
 
     name: str
@@ -112,12 +110,17 @@ class Evaluation:
     num_left_out: int = 0
     exits: ExitScores | None = None
     is_outdated: bool = False
-    mean_per_class: float | None = None
 
     @property
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval of `top1` on `num_images` images."""
         return wilson_interval(self.top1, self.num_images)
+
+    @property
+    def mean_per_class(self) -> float | None:
+        """The mean recall of the classes that have images; None if there are none."""
+        recalls = [e.recall for e in self.per_class if e.num_images and e.recall is not None]
+        return sum(recalls) / len(recalls) if recalls else None
 
     @property
     def marks(self) -> list[str]:
@@ -233,7 +236,6 @@ def _evaluation(path: Path, weights: str | None) -> Evaluation:
         + _number(record, "left_out", "watched"),
         exits=read_exits(record, _mistake),
         is_outdated=None not in (scored, weights) and scored != weights,
-        mean_per_class=record.share("mean_per_class"),
     )
 
 

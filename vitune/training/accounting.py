@@ -125,8 +125,8 @@ def _describe(held_out: HeldOut | None) -> str | None:
     """How validation was split from training, in words; None if the data has its own split."""
     if held_out is None:
         return None
-    images = "image" if held_out.num_images == 1 else "images"
-    return f"{held_out.num_images:,} {images} of training, stratified, seed {held_out.seed}"
+    images = counted(held_out.num_images, "image")
+    return f"{images} of training, stratified, seed {held_out.seed}"
 
 
 def _device_name(accelerator: Accelerator) -> str:
