@@ -226,7 +226,12 @@ def test_the_command_takes_pairs_and_tables(
     assert run([*words, str(tmp_path / "table"), "--shares", str(table)]) == 0
     one, two = (logits_of_run(tmp_path / name, images) for name in ("pairs", "table"))
     assert torch.equal(one, two)
+    odd, split = tmp_path / "odd.csv", tmp_path / "split.csv"
+    odd.write_bytes(b"a\xff,1\n")
+    split.write_text("class;share\na;1\n")
     for given, said in (
+        (odd, "expected a .csv file in UTF-8"),
+        (split, "without a comma in it"),
         ("a=1,a=2", "got 'a' twice"),
         ("a=many", "got 'a=many', expected CLASS=NUMBER"),
         ("10", "got '10', expected CLASS=NUMBER"),

@@ -82,7 +82,7 @@ def _shares(given: Sequence[str]) -> dict[str, float] | None:
     """The numbers by class; None if none are given.
 
     Raises:
-        VituneError: not CLASS=NUMBER, a class given twice, or a file without two columns.
+        VituneError: not CLASS=NUMBER, a class given twice, or a file that is no table of both.
     """
     import csv
     from pathlib import Path
@@ -93,9 +93,19 @@ def _shares(given: Sequence[str]) -> dict[str, float] | None:
     if not given:
         return None
     if len(given) == 1 and Path(given[0]).is_file():
-        with Path(given[0]).open(newline="") as file:
-            pairs = [(row[0], row[-1]) for row in csv.reader(file) if len(row) > 1]
-        if pairs and not _is_number(pairs[0][1]):
+        try:
+            with Path(given[0]).open(newline="", encoding="utf-8-sig") as file:
+                pairs = [(row[0], row[-1]) for row in csv.reader(file) if len(row) > 1]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise VituneError(
+                f"--shares: got {given[0]!r}, expected a .csv file in UTF-8: {error}."
+            ) from None
+        if not pairs:
+            raise VituneError(
+                f"--shares: got {given[0]!r} without a comma in it, expected a class and a number "
+                "on each line."
+            )
+        if not _is_number(pairs[0][1]):
             del pairs[0]  # the names of the columns
     else:
         pairs = [(name, value) for name, _, value in (w.rpartition("=") for w in pair_words(given))]
