@@ -104,8 +104,10 @@ class SolvedFacts:
         how: the data they were chosen on.
         copies: the views of each training image: "none", or "flip" with mirrored ones.
         mirror_gain: by how much mirrored copies lower validation cross-entropy, and the standard
-        error of that; None if not tried.
+            error of that; None if not tried.
         seconds: features and solution together.
+        lookalikes: the share of validation images that look almost like a training image, and the
+            first of their names.
     """
 
     val_accuracy: float | None = None
@@ -116,6 +118,7 @@ class SolvedFacts:
     temperature: float = 1.0
     mirror_gain: tuple[float, float] | None = None
     seconds: float | None = None
+    lookalikes: tuple[float, tuple[str, ...]] = (0.0, ())
 
     @classmethod
     def of(cls, record: Record) -> SolvedFacts:
@@ -134,7 +137,15 @@ class SolvedFacts:
             record.number("temperature") or 1.0,
             (gain[0] or 0.0, gain[1] or 0.0) if len(gain) == 2 else None,
             record.number("seconds"),
+            _lookalikes(record),
         )
+
+
+def _lookalikes(record: Record) -> tuple[float, tuple[str, ...]]:
+    """The share and the names; absent in runs of earlier releases."""
+    share, names = ([*record.listing("lookalikes"), 0.0, []])[:2]
+    is_sound = isinstance(share, int | float) and isinstance(names, list)
+    return (float(share), tuple(map(str, names))) if is_sound else (0.0, ())
 
 
 @dataclass(frozen=True)
@@ -211,6 +222,7 @@ class RunSummary:
 
     Args:
         num_trainable: with the head; `num_total` is the whole network without what was added.
+        val_groups: of how many groups the validation images are; None if groups are unknown.
         held_out: how validation was split from training, in words.
         head_lr: the classifier's own learning rate; None if it is `lr`.
         start: where training started: "probe", or "plain" for a new classifier.
@@ -240,6 +252,7 @@ class RunSummary:
     data: str | None = None
     num_train: int | None = None
     num_val: int | None = None
+    val_groups: int | None = None
     num_classes: int | None = None
     held_out: str | None = None
     batch_size: int | None = None

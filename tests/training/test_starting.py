@@ -201,7 +201,7 @@ def test_the_probe_s_weights_are_not_the_probe_where_inference_merges_tokens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Validation may prefer the weights of the probe, but half of the patches are still gone."""
-    monkeypatch.setattr("vitune.training.kept_weights.chosen_share", lambda *seen: 0.0)
+    monkeypatch.setattr("vitune.training.kept_weights.chosen_share", lambda *seen, **_: 0.0)
     config = {**QUICK, "epochs": 1, "tokens": "merge:0.75@0,1", "choose_best": True}
     trained = fit(TrainConfig.make({**config, "select": "auto"}))
     assert trained.summary.share == 0
@@ -327,7 +327,7 @@ def test_what_lies_between_is_what_is_saved(tmp_path: Path) -> None:
     for share in (0.0, 0.5, 1.0):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                "vitune.training.kept_weights.chosen_share", lambda losses, told=share: told
+                "vitune.training.kept_weights.chosen_share", lambda losses, told=share, **_: told
             )
             watcher = Starts()
             found = fit(config, out=tmp_path / str(share), observer=watcher)

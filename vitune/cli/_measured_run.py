@@ -81,6 +81,7 @@ def _images(
             card.preprocessing,
             seed=settings.seed,
             val_fraction=settings.val_fraction,
+            groups=settings.groups,
             skip_bad_images=settings.skip_bad_images,
             include=("val",),
         )

@@ -37,6 +37,11 @@ PATHS = "PATH,..."
 PAIRS = "NAME=VALUE,..."
 """The placeholder after an option that takes several values; see `vitune.cli._words`."""
 
+IMAGE_GROUPS = (
+    "regular expression that finds in an image's path what it shows, e.g. 'patient[0-9]+'"
+)
+"""The help of --groups; see `vitune.data.grouping`."""
+
 ONE_SENTENCE = 300
 """Characters; longer than any summary."""
 

@@ -30,7 +30,7 @@ from vitune.errors import VituneError
 
 PAIR_OPTIONS = {"method_args": "method_arg", "objective_args": "objective_arg"}
 FIELDS = {
-    DATA: ("data", "val_fraction", "refit", "skip_bad_images"),
+    DATA: ("data", "val_fraction", "groups", "refit", "skip_bad_images"),
     MODEL: ("backbone", "checkpoint", "image_size", "method", "method_args", "head_init"),
     TRAINING: (
         "epochs", "lr", "head_lr", "start", "batch_size", "accumulation_steps", "drop_last",

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from vitune.cli import _completion
-from vitune.cli._options import Verbs
+from vitune.cli._options import IMAGE_GROUPS, Verbs
+from vitune.errors import VituneError
 
 if TYPE_CHECKING:
     from vitune.data import Inspection
@@ -34,6 +35,7 @@ def check(
         help="check a benchmark: vtab1k, fgvc or fewshot",
         autocompletion=_completion.suites,
     ),
+    groups: str = typer.Option(None, "--groups", help=IMAGE_GROUPS),
     strict: bool = typer.Option(False, "--strict", help="count notes as faults"),
     as_json: bool = typer.Option(False, "--json", help="print JSON with all file names"),
 ) -> None:
@@ -42,19 +44,25 @@ def check(
     Counts and names faults, which training refuses or would learn wrongly: files that cannot be
     read, one image in two classes, splits that share images, classes with a single image. Notes do
     not stop training: files of a kind that is not read, classes spelled in several ways, images
-    that are nearly black. With --suite, says for each task what is there and how to get the rest.
+    that are nearly black. With --groups, names groups that are in two splits. With
+    --suite, says for each task what is there and how to get the rest.
 
     Exit code 0: no fault (a suite: every task complete). 2: faults, or nothing that can be read.
     """
     if suite is not None:
+        if groups is not None:
+            raise VituneError(
+                "--groups: got it with --suite, expected only one of the two: a benchmark's splits "
+                "are fixed. Leave one out."
+            )
         sound = _check_suite(source, suite, as_json)
     else:
-        sound = _check_images(source, strict, as_json)
+        sound = _check_images(source, groups, strict, as_json)
     if not sound:
         raise typer.Exit(2)
 
 
-def _check_images(source: str, strict: bool, as_json: bool) -> bool:
+def _check_images(source: str, groups: str | None, strict: bool, as_json: bool) -> bool:
     """Print what is odd about the user's images; return whether they are fit to train on."""
     import json
     from dataclasses import asdict
@@ -64,7 +72,7 @@ def _check_images(source: str, strict: bool, as_json: bool) -> bool:
 
     bar = Counting("reading images")
     try:
-        found = inspect_images(source, on_progress=bar)
+        found = inspect_images(source, groups=groups, on_progress=bar)
     finally:
         bar.close()
     sound = not (found.remarks if strict else found.num_faults)
@@ -81,12 +89,21 @@ def _print_inspection(found: Inspection, strict: bool) -> None:
     from vitune.cli._progress import console
     from vitune.cli._tables import print_columns
 
+    has_groups = any(split.num_groups for split in found.splits)
     print_columns(
-        ("split", "images", "classes", "smallest class", "largest class"),
+        (
+            "split",
+            "images",
+            *(["groups"] if has_groups else []),
+            "classes",
+            "smallest class",
+            "largest class",
+        ),
         [
             (
                 split.name,
                 f"{split.num_images:,}",
+                *([f"{split.num_groups or 0:,}"] if has_groups else []),
                 f"{split.num_classes:,}",
                 f"{split.fewest[0]} {split.fewest[1]:,}",
                 f"{split.most[0]} {split.most[1]:,}",

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from vitune.cli._options import DATA, MODEL, PATHS, RUNNING
+from vitune.cli._options import DATA, IMAGE_GROUPS, MODEL, PATHS, RUNNING
 from vitune.cli._plugins import with_plugins
 from vitune.cli._words import paths
 from vitune.late_imports import uncollected
@@ -27,6 +27,7 @@ def evaluate(
     split: str = typer.Option(
         None, "--split", help="default: test, or all images if there is none", rich_help_panel=DATA
     ),
+    groups: str = typer.Option(None, "--groups", help=IMAGE_GROUPS, rich_help_panel=DATA),
     including_training: bool = typer.Option(
         False,
         "--including-training",
@@ -69,6 +70,7 @@ def evaluate(
             run,
             data,
             split=split,
+            groups=groups,
             skip_bad_images=skip_bad_images,
             force=force,
             device=device,
@@ -81,7 +83,8 @@ def evaluate(
     finally:
         reading.close()
         scoring.close()
-    low, high = wilson_interval(result["top1"], result["num_images"])
+    independent = result.get("effective_images") or result["num_images"]
+    low, high = wilson_interval(result["top1"], independent)
     console.print(
         Text.assemble(
             (f"accuracy {percent(result['top1'])}", "bold"),
@@ -114,7 +117,7 @@ def evaluate(
 
 def _marks(result: dict[str, Any], run: str) -> list[str]:
     """Warnings about what the score does not mean."""
-    from vitune.report import score_marks
+    from vitune.report import group_mark, score_marks
     from vitune.runs import RunFolder
 
     seen, left_out = result["seen"], result["left_out"]
@@ -124,9 +127,12 @@ def _marks(result: dict[str, Any], run: str) -> list[str]:
         if folder.config.is_file():
             why = f"{folder.images.name} is missing from the run folder"
         return [f"Unknown whether the model was trained on these images: {why}."]
-    return score_marks(
+    marks = score_marks(
         result["num_images"], seen["trained"], seen["watched"], sum(left_out.values())
     )
+    if "num_groups" in result:
+        marks.append(group_mark(result["num_groups"], result["effective_images"]))
+    return marks
 
 
 def exit_lines(found: dict[str, Any] | None) -> list[str]:

@@ -7,6 +7,7 @@ from vitune.data.content import content_hash, content_hashes, default_cache_dir
 from vitune.data.decode import MAX_MEGAPIXELS, Decoding, decode_bytes, decode_image, quiet_pillow
 from vitune.data.demo import DEMOS
 from vitune.data.folder import list_images
+from vitune.data.grouping import linked, with_groups
 from vitune.data.holdout import hold_out
 from vitune.data.inspection import Inspection, inspect_images
 from vitune.data.labelled import load_labelled, load_unlabelled
@@ -63,6 +64,7 @@ __all__ = [
     "hold_out",
     "inspect_images",
     "is_source",
+    "linked",
     "list_images",
     "load_labelled",
     "load_splits",
@@ -75,4 +77,5 @@ __all__ = [
     "require_readable",
     "seeded_generator",
     "spec_name",
+    "with_groups",
 ]

@@ -9,6 +9,7 @@ import numpy as np
 
 from vitune.data.cache import CacheSettings, Progress, load_pictures
 from vitune.data.decode import Decoding
+from vitune.data.grouping import group_numbers
 from vitune.data.records import Record
 from vitune.data.split import Split
 
@@ -50,7 +51,8 @@ def read_splits(
     loaded: dict[str, Split] = {}
     skipped: dict[str, None] = {}
     dark: dict[str, None] = {}
-    for name, chosen in records.items():
+    numbers = group_numbers(*records.values())
+    for (name, chosen), groups in zip(records.items(), numbers, strict=True):
         shifted = _shifted(settings.on_progress, done, total)
         one = replace(settings, memory_budget_mib=max(0.0, left_mib), on_progress=shifted)
         pictures = load_pictures(chosen, decoding[name], one)
@@ -63,8 +65,9 @@ def read_splits(
         paths = tuple(chosen[index].name for index in pictures.kept)
         sources = tuple(chosen[index].image for index in pictures.kept)
         loaded[name] = Split(
-            name, pictures.images, labels, paths, classes, pictures.digests, sources
-        )
+            name, pictures.images, labels, paths, classes, pictures.digests, sources,
+            None if groups is None else groups[list(pictures.kept)],
+        )  # fmt: skip
     return Reading(loaded, tuple(skipped), tuple(dark))
 
 

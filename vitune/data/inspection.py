@@ -10,8 +10,9 @@ from pathlib import Path
 from vitune.data.cache import NEARLY_BLACK, CacheSettings, Progress, decoded
 from vitune.data.checks import DISJOINT, check_splits, duplicates, present, training_name
 from vitune.data.decode import Decoding, quiet_pillow
+from vitune.data.grouping import with_groups
 from vitune.data.records import ImageList, Record
-from vitune.data.remarks import Remark, nearly_black, remark, remarks_on
+from vitune.data.remarks import Remark, nearly_black, remark, remarks_on, remarks_on_groups
 from vitune.data.source import open_source
 from vitune.errors import DataError
 from vitune.preprocessing import Preprocessing
@@ -26,6 +27,7 @@ class SplitCount:
 
     Args:
         fewest, most: (class, images) of the smallest and the largest class in use.
+        num_groups: of how many groups the images are; None if groups are unknown.
     """
 
     name: str
@@ -33,6 +35,7 @@ class SplitCount:
     num_classes: int
     fewest: tuple[str, int]
     most: tuple[str, int]
+    num_groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,19 +58,25 @@ class Inspection:
 
 
 def inspect_images(
-    spec: str | Path, *, num_workers: int | None = None, on_progress: Progress | None = None
+    spec: str | Path,
+    *,
+    groups: str | None = None,
+    num_workers: int | None = None,
+    on_progress: Progress | None = None,
 ) -> Inspection:
     """Decode every image of a source and count all oddities.
 
     Args:
         spec: what `open_source` takes.
+        groups: regular expression that finds a group's name in a path.
         num_workers: decoding threads; None is the number of cores, at most 8.
         on_progress: called with (images done, total images).
 
     Raises:
-        DataError: a source that cannot be listed.
+        DataError: a source that cannot be listed, or groups that cannot be found in it.
     """
     listed = open_source(spec)
+    listed = listed if groups is None else with_groups(listed, groups)
     missing = [r.name for records in listed.splits.values() for r in records if not r.exists]
     there = present(listed)
     settings = CacheSettings(num_workers=num_workers, on_progress=on_progress)
@@ -76,6 +85,7 @@ def inspect_images(
         *_undecodable(there, settings),
         *_between_files(there),
         *_odd_classes(listed),
+        *remarks_on_groups(listed),
     ]
     told = [oddity for oddity in found if oddity is not None]
     counts = tuple(_count(name, records, listed) for name, records in listed.splits.items())
@@ -152,4 +162,5 @@ def _odd_classes(images: ImageList) -> Iterator[Remark | None]:
 
 def _count(name: str, records: Sequence[Record], images: ImageList) -> SplitCount:
     counts = Counter(images.classes[record.label] for record in records).most_common()
-    return SplitCount(name, len(records), len(counts), counts[-1], counts[0])
+    groups = {record.group for record in records} - {None}
+    return SplitCount(name, len(records), len(counts), counts[-1], counts[0], len(groups) or None)

@@ -1,4 +1,4 @@
-"""A CSV or Parquet table with the columns path, label and, optionally, split."""
+"""A CSV or Parquet table with the columns path, label and, optionally, split and group."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitune.errors import DataError, nearest
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 
-Line = tuple[str, str, str]
+Line = tuple[str, str, str, str | None]
 
 OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 """What spreadsheets write instead of commas."""
@@ -26,7 +26,8 @@ def open_table(spec: str) -> ImageList:
 
     Args:
         spec: path of a `.csv` (UTF-8, comma) or `.parquet` file with the columns path, label and,
-            if the table has splits, split (train, val, valid, validation or test).
+            if the table has splits, split (train, val, valid, validation or test). A column
+            group names what an image shows, for example a patient: see `vitune.data.grouping`.
 
     Raises:
         DataError: no such file, a missing or unknown column, an empty cell, more cells than
@@ -39,18 +40,18 @@ def open_table(spec: str) -> ImageList:
         )
     lines = list(_csv_lines(path, spec) if path.suffix.lower() == ".csv" else _parquet(path, spec))
     if not lines:
-        raise DataError(f"data table {spec}: got no lines, expected path,label[,split] lines.")
-    classes = _class_names({label for _, label, _ in lines})
+        raise DataError(f"data table {spec}: got no lines, expected lines with path and label.")
+    classes = _class_names({label for _, label, *_ in lines})
     index = {name: label for label, name in enumerate(classes)}
     splits: dict[str, list[Record]] = {}
-    for image, label, split in lines:
-        splits.setdefault(split, []).append(Record(path.parent / image, index[label]))
+    for image, label, split, group in lines:
+        splits.setdefault(split, []).append(Record(path.parent / image, index[label], group))
     checked = {name: require_records(found, spec, name) for name, found in splits.items()}
     return ImageList(spec, checked, classes)
 
 
 def _csv_lines(path: Path, spec: str) -> Iterator[Line]:
-    """(path, label, split) of every non-empty line; the reader handles quotes and a BOM."""
+    """(path, label, split, group) of every non-empty line; the reader handles quotes and a BOM."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -78,7 +79,7 @@ def _require_no_more(cells: list[str], header: list[str], where: str) -> None:
 
 
 def _parquet(path: Path, spec: str) -> Iterator[Line]:
-    """(path, label, split) of every line of a Parquet file."""
+    """(path, label, split, group) of every line of a Parquet file."""
     from pyarrow import ArrowException, parquet
 
     try:
@@ -93,15 +94,16 @@ def _parquet(path: Path, spec: str) -> Iterator[Line]:
 
 
 def _columns(header: list[str], spec: str) -> dict[str, int]:
-    """Positions of path, label and split; the first two are required, other columns are ignored."""
-    known = [name for name in ("path", "label", "split") if name in header]
+    """Positions of the known columns; path and label are required, others are ignored."""
+    known = [name for name in ("path", "label", "split", "group") if name in header]
     places: dict[str, int] = {name: header.index(name) for name in known}
     _require_commas(header, spec)
     for needed in ("path", "label"):
         if needed not in places:
             raise DataError(
                 f"columns of {spec}: got {', '.join(header) or 'none'}, expected path, label and "
-                f"optionally split. Column {needed!r} is missing; {_remedy(needed, header)}"
+                f"optionally split and group. Column {needed!r} is missing; "
+                f"{_remedy(needed, header)}"
             )
     return places
 
@@ -137,7 +139,8 @@ def _line(values: dict[str, str], where: str) -> Line:
             f"split in {where}: got {split!r}, expected one of {', '.join(SPLIT_ALIASES)}. "
             f"{nearest(split, SPLIT_ALIASES)}"
         )
-    return values["path"], values["label"], SPLIT_ALIASES.get(split.lower(), split)
+    known = SPLIT_ALIASES.get(split.lower(), split)
+    return values["path"], values["label"], known, values.get("group")
 
 
 def _cell(value: object) -> str:

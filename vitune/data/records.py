@@ -49,10 +49,13 @@ class Record:
     Args:
         image: the file's path or the drawing.
         label: index into the class names of the list it belongs to, 0-based.
+        group: the patient, object or scene that it shows; images of one group are never divided
+            between training and validation. None if groups are unknown.
     """
 
     image: Path | Drawing
     label: int
+    group: str | None = None
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitune.data.checks import DISJOINT, training_name
 from vitune.data.formats import counted_suffixes, suffix_hint
 from vitune.data.records import ImageList, Record, shown_class
 
@@ -68,6 +69,15 @@ def remarks_on(
         _unread(images.unread),
         _loose(images.loose),
     )
+    return tuple(oddity for oddity in found if oddity is not None)
+
+
+def remarks_on_groups(images: ImageList) -> tuple[Remark, ...]:
+    """Groups on both sides of the source's own splits, and classes that cannot be validated.
+
+    Only names are read, also of the test split.
+    """
+    found = (_divided_groups(images), _lone_groups(images))
     return tuple(oddity for oddity in found if oddity is not None)
 
 
@@ -153,6 +163,36 @@ def _rare_classes(records: Iterable[Record], classes: Sequence[str]) -> Remark |
         "rebalance' makes a trained run answer as if all were equally common)"
     )
     return remark("rare_classes", "class", why, [f"{name!r} ({n:,})" for n, name in rare])
+
+
+def _divided_groups(images: ImageList) -> Remark | None:
+    groups = {
+        split: Counter(record.group for record in records if record.group is not None)
+        for split, records in images.splits.items()
+    }
+    divided = [
+        f"{name} ({first} {groups[first][name]:,}, {second} {groups[second][name]:,})"
+        for first, second in DISJOINT
+        for name in sorted(groups.get(first, {}).keys() & groups.get(second, {}).keys())
+    ]
+    why = "in two splits: scores promise too much for other groups"
+    return remark("divided_groups", "group", why, divided, is_fault=True)
+
+
+def _lone_groups(images: ImageList) -> Remark | None:
+    """Classes of which nothing can be held out, because all their images belong together."""
+    training = training_name(images)
+    if training is None or "val" in images.splits:
+        return None
+    seen: dict[int, set[str | None]] = defaultdict(set)
+    for record in images.splits[training]:
+        seen[record.label].add(record.group)
+    lone = [images.classes[label] for label, groups in sorted(seen.items()) if _is_one(groups)]
+    return remark("lone_groups", "class", "of one group, absent from validation", lone)
+
+
+def _is_one(groups: set[str | None]) -> bool:
+    return len(groups) == 1 and None not in groups
 
 
 def _unread(names: Sequence[str]) -> Remark | None:

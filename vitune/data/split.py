@@ -32,6 +32,8 @@ class Split:
         images: (b, height, width, 3) uint8, in memory or a read-only memory map.
         labels: (b,) int64; UNLABELLED in a split to predict.
         digests: (b, 32) uint8, sha256 of each file's bytes; None hashes the pixels instead.
+        groups: (b,) int64, equal for images of one group, over all splits that were loaded
+            together; None if groups are unknown.
 
     Raises:
         DataError: images, labels and paths of different numbers, or a label outside the classes.
@@ -44,6 +46,7 @@ class Split:
     classes: tuple[str, ...]
     digests: Pixels | None = None
     sources: tuple[Path | Drawing, ...] | None = None
+    groups: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.images) == len(self.labels) == len(self.paths):
@@ -71,6 +74,7 @@ class Split:
             self.classes,
             None if self.digests is None else self.digests[chosen],
             None if self.sources is None else tuple(self.sources[index] for index in chosen),
+            None if self.groups is None else self.groups[chosen],
         )
 
     @cached_property

@@ -19,9 +19,10 @@ from vitune.data.checks import (
 )
 from vitune.data.decode import MAX_MEGAPIXELS, Decoding
 from vitune.data.decoded_splits import read_splits
+from vitune.data.grouping import group_numbers, hold_out_groups, linked, with_groups
 from vitune.data.holdout import hold_out
 from vitune.data.records import ImageList, Record
-from vitune.data.remarks import Remark, nearly_black, remarks_on, skipped
+from vitune.data.remarks import Remark, nearly_black, remarks_on, remarks_on_groups, skipped
 from vitune.data.source import open_source
 from vitune.data.split import Split
 from vitune.errors import DataError, nearest
@@ -38,11 +39,13 @@ class HeldOut:
         amount: the requested fraction or number.
         seed: determines which images.
         num_images: how many there are.
+        num_groups: of how many groups, if groups are known.
     """
 
     amount: float | int
     seed: int
     num_images: int
+    num_groups: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +92,7 @@ def load_splits(
     cache_dir: str | Path | None = None,
     num_workers: int | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
+    groups: str | None = None,
     on_progress: Progress | None = None,
 ) -> Splits:
     """Check a source, hold out validation if it has none, and decode the requested splits.
@@ -113,6 +117,7 @@ def load_splits(
         cache_dir: folder on disk; None is $VITUNE_CACHE or ~/.cache/vitune.
         num_workers: decoding threads; None is the number of cores, at most 8.
         max_megapixels: larger images are refused after reading their header.
+        groups: regular expression that finds a group's name in a path: see `with_groups`.
         on_progress: called with (images done, total images).
 
     Raises:
@@ -120,6 +125,7 @@ def load_splits(
     """
     wanted = _wanted(include)
     listed = spec if isinstance(spec, ImageList) else open_source(spec)
+    listed = listed if groups is None else with_groups(listed, groups)
     images, missing = without_missing(listed, skip=skip_bad_images)
     findings = check_splits(images, allow_overlap=allow_overlap)
     records, held_out = _divided(images, findings, wanted, val_fraction, seed, lone_classes)
@@ -136,6 +142,7 @@ def load_splits(
     remarks = (
         skipped(left_out),
         *remarks_on(images, [n for n in images.splits if n != "test"], findings.content),
+        *remarks_on_groups(images),
         nearly_black(read.dark),
     )
     return Splits(
@@ -189,10 +196,16 @@ def _divided(
         require_two_each(labels, images.classes, images.spec)
     elif np.bincount(labels).max() == 1:
         return records, None
-    train, val = hold_out(labels, val_fraction, seed, content=findings.content[training])
+    content = findings.content[training]
+    (numbers,) = group_numbers(full)
+    if numbers is None:
+        train, val = hold_out(labels, val_fraction, seed, content=content)
+    else:  # copies of an image belong together, too
+        train, val = hold_out_groups(labels, linked(numbers.tolist(), content), val_fraction, seed)
     records["train"] = [full[index] for index in train]
     records["val"] = [full[index] for index in val]
-    return records, HeldOut(val_fraction, seed, len(val))
+    num_groups = None if numbers is None else len(set(numbers[val].tolist()))
+    return records, HeldOut(val_fraction, seed, len(val), num_groups)
 
 
 def _require_classes_left(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,12 +22,13 @@ from vitune.data import Split
 from vitune.errors import DataError
 from vitune.inference.load import LoadedRun
 from vitune.inference.thumbnails import thumbnail
-from vitune.ops import calibration_error_by_chance
+from vitune.ops import calibration_error_by_chance, effective_number
 
 NUM_BINS = 15
 NUM_MISTAKES = 24
 
 Progress = Callable[[int, int], None]
+Groups = npt.NDArray[np.int64] | None
 
 
 def evaluate(
@@ -33,7 +36,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Accuracy, NLL, calibration, confusion, per-class figures and the most confident mistakes.
 
-    "mean_per_class" is the mean of the accuracies of the classes that have images.
+    "mean_per_class" is the mean of the accuracies of the classes that have images. For images in
+    groups "num_groups" counts these, and "effective_images" says how many independent images would
+    determine the accuracy as well.
 
     Args:
         split: labelled images with the run's classes, in its order.
@@ -60,8 +65,9 @@ def evaluate(
         "data": data,
         "num_images": len(split),
         **_scores(logits, labels, len(run.classes)),
+        **_independence(logits, labels, split.groups),
         "classes": list(run.classes),
-        **_per_class(logits, labels, run.classes),
+        **_per_class(logits, labels, run.classes, split.groups),
         "calibration": _calibration(logits, labels),
         "mistakes": _mistakes(logits, labels, split),
         "content_hash": split.content_hash,
@@ -88,7 +94,20 @@ def _accuracy(logits: Tensor, labels: Tensor, num_classes: int, top_k: int) -> f
     ).item()
 
 
-def _per_class(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
+def _independence(logits: Tensor, labels: Tensor, groups: Groups) -> dict[str, Any]:
+    """Nothing, if groups are unknown."""
+    if groups is None or len(np.unique(groups)) == len(groups):
+        return {}
+    right = logits.argmax(-1) == labels
+    return {
+        "num_groups": len(np.unique(groups)),
+        "effective_images": effective_number(right, groups),
+    }
+
+
+def _per_class(
+    logits: Tensor, labels: Tensor, classes: tuple[str, ...], groups: Groups
+) -> dict[str, Any]:
     count = len(classes)
     options = {"num_classes": count, "average": "none", "zero_division": 0}
     predicted = logits.argmax(-1)
@@ -106,10 +125,20 @@ def _per_class(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict
                 "name": name,
                 "num_images": int(images[index]),
                 **{key: round(float(values[index]), 6) for key, values in columns.items()},
+                **_of_class(predicted, labels, index, groups),
             }
             for index, name in enumerate(classes)
         ],
     }
+
+
+def _of_class(predicted: Tensor, labels: Tensor, label: int, groups: Groups) -> dict[str, float]:
+    """Independent images that would determine a class's recall as well, if groups are known."""
+    inside = labels == label
+    if groups is None or not inside.any():
+        return {}
+    right = predicted[inside] == label
+    return {"effective_images": effective_number(right, groups[inside.numpy()])}
 
 
 def _confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> dict[str, list[int]]:

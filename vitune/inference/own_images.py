@@ -18,7 +18,8 @@ def own_splits(
     """Training and validation images of `data`, in the run's input format and class order.
 
     Args:
-        config: the run's; empty for an adapter without one. Its seed and share held out are used.
+        config: the run's; empty for an adapter without one. Its seed, share held out and groups
+            are used.
 
     Raises:
         DataError: the images cannot be read, or have other classes.
@@ -31,6 +32,7 @@ def own_splits(
         include=("train", "val"),
         lone_classes=True,
         skip_bad_images=bool(config.get("skip_bad_images", False)),
+        groups=config.get("groups"),
         on_progress=on_read,
     )
 

@@ -20,7 +20,7 @@ from vitune.runs import RunFolder
 
 PROTOCOL = (
     "method_args", "epochs", "batch_size", "lr", "weight_decay", "optimiser", "augment", "seed",
-    "val_fraction",
+    "val_fraction", "groups",
 )  # fmt: skip
 """Settings that the page shows; config.yaml itself is not uploaded because it holds paths."""
 

@@ -11,7 +11,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from vitune.data import TOLD, CacheSettings, absolute_source, load_labelled
+from vitune.data import (
+    TOLD,
+    CacheSettings,
+    absolute_source,
+    load_labelled,
+    open_source,
+    with_groups,
+)
 from vitune.errors import VituneError
 from vitune.files import write_atomic
 from vitune.inference.evaluate import evaluate
@@ -30,6 +37,7 @@ def evaluate_run(
     data: str | None = None,
     *,
     split: str | None = None,
+    groups: str | None = None,
     skip_bad_images: bool = False,
     force: bool = False,
     device: str = "auto",
@@ -47,8 +55,11 @@ def evaluate_run(
     Args:
         path: a run folder; an adapter or merged model is scored too, but stores no result.
         data: labelled images; None means the data of the run, or of the run in whose folder an
-            adapter lies, without the unreadable ones if the run skipped them.
+            adapter lies, in the same groups and without the unreadable ones if the run skipped
+            them.
         split: None means test, or everything if the data has no splits.
+        groups: regular expression that finds in a path what an image shows; images of one group
+            are not independent, so intervals are wider.
         including_training: also score the run's training images; the result says so.
         exits: "auto" lets images leave early if the run supports it, "full" never does.
         beside: other runs, for example with a smaller backbone, to score and time on the same
@@ -79,15 +90,18 @@ def evaluate_run(
         if home is None:
             raise VituneError("--data: got nothing, expected images: only a run records its data.")
         data = home.read_data()
-        skip_bad_images = skip_bad_images or bool(home.read_config().get("skip_bad_images"))
+        own = home.read_config()
+        skip_bad_images = skip_bad_images or bool(own.get("skip_bad_images"))
+        groups = groups or own.get("groups")
     if is_run:
         check_readable(folder.path)  # before any work: the score goes into its report
         folder.read_summary()
     used = used_images(path)
     choose = Chooser(used, including_training, data)
     settings = CacheSettings(skip_bad_images=skip_bad_images, on_progress=on_read)
+    listed = open_source(data)
     images, skipped = load_labelled(
-        data,
+        listed if groups is None else with_groups(listed, groups),
         run.card.preprocessing,
         classes=run.classes,
         split=split,

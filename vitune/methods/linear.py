@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -108,10 +109,12 @@ class _Path:
         tried: one entry per penalty, with "loss" (calibrated cross-entropy), "accuracy" and the
             "temperature" that calibrates.
         losses: those of the single images at each penalty.
+        groups: of these images, if they are known.
     """
 
     tried: list[dict[str, float]]
     losses: list[Tensor]
+    groups: np.ndarray | None = None
 
     @property
     def best(self) -> int:
@@ -128,7 +131,7 @@ class _Path:
         """The strongest penalty whose loss is within one standard error of the best."""
         best = self.best
         for place in range(best):
-            mean, error = paired(self.losses[place], self.losses[best])
+            mean, error = paired(self.losses[place], self.losses[best], self.groups)
             if mean <= error:
                 return self.tried[place]["penalty"]
         return self.tried[best]["penalty"]
@@ -166,7 +169,7 @@ class _Solver:
         ]
         solutions: list[Solution | None] = [None] * len(judged)
         labels = torch.cat([torch.from_numpy(np.asarray(judge.labels)) for _, judge in judged])
-        path = _Path([], [])
+        path = _Path([], [], _groups([judge for _, judge in judged]))
         for penalty in penalties:
             logits = []
             for index, (fit, judge) in enumerate(judged):
@@ -254,12 +257,20 @@ def _joint(problem: HeadProblem) -> HeadProblem | None:
     if len(train) * train.features.shape[1] * problem.num_classes > MOST_WORK:
         return None
     both = Labelled(
-        np.concatenate([train.features, val.features]), np.concatenate([train.labels, val.labels])
+        np.concatenate([train.features, val.features]),
+        np.concatenate([train.labels, val.labels]),
+        _groups([train, val]),
     )
-    groups = problem.groups
-    if groups is not None and problem.val_groups is not None:
-        groups = np.concatenate([groups, problem.val_groups])
-    return replace(problem, train=both, val=None, groups=groups, val_groups=None)
+    pictures = problem.pictures
+    if pictures is not None and problem.val_pictures is not None:
+        pictures = np.concatenate([pictures, problem.val_pictures])
+    return replace(problem, train=both, val=None, pictures=pictures, val_pictures=None)
+
+
+def _groups(parts: Sequence[Labelled]) -> np.ndarray | None:
+    """The groups of all parts in turn; None if they are unknown."""
+    known = [part.groups for part in parts if part.groups is not None]
+    return np.concatenate(known) if known and len(known) == len(parts) else None
 
 
 def _folded(problem: HeadProblem) -> list[tuple[Labelled, Labelled]]:

@@ -16,6 +16,7 @@ from vitune.ops.spectral import filtered, new_tau, response, route_entropy
 from vitune.ops.temperature import (
     calibrated_losses,
     calibration_error_by_chance,
+    effective_number,
     expected_calibration_error,
     fit_temperature,
     paired,
@@ -43,6 +44,7 @@ __all__ = [
     "calibrated_losses",
     "calibration_error_by_chance",
     "cpu_multiplies_bf16",
+    "effective_number",
     "exit_adapter",
     "expected_calibration_error",
     "filtered",

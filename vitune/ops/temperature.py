@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -77,15 +80,48 @@ def calibrated_losses(logits: Tensor, labels: Tensor, temperature: float | None 
     return F.cross_entropy(scaled, labels, reduction="none")
 
 
-def paired(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """Mean of first - second, and its standard error; infinite for a single image.
+def paired(
+    first: Tensor, second: Tensor, groups: npt.NDArray[np.int64] | None = None
+) -> tuple[float, float]:
+    """Mean of first - second, and its standard error; infinite for a single image or group.
 
-    Shapes: first, second (n,).
+    Images of one group are alike, so they say less than as many others. The error is then that of
+    G groups instead of n images: √(G/(G-1) · Σ_g (Σ_{i in g} (d_i - mean))²) / n.
+
+    Shapes: first, second (n,); groups (n,), a number per image, None if each is its own group.
+    Source: the cluster-robust variance of a mean; Liang and Zeger (Biometrika 1986).
     """
     difference = first.double() - second.double()
-    if len(difference) < 2:
-        return difference.sum().item(), math.inf
-    return difference.mean().item(), (difference.std() / math.sqrt(len(difference))).item()
+    mean = difference.mean().item() if len(difference) else 0.0
+    if groups is None:
+        sums = difference - mean
+    else:
+        names, place = np.unique(groups, return_inverse=True)
+        sums = torch.zeros(len(names), dtype=torch.float64)
+        sums.index_add_(0, torch.from_numpy(place), difference.cpu() - mean)
+    if len(sums) < 2:
+        return mean, math.inf
+    squared = (sums**2).sum().item() * len(sums) / (len(sums) - 1)
+    return mean, math.sqrt(squared) / len(difference)
+
+
+def effective_number(right: Tensor, groups: npt.NDArray[np.int64]) -> float:
+    """How many independent images determine a share as well as these, which come in groups.
+
+    n over the design effect: the squared error of `paired` with groups over that without. At least
+    1 and at most n. Where all are right or all are wrong, nothing shows how alike a group is: then
+    the number of groups.
+
+    Shapes: right (n,) bool; groups (n,), a number per image.
+    Source: Korn and Graubard, Confidence intervals for proportions with small expected number of
+        positive counts estimated from survey data (Survey Methodology 1998).
+    """
+    correct = right.double()
+    nothing = torch.zeros_like(correct)
+    (share, error), (_, alone) = paired(correct, nothing, groups), paired(correct, nothing)
+    if share in (0.0, 1.0) or error == 0:
+        return float(len(np.unique(groups)))
+    return min(float(len(right)), max(1.0, len(right) * (alone / error) ** 2))
 
 
 def expected_calibration_error(logits: Tensor, labels: Tensor, num_bins: int = 15) -> float:

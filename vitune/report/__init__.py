@@ -2,7 +2,7 @@
 
 from vitune.report.closing import ENOUGH_TO_BIN, closing_lines
 from vitune.report.comparison import write_comparison
-from vitune.report.evaluations import Evaluation, is_test, score_marks
+from vitune.report.evaluations import Evaluation, group_mark, is_test, score_marks
 from vitune.report.formatting import count, counted, duration, percent, shorten
 from vitune.report.intervals import mean_and_std, wilson_interval
 from vitune.report.page import write_report
@@ -25,6 +25,7 @@ __all__ = [
     "count",
     "counted",
     "duration",
+    "group_mark",
     "is_test",
     "mean_and_std",
     "nice_scale",

@@ -53,10 +53,11 @@ def reliability(evaluation: Evaluation) -> Reliability | None:
     largest = max(entry.share for entry in bins)
     confidence = math.fsum(entry.share * entry.confidence for entry in bins) / total
     accuracy = math.fsum(entry.share * entry.accuracy for entry in bins) / total
+    independent = (evaluation.effective_images or evaluation.num_images) / evaluation.num_images
     bubbles = []
     for entry in bins:
         num_images = max(1, round(entry.share * evaluation.num_images))
-        low, high = wilson_interval(entry.accuracy, num_images)
+        low, high = wilson_interval(entry.accuracy, num_images * independent)
         bubbles.append(
             Bubble(
                 x=X(entry.confidence),

@@ -20,20 +20,25 @@ PICTURE = re.compile(r"data:image/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0
 
 @dataclass(frozen=True)
 class ClassScore:
-    """The scores of one class; shares in [0, 1]."""
+    """The scores of one class; shares in [0, 1].
+
+    Args:
+        effective_images: how many independent images say as much; None if groups are unknown.
+    """
 
     name: str
     num_images: int
     precision: float | None
     recall: float | None
     f1: float | None
+    effective_images: float | None = None
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """95 % interval of the recall, which is a share of `num_images`."""
         if self.recall is None or self.num_images == 0:
             return None
-        return wilson_interval(self.recall, self.num_images)
+        return wilson_interval(self.recall, self.effective_images or self.num_images)
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,8 @@ class Evaluation:
         num_watched: scored images of the validation split.
         num_left_out: images that were not scored because they were used for training or validation.
         is_outdated: whether other weights were scored than the run has now.
+        num_groups: of how many groups the images are; None if groups are unknown.
+        effective_images: how many independent images say as much about `top1`; None likewise.
     """
 
     name: str
@@ -110,11 +117,13 @@ class Evaluation:
     num_left_out: int = 0
     exits: ExitScores | None = None
     is_outdated: bool = False
+    num_groups: int | None = None
+    effective_images: float | None = None
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of `top1` on `num_images` images."""
-        return wilson_interval(self.top1, self.num_images)
+        """95 % Wilson interval of `top1` on `num_images` images, or on as many as say as much."""
+        return wilson_interval(self.top1, self.effective_images or self.num_images)
 
     @property
     def mean_per_class(self) -> float | None:
@@ -126,9 +135,10 @@ class Evaluation:
     def marks(self) -> list[str]:
         """Warnings about what the score does not mean, as sentences."""
         marks = [OUTDATED] if self.is_outdated else []
-        return marks + score_marks(
-            self.num_images, self.num_trained, self.num_watched, self.num_left_out
-        )
+        marks += score_marks(self.num_images, self.num_trained, self.num_watched, self.num_left_out)
+        if self.num_groups is not None and self.effective_images is not None:
+            marks.append(group_mark(self.num_groups, self.effective_images))
+        return marks
 
 
 def score_marks(num_images: int, trained: int, watched: int, left_out: int) -> list[str]:
@@ -154,6 +164,14 @@ def score_marks(num_images: int, trained: int, watched: int, left_out: int) -> l
         used = f"that {was} used for {purpose}"
         marks.append(f"{counted(left_out, 'image')} {used} {is_} left out.")
     return marks
+
+
+def group_mark(num_groups: int, effective: float) -> str:
+    """What images that belong together mean for the interval, as a sentence."""
+    return (
+        f"The images are of {counted(num_groups, 'group')}: the interval is that of "
+        f"{counted(max(1, round(effective)), 'independent image')}."
+    )
 
 
 def _part(number: int, num_images: int) -> str:
@@ -236,7 +254,17 @@ def _evaluation(path: Path, weights: str | None) -> Evaluation:
         + _number(record, "left_out", "watched"),
         exits=read_exits(record, _mistake),
         is_outdated=None not in (scored, weights) and scored != weights,
+        num_groups=record.whole("num_groups"),
+        effective_images=_positive(record, "effective_images"),
     )
+
+
+def _positive(record: Record, name: str) -> float | None:
+    """A number above 0, or None if it is absent."""
+    found = record.number(name)
+    if found is not None and found <= 0:
+        raise VituneError(f"{record.where}: {name}: got {found}, expected a number above 0.")
+    return found
 
 
 def _number(record: Record, key: str, name: str) -> int:
@@ -284,6 +312,7 @@ def _class_score(record: Record) -> ClassScore:
         precision=record.share("precision"),
         recall=record.share("recall"),
         f1=record.share("f1"),
+        effective_images=_positive(record, "effective_images"),
     )
 
 

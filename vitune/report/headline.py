@@ -40,7 +40,7 @@ def headline(results: RunResults) -> Headline | None:
         return Headline(first.top1, first.interval, first.name, first.num_images, first.data, note)
     if summary is not None and summary.reported.val_accuracy is not None:
         value, num_val = summary.reported.val_accuracy, summary.num_val
-        interval = wilson_interval(value, num_val) if num_val else None
+        interval = wilson_interval(value, num_val) if num_val and not summary.val_groups else None
         return Headline(value, interval, "validation", num_val, None, optimistic)
     scored = [entry for entry in results.epochs if entry.val_accuracy is not None]
     if not scored or scored[-1].val_accuracy is None:

@@ -8,19 +8,22 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
 from vitune.backbones import Backbone
 from vitune.counts import ParameterCounts, trained_parts
-from vitune.data import HeldOut, Remark, Splits
+from vitune.data import HeldOut, Remark, Split, Splits
 from vitune.environment import installed_versions
 from vitune.machine import ProcessorUse
 from vitune.methods import get_method
 from vitune.report import counted
 from vitune.runs import Oddity, Reported, RunSummary
+from vitune.training.lookalikes import lookalike_remark
 from vitune.training.loop import Loop
 from vitune.training.private import privacy_spent
+from vitune.training.probing import Probe
 from vitune.training.train_config import TrainConfig
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -33,13 +36,17 @@ def facts_of(
     splits: Splits,
     accelerator: Accelerator,
     notice: str | None,
+    probe: Probe | None = None,
 ) -> RunSummary:
     """What is about to be trained; every result is still None.
 
     Args:
         settings: with every default filled in.
+        probe: the run's, which compared validation images with training images.
     """
     assert splits.train is not None
+    alike = None if probe is None else lookalike_remark(*probe.lookalikes)
+    remarks = [*splits.remarks, *([alike] if alike else [])]
     facts = RunSummary(
         method=settings.method,
         backbone=backbone.name,
@@ -47,11 +54,12 @@ def facts_of(
         data=settings.data,
         num_train=len(splits.train),
         num_val=0 if splits.val is None else len(splits.val),
+        val_groups=_num_groups(splits.val),
         num_classes=len(splits.classes),
         held_out=_describe(splits.held_out),
         batch_size=settings.batch_size,
         skipped_images=len(splits.skipped),
-        remarks=tuple(_oddity(remark) for remark in splits.remarks),
+        remarks=tuple(_oddity(remark) for remark in remarks),
         lr=settings.lr,
         head_lr=settings.head_lr,
         start=settings.start,
@@ -121,11 +129,18 @@ def _oddity(remark: Remark) -> Oddity:
     return Oddity(**{**told, "names": tuple(told["names"])})
 
 
+def _num_groups(val: Split | None) -> int | None:
+    """Of how many groups the validation images are; None if groups are unknown."""
+    return None if val is None or val.groups is None else len(np.unique(val.groups))
+
+
 def _describe(held_out: HeldOut | None) -> str | None:
     """How validation was split from training, in words; None if the data has its own split."""
     if held_out is None:
         return None
     images = counted(held_out.num_images, "image")
+    if held_out.num_groups is not None:
+        images = f"all {images} of {counted(held_out.num_groups, 'group')}"
     return f"{images} of training, stratified, seed {held_out.seed}"
 
 

@@ -148,11 +148,22 @@ class AttemptLog:
         path = self.out / DECISION
         return as_record(read_json(path, str(path)), str(path))
 
-    def decide(self, attempts: Sequence[Attempt], chosen: Attempt, used_s: float) -> None:
-        """Write tune.md and tune.json."""
-        write_atomic(self.out / "tune.md", report(attempts, chosen, used_s))
+    def decide(
+        self,
+        attempts: Sequence[Attempt],
+        chosen: Attempt,
+        used_s: float,
+        groups: np.ndarray | None = None,
+    ) -> None:
+        """Write tune.md and tune.json.
+
+        Args:
+            groups: of the validation images, (n,), if they are known.
+        """
+        write_atomic(self.out / "tune.md", report(attempts, chosen, used_s, groups))
         rows = [one.row() for one in attempts]
-        found = {"outcome": outcome(attempts, chosen), "chosen": chosen.row(), "tried": rows}
+        told = outcome(attempts, chosen, groups)
+        found = {"outcome": told, "chosen": chosen.row(), "tried": rows}
         write_atomic(self.out / DECISION, json.dumps(found, indent=1))
 
 

@@ -74,7 +74,9 @@ class Attempt:
 
 
 def choose(
-    attempts: Sequence[Attempt], can_refit: Callable[[Attempt], bool] = lambda one: True
+    attempts: Sequence[Attempt],
+    can_refit: Callable[[Attempt], bool] = lambda one: True,
+    groups: np.ndarray | None = None,
 ) -> Attempt:
     """Of the attempts within one standard error of the best, the one closest to the rule's rate.
 
@@ -84,11 +86,12 @@ def choose(
     Args:
         can_refit: whether there is time to train an attempt again. Those for which there is none
             are left out; if that is all, the one that took the shortest time is chosen.
+        groups: of the validation images, (n,), if they are known.
     """
     best = min(attempts, key=lambda one: one.loss)
     near = []
     for one in attempts:
-        mean, error = paired(torch.from_numpy(one.losses), torch.from_numpy(best.losses))
+        mean, error = paired(torch.from_numpy(one.losses), torch.from_numpy(best.losses), groups)
         if one is best or (one.epochs and mean <= error):
             near.append(one)
     in_time = [one for one in near if can_refit(one)]
@@ -97,7 +100,7 @@ def choose(
     return min(in_time, key=lambda one: (abs(float(np.log(one.factor))), one.loss))
 
 
-def outcome(attempts: Sequence[Attempt], chosen: Attempt) -> str:
+def outcome(attempts: Sequence[Attempt], chosen: Attempt, groups: np.ndarray | None = None) -> str:
     """One line: the chosen setting beside the solved probe, with the error of the difference."""
     probe = next((one for one in attempts if not one.epochs), None)
     accuracy = f"validation accuracy {100 * chosen.accuracy:.1f} %"
@@ -106,7 +109,7 @@ def outcome(attempts: Sequence[Attempt], chosen: Attempt) -> str:
     settings = f"chosen: {chosen.method}, rate {chosen.lr:.2g}, {_length(chosen)}"
     if probe is None:
         return f"{settings}: {accuracy}"
-    gain, error = paired(torch.from_numpy(probe.losses), torch.from_numpy(chosen.losses))
+    gain, error = paired(torch.from_numpy(probe.losses), torch.from_numpy(chosen.losses), groups)
     lower = "lower" if gain > 0 else "higher"
     return (
         f"{settings}: {accuracy} against {100 * probe.accuracy:.1f} % of the solved linear probe "
@@ -122,12 +125,17 @@ def _length(chosen: Attempt) -> str:
     return f"{chosen.epoch} epoch{'s' * (chosen.epoch > 1)} (the best of {chosen.epochs})"
 
 
-def report(attempts: Sequence[Attempt], chosen: Attempt, used_s: float) -> str:
+def report(
+    attempts: Sequence[Attempt],
+    chosen: Attempt,
+    used_s: float,
+    groups: np.ndarray | None = None,
+) -> str:
     """All attempts as a Markdown table, best first."""
     lines = [
         f"# What was tried in {used_s:.0f} s",
         "",
-        f"C{outcome(attempts, chosen)[1:]}.",
+        f"C{outcome(attempts, chosen, groups)[1:]}.",
         "",
         "Loss is validation cross-entropy at the best temperature. Difference is the distance to "
         "the lowest loss, ± its standard error. Of the settings within one standard error, the one "
@@ -138,7 +146,7 @@ def report(attempts: Sequence[Attempt], chosen: Attempt, used_s: float) -> str:
     ]
     best = min(attempts, key=lambda one: one.loss)
     for one in sorted(attempts, key=lambda one: one.loss):
-        mean, error = paired(torch.from_numpy(one.losses), torch.from_numpy(best.losses))
+        mean, error = paired(torch.from_numpy(one.losses), torch.from_numpy(best.losses), groups)
         mark = "chosen" if one is chosen else ""
         rate = "solved" if one.lr is None else f"{one.lr:.2g}"
         difference = "" if one is best else f"{mean:.3f} ± {error:.3f}"

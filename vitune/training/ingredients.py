@@ -21,6 +21,7 @@ from vitune.training.job import Job
 from vitune.training.keeping import backbone_arguments
 from vitune.training.memory import require_memory
 from vitune.training.precision import emulation_notice
+from vitune.training.probing import Probe
 from vitune.training.scarce import lone_classes, scarcity_notice
 from vitune.training.splits_to_train import prepare_data
 from vitune.training.train_config import TrainConfig
@@ -71,8 +72,9 @@ def ingredients_of(job: Job, given: Splits | None) -> Ingredients:
 
 
 def described(
-    job: Job, made: Ingredients, settings: TrainConfig, model: PeftModel, accelerator: Accelerator
-) -> RunSummary:
+    job: Job, made: Ingredients, settings: TrainConfig, model: PeftModel,
+    accelerator: Accelerator, probe: Probe | None,
+) -> RunSummary:  # fmt: skip
     """What is about to be trained; the observer is told."""
     counts = count_parameters(model)
     notices = (
@@ -82,7 +84,7 @@ def described(
         emulation_notice(settings.precision, accelerator.device.type),
     )
     notice = " ".join(part for part in notices if part)
-    facts = facts_of(settings, made.backbone, counts, made.splits, accelerator, notice)
+    facts = facts_of(settings, made.backbone, counts, made.splits, accelerator, notice, probe)
     facts = replace(facts, backbone_notice=job.known.notice, scarcity_notice=made.scarcity)
     job.observer.described(facts)
     return facts

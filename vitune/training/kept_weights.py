@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ class KeptWeights:
             first step are a candidate too.
         known_share: how far to move from those first weights to the trained ones where there is
             no validation to decide; None means all the way.
+        groups: of the validation images, (n,), if they are known.
     """
 
     def __init__(
@@ -34,10 +36,11 @@ class KeptWeights:
         *,
         has_start: bool = False,
         known_share: float | None = None,
+        groups: np.ndarray | None = None,
     ) -> None:
         self.parameters, self.config = parameters, config
         self.has_start, self.known_share = has_start, known_share
-        self.watch = Watch.over(config.epochs)
+        self.watch = Watch.over(config.epochs, groups)
         self.best: dict[str, Tensor] = {}
         self.first: dict[str, Tensor] = {}
         self.share: float | None = None
@@ -116,7 +119,8 @@ class KeptWeights:
         for share in SHARES:
             self._put(mixed(self.first, trained, share))
             seen.append(score())
-        self.share = chosen_share([calibrated_losses(*found) for found in seen])
+        losses = [calibrated_losses(*found) for found in seen]
+        self.share = chosen_share(losses, groups=self.watch.groups)
         self._put(mixed(self.first, trained, self.share))
         return seen[SHARES.index(self.share)]
 

@@ -96,8 +96,9 @@ class Loop:
         self.model = model.to(accelerator.device)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.kept = KeptWeights(
-            self.parameters, config, has_start=has_start, known_share=known_share
-        )
+            self.parameters, config, has_start=has_start, known_share=known_share,
+            groups=None if val is None else val.groups,
+        )  # fmt: skip
         self.averager = None
         if config.ema:
             self.averager = Averager(self.parameters, config.ema, ramp=config.ema_ramp)

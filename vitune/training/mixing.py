@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +30,11 @@ def mixed(
     return {name: torch.lerp(value, trained[name], share) for name, value in first.items()}
 
 
-def chosen_share(losses: Sequence[Tensor], shares: Sequence[float] = SHARES) -> float:
+def chosen_share(
+    losses: Sequence[Tensor],
+    shares: Sequence[float] = SHARES,
+    groups: np.ndarray | None = None,
+) -> float:
     """The share with the largest gain over the first one, minus its standard error.
 
     The first is the probe itself with gain 0, so training is kept only as far as it is better by
@@ -38,9 +43,10 @@ def chosen_share(losses: Sequence[Tensor], shares: Sequence[float] = SHARES) -> 
 
     Args:
         losses: of each validation image, one tensor (n,) per share.
+        groups: of these images, (n,), if they are known.
     """
     bounds = [0.0]
     for each in losses[1:]:
-        gain, error = paired(losses[0], each)
+        gain, error = paired(losses[0], each, groups)
         bounds.append(gain - CAUTION * error)
     return shares[max(range(len(bounds)), key=lambda place: bounds[place])]

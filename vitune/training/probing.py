@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitune.backbones import Backbone
-from vitune.data import Split, Splits
+from vitune.data import TOLD, Split, Splits, linked
 from vitune.methods import (
     PROBE,
     SAMPLE_RATIO,
@@ -27,6 +27,7 @@ from vitune.methods import (
 from vitune.ops import calibrated_losses, fit_temperature, paired, temperature_pulls
 from vitune.runs import SolvedFacts
 from vitune.training.feature_reader import FeatureReader, View, mirrored
+from vitune.training.lookalikes import lookalikes, named
 
 COPIES: dict[str, tuple[View | None, ...]] = {"none": (None,), "flip": (None, mirrored)}
 """The views of each training image on which a probe may be solved."""
@@ -44,6 +45,9 @@ class Probe:
         val_loss, val_accuracy: on validation; None without one.
         right: for each validation image whether it is right; empty without validation.
         losses: of each validation image at the best temperature; empty without validation.
+        groups: of the validation images, if they are known.
+        lookalikes: the share of validation images that look almost like a training image, and
+            which; 0 and none if groups are known.
         pulls: how far each validation image pulls the logarithm of the temperature; empty without
             validation.
         temperature: calibrates its confidence on validation; 1 without validation. Other images
@@ -64,6 +68,8 @@ class Probe:
     seconds: float
     mirror_gain: tuple[float, float] | None = None
     pulls: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    groups: np.ndarray | None = None
+    lookalikes: tuple[float, tuple[str, ...]] = (0.0, ())
 
     @property
     def sample_ratio(self) -> float:
@@ -101,6 +107,7 @@ class Probe:
             temperature=self.temperature,
             mirror_gain=self.mirror_gain,
             seconds=self.seconds,
+            lookalikes=(self.lookalikes[0], self.lookalikes[1][:TOLD]),
         )
 
 
@@ -137,12 +144,14 @@ def solve_probe(
         may_mirror = copies == "flip" or (copies is None and val is not None)
         views = COPIES["flip" if may_mirror else "none"]
         features = read(train, views=views, on_progress=told("features"))
-        judged = None if val is None else Labelled(read(val), np.asarray(val.labels))
         wanted = ["none", "flip"] if copies is None and may_mirror else [copies or "none"]
-        pictures = _pictures([train] if val is None else [train, val])
+        parts = [train] if val is None else [train, val]
+        pictures = _pictures(parts)
+        groups, val_groups = _groups(parts, pictures)
+        judged = None if val is None else Labelled(read(val), np.asarray(val.labels), val_groups)
         found = {
             name: config.solve(
-                _problem(train, features, judged, pictures, len(COPIES[name]), seed, device)
+                _problem(train, features, judged, pictures, groups, len(COPIES[name]), seed, device)
             )
             for name in wanted
         }
@@ -152,10 +161,15 @@ def solve_probe(
         head = replace(found[chosen], chosen=told_of)
         plain = Labelled(features[: len(train)], np.asarray(train.labels))
         train_loss = _mean_loss(head, plain)
+        alike: tuple[float, tuple[str, ...]] = (0.0, ())
+        if val is not None and judged is not None and groups is None:
+            share, pairs = lookalikes(plain, judged)
+            alike = share, named(pairs, train, val)
     probe = replace(Probe.of_nothing(), head=head, copies=chosen, mirror_gain=gain,
-                    train_loss=train_loss)  # fmt: skip
+                    train_loss=train_loss, lookalikes=alike)  # fmt: skip
     if judged is not None:
         probe = _scored(probe, head.logits(judged.features), torch.from_numpy(judged.labels))
+        probe = replace(probe, groups=judged.groups)
     return replace(probe, seconds=time.perf_counter() - started)
 
 
@@ -175,19 +189,18 @@ def _scored(probe: Probe, logits: Tensor, labels: Tensor) -> Probe:
 
 
 def _problem(
-    train: Split, features: Any, val: Labelled | None, pictures: np.ndarray, num_views: int,
-    seed: int, device: torch.device | str,
+    train: Split, features: Any, val: Labelled | None, pictures: np.ndarray,
+    groups: np.ndarray | None, num_views: int, seed: int, device: torch.device | str,
 ) -> HeadProblem:  # fmt: skip
-    """The head's problem with the first `num_views` of each image; groups if any image recurs."""
+    """The head's problem with the first `num_views` of each image; `pictures` if any recurs."""
     rows = len(train) * num_views
     labels = np.tile(np.asarray(train.labels), num_views)
-    groups, val_groups = None, None
+    groups = None if groups is None else np.tile(groups, num_views)
+    fitted = Labelled(features[:rows], labels, groups)
+    own, of_val = None, None
     if num_views > 1 or len(np.unique(pictures)) < len(pictures):
-        groups, val_groups = np.tile(pictures[: len(train)], num_views), pictures[len(train) :]
-    return HeadProblem(
-        Labelled(features[:rows], labels), val, len(train.classes), groups, seed, str(device),
-        val_groups, num_views,
-    )  # fmt: skip
+        own, of_val = np.tile(pictures[: len(train)], num_views), pictures[len(train) :]
+    return HeadProblem(fitted, val, len(train.classes), own, seed, str(device), of_val, num_views)
 
 
 def _pictures(splits: Sequence[Split]) -> np.ndarray:
@@ -195,6 +208,17 @@ def _pictures(splits: Sequence[Split]) -> np.ndarray:
     first: dict[bytes, int] = {}
     digests = (row.tobytes() for split in splits for row in split.content_digests)
     return np.array([first.setdefault(digest, place) for place, digest in enumerate(digests)])
+
+
+def _groups(
+    splits: Sequence[Split], pictures: np.ndarray
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Groups of the images to fit and of those to judge; copies of an image are of one group."""
+    known = [split.groups for split in splits if split.groups is not None]
+    if len(known) < len(splits):
+        return None, None
+    numbers = linked(pictures.tolist(), np.concatenate(known).tolist())
+    return numbers[: len(splits[0])], numbers[len(splits[0]) :]
 
 
 def _preferred(
@@ -207,7 +231,7 @@ def _preferred(
     plain, more = (
         calibrated_losses(found[name].logits(val.features), labels) for name in ("none", "flip")
     )
-    mean, error = paired(plain, more)
+    mean, error = paired(plain, more, val.groups)
     gain = (mean, error) if math.isfinite(error) else None  # a single image has no error
     return ("flip" if mean > error else "none"), gain
 

@@ -35,7 +35,7 @@ def solved_run(job: Job, made: Ingredients) -> Trained:
     reset_peak(accelerator)
     use = ProcessorUse()
     model, probe, own = _solved_model(job, made, settings)
-    facts = described(job, made, settings, model, accelerator)
+    facts = described(job, made, settings, model, accelerator, probe)
     method = get_method(settings.method).configure(made.backbone.model, own)
     resolved = job.resolved(
         Resolved(

@@ -31,6 +31,7 @@ def prepare_data(
         val_fraction=0 if lone.are_all else config.val_fraction,
         lone_classes=bool(lone.names),
         skip_bad_images=config.skip_bad_images,
+        groups=config.groups,
         memory_budget_mib=config.memory_budget_mib,
         include=("trainval",) if config.refit else ("train", "val"),
         train_size=(augment or augmentation(config.augment, size)).train_size(size),

@@ -142,7 +142,11 @@ def staged_probe(
     save_adapter(model, folder, card)
     model.unload()
     start_heads(backbone.model, "zero")
-    judged = {name: getattr(probe, name).tolist() for name in ("right", "losses", "pulls")}
+    judged = {
+        name: getattr(probe, name).tolist()
+        for name in ("right", "losses", "pulls", "groups")
+        if getattr(probe, name) is not None
+    }
     record = {**asdict(probe.facts()), "train_loss": probe.train_loss, **judged}
     (folder / RECORD).write_text(json.dumps(record) + "\n")
 
@@ -182,6 +186,7 @@ def _probe_in(record: Record) -> Probe:
     """The probe that probe.json describes; its head is empty."""
     facts, nothing = SolvedFacts.of(record), Probe.of_nothing()
     since_lately = replace(record, is_exact=False)  # absent in runs of earlier releases
+    groups = since_lately.listing("groups")
     record.needed("train_loss")
     return replace(
         nothing,
@@ -193,6 +198,8 @@ def _probe_in(record: Record) -> Probe:
         right=np.array(record.listing("right"), bool),
         losses=np.array(record.listing("losses"), float),
         pulls=np.array(since_lately.listing("pulls"), float),
+        groups=np.array(groups, np.int64) if groups else None,
+        lookalikes=facts.lookalikes,
         temperature=facts.temperature,
         mirror_gain=facts.mirror_gain,
         seconds=facts.seconds or 0.0,

@@ -52,7 +52,7 @@ def stepped_run(job: Job, made: Ingredients) -> Trained:
     if settings.start == "probe" and probe is not None and len(probe.head.bias):
         probe.head.place(model)
     accelerator = new_accelerator(settings)
-    facts = described(job, made, settings, model, accelerator)
+    facts = described(job, made, settings, model, accelerator, probe)
     fingerprint = fingerprint_of(model) if job.folder else ""
     loop = _loop(job, made, settings, model, accelerator)
     resolved = job.resolved(

@@ -157,6 +157,11 @@ class TrainConfig(BaseModel):
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="share held out for validation if there is no val split"
     )
+    groups: str | None = Field(
+        None,
+        description="regular expression that finds in an image's path what it shows, e.g. "
+        "'patient[0-9]+'; images of one group are validated or trained on together",
+    )
     refit: bool = Field(False, description="train on training and validation images together")
     skip_bad_images: bool = Field(False, description="skip unreadable images and count them")
     memory_budget_mib: int | None = Field(

@@ -87,6 +87,7 @@ class Tuning:
         self.started = time.monotonic()
         self.earlier_s = 0.0
         self.attempts: list[Attempt] = []
+        self._groups: np.ndarray | None = None
         self._more_images = 1.0  # of a refit, relative to a trial
 
     @classmethod
@@ -185,12 +186,13 @@ class Tuning:
         """Search, and return the chosen attempt."""
         splits = self._images()
         probe = self._probe(splits)
+        self._groups = probe.groups
         earlier, self.earlier_s = self.log.read(len(probe.losses))
         self.attempts += earlier
         self._require_time(probe, splits)
         self._search(splits, probe)
-        chosen = choose(self.attempts, self._can_refit)
-        self.log.decide(self.attempts, chosen, self.used_s)
+        chosen = choose(self.attempts, self._can_refit, self._groups)
+        self.log.decide(self.attempts, chosen, self.used_s, self._groups)
         return chosen
 
     @property
@@ -360,7 +362,7 @@ class Tuning:
     def _has_time(self, epochs: int, method: str | None) -> bool:
         """Whether there is time for a rung and then the refit of this rung or of today's choice."""
         run_s = epoch_s(self.attempts, method) * epochs
-        choice = choose(self.attempts)
+        choice = choose(self.attempts, groups=self._groups)
         longer_s = max(run_s, choice.seconds if choice.epochs else 0.0)
         return self.used_s + LATER * run_s + self._refit_s(longer_s) <= self.budget_s
 

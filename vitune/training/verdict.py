@@ -37,9 +37,9 @@ def compare(
         accuracy = float(probe.right.mean())
         return Verdict(accuracy, accuracy, 0.0, 0.0, 0.0, 0.0, len(labels))
     right = (logits.argmax(1) == labels).double()
-    gain, error = paired(right, torch.from_numpy(probe.right))
+    gain, error = paired(right, torch.from_numpy(probe.right), probe.groups)
     losses = calibrated_losses(logits, labels)
-    loss_gain, loss_error = paired(torch.from_numpy(probe.losses), losses)
+    loss_gain, loss_error = paired(torch.from_numpy(probe.losses), losses, probe.groups)
     return Verdict(
         right.mean().item(),
         float(probe.right.mean()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,7 @@ class Watch:
         best_epoch: the epoch with the lowest loss; 0 is before the first step, -1 before any was
             seen.
         best, latest: (n,) losses of that epoch and of the latest.
+        groups: (n,) of these images, if they are known.
     """
 
     patience: int
@@ -36,14 +38,15 @@ class Watch:
     epoch: int = -1
     best: Tensor = field(default_factory=lambda: torch.zeros(0))
     latest: Tensor = field(default_factory=lambda: torch.zeros(0))
+    groups: np.ndarray | None = None
 
     @classmethod
-    def over(cls, epochs: int) -> Watch:
+    def over(cls, epochs: int, groups: np.ndarray | None = None) -> Watch:
         """For a run of `epochs` epochs: a third of them, and at least five, may be worse.
 
         While the rate is high, loss may rise for a while and still come down with the rate.
         """
-        return cls(patience=max(5, math.ceil(epochs / 3)))
+        return cls(patience=max(5, math.ceil(epochs / 3)), groups=groups)
 
     def saw(self, epoch: int, logits: Tensor, labels: Tensor) -> bool:
         """Record the logits of all validation images after `epoch`; return whether it is the best.
@@ -68,7 +71,7 @@ class Watch:
         return self.best_epoch if prefers_best else self.epoch
 
     def _is_worse(self, errors: float) -> bool:
-        mean, error = paired(self.latest, self.best)
+        mean, error = paired(self.latest, self.best, self.groups)
         return mean > errors * error
 
     def tensors(self) -> dict[str, Tensor]:

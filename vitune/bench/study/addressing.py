@@ -78,6 +78,7 @@ AS_IF_ABSENT: dict[str, Any] = {
     "lean": True,
     "speed": None,
     "tokens": "keep",
+    "groups": None,
     "dp_epsilon": None,
     "dp_delta": 1e-5,
     "dp_clip": 1.0,

@@ -204,6 +204,7 @@ class Workbench:
                     prepared,
                     seed=split_seed,
                     val_fraction=config.val_fraction,
+                    groups=config.groups,
                     include=include,
                     train_size=train_size,
                     skip_bad_images=config.skip_bad_images,
@@ -241,7 +242,8 @@ def _listing(spec: str) -> dict[str, str]:
 
 
 def _data_key(config: TrainConfig, prepared: Preprocessing) -> tuple[str, ...]:
-    return config.data, str(prepared), str(config.val_fraction), str(config.skip_bad_images)
+    asked = (config.val_fraction, config.groups, config.skip_bad_images)
+    return config.data, str(prepared), *map(str, asked)
 
 
 def _kept(cache: OrderedDict[tuple[str, ...], T], key: tuple[str, ...], load: Callable[[], T]) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -29,11 +30,16 @@ on the validation images alone. Above 1, these are by chance easier than images 
 class Labelled:
     """Features of a split with its labels.
 
-    Shapes: features (n, d), an array, a memory map or a tensor; labels (n,) int64.
+    Args:
+        groups: a number per row, equal for images of one patient, object or scene; None if each
+            image is on its own.
+
+    Shapes: features (n, d), an array, a memory map or a tensor; labels, groups (n,) int64.
     """
 
     features: Any
     labels: np.ndarray
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,7 +48,8 @@ class Labelled:
         """The rows at `indices`; those of a memory map stay on disk."""
         is_file = isinstance(self.features, np.memmap)
         rows = _Rows(self.features, indices) if is_file else self.features[indices]
-        return Labelled(rows, self.labels[indices])
+        groups = None if self.groups is None else self.groups[indices]
+        return Labelled(rows, self.labels[indices], groups)
 
 
 @dataclass(frozen=True)
@@ -70,27 +77,28 @@ class HeadProblem:
     Args:
         train: the data the head is fitted to.
         val: the data its settings are chosen on; None: by cross-validation over `train`.
-        groups: (n,) the image of each row of `train`, if images come in several copies or views;
+        pictures: (n,) the image of each row of `train`, if images come in several copies or views;
             those of one image never fall into two folds.
         seed: of the folds.
         device: where the arithmetic is done.
-        val_groups: (m,) the same for `val`, numbered alike; given if `groups` is.
+        val_pictures: (m,) the same for `val`, numbered alike; given if `pictures` is.
         num_views: of each image among the rows of `train`: 2 with mirrored ones.
     """
 
     train: Labelled
     val: Labelled | None
     num_classes: int
-    groups: np.ndarray | None = None
+    pictures: np.ndarray | None = None
     seed: int = 0
     device: str = "cpu"
-    val_groups: np.ndarray | None = None
+    val_pictures: np.ndarray | None = None
     num_views: int = 1
 
     @property
     def share_distinct(self) -> float:
         """Different images relative to rows of `train`; 1 without copies and views."""
-        return 1.0 if self.groups is None else len(np.unique(self.groups)) / len(self.groups)
+        distinct = self.pictures
+        return 1.0 if distinct is None else len(np.unique(distinct)) / len(distinct)
 
 
 @dataclass(frozen=True)
@@ -181,11 +189,13 @@ def folds(problem: HeadProblem) -> list[tuple[np.ndarray, np.ndarray]]:
 
     A class with fewer images than folds is absent from the judged part of some. Empty if no class
     has two images, since nothing can be judged then. An image whose copies have several labels
-    counts in the class of the first.
+    counts in the class of the first. Images of one group are in one fold.
     """
     labels = problem.train.labels
-    groups = np.arange(len(labels)) if problem.groups is None else problem.groups
-    pictures, first = np.unique(groups, return_index=True)
+    if problem.train.groups is not None:
+        return _pairs(labels, _fold_of_groups(labels, problem.train.groups, problem.seed))
+    rows = np.arange(len(labels)) if problem.pictures is None else problem.pictures
+    pictures, first = np.unique(rows, return_index=True)
     of_picture = labels[first]
     counts = np.bincount(of_picture, minlength=problem.num_classes)
     if counts.max() < 2:
@@ -195,11 +205,38 @@ def folds(problem: HeadProblem) -> list[tuple[np.ndarray, np.ndarray]]:
     fold = np.empty(len(pictures), np.int64)
     fold[order] = np.arange(len(order)) % min(FOLDS, len(order))
     fold[counts[of_picture] < 2] = -1  # the only image of a class is always used for fitting
-    row_fold = fold[np.searchsorted(pictures, groups)]
+    return _pairs(labels, fold[np.searchsorted(pictures, rows)])
+
+
+def _fold_of_groups(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
+    """The fold of each row; -1 for groups that hold all images of a class. Shapes: (n,) each."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    lone = [
+        inside[0]
+        for inside in (np.unique(groups[labels == label]) for label in np.unique(labels))
+        if len(inside) == 1
+    ]
+    free = np.flatnonzero(~np.isin(groups, lone))
+    fold = np.full(len(labels), -1)
+    num_folds = min(FOLDS, len(np.unique(groups[free])))
+    if num_folds < 2 or np.bincount(labels[free]).max() < num_folds:
+        return fold
+    dividing = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed % 2**32)
+    with warnings.catch_warnings():  # of classes with fewer images than folds
+        warnings.simplefilter("ignore", UserWarning)
+        divided = list(dividing.split(free, labels[free], groups[free]))
+    for index, (_, judged) in enumerate(divided):
+        fold[free[judged]] = index
+    return fold
+
+
+def _pairs(labels: np.ndarray, fold: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(fit, judge) row indices per fold that leaves every class something to fit."""
     found = []
-    for index in range(min(FOLDS, len(order))):
-        judged = np.flatnonzero(row_fold == index)
-        fitted = np.flatnonzero(row_fold != index)
+    for index in range(int(fold.max(initial=-1)) + 1):
+        judged = np.flatnonzero(fold == index)
+        fitted = np.flatnonzero(fold != index)
         is_whole = len(np.unique(labels[fitted])) == len(np.unique(labels))
         if len(judged) and is_whole:
             found.append((fitted, judged))
