@@ -21,7 +21,8 @@ demo: setup
 test: setup lint types
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-# More of kinds of which `make test` runs some: networks of the contract, presets, fresh processes.
+# More of kinds of which `make test` runs some: networks of the contract, presets, methods, fresh
+# processes.
 test-slow: setup
 	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
@@ -53,7 +54,7 @@ test-federated:
 	$(FEDERATED)/bin/uv pip install --python $(FEDERATED) --editable '.[federated]' 'pytest>=8'
 	OMP_NUM_THREADS=1 $(FEDERATED)/bin/python -m pytest tests/privacy/test_federated_example.py tests/cli/test_options.py
 
-# 2,000 damaged files, odd options, odd images and odd lists; `make test` runs 200 of this kind.
+# 2,000 damaged files, odd options, odd images and odd lists; `make test` runs 100 of this kind.
 # Another seed makes other cases: make fuzz FUZZ_SEED=1
 FUZZ_SEED ?= 0
 fuzz: setup

@@ -7,6 +7,7 @@ import gc
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,7 +19,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz-cases", type=int, default=200, help="cases of tests/fuzz")
+    parser.addoption("--fuzz-cases", type=int, default=100, help="cases of tests/fuzz")
     parser.addoption("--fuzz-seed", type=int, default=0, help="what its cases are drawn from")
 
 
@@ -50,6 +51,19 @@ def _seeded() -> None:
 def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Content hashes and decoded images of tests stay out of the user's cache folder."""
     os.environ["VITUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_stays_the_same_is_made_once() -> Iterator[None]:
+    """PEFT compiles the same model card whenever it saves; a run reads ten libraries' releases."""
+    import jinja2
+
+    from vitune import environment
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jinja2.Environment, "compile", cache(jinja2.Environment.compile))
+        patch.setattr(environment, "version", cache(environment.version))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -23,10 +23,12 @@ class TestFullDisk:
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize
         (disk / "filler").write_bytes(b"x" * max(0, free - leave))
 
-    @pytest.mark.parametrize("kib", [0, 8, 64, 200, 480])
+    @pytest.mark.parametrize(
+        "kib", [0, *(pytest.param(kib, marks=pytest.mark.slow) for kib in (8, 200)), 64, 480]
+    )
     def test_a_run(self, small_disk: Path, photos: Path, failed: Failed, kib: int) -> None:
         self.fill(small_disk, kib * 1024)
-        words = [*TRAIN, "--method", "rlrr", "--data", str(photos)]
+        words = [*TRAIN, "--method", "rlrr", "--image-size", "16", "--data", str(photos)]
         told = failed(*words, "--out", small_disk / "run")
         assert "No space left on device" in told
         (small_disk / "filler").unlink()

@@ -65,7 +65,15 @@ def test_python_m_vitune_is_the_command_line_too() -> None:
     assert "| torch\n" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [(), ("--help",), ("bench", "run", "--help"), ("nonsense",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        pytest.param(("--help",), marks=pytest.mark.slow),
+        pytest.param(("bench", "run", "--help"), marks=pytest.mark.slow),
+        ("nonsense",),
+    ],
+)
 def test_both_ways_to_call_it_behave_the_same(arguments: tuple[str, ...]) -> None:
     script = Path(sys.executable).with_name("vitune")
     if not script.is_file():
@@ -110,8 +118,12 @@ assert run({arguments!r}) == 2
     ("modules", "arguments"),
     [
         (["vitune.training.fitting"], ["train", "--data", "photos", "--out", "run"]),
-        (["vitune.inference"], ["evaluate", "run"]),
-        (["vitune.inference", "vitune.data"], ["predict", "run", "photos"]),
+        pytest.param(["vitune.inference"], ["evaluate", "run"], marks=pytest.mark.slow),
+        pytest.param(
+            ["vitune.inference", "vitune.data"],
+            ["predict", "run", "photos"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["train", "evaluate", "predict"],
 )
@@ -146,7 +158,11 @@ REGISTERED = (
             f"import vitune.methods.core.layer, vitune.adapters; {REGISTERED}",
             marks=pytest.mark.slow,
         ),
-        ("vitune", f"import peft.tuners, vitune; vitune.methods.OWN['rlrr']; {REGISTERED}"),
+        pytest.param(  # as nearly every file of tests imports them
+            "vitune",
+            f"import peft.tuners, vitune; vitune.methods.OWN['rlrr']; {REGISTERED}",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["before", "module", "inside", "after"],
 )

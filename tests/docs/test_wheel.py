@@ -78,6 +78,6 @@ def test_it_runs_from_the_wheel_alone(binaries: Path, tmp_path: Path) -> None:
     command = str(binaries / "vitune")
     assert f"vitune {vitune.__version__} " in _done([command, "--version"], tmp_path)
     assert "rlrr" in _done([command, "methods"], tmp_path)
-    train = "train --data demo:digits --method bitfit --epochs 1 --out run"
+    train = "train --data demo:digits?train=40 --method bitfit --epochs 1 --image-size 16 --out run"
     _done([command, *train.split()], tmp_path)
     assert (tmp_path / "run" / "report.html").is_file()

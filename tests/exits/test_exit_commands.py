@@ -23,6 +23,7 @@ from vitune.inference import add_exits, exit_scores, load_run
 
 CLASSES = ("blue", "green", "red")
 Refused = Callable[..., str]
+SMALL = ("--batch-size", "8", "--image-size", "16")
 
 
 def paint(folder: Path, per_class: int, seed: int, classes: tuple[str, ...] = CLASSES) -> Path:
@@ -50,7 +51,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    words = ["--data", str(photos), "--epochs", "2", "--batch-size", "8", "--out", str(out)]
+    words = ["--data", str(photos), "--epochs", "2", *SMALL, "--out", str(out)]
     assert run(["train", *words]) == 0
     return out
 
@@ -186,7 +187,7 @@ def test_what_cannot_be(
 
 
 def test_a_run_whose_method_mixes_tokens(photos: Path, tmp_path: Path, refused: Refused) -> None:
-    words = ["--data", str(photos), "--epochs", "1", "--batch-size", "8", "--no-choose-best"]
+    words = ["--data", str(photos), "--epochs", "1", *SMALL, "--no-choose-best"]
     assert run(["train", "--method", "lily", *words, "--out", str(tmp_path / "run")]) == 0
     error = refused("exits", "add", tmp_path / "run", "--at", "2", "--out", tmp_path / "new")
     assert "got a method that mixes tokens" in error and not (tmp_path / "new").exists()
@@ -224,7 +225,7 @@ def test_images_are_known_by_what_they_were_in_training(
     """The run's own list tells, not what lies in its data folder now."""
     kept, out = tmp_path / "kept", tmp_path / "run"
     data = paint(tmp_path / "data", 12, seed=5)
-    words = ["--epochs", "1", "--batch-size", "8", "--out", str(out)]
+    words = ["--epochs", "1", *SMALL, "--out", str(out)]
     assert run(["train", "--data", str(data), *words]) == 0
     shutil.copytree(data, kept)
     shutil.rmtree(data)
@@ -283,7 +284,7 @@ def test_met_brings_its_own_exits(
     photos: Path, held_out: Path, tmp_path: Path, refused: Refused
 ) -> None:
     out = tmp_path / "met"
-    words = ["--data", str(photos), "--epochs", "2", "--batch-size", "8", "--lr", "1e-2"]
+    words = ["--data", str(photos), "--epochs", "2", *SMALL, "--lr", "1e-2"]
     arguments = ["--method-arg", "exits=2,4", "--method-arg", "rank=8"]
     assert run(["train", "--method", "met", *words, *arguments, "--out", str(out)]) == 0
     words = ["--data", str(held_out), "--risk", "0.2", "--of", "error-gap"]

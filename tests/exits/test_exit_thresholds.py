@@ -28,7 +28,9 @@ def recorded() -> Recorded:
         return Recorded(logits, torch.from_numpy(arrays["labels"]).long())
 
 
-@pytest.mark.parametrize("risk", [0.02, 0.05, 0.1])
+@pytest.mark.parametrize(
+    "risk", [0.02, *(pytest.param(risk, marks=pytest.mark.slow) for risk in (0.05, 0.1))]
+)
 @pytest.mark.parametrize("definition", DEFINITIONS)
 def test_certificates_are_wrong_as_rarely_as_they_say(
     recorded: Recorded, risk: float, definition: str

@@ -111,13 +111,15 @@ def centre(run: LoadedRun, images: Split) -> None:
 
 NETWORKS = (
     ("oblong", "pt2"),
-    ("registers", "pt2"),
     ("swin", "onnx"),
     ("transformers_vit", "pt2"),
     ("clip_tower", "pt2"),
     ("merged_tokens", "onnx"),
     ("merged_tokens", "openvino"),
-    ("torchvision_vit", "onnx"),
+    *(
+        pytest.param(name, kind, marks=pytest.mark.slow)
+        for name, kind in (("registers", "pt2"), ("torchvision_vit", "onnx"))
+    ),
 )
 """And the file each becomes. ONNX starts from the graph of PT2, and takes four times as long."""
 

@@ -198,11 +198,18 @@ def cases(drawn: dict[str, list[Any]], start: int, containers: list[str]) -> lis
     for kind, draws in drawn.items():
         maker, targets = makers[kind]
         Random(f"{start} {kind}").shuffle(targets)
+        _once_each(targets)
         again = [target for target in targets if target[0] not in SLOW]
         order = chain(targets, cycle(again))
         found += [maker(target, *each) for target, each in zip(order, draws, strict=False)]
     Random(start).shuffle(found)
     return found
+
+
+def _once_each(targets: list[Any]) -> None:
+    """Every verb and every folder comes once before any comes again: few cases meet all."""
+    firsts = {target[0]: target for target in reversed(targets) if isinstance(target, tuple)}
+    targets.sort(key=lambda target: target not in firsts.values())
 
 
 def _option_case(target: tuple[str, str], word: str, other: str, flags: list[Any]) -> Case:

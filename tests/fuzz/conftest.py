@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from place import Place
@@ -19,6 +20,13 @@ def place(
         yield made
     finally:
         made.close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """These come first: pytest-xdist then gives them all to one process, which makes one place."""
+    here = Path(__file__).parent
+    items.sort(key=lambda item: item.path.parent != here)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

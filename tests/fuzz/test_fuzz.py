@@ -1,5 +1,6 @@
 """The command line under damaged files, odd options, odd images and odd lists.
 
+    make test                                                     100 cases
     make fuzz                                                     2,000 cases
     pytest tests/fuzz --fuzz-cases 2000 --fuzz-seed 0 -k case0137    one of them
 
@@ -11,7 +12,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cases import COMMANDS, MERGED_FILES, RUN_FILES, STOPPED_FILES, options
+from cases import (
+    COMMANDS,
+    MERGED_FILES,
+    ON_FILES,
+    RUN_FILES,
+    SHARES,
+    STOPPED_FILES,
+    options,
+)
 from place import Place
 
 
@@ -28,6 +37,14 @@ def test_every_verb_has_a_command() -> None:
     for verb, words in COMMANDS.items():
         spellings = {s for p in known[verb].values() for s in (*p.opts, *p.secondary_opts)}
         assert set(words) <= spellings | set(known[verb]), verb
+
+
+def test_every_kind_and_every_verb_has_a_case(place: Place) -> None:
+    assert {case.kind for case in place.cases} == set(SHARES)
+    met = {case.target.rpartition(" ")[0] for case in place.cases if case.kind == "option"}
+    assert met == set(COMMANDS)
+    damaged = {case.target.partition("/")[0] for case in place.cases if case.kind == "file"}
+    assert damaged >= {folder for folder in ON_FILES if folder}
 
 
 def test_every_file_is_damaged(place: Place) -> None:

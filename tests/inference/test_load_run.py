@@ -87,7 +87,7 @@ def test_a_run_is_loaded_and_merged(
 
 
 def test_another_backbone_is_refused_by_name(tmp_path: Path) -> None:
-    config = TrainConfig.make({"data": DIGITS, "epochs": 1, "batch_size": 16})
+    config = TrainConfig.make({"data": DIGITS, "epochs": 1, "batch_size": 16, "start": "plain"})
     trained = fit(config, out=tmp_path / "run")
     other = vitune.load_backbone("vitune/vit_micro_patch4_32", num_classes=10, pretrained=False)
     with pytest.raises(AdapterError, match=r"got weights v1-.*expected v1-.*--force"):
@@ -143,10 +143,15 @@ def test_a_damaged_card_and_missing_tensors_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["full", "bitfit", "linear", "apla", "ssf", "lora", "lily", "adaptformer"]
+    "method",
+    [
+        *("full", "linear", "apla", "lora", "lily", "adaptformer"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("bitfit", "ssf")),
+    ],
 )
 def test_every_kind_of_method_is_loaded_from_its_run(method: str, tmp_path: Path) -> None:
-    settings = {"data": DIGITS, "method": method, "epochs": 1, "batch_size": 16}
+    settings = {"data": DIGITS, "method": method, "epochs": 1, "batch_size": 16, "image_size": 16}
+    settings |= {} if method == "linear" else {"start": "plain"}
     trained = fit(TrainConfig.make(settings), out=tmp_path / "run")
     split, _ = load_labelled(
         DIGITS, trained.backbone.preprocessing, classes=trained.classes, split="test"

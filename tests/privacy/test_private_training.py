@@ -46,6 +46,7 @@ CLOSED = (
 TRACED = (("houlsby", {}), ("vpt_deep", {}), ("full", {}), ("adapter_plus", {}))
 DATA = "demo:digits"
 SMALL = {"data": DATA, "epochs": 2, "batch_size": 10, "lr": 1e-3, "val_fraction": 0.8}
+SMALL |= {"image_size": 16}
 
 
 @pytest.fixture(autouse=True)

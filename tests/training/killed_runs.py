@@ -25,6 +25,7 @@ SETTINGS: dict[str, Any] = {
     "method": "linear_sgd",
     "batch_size": 16,
     "epochs": 2,
+    "image_size": 16,
     "lr": 5e-3,
     "ema": 0.9,
 }

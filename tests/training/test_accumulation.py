@@ -13,6 +13,7 @@ from vitune.training.accumulation import Accumulation
 QUICK: dict[str, Any] = {
     "data": "demo:digits?train=60", "epochs": 2, "precision": "fp32", "device": "cpu", "lr": 1e-2,
     "start": "plain", "select": "last", "augment": "none", "optimiser": "sgd", "lean": False,
+    "image_size": 16,
 }  # fmt: skip
 
 

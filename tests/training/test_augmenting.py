@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from vitune.backbones import load_backbone
 from vitune.methods import HeadProblem, Labelled, LinearProbeConfig
 from vitune.ops import calibrated_losses
-from vitune.training import TrainConfig, augmenting
+from vitune.runs import RunFolder
+from vitune.training import TrainConfig, augmenting, fit
 from vitune.training.probing import COPIES, Probe
 
 SIZE, CLASSES, BUNDLED = 32, 4, "vitune/vit_micro_patch4_32"
@@ -91,3 +93,15 @@ def test_without_validation_or_with_a_choice_nothing_is_judged() -> None:
         config = TrainConfig.make({"data": "x", "start": "plain", "augment": given})
         found = augmenting.with_augmentation(config, backbone, nothing, Probe.of_nothing(), "cpu")
         assert found.augment == chosen
+
+
+def test_images_are_mirrored_only_where_the_probe_still_knows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"data": "demo:digits?train=60", "batch_size": 16, "epochs": 1, "lr": 1e-3}
+    config = TrainConfig.make({**given, "precision": "fp32", "start": "probe"})
+    fit(config, out=tmp_path / "digits")
+    assert RunFolder(tmp_path / "digits").read_config()["augment"] == "none"
+    monkeypatch.setattr("vitune.training.augmenting.SHARE_KEPT", -100.0)
+    fit(config, out=tmp_path / "whatever")
+    assert RunFolder(tmp_path / "whatever").read_config()["augment"] == "crop_flip"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from stopped_runs import PLAIN, StopsAfter, recorded, weights
+from stopped_runs import BRIEF, PLAIN, StopsAfter, recorded, weights
 
 import vitune.files
 from vitune.errors import AdapterError, OutputError, TrainingError, VituneError
@@ -22,12 +22,28 @@ from vitune.training import Observer, fit
 from vitune.training.resume_point import _checksum
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that came to its end, to be read and copied."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    fit(**PLAIN, out=out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def brief_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without a probe."""
+    out = tmp_path_factory.mktemp("brief") / "run"
+    fit(**BRIEF, out=out)
+    return out
+
+
 @pytest.mark.parametrize("settings", [{"lr": float("inf")}, {"objective": "pase"}, {"seed": 2**64}])
 def test_a_failed_start_leaves_nothing(tmp_path: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(VituneError, match=r"lr: got inf|objective: got 'pase'|seed: got 184467"):
-        fit(**{**PLAIN, **settings}, out=tmp_path / "run")
+        fit(**{**BRIEF, **settings}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert fit(**PLAIN, out=tmp_path / "run").summary.status == "finished"
+    assert fit(**BRIEF, out=tmp_path / "run").summary.status == "finished"
 
 
 def test_the_largest_seed_trains(tmp_path: Path) -> None:
@@ -46,8 +62,8 @@ def test_a_run_that_fails_in_its_first_epoch_leaves_nothing(tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
     (tmp_path / "run").mkdir()
     with pytest.raises(TrainingError, match="loss: got nan at step 1"):
-        fit(**PLAIN, out=tmp_path / "run", observer=Poisons())
-    assert fit(**PLAIN, out=tmp_path / "run").summary.status == "finished"
+        fit(**BRIEF, out=tmp_path / "run", observer=Poisons())
+    assert fit(**BRIEF, out=tmp_path / "run").summary.status == "finished"
 
 
 def test_a_folder_that_is_filled_meanwhile_is_refused(tmp_path: Path) -> None:
@@ -70,32 +86,33 @@ def test_what_a_dead_start_left_is_no_obstacle(tmp_path: Path) -> None:
     part = f".config.yaml.{Writer.here().host}-{child.pid}-0123abcd.part"
     for name in (".lock", part):
         (tmp_path / "run" / name).write_text("half")
-    fit(**PLAIN, out=tmp_path / "run")
+    fit(**BRIEF, out=tmp_path / "run")
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert not {name for name in left if name.startswith(".")}
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_of_two_runs_in_one_folder_one_wins(tmp_path: Path, resume: bool) -> None:
+def test_of_two_runs_in_one_folder_one_wins(
+    tmp_path: Path, resume: bool, brief_run: Path
+) -> None:
     class TriesToo(Observer):
         refusal = ""
 
         def started(self, loop: Any) -> None:
-            settings = {} if resume else PLAIN
+            settings = {} if resume else BRIEF
             with pytest.raises(OutputError) as caught:
                 fit(**settings, out=tmp_path / "run", resume=resume)
             TriesToo.refusal = str(caught.value)
 
     if resume:
         with pytest.raises(KeyboardInterrupt):
-            fit(**PLAIN, out=tmp_path / "run", observer=StopsAfter(1))
+            fit(**BRIEF, out=tmp_path / "run", observer=StopsAfter(1))
         fit(out=tmp_path / "run", resume=True, observer=TriesToo())
         assert "has been writing to since" in TriesToo.refusal
     else:
-        fit(**PLAIN, out=tmp_path / "run", observer=TriesToo())
+        fit(**BRIEF, out=tmp_path / "run", observer=TriesToo())
         assert "which exists" in TriesToo.refusal
-    fit(**PLAIN, out=tmp_path / "alone")
-    one, other = weights(tmp_path / "run"), weights(tmp_path / "alone")
+    one, other = weights(tmp_path / "run"), weights(brief_run)
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     assert not (tmp_path / "run" / ".lock").exists()
 
@@ -226,15 +243,16 @@ def test_metrics_are_cut_to_the_checkpoint(stopped_run: Path, tmp_path: Path) ->
     assert lines[0] == whole.strip() and json.loads(lines[1])["train_loss"] > 0
 
 
-def test_a_start_that_died_before_its_first_checkpoint_is_begun_again(tmp_path: Path) -> None:
-    fit(**PLAIN, out=tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+def test_a_start_that_died_before_its_first_checkpoint_is_begun_again(
+    tmp_path: Path, whole_run: Path
+) -> None:
+    shutil.copytree(whole_run, tmp_path / "run")
     for name in ("adapter", "checkpoint"):
         shutil.rmtree(tmp_path / "run" / name)
     for name in ("summary.json", "images.npz"):
         (tmp_path / "run" / name).unlink()
     fit(out=tmp_path / "run", resume=True)
-    one, other = weights(tmp_path / "run"), weights(tmp_path / "whole")
+    one, other = weights(tmp_path / "run"), weights(whole_run)
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
     assert (tmp_path / "run" / "images.npz").is_file()
@@ -244,7 +262,7 @@ def test_a_start_that_died_before_its_first_checkpoint_is_begun_again(tmp_path: 
     "number", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 6]
 )
 def test_a_full_disk_loses_nothing(
-    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, number: int, whole_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The n-th file that is flushed to the disk finds it full."""
     flushed = 0
@@ -264,8 +282,7 @@ def test_a_full_disk_loses_nothing(
     folder = RunFolder(tmp_path / "run")
     resume = folder.config.is_file()
     fit(out=folder.path, resume=True) if resume else fit(**PLAIN, out=folder.path)
-    fit(**PLAIN, out=tmp_path / "whole")
-    one, other = weights(tmp_path / "run"), weights(tmp_path / "whole")
+    one, other = weights(tmp_path / "run"), weights(whole_run)
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     assert not [path for path in folder.path.rglob(".*")]
 
@@ -276,7 +293,7 @@ KILLS = Path(__file__).with_name("killed_runs.py")
 def test_a_run_that_was_killed_anywhere_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     """Every change with a stride of 1; see the file for the command."""
     done = subprocess.run(
-        [sys.executable, str(KILLS), str(tmp_path), "8"],
+        [sys.executable, str(KILLS), str(tmp_path), "12"],
         capture_output=True,
         text=True,
         check=True,

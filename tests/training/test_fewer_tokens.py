@@ -28,6 +28,7 @@ DIGITS = "demo:digits?train=32"
 QUICK: dict[str, Any] = {
     "data": DIGITS, "batch_size": 16, "epochs": 1, "lr": 5e-3, "start": "plain",
 }  # fmt: skip
+SMALL: dict[str, Any] = {**QUICK, "image_size": 16}
 MERGED = "merge:0.5@1"
 
 
@@ -106,10 +107,10 @@ def test_images_are_predicted_with_merged_tokens_and_exits_refused(
 
 
 def test_a_run_that_keeps_its_tokens_says_nothing_new(tmp_path: Path) -> None:
-    plain = fit(TrainConfig.make(QUICK), out=tmp_path / "plain")
+    plain = fit(TrainConfig.make(SMALL), out=tmp_path / "plain")
     assert plain.summary.speed == "exact" and plain.summary.tokens == "keep"
     assert "tokens" not in json.loads((tmp_path / "plain" / "adapter" / "vitune.json").read_text())
-    dropped = fit(TrainConfig.make({**QUICK, "tokens": "drop:0"}), out=tmp_path / "dropped")
+    dropped = fit(TrainConfig.make({**SMALL, "tokens": "drop:0"}), out=tmp_path / "dropped")
     assert dropped.summary.tokens == "drop:0"
     kept, same = plain.model.state_dict(), dropped.model.state_dict()
     assert all(torch.equal(value, same[name]) for name, value in kept.items())
@@ -132,7 +133,7 @@ def test_a_fast_run_says_what_it_gave_up_and_can_be_done_again(
 ) -> None:
     has_bf16 = precision == "bf16"
     monkeypatch.setattr("vitune.training.precision.cpu_multiplies_bf16", lambda: has_bf16)
-    trained = fit(TrainConfig.make({**QUICK, "speed": "fast"}), out=tmp_path / "run")
+    trained = fit(TrainConfig.make({**SMALL, "speed": "fast"}), out=tmp_path / "run")
     assert trained.summary.precision == precision
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["speed"] == "fast" and config["tokens"] == PRESETS["fast"]["tokens"]

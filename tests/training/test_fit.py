@@ -19,8 +19,9 @@ from vitune.training.resume_point import has_checkpoint
 DIGITS = "demo:digits?train=40"
 QUICK: dict[str, Any] = {
     "data": DIGITS, "batch_size": 16, "epochs": 3, "lr": 5e-3, "start": "plain",
+    "image_size": 16,
 }  # fmt: skip
-"""Without the probe, which test_starting.py has: a run takes half as long."""
+"""Without the probe, which test_starting.py has, and small: a run takes a quarter of the time."""
 EVERYTHING = {
     "mixup": 0.4,
     "cutmix": 0.4,
@@ -92,7 +93,9 @@ def test_a_resumed_run_ends_with_bit_identical_weights(
 
 
 def test_training_learns_and_reports(tmp_path: Path) -> None:
-    trained = fit(data="demo:digits", epochs=4, lr=1e-2, batch_size=32, out=tmp_path / "run")
+    trained = fit(
+        data="demo:digits?train=100", epochs=3, lr=1e-2, batch_size=32, out=tmp_path / "run"
+    )
     assert trained.summary.reported.val_accuracy > 0.4
     assert trained.summary.num_trainable_without_head == 24_320
     assert trained.summary.num_total == 1_205_898
@@ -166,7 +169,7 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_default_batch_is_all_images_where_they_are_fewer(tmp_path: Path) -> None:
-    few = TrainConfig.make({"data": "demo:digits?train=20", "epochs": 1})
+    few = TrainConfig.make({"data": "demo:digits?train=20", "epochs": 1, "image_size": 16})
     trained = fit(few, out=tmp_path / "run")
     assert trained.summary.num_train < few.batch_size == 32
     written = TrainConfig.read(tmp_path / "run" / "config.yaml")
@@ -189,7 +192,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16"])
 def test_reduced_precision_trains(precision: str) -> None:
-    trained = fit(TrainConfig.make({**QUICK, "precision": precision}))
+    trained = fit(TrainConfig.make({**QUICK, "epochs": 1, "precision": precision}))
     assert trained.summary.precision == precision
     assert all(p.isfinite().all() for p in trained.model.parameters())
 
@@ -202,7 +205,9 @@ def test_an_emulated_number_format_is_told_before_the_first_step(
     assert "takes 61 times as long as in fp32. --precision fp32 is faster." in (told or "")
 
 
-@pytest.mark.parametrize("variant", ["full", "fast", "lazy_half"])
+@pytest.mark.parametrize(
+    "variant", [pytest.param("full", marks=pytest.mark.slow), "fast", "lazy_half"]
+)
 def test_the_pace_objective_trains_through_the_same_loop(variant: str) -> None:
     settings = {"objective": "pace", "objective_args": {"variant": variant, "pace_sigma": "0.5"}}
     trained = fit(TrainConfig.make({**QUICK, **settings}))

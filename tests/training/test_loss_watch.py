@@ -42,7 +42,7 @@ def test_a_run_that_reads_late_ends_alike_and_keeps_its_last_good_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Step 4 is the first of the second epoch: the weights of the first stay in the checkpoint."""
-    quick: dict[str, Any] = {"data": "demo:digits?train=32", "epochs": 2}
+    quick: dict[str, Any] = {"data": "demo:digits?train=32", "epochs": 2, "image_size": 16}
     quick |= {"lr": 1e-3, "batch_size": 8, "start": "plain"}
 
     class Poisons(Observer):

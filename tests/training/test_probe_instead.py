@@ -14,6 +14,7 @@ from vitune.training import TrainConfig, fit
 HARMFUL: dict[str, Any] = {
     "data": "demo:digits?train=60", "batch_size": 16, "epochs": 2, "lr": 0.3, "head_lr": 0.3,
     "precision": "fp32", "start": "probe", "select": "last", "choose_best": True,
+    "image_size": 16,
 }  # fmt: skip
 
 

@@ -101,7 +101,8 @@ def test_a_method_without_a_recorded_rate_takes_the_rule_s_where_features_fall_s
 ) -> None:
     monkeypatch.setattr("vitune.training.rates.FALLS_SHORT", 1e9)
     monkeypatch.setattr("vitune.training.rates.FEWEST_STEPS", 0)
-    quick = {"data": "demo:digits?train=40", "epochs": 1, "batch_size": 16, "method": "met"}
+    quick = {"data": "demo:digits?train=40", "epochs": 1, "batch_size": 16, "image_size": 16}
+    quick["method"] = "met"
     found = fit(TrainConfig.make(quick)).summary
     assert found.head_lr is None and found.probe is not None
     demand = demand_of(found.probe.chosen["penalty_1se"], 32)
@@ -124,7 +125,8 @@ def test_from_zero_other_backbones_take_the_rates_recorded_on_the_bundled_one(
 
 def test_a_given_rate_and_a_plain_start_are_left_alone() -> None:
     quick = {
-        "data": "demo:digits?train=40", "epochs": 1, "batch_size": 16, "start": "probe"
+        "data": "demo:digits?train=40", "epochs": 1, "batch_size": 16, "start": "probe",
+        "image_size": 16,
     }  # fmt: skip
     by_rule = fit(TrainConfig.make(quick)).summary
     chosen = by_rule.probe.chosen["penalty_1se"]

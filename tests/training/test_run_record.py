@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stopped_runs import PLAIN, StopsAfter, StopsAtOnce, recorded, weights
+from stopped_runs import BRIEF, PLAIN, StopsAfter, StopsAtOnce, recorded, weights
 from torch.optim import AdamW
 
 import vitune.data.augment
@@ -33,10 +33,16 @@ QUICK: dict[str, Any] = {
     "data": "demo:digits?train=40",
     "batch_size": 16,
     "epochs": 3,
+    "image_size": 16,
     "ema": 0.9,
     "augment": "flip",
     "objective": "pace",
 }
+
+
+HEAD_ONLY: dict[str, Any] = {
+    "batch_size": 4, "epochs": 2, "method": "linear_sgd", "image_size": 16,
+}  # fmt: skip
 
 
 def begun(out: Path, after: int = 1, **settings: Any) -> Path:
@@ -100,7 +106,7 @@ def test_nothing_is_left_to_a_default_before_the_first_step(tmp_path: Path) -> N
     assert resolved["augmentation"]["flip_rate"] == 0.5
     assert resolved["optimiser"]["name"] == "AdamW"
     assert resolved["optimiser"]["betas"] == [0.9, 0.999]
-    assert resolved["preprocessing"]["image_size"] == [32, 32]
+    assert resolved["preprocessing"]["image_size"] == [16, 16]
     assert resolved["fingerprint"] == trained.summary.fingerprint
     assert resolved["threads"] == torch.get_num_threads() and resolved["num_processes"] == 1
     (start,) = config["starts"]
@@ -215,11 +221,13 @@ def test_without_the_record_those_defaults_would_change_the_run(
         assert before["resolved"][name] != after["resolved"][name], name
 
 
-@pytest.mark.parametrize("method", ["lora", "vpt_deep", "full"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("lora", marks=pytest.mark.slow), "vpt_deep", "full"]
+)
 def test_methods_of_every_kind_are_resumed_from_their_record(method: str, tmp_path: Path) -> None:
-    fit(TrainConfig.make({**PLAIN, "method": method}), out=tmp_path / "whole")
+    fit(TrainConfig.make({**BRIEF, "method": method}), out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        settings = TrainConfig.make({**PLAIN, "method": method})
+        settings = TrainConfig.make({**BRIEF, "method": method})
         fit(settings, out=tmp_path / "cut", observer=StopsAfter(1))
     fit(out=tmp_path / "cut", resume=True)
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
@@ -229,7 +237,7 @@ def test_methods_of_every_kind_are_resumed_from_their_record(method: str, tmp_pa
 def test_every_start_is_listed_and_other_software_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = begun(tmp_path / "run", 2)
+    run = begun(tmp_path / "run", 2, start="plain", lr=5e-3)
     real = Environment.here()
     other = real.model_copy(update={"packages": {**real.packages, "torch": "9.9"}})
     monkeypatch.setattr(Environment, "here", classmethod(lambda cls: other))
@@ -250,7 +258,9 @@ def test_a_run_s_config_can_start_another(plain_once: Path, tmp_path: Path) -> N
     assert settings_of(plain_once) == settings_of(tmp_path / "two")
 
 
-@pytest.mark.parametrize("given", [{"start": "plain"}, {"refit": True}])
+@pytest.mark.parametrize(
+    "given", [{"start": "plain"}, pytest.param({"refit": True}, marks=pytest.mark.slow)]
+)
 def test_what_is_given_beside_a_run_s_config_wins_over_what_the_run_chose(
     given: dict[str, Any], plain_once: Path, tmp_path: Path
 ) -> None:
@@ -335,7 +345,7 @@ def rewrite(file: Path) -> None:
 )
 def test_changed_images_are_refused(tmp_path: Path, change: Change, told: str) -> None:
     data = photos(tmp_path / "photos")
-    settings = {"data": str(data), "batch_size": 4, "epochs": 2, "method": "linear_sgd"}
+    settings = {"data": str(data), **HEAD_ONLY}
     with pytest.raises(KeyboardInterrupt):
         fit(TrainConfig.make(settings), out=tmp_path / "run", observer=StopsAfter(1))
     change(data)
@@ -344,7 +354,7 @@ def test_changed_images_are_refused(tmp_path: Path, change: Change, told: str) -
 
 
 def test_another_backbone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = begun(tmp_path / "run")
+    run = begun(tmp_path / "run", start="plain", lr=5e-3)
     load = vitune.training.ingredients.load_backbone
 
     def changed(*words: Any, **more: Any) -> Any:
@@ -360,7 +370,7 @@ def test_another_backbone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_images_may_have_moved(tmp_path: Path) -> None:
     data = photos(tmp_path / "photos")
-    settings = {"data": str(data), "batch_size": 4, "epochs": 2, "method": "linear_sgd"}
+    settings = {"data": str(data), **HEAD_ONLY}
     fit(TrainConfig.make(settings), out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         fit(TrainConfig.make(settings), out=tmp_path / "run", observer=StopsAfter(1))
@@ -379,7 +389,7 @@ def test_a_path_holds_in_every_working_directory(
     photos(tmp_path / "photos")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
-    settings = {"data": "photos", "batch_size": 4, "epochs": 2, "method": "linear_sgd"}
+    settings = {"data": "photos", **HEAD_ONLY}
     with pytest.raises(KeyboardInterrupt):
         fit(TrainConfig.make(settings), out="run", observer=StopsAfter(1))
     monkeypatch.chdir(tmp_path / "elsewhere")

@@ -29,7 +29,9 @@ from vitune.training.tuning import FACTORS, Tuning
 pytest.importorskip("optuna", reason="needs the extra vitune[search]")
 
 DIGITS = "demo:digits?train=60"
-QUICK: dict[str, Any] = {"data": DIGITS, "batch_size": 16, "precision": "fp32", "device": "cpu"}
+QUICK: dict[str, Any] = {
+    "data": DIGITS, "batch_size": 16, "precision": "fp32", "device": "cpu", "image_size": 16,
+}  # fmt: skip
 
 
 def attempt(loss: float, *, factor: float = 1.0, epochs: int = 3, noise: float = 0.0) -> Attempt:
@@ -97,7 +99,9 @@ def test_a_search_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     assert "± " in (tmp_path / "run" / "tune.md").read_text()
 
 
-@pytest.mark.parametrize("budget_s", [40.0, 100.0, 400.0])
+@pytest.mark.parametrize(
+    "budget_s", [40.0, pytest.param(100.0, marks=pytest.mark.slow), 400.0]
+)
 def test_it_stops_on_time(budget_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock of its own: an epoch of RLRR takes 1 s, one of LoRA 2 s, reading images 3 s."""
     clock = [0.0]

@@ -37,14 +37,13 @@ def tiny(name: str, protocol: Any, roots: dict[str, Path], out: Path) -> Study:
     )  # fmt: skip
 
 
+HONEST = ("hta-fgvc", "rlrr-vtab1k")
+PUBLISHED = ("pace-vtab1k", "rlrr-fgvc", "ssf-fgvc")
+"""`make test` runs these, `make test-slow` all others, each under both protocols."""
 CASES = [
-    pytest.param(
-        name,
-        protocol,
-        marks=[pytest.mark.slow] if ("fgvc" in name) == (protocol == "honest") else [],
-    )
+    pytest.param(name, protocol, marks=[] if name in chosen else [pytest.mark.slow])
     for name in preset_names()
-    for protocol in ("honest", "as-published")
+    for protocol, chosen in (("honest", HONEST), ("as-published", PUBLISHED))
 ]
 
 
@@ -75,7 +74,7 @@ def test_a_preset_is_estimated_and_runs(
     assert read_remarks(tmp_path) == load_preset(name).remarks("as-published")
 
 
-@pytest.mark.parametrize("name", ["rlrr-fgvc", "arc-fgvc"])
+@pytest.mark.parametrize("name", ["rlrr-fgvc", pytest.param("arc-fgvc", marks=pytest.mark.slow)])
 def test_a_dry_run_of_the_command(
     name: str, roots: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
