@@ -92,9 +92,7 @@ def test_what_a_dead_start_left_is_no_obstacle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_of_two_runs_in_one_folder_one_wins(
-    tmp_path: Path, resume: bool, brief_run: Path
-) -> None:
+def test_of_two_runs_in_one_folder_one_wins(tmp_path: Path, resume: bool, brief_run: Path) -> None:
     class TriesToo(Observer):
         refusal = ""
 

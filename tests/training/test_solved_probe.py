@@ -269,9 +269,7 @@ def test_windows_of_larger_images_start_at_the_probe_too() -> None:
     assert found.probe is not None and found.probe.val_accuracy > 0.5
 
 
-@pytest.mark.parametrize(
-    "method", ["linear", pytest.param("knn", marks=pytest.mark.slow), "rlrr"]
-)
+@pytest.mark.parametrize("method", ["linear", pytest.param("knn", marks=pytest.mark.slow), "rlrr"])
 def test_a_backbone_that_computes_no_numbers_is_refused(
     method: str, tmp_path: Path, refused: Callable[..., str]
 ) -> None:

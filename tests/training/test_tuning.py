@@ -99,9 +99,7 @@ def test_a_search_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     assert "± " in (tmp_path / "run" / "tune.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "budget_s", [40.0, pytest.param(100.0, marks=pytest.mark.slow), 400.0]
-)
+@pytest.mark.parametrize("budget_s", [40.0, pytest.param(100.0, marks=pytest.mark.slow), 400.0])
 def test_it_stops_on_time(budget_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock of its own: an epoch of RLRR takes 1 s, one of LoRA 2 s, reading images 3 s."""
     clock = [0.0]

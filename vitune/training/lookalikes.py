@@ -58,9 +58,9 @@ def lookalike_remark(share: float, names: tuple[str, ...]) -> Remark | None:
     if share < OFTEN:
         return None
     text = (
-        f"{100 * share:.0f} % of the validation images look almost like a training image. If several "
-        "pictures show one object, person or scene, validation promises too much: name what they "
-        "show with --groups"
+        f"{100 * share:.0f} % of the validation images look almost like a training image. If "
+        "several pictures show one object, person or scene, validation promises too much: name "
+        "what they show with --groups"
     )
     return Remark("lookalikes", text, names)
 
