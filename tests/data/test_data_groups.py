@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from vitune.cli import run
-from vitune.data import inspect_images, linked, load_splits, open_source, with_groups
+from vitune.data import (
+    inspect_images,
+    linked,
+    load_splits,
+    one_per_group,
+    open_source,
+    with_groups,
+)
 from vitune.data.grouping import hold_out_groups
 from vitune.errors import DataError
 from vitune.preprocessing import Preprocessing
@@ -159,6 +166,17 @@ def test_without_groups_nothing_changes(animals: Path, preprocessing: Preprocess
     splits = load_splits(animals, preprocessing, seed=0)
     assert splits.train is not None and splits.held_out is not None
     assert splits.train.groups is None and splits.held_out.num_groups is None
+
+
+def test_one_image_of_each_group_is_drawn(animals: Path, preprocessing: Preprocessing) -> None:
+    splits = load_splits(animals, preprocessing, seed=0, groups=r"(\w+)/([a-z])_")
+    assert splits.train is not None and splits.train.groups is not None
+    drawn = [one_per_group(splits.train, seed) for seed in range(3)]
+    for split in drawn:
+        assert sorted(split.groups) == sorted(set(splits.train.groups))  # type: ignore[arg-type]
+    assert len({split.paths for split in drawn}) > 1
+    plain = load_splits(animals, preprocessing, seed=0).train
+    assert plain is not None and one_per_group(plain) is plain
 
 
 def test_data_check_names_groups_in_two_splits(

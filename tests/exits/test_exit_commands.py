@@ -133,6 +133,18 @@ def test_calibrate_evaluate_predict_and_info(
     assert facts["certificate"].startswith("disagreement of at most 10.00 % of images")
 
 
+def test_a_certificate_counts_groups_not_images(
+    copy: Path, held_out: Path, refused: Refused
+) -> None:
+    """75 images of 25 groups are 25 pieces of evidence: too few for what 75 would certify."""
+    words = ["exits", "calibrate", str(copy), "--data", str(held_out), "--groups", r"-(\d+)"]
+    told = refused(*words, "--risk", "0.05", "--delta", "0.1")
+    assert "got 25 images, expected at least 45" in told
+    assert run([*words, "--risk", "0.2", "--delta", "0.1"]) == 0
+    proof = json.loads(ExitsFolder(copy).thresholds.read_text())["certificate"]
+    assert proof["num_images"] == 25
+
+
 def test_a_budget_promises_nothing(
     copy: Path, held_out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from vitune.cli._options import DATA, MODEL, OUTPUT, RUNNING, TRAINING, Verbs
+from vitune.cli._options import DATA, IMAGE_GROUPS, MODEL, OUTPUT, RUNNING, TRAINING, Verbs
 
 if TYPE_CHECKING:
     from vitune.exits import Thresholds
@@ -114,6 +114,7 @@ def calibrate(
         help="target mean cost instead of a risk, e.g. 0.6 of full",
         rich_help_panel=MODEL,
     ),
+    groups: str = typer.Option(None, "--groups", help=IMAGE_GROUPS, rich_help_panel=DATA),
     skip_seen: bool = typer.Option(
         False, "--skip-seen", help="leave out images seen before", rich_help_panel=DATA
     ),
@@ -121,7 +122,8 @@ def calibrate(
 ) -> None:
     """Choose when images leave, with a certificate.
 
-    With probability 1 - DELTA, at most a share RISK of images leaves with a wrong answer.
+    With probability 1 - DELTA, at most a share RISK of images leaves with a wrong answer. The
+    certificate is for independent images: of images in groups, one of each is used.
     """
     from vitune.cli._progress import Counting, console
     from vitune.exits import images_needed
@@ -138,7 +140,7 @@ def calibrate(
     try:
         found = calibrate_exits(
             run, data, split=split, risk=risk, delta=delta, definition=of, budget=budget,
-            skip_seen=skip_seen, device=device, on_read=reading,
+            groups=groups, skip_seen=skip_seen, device=device, on_read=reading,
         )  # fmt: skip
     finally:
         reading.close()

@@ -7,7 +7,7 @@ from vitune.data.content import content_hash, content_hashes, default_cache_dir
 from vitune.data.decode import MAX_MEGAPIXELS, Decoding, decode_bytes, decode_image, quiet_pillow
 from vitune.data.demo import DEMOS
 from vitune.data.folder import list_images
-from vitune.data.grouping import linked, with_groups
+from vitune.data.grouping import linked, one_per_group, with_groups
 from vitune.data.holdout import hold_out
 from vitune.data.inspection import Inspection, inspect_images
 from vitune.data.labelled import load_labelled, load_unlabelled
@@ -70,6 +70,7 @@ __all__ = [
     "load_splits",
     "load_unlabelled",
     "normalise",
+    "one_per_group",
     "open_source",
     "present",
     "quiet_pillow",

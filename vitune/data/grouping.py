@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitune.data.records import ImageList, Record
+from vitune.data.split import Split
 from vitune.errors import DataError
 
 Indices = npt.NDArray[np.int64]
@@ -114,6 +115,18 @@ def group_numbers(*splits: Sequence[Record]) -> list[Indices | None]:
                 found.append(number[record.group])
         numbered.append(np.array(found, np.int64))
     return numbered
+
+
+def one_per_group(split: Split, seed: int = 0) -> Split:
+    """One image of each group, drawn at random: these are independent.
+
+    The split itself if groups are unknown.
+    """
+    if split.groups is None:
+        return split
+    order = np.random.default_rng(seed).permutation(len(split))
+    _, first = np.unique(split.groups[order], return_index=True)
+    return split.subset(np.sort(order[first]))
 
 
 def linked(*keys: Sequence[Hashable]) -> Indices:

@@ -16,8 +16,10 @@ from vitune.data import (
     batches,
     load_labelled,
     normalise,
+    one_per_group,
     open_source,
     record_digests,
+    with_groups,
 )
 from vitune.errors import AdapterError, DataError, VituneError
 from vitune.exits import (
@@ -142,6 +144,7 @@ def calibrate_exits(
     delta: float = 0.05,
     definition: str = "disagreement",
     budget: float | None = None,
+    groups: str | None = None,
     skip_seen: bool = False,
     device: str = "auto",
     on_read: Progress | None = None,
@@ -152,6 +155,8 @@ def calibrate_exits(
         risk, delta, definition: certify that at most this share of images leaves wrongly, with
             probability 1 - delta (`vitune.exits.certify`).
         budget: instead, a mean cost as a fraction of the full cost, without a certificate.
+        groups: regular expression that finds in a path what an image shows. The certificate is for
+            independent images: one image of each group is used.
         skip_seen: leave out images that took part in training or selection, instead of refusing.
 
     Raises:
@@ -175,14 +180,16 @@ def calibrate_exits(
             "--at 4,7,10 --out RUN2, or train with --method met."
         )
     _require_every_token(loaded)
+    listed = open_source(data)
     images, _ = load_labelled(
-        data,
+        listed if groups is None else with_groups(listed, groups),
         loaded.card.preprocessing,
         classes=loaded.classes,
         split=split,
         settings=CacheSettings(on_progress=on_read),
     )
     images = unseen(images, digests_of_run(Path(run)), data, skip=skip_seen)
+    images = one_per_group(images)
     runner = EarlyExit(loaded.model, exits)
     recorded = record_exits(loaded, runner, images)
     gflops = exit_gflops(runner, _one_image(loaded))
