@@ -148,6 +148,29 @@ def test_a_label_that_moves_and_an_order_that_changes(own_study: Study) -> None:
     assert not set(addresses(own_study)) & set(before)
 
 
+def test_which_images_belong_together_counts_and_not_what_it_is_called(
+    tiny_study: Make, own_study: Study, tmp_path: Path
+) -> None:
+    table = tmp_path / "photos.csv"
+    root = Path(own_study.tasks[0].data)
+    files = sorted(path for path in root.rglob("*.*") if path.is_file())
+
+    def address(name: Callable[[int], str] | None) -> str:
+        """Of the cell of a table whose images are in the groups that `name` gives their places."""
+        lines = ["path,label,split" + ("" if name is None else ",group")]
+        for place, path in enumerate(files):
+            split, label = path.relative_to(root).parts[:2]
+            lines.append(f"{path},{label},{split}" + ("" if name is None else f",{name(place)}"))
+        table.write_text("\n".join(lines))
+        task = {"name": "photos", "data": str(table)}
+        study = tiny_study(tasks=[task], settings={"batch_size": 4}, seeds=[0])
+        return addresses(study)[0]
+
+    pairs, renamed = address(lambda at: f"p{at // 2}"), address(lambda at: f"x{-(at // 2)}")
+    assert pairs == renamed
+    assert len({pairs, address(None), address(lambda at: f"p{at // 4}")}) == 3
+
+
 def test_a_folder_that_moves_as_a_whole_gives_the_same_cells(
     own_study: Study, tmp_path: Path
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vitune.backbones import local_files
@@ -23,7 +23,12 @@ def hashes_of_source(listed: ImageList) -> dict[str, str]:
     A missing file enters the hash as "missing".
     """
     return {
-        name: ordered_hash(_digests(records), [record.label for record in records], listed.classes)
+        name: ordered_hash(
+            _digests(records),
+            [record.label for record in records],
+            listed.classes,
+            None if all(r.group is None for r in records) else [r.group for r in records],
+        )
         for name, records in listed.splits.items()
     }
 
@@ -34,12 +39,22 @@ def combined(by_split: Mapping[str, str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def ordered_hash(digests: Iterable[str], labels: Iterable[int], classes: Sequence[str]) -> str:
+def ordered_hash(
+    digests: Iterable[str],
+    labels: Iterable[int],
+    classes: Sequence[str],
+    groups: Sequence[Hashable] | None = None,
+) -> str:
     """sha256 over the classes and every image's digest and label, in order.
 
-    The order counts: it determines the batches, and scores are stored by position.
+    The order counts: it determines the batches, and scores are stored by position. Of groups, only
+    counts which images share one, not what it is called.
     """
-    pictures = (f"{digest} {label}" for digest, label in zip(digests, labels, strict=True))
+    pictures = [f"{digest} {label}" for digest, label in zip(digests, labels, strict=True)]
+    if groups is not None:
+        places: dict[Hashable, int] = {}
+        numbers = (places.setdefault(group, len(places)) for group in groups)
+        pictures = [f"{line} {number}" for line, number in zip(pictures, numbers, strict=True)]
     return hashlib.sha256(os.fsencode("\n".join([*classes, *pictures]))).hexdigest()
 
 
@@ -47,7 +62,8 @@ def hash_of(split: Split) -> str:
     """`ordered_hash` of a decoded split, from the bytes its pixels came from."""
     assert split.digests is not None
     digests = [digest.tobytes().hex() for digest in split.digests]
-    return ordered_hash(digests, split.labels.tolist(), split.classes)
+    groups = None if split.groups is None else split.groups.tolist()
+    return ordered_hash(digests, split.labels.tolist(), split.classes, groups)
 
 
 def hashes_of_training(splits: Splits) -> dict[str, str]:
