@@ -137,7 +137,7 @@ def test_a_run_tells_lookalikes_until_groups_are_named(photos: Path, tmp_path: P
     )
     assert not found.summary.remarks
     assert found.summary.val_groups == 4  # two of twelve objects of each class
-    assert found.summary.held_out == "all 16 images of 4 groups of training, stratified, seed 0"
+    assert found.summary.held_out == "16 images in 4 whole groups of training, stratified, seed 0"
     assert read_run(tmp_path / "run").summary == found.summary
     result = evaluate_run(tmp_path / "run", including_training=True)
     assert result["num_groups"] == 24 and 1 <= result["effective_images"] <= 96

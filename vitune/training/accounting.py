@@ -140,7 +140,7 @@ def _describe(held_out: HeldOut | None) -> str | None:
         return None
     images = counted(held_out.num_images, "image")
     if held_out.num_groups is not None:
-        images = f"all {images} of {counted(held_out.num_groups, 'group')}"
+        images += f" in {counted(held_out.num_groups, 'whole group')}"
     return f"{images} of training, stratified, seed {held_out.seed}"
 
 
