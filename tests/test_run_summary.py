@@ -45,6 +45,19 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert folder.read_summary() == WHOLE
 
 
+def test_an_edit_is_told_until_the_checksum_is_removed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_summary(WHOLE)
+    values = json.loads(folder.summary.read_text())
+    assert read(tmp_path, dict(reversed(values.items()))) == WHOLE  # the layout is free
+    values["reported"]["val_accuracy"] = 0.75
+    with pytest.raises(VituneError, match=r"summary.json: got values that were edited .* 'sha256'"):
+        read(tmp_path, values)
+    del values["sha256"]
+    found = read(tmp_path, values)
+    assert found is not None and found.reported.val_accuracy == 0.75
+
+
 def test_the_file_keeps_the_names_that_it_always_had() -> None:
     values = WHOLE.as_dict()
     assert values["trained_parts"] == [{"role": "qkv", "count": 4, "parameters": 384}]

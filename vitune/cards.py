@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import warnings
@@ -19,6 +18,7 @@ from vitune.files import file_sha256
 from vitune.hub import local_copy
 from vitune.preprocessing import Preprocessing
 from vitune.runs import RunFolder
+from vitune.seals import values_sha256
 
 CARD = "vitune.json"
 FORMAT = 1
@@ -196,8 +196,7 @@ def adapter_folder(path: str | Path) -> Path:
 def _own_sha256(values: Mapping[str, Any]) -> str:
     """sha256 of a card's values but for this checksum itself; the layout of the file is free."""
     files = {name: value for name, value in values["checksums"].items() if name != CARD}
-    text = json.dumps({**values, "checksums": files}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return values_sha256({**values, "checksums": files})
 
 
 def _damaged(path: Path, what: str) -> AdapterError:

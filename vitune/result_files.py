@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitune.errors import VituneError
+from vitune.seals import SEAL, is_edited
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,21 @@ def as_record(value: object, where: str) -> Record:
     if not isinstance(value, dict):
         raise VituneError(f"{where}: got {reprlib.repr(value)}, expected a mapping of names.")
     return Record(value, where)
+
+
+def sealed_record(path: Path) -> Record:
+    """The mapping of a JSON file that vitune wrote with a checksum; older ones have none.
+
+    Raises:
+        VituneError: the file is not JSON or no mapping, or its values were edited.
+    """
+    record = as_record(read_json(path, str(path)), str(path))
+    if is_edited(record.values):
+        raise VituneError(
+            f"{path}: got values that were edited after vitune wrote them, expected the original "
+            f"ones. Put them back, or remove the entry {SEAL!r} if they are to be believed."
+        )
+    return record
 
 
 def read_json(path: Path, where: str) -> Any:

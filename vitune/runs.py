@@ -16,7 +16,7 @@ import yaml
 from vitune.errors import AdapterError, VituneError
 from vitune.files import check_new_folder, is_part, recover_folder, sweep, write_atomic
 from vitune.processes import locked
-from vitune.result_files import as_record, read_json
+from vitune.result_files import as_record, read_json, sealed_record
 from vitune.run_summary import Calibration as Calibration
 from vitune.run_summary import Oddity as Oddity
 from vitune.run_summary import PrivacySpent as PrivacySpent
@@ -25,6 +25,7 @@ from vitune.run_summary import RunSummary as RunSummary
 from vitune.run_summary import SolvedFacts as SolvedFacts
 from vitune.run_summary import TrainedPart as TrainedPart
 from vitune.run_summary import Verdict as Verdict
+from vitune.seals import sealed
 
 LOCK = ".lock"
 
@@ -204,33 +205,34 @@ class RunFolder:
         return data
 
     def weights_digest(self) -> str | None:
-        """sha256 of the adapter's weights by its card: scores of other weights are out of date.
-
-        None if there is no card, or one that does not say.
-        """
-        card = self.adapter / "vitune.json"
-        try:
-            record = as_record(read_json(card, str(card)), str(card))
-            digests = record.mapping("checksums")
-        except (OSError, VituneError):
-            return None
-        found = (str(digest) for name, digest in digests.items() if name.endswith(".safetensors"))
-        return next(found, None)
+        """`weights_digest` of its adapter: scores of other weights are out of date."""
+        return weights_digest(self.adapter)
 
     def read_summary(self) -> RunSummary | None:
         """The summary of the run; None until it is finished.
 
         Raises:
-            VituneError: summary.json is damaged; the text names line or key.
+            VituneError: summary.json is damaged (the text names line or key) or was edited.
         """
         if not self.summary.is_file():
             return None
-        where = str(self.summary)
-        return RunSummary.of(as_record(read_json(self.summary, where), where))
+        return RunSummary.of(sealed_record(self.summary))
 
     def write_summary(self, summary: RunSummary) -> None:
         """Write summary.json atomically."""
-        write_atomic(self.summary, json.dumps(summary.as_dict(), indent=2) + "\n")
+        write_atomic(self.summary, json.dumps(sealed(summary.as_dict()), indent=2) + "\n")
+
+
+def weights_digest(adapter: Path) -> str | None:
+    """sha256 of an adapter's weights by its card; None if there is no card, or it does not say."""
+    card = adapter / "vitune.json"
+    try:
+        record = as_record(read_json(card, str(card)), str(card))
+        digests = record.mapping("checksums")
+    except (OSError, VituneError):
+        return None
+    found = (str(digest) for name, digest in digests.items() if name.endswith(".safetensors"))
+    return next(found, None)
 
 
 def _is_left_over(name: str) -> bool:

@@ -34,7 +34,7 @@ from vitune.privacy.membership import (
     tpr_at,
 )
 from vitune.privacy.reference_runs import drawn
-from vitune.runs import PrivacySpent, RunFolder
+from vitune.runs import PrivacySpent, Reported, RunFolder
 
 RNG = np.random.default_rng
 CLASSES = tuple("abcdefghijklmnopqrst")
@@ -460,9 +460,9 @@ def test_a_part_of_the_members_is_said_and_lost_validation_images_too(
 def test_a_model_that_ended_as_its_probe_is_named(overfitted: Path, tmp_path: Path) -> None:
     """Its row would be taken for that of the method."""
     run = Path(shutil.copytree(overfitted / "run", tmp_path / "run"))
-    values = json.loads((run / "summary.json").read_text())
-    values["reported"] = {"which": "auto", "epoch": 0, "val_accuracy": 0.5}
-    (run / "summary.json").write_text(json.dumps(values))
+    summary = RunFolder(run).read_summary()
+    assert summary is not None
+    RunFolder(run).write_summary(replace(summary, reported=Reported("auto", 0, 0.5)))
     asked = MembershipSettings(str(run), references=0, beside=(), out=str(tmp_path / "out"))
     found = audit_membership(asked)
     assert found.probes == ("linear (run)",)

@@ -116,6 +116,11 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
             ' "predicted": "b", "thumbnail": "http://x.example/a.png"}]}',
             r"mistakes\[0\]: thumbnail: got 'http.*data URI",
         ),
+        (
+            "evaluation/test.json",
+            '{"top1": 0.9, "num_images": 2, "sha256": "0"}',
+            r"test\.json: got values that were edited after vitune wrote them",
+        ),
         ("analysis/captions.json", "[]", r"captions\.json: got \[\], expected a mapping"),
         ("analysis/spectrum.json", "nope", r"spectrum\.json line 1: got 'nope'"),
         ("analysis/plot.svg", "<html>", r"plot\.svg: got b'<html>' .*expected .* kind SVG"),

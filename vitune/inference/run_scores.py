@@ -28,6 +28,7 @@ from vitune.inference.own_images import home_of
 from vitune.inference.seen import Chooser, used_images, warn_of_other_labels
 from vitune.report import check_readable, write_report
 from vitune.runs import RunFolder
+from vitune.seals import sealed
 
 Progress = Callable[[int, int], None]
 
@@ -126,7 +127,7 @@ def evaluate_run(
 def _store(file: Path, result: dict[str, Any], folder: RunFolder) -> None:
     """Keep a result in its run; where nothing can be written, the score is still worth having."""
     try:
-        write_atomic(file, json.dumps(result))
+        write_atomic(file, json.dumps(sealed(result)))
         write_report(folder.path)
     except OSError as error:
         warnings.warn(

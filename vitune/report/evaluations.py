@@ -11,7 +11,7 @@ from vitune.errors import VituneError
 from vitune.report.exit_results import ExitScores, read_exits
 from vitune.report.formatting import counted
 from vitune.report.intervals import wilson_interval
-from vitune.result_files import Record, as_record, read_json, visible_files, whole_numbers
+from vitune.result_files import Record, as_record, sealed_record, visible_files, whole_numbers
 
 OUTDATED = "Earlier weights were scored: the run was continued since. Evaluate it again."
 
@@ -226,7 +226,7 @@ def is_test(evaluation: Evaluation) -> bool:
 
 
 def _evaluation(path: Path, weights: str | None) -> Evaluation:
-    record = as_record(read_json(path, str(path)), str(path))
+    record = sealed_record(path)
     record.needed("top1")
     record.needed("num_images")
     num_images = record.whole("num_images") or 0

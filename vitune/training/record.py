@@ -8,8 +8,6 @@ every resumption. A resumed run is built from this record alone; its checksum re
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +23,8 @@ from vitune.environment import Environment
 from vitune.errors import AdapterError, explain
 from vitune.files import write_atomic
 from vitune.preprocessing import Preprocessing
-from vitune.training.train_config import CHECKSUM, IDENTITY, TrainConfig, settings_in
+from vitune.seals import SEAL, is_edited, sealed, values_sha256
+from vitune.training.train_config import IDENTITY, TrainConfig, settings_in
 
 SETTLED_BY_RESUME = ("epochs", "data")
 """Settings that a resumed run may change: images may have moved, as they are known by content."""
@@ -98,8 +97,8 @@ class RunRecord:
             "starts": [start.model_dump(mode="json") for start in self.starts],
             **({IDENTITY: self.identity} if self.identity else {}),
         }
-        values[CHECKSUM] = _checksum(values)
-        write_atomic(file, yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
+        text = yaml.safe_dump(sealed(values), sort_keys=False, default_flow_style=None)
+        write_atomic(file, text)
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], file: Path) -> RunRecord:
@@ -122,7 +121,7 @@ class RunRecord:
             raise AdapterError(
                 f"{file}: {explain(error)} Put the file back as training wrote it."
             ) from None
-        if values.get(CHECKSUM) != _checksum(values):
+        if SEAL not in values or is_edited(values):
             raise AdapterError(
                 f"{file}: got values that were edited after training wrote them, expected the "
                 "original ones. "
@@ -138,13 +137,7 @@ def identity_of(settings: TrainConfig, resolved: Resolved, images: UsedImages) -
     """
     values = settings.model_dump(mode="json", exclude=set(SETTLED_BY_RESUME))
     fixed = {"resolved": resolved.model_dump(mode="json"), "images": images.identity}
-    return _checksum({**values, **fixed})
-
-
-def _checksum(values: Mapping[str, Any]) -> str:
-    """sha256 over all values except itself; comments and the order of lines do not matter."""
-    counted = {key: value for key, value in values.items() if key != CHECKSUM}
-    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
+    return values_sha256({**values, **fixed})
 
 
 def plain_config(config: PeftConfig) -> dict[str, Any]:

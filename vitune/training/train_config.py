@@ -21,15 +21,15 @@ from pydantic import (
 from vitune.errors import AdapterError, VituneError, explain
 from vitune.fewer_tokens.token_plan import TOKENS_HELP, TokenPlan
 from vitune.preprocessing import PIXEL_STATS, Preprocessing
+from vitune.seals import SEAL
 from vitune.training.speed_presets import PRESETS, Speed, with_preset
 
 DecayRule = Literal["vitune", "published"]
 HeadInit = Literal["zero", "linear", "trunc_normal", "kaiming_normal"]
 
 IS_RECORD = "is_record"
-CHECKSUM = "sha256"
 IDENTITY = "identity"
-BESIDE_SETTINGS = ("resolved", "starts", IDENTITY, CHECKSUM)
+BESIDE_SETTINGS = ("resolved", "starts", IDENTITY, SEAL)
 """What a run's config.yaml holds besides its settings: see `vitune.training.record`."""
 
 STEPPING = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from vitune.data import load_labelled
 from vitune.data.split import Split
 from vitune.errors import VituneError
 from vitune.inference import load_run
+from vitune.runs import weights_digest
 
 Make = Callable[..., Any]
 
@@ -162,6 +164,23 @@ def test_a_study_without_adapters_says_how_to_keep_them(
     assert len(kept_adapters(tmp_path)) == 1
     with pytest.raises(VituneError, match=r"keep.0: got 'adapter'"):
         tiny_study(keep=["adapter"])
+
+
+def test_adapters_that_changed_places_are_told_and_trained_again(
+    kept_study: tuple[Study, Path], tmp_path: Path
+) -> None:
+    study, kept = kept_study
+    out = Path(shutil.copytree(kept, tmp_path / "out"))
+    first, second = (one.folder for one in kept_adapters(out))
+    digest = weights_digest(first)
+    first.rename(tmp_path / "aside")
+    second.rename(first)
+    (tmp_path / "aside").rename(second)
+    with pytest.raises(VituneError, match=r"got other weights than rank 2-count-seed0 had"):
+        kept_adapters(out)
+    assert run_study(study, out, executor=InProcess()).num_reused == 0
+    assert [one.folder for one in kept_adapters(out)] == [first, second]
+    assert weights_digest(first) == digest
 
 
 def test_stage_1_leaves_neither_logits_nor_adapters(

@@ -214,6 +214,24 @@ def test_a_damaged_file_is_reported_and_run_again(
     assert found is not None and found.status == "done"
 
 
+def test_an_edited_result_is_reported_and_run_again(
+    tmp_path: Path, result: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path)
+    store.write(written := result())
+    file = store.file(written.address)
+    assert store.read(written.address) == written
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values, sort_keys=True))
+    assert store.read(written.address) == written
+    values["scores"]["top1"] += 0.01
+    file.write_text(json.dumps(values))
+    assert store.read(written.address) is None and "were edited after the run" in caplog.text
+    del values["sha256"]  # as in results of earlier releases
+    file.write_text(json.dumps(values))
+    assert store.read(written.address) is not None
+
+
 def test_a_result_under_a_wrong_name_is_not_taken(
     tmp_path: Path, result: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,6 +14,7 @@ from vitune.bench.study.addressing import address_of, deciding
 from vitune.bench.study.plan import Keepable
 from vitune.bench.study.recipe import OfficialRecipe
 from vitune.errors import VituneError, explain, one_line
+from vitune.seals import SEAL, is_edited, sealed
 from vitune.training import TrainConfig
 
 FORMAT = 2
@@ -138,6 +139,7 @@ class CellResult:
         weight_files: content hash by name of the local files that the backbone was read from.
         unshared: scores without the images shared with training; None if there are none.
         notes: deviations from the requested settings, one sentence each.
+        adapter: sha256 of the kept adapter's weights; None if none was kept, and in older results.
         speed: the preset of --speed; None in older results, which are "exact".
         curve: after every epoch, seconds of training steps so far, the same in processor time, and
             validation accuracy, None without a validation split.
@@ -178,6 +180,7 @@ class CellResult:
     cpu_seconds: float | None = None
     curve: tuple[tuple[float, float, float | None], ...] = ()
     speed: str | None = None
+    adapter: str | None = None
 
     @property
     def is_settled(self) -> bool:
@@ -204,14 +207,14 @@ class CellResult:
 
     def to_json(self) -> str:
         """The result as JSON text."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        return json.dumps(sealed(asdict(self)), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> CellResult:
         """The result in JSON text.
 
         Raises:
-            VituneError: the text is not a result.
+            VituneError: the text is not a result, or no longer the one that was written.
         """
         try:
             values = json.loads(text)
@@ -219,6 +222,11 @@ class CellResult:
                 raise VituneError(
                     f"cell: got format {values['format']!r}, expected one of {READABLE}."
                 )
+            if is_edited(values):
+                raise VituneError(
+                    "cell: got values that were edited after the run, expected the original ones."
+                )
+            values.pop(SEAL, None)
             for name in ("scores", "unshared"):
                 given = values.get(name)
                 values[name] = Scores(**given) if given else None

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vitune.adapters import card_of, save_adapter
+from vitune.bench.study.cells import CellResult
 from vitune.data import Split
 from vitune.errors import VituneError
 from vitune.files import write_atomic
+from vitune.runs import weights_digest
 from vitune.training import TrainConfig
 from vitune.training.keeping import Trained, backbone_arguments
 
@@ -98,8 +100,14 @@ def adapter_of(out: Path, address: str) -> Path:
     return out / ADAPTERS / address
 
 
-def keep_adapter(out: Path, address: str, trained: Trained, config: TrainConfig) -> None:
-    """Write the trained adapter as `vitune train` would."""
+def has_adapter(out: Path, result: CellResult) -> bool:
+    """Whether the adapter that the run kept is there, and not another run's in its place."""
+    folder = adapter_of(out, result.address)
+    return folder.is_dir() and result.adapter in (None, weights_digest(folder))
+
+
+def keep_adapter(out: Path, address: str, trained: Trained, config: TrainConfig) -> str | None:
+    """Write the trained adapter as `vitune train` would; return its `weights_digest`."""
     card = card_of(
         trained.model,
         trained.backbone,
@@ -109,3 +117,4 @@ def keep_adapter(out: Path, address: str, trained: Trained, config: TrainConfig)
         classes=trained.classes,
     )
     save_adapter(trained.model, adapter_of(out, address), card)
+    return weights_digest(adapter_of(out, address))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vitune.bench.study.cells import CellResult
 from vitune.bench.study.journal import STUDY, read_results, read_study
-from vitune.bench.study.kept import adapter_of
+from vitune.bench.study.kept import adapter_of, has_adapter
 from vitune.errors import VituneError
 from vitune.report.intervals import mean_and_std
 
@@ -64,7 +64,7 @@ def kept_adapters(out: str | Path) -> list[KeptAdapter]:
     """The adapters of the study in a folder, in its order.
 
     Raises:
-        VituneError: there is no study, or it kept no adapter.
+        VituneError: there is no study, or it kept no adapter, or one is not the run's.
     """
     study = read_study(out)
     found = [
@@ -73,6 +73,12 @@ def kept_adapters(out: str | Path) -> list[KeptAdapter]:
         if result.status == "done" and result.address
     ]
     there = [kept for kept in found if kept.folder.is_dir()]
+    for kept in there:
+        if not has_adapter(Path(out), kept.result):
+            raise VituneError(
+                f"{kept.folder}: got other weights than {kept.name} had, expected the adapter that "
+                "the study kept. Run it again with --keep adapters: this run is repeated."
+            )
     if not there:
         raise VituneError(
             f"study {study.name!r} in {str(out)!r}: got no adapters, expected those of its final "

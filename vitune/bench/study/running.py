@@ -17,7 +17,7 @@ from vitune.analysis import measure_retention
 from vitune.bench.study.as_published import PublishedRecipe
 from vitune.bench.study.cells import Cell, CellResult, Scores, blank_result
 from vitune.bench.study.course import Course
-from vitune.bench.study.kept import adapter_of, keep_adapter, write_logits
+from vitune.bench.study.kept import has_adapter, keep_adapter, write_logits
 from vitune.bench.study.scores import score, unshared_with
 from vitune.bench.study.store import Store
 from vitune.bench.study.verifying import planned_data, planned_test, require_planned_weights
@@ -67,7 +67,7 @@ def serves(found: CellResult, cell: Cell, store: Store) -> bool:
     if not found.is_settled or (cell.fresh and is_outdated(found)):
         return False
     wants_adapter = "adapters" in cell.keep and found.status == "done"
-    return not wants_adapter or adapter_of(store.path, cell.address).is_dir()
+    return not wants_adapter or has_adapter(store.path, found)
 
 
 def is_outdated(found: CellResult) -> bool:
@@ -162,11 +162,13 @@ def _reported(
     alone = np.ones(len(split), bool)
     if cell.allow_overlap:
         alone = unshared_with(split, [s for s in (splits.train, splits.val) if s is not split])
+    adapter = None
     if out is not None:
         write_logits(out, cell.address, logits, split)
         if "adapters" in cell.keep:
-            keep_adapter(out, cell.address, trained, cell.config)
+            adapter = keep_adapter(out, cell.address, trained, cell.config)
     return {
+        "adapter": adapter,
         "scores": score(logits, split),
         "unshared": _scores_of_part(logits, split, alone),
         "retention": _retention(trained, split) if cell.retention else None,
