@@ -33,6 +33,7 @@ from vitune.methods.core.solved import HeadProblem as HeadProblem
 from vitune.methods.core.solved import Labelled as Labelled
 from vitune.methods.core.solved import SolvedConfig as SolvedConfig
 from vitune.methods.core.solved import SolvedHead as SolvedHead
+from vitune.methods.core.solved import folds as folds
 from vitune.methods.core.solved import trained_classifier as trained_classifier
 from vitune.methods.fact.factorised import FacTTKConfig, FacTTTConfig
 from vitune.methods.fact.official_layout import load_official as load_official_fact  # noqa: F401

@@ -146,8 +146,8 @@ def solve_probe(
         features = read(train, views=views, on_progress=told("features"))
         wanted = ["none", "flip"] if copies is None and may_mirror else [copies or "none"]
         parts = [train] if val is None else [train, val]
-        pictures = _pictures(parts)
-        groups, val_groups = _groups(parts, pictures)
+        pictures = pictures_of(parts)
+        groups, val_groups = groups_of(parts, pictures)
         judged = None if val is None else Labelled(read(val), np.asarray(val.labels), val_groups)
         found = {
             name: config.solve(
@@ -203,14 +203,14 @@ def _problem(
     return HeadProblem(fitted, val, len(train.classes), own, seed, str(device), of_val, num_views)
 
 
-def _pictures(splits: Sequence[Split]) -> np.ndarray:
+def pictures_of(splits: Sequence[Split]) -> np.ndarray:
     """For each image of the splits in turn, the place of the first with the same content."""
     first: dict[bytes, int] = {}
     digests = (row.tobytes() for split in splits for row in split.content_digests)
     return np.array([first.setdefault(digest, place) for place, digest in enumerate(digests)])
 
 
-def _groups(
+def groups_of(
     splits: Sequence[Split], pictures: np.ndarray
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Groups of the images to fit and of those to judge; copies of an image are of one group."""
