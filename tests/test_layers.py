@@ -39,7 +39,7 @@ ROWS = (
     ("runs",),
     ("run_summary",),
     ("files", "hub", "preprocessing", "result_files", "tensors"),
-    ("environment", "extras", "late_imports", "machine", "processes"),
+    ("environment", "extras", "late_imports", "machine", "processes", "seals"),
     ("errors",),
 )
 """From the roof to the ground. A folder inside a room is a room of its own."""

@@ -7,7 +7,7 @@ from vitune.data.content import content_hash, content_hashes, default_cache_dir
 from vitune.data.decode import MAX_MEGAPIXELS, Decoding, decode_bytes, decode_image, quiet_pillow
 from vitune.data.demo import DEMOS
 from vitune.data.folder import list_images
-from vitune.data.grouping import linked, one_per_group, with_groups
+from vitune.data.grouping import in_groups, linked, one_per_group, with_groups
 from vitune.data.holdout import hold_out
 from vitune.data.inspection import Inspection, inspect_images
 from vitune.data.labelled import load_labelled, load_unlabelled
@@ -62,6 +62,7 @@ __all__ = [
     "decode_image",
     "default_cache_dir",
     "hold_out",
+    "in_groups",
     "inspect_images",
     "is_source",
     "linked",

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitune.data.records import ImageList, Record
+from vitune.data.source import open_source
 from vitune.data.split import Split
 from vitune.errors import DataError
 
@@ -115,6 +116,20 @@ def group_numbers(*splits: Sequence[Record]) -> list[Indices | None]:
                 found.append(number[record.group])
         numbered.append(np.array(found, np.int64))
     return numbered
+
+
+def in_groups(split: Split, pattern: str | None, spec: str) -> Split:
+    """A split of the source `spec` with the groups that `pattern` finds, if one is given.
+
+    Raises:
+        DataError: see `with_groups`.
+    """
+    if pattern is None or split.groups is not None:
+        return split
+    listed = with_groups(open_source(spec), pattern)
+    records = {record.name: record for own in listed.splits.values() for record in own}
+    (groups,) = group_numbers([records[path] for path in split.paths])
+    return replace(split, groups=groups)
 
 
 def one_per_group(split: Split, seed: int = 0) -> Split:

@@ -22,6 +22,7 @@ from vitune.bench.tables.mixed_model import (
     exact_accuracy,
     holm,
     interval_on_others,
+    interval_on_these,
     wilcoxon,
 )
 from vitune.bench.tables.ranking import (
@@ -75,6 +76,49 @@ def test_the_former_bootstrap_forgot_the_seeds(study: Any) -> None:
     """The simulation can tell a bad interval: what vitune did before covers 75 % here."""
     found = study.coverage(study.World(1, 3, 0.019), 200, seed=1)
     assert found.before < 0.85 < 0.9 < found.on_these
+
+
+def grouped_runs(rng: np.random.Generator, num_seeds: int, groups: Any, gap: float) -> list[Runs]:
+    """Two methods of which one is better by `gap`; what one can do in a group, it mostly can."""
+    wins = rng.uniform(size=(2, groups.max() + 1)) < np.array([[0.5], [0.5 + gap]])
+    chance = np.where(wins[:, groups], 0.9, 0.1)
+    correct = rng.random((num_seeds, 2, len(groups))) < chance
+    seeds = tuple(range(num_seeds))
+    return [
+        Runs(tuple(own.mean(1).tolist()), len(groups), own, "test", seeds, groups)
+        for own in correct.transpose(1, 0, 2)
+    ]
+
+
+@pytest.mark.parametrize("num_seeds", [1, 3])
+def test_images_that_belong_together_are_drawn_together(num_seeds: int) -> None:
+    """30 groups of 4 to 16 images; counted as 300 single ones the interval is far too narrow."""
+    rng = np.random.default_rng(0)
+    sizes = np.tile([4, 10, 16], 10)
+    groups = np.repeat(np.arange(30), sizes)
+    held = {True: 0, False: 0}
+    for _ in range(300):
+        first, second = grouped_runs(rng, num_seeds, groups, 0.1)
+        for known in held:
+            pair = [one if known else replace(one, groups=None) for one in (second, first)]
+            found = interval_on_these([(pair[0], pair[1])])
+            assert found is not None
+            assert found.over[-1] == ("groups of images" if known else "images")
+            held[known] += found.low <= 0.8 * 0.1 <= found.high
+    assert held[True] / 300 == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / 300))
+    assert held[False] / 300 < 0.7
+
+
+def test_groups_of_one_image_change_nothing() -> None:
+    rng = np.random.default_rng(0)
+    pair = grouped_runs(rng, 3, np.arange(80), 0.1)
+    alone = [replace(one, groups=None) for one in pair]
+    found, single = (interval_on_these([(own[0], own[1])]) for own in (pair, alone))
+    assert found is not None and single is not None
+    assert (found.low, found.high) == pytest.approx((single.low, single.high))
+    one_group = [replace(one, groups=np.zeros(80, np.int64)) for one in pair]
+    found = interval_on_these([(one_group[0], one_group[1])])
+    assert found is not None and found.over == ("seeds",)
 
 
 def test_without_images_one_task_is_welchs_t_interval() -> None:

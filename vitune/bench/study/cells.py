@@ -110,6 +110,8 @@ class Scores:
         nll: mean negative log likelihood, nats.
         ece: expected calibration error over 15 bins, in [0, 1].
         correct: which images were right, one bit per image in the split's order, as hex digits.
+        groups: which images are of one group, in the same order (`packed_groups`); None if groups
+            are unknown.
     """
 
     split: str
@@ -118,6 +120,7 @@ class Scores:
     nll: float
     ece: float
     correct: str = ""
+    groups: str | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from vitune.bench.study.store import Store
 from vitune.bench.study.verifying import planned_data, planned_test, require_planned_weights
 from vitune.bench.study.workbench import Workbench
 from vitune.cards import AdapterCard
-from vitune.data import Split, Splits, normalise
+from vitune.data import Split, Splits, in_groups, normalise
 from vitune.environment import Environment
 from vitune.errors import DataError, TrainingError, VituneError
 from vitune.inference import LoadedRun
@@ -158,6 +158,7 @@ def _reported(
     else:
         assert splits.val is not None
         split = splits.val
+    split = in_groups(split, cell.config.groups, cell.config.data)
     logits = image_logits(trained, split)
     alone = np.ones(len(split), bool)
     if cell.allow_overlap:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +19,7 @@ NUM_BINS = 15
 
 
 def score(logits: Tensor, split: Split) -> Scores:
-    """Top-1, NLL and ECE on `split`, and which of its images were right.
+    """Top-1, NLL and ECE on `split`, which of its images were right, and which belong together.
 
     Shapes:
         logits: (b, c), in the split's order.
@@ -34,6 +36,7 @@ def score(logits: Tensor, split: Split) -> Scores:
         nll=F.cross_entropy(logits, labels).item(),
         ece=ece.item(),
         correct=packed(correct),
+        groups=None if split.groups is None else packed_groups(split.groups),
     )
 
 
@@ -58,3 +61,14 @@ def unpacked(text: str, num_images: int) -> np.ndarray:
     """(num_images,) bool from `packed`'s digits."""
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))
     return bits[:num_images].astype(bool)
+
+
+def packed_groups(groups: np.ndarray) -> str:
+    """A number per image, compressed, as base64. Shapes: groups (b,)."""
+    numbers = np.unique(groups, return_inverse=True)[1].astype("<i4")
+    return base64.b64encode(zlib.compress(numbers.tobytes())).decode()
+
+
+def unpacked_groups(text: str) -> np.ndarray:
+    """(b,) int64 from `packed_groups`'s text: equal for images of one group."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i4").astype(np.int64)

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from vitune.bench.study.cells import CellResult
-from vitune.bench.study.scores import unpacked
+from vitune.bench.study.cells import CellResult, Scores
+from vitune.bench.study.scores import unpacked, unpacked_groups
 from vitune.bench.tables.mixed_model import Difference, Runs, difference, holm
 from vitune.bench.tables.ranking import MIN_METHODS, MIN_TASKS, Ranking, ranking
 
@@ -123,9 +123,17 @@ def _runs_of(results: Sequence[CellResult]) -> Runs:
             if kept
             else None
         ),
+        groups=_groups(scores) if kept else None,
         images=results[0].split_hashes.get(results[0].scored_on, ""),
         seeds=tuple(result.seed for result in results),
     )
+
+
+def _groups(scores: Sequence[Scores]) -> np.ndarray | None:
+    """The group of each image, if the runs agree about them."""
+    known = {score.groups for score in scores}
+    text = known.pop() if len(known) == 1 else None
+    return None if text is None else unpacked_groups(text)
 
 
 def _honest(rows: Sequence[Row]) -> list[Row]:

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -27,16 +28,18 @@ MIN_WILCOXON_TASKS = 6
 MIN_SAMPLED_TASKS = 3
 """Fewer tasks are no sample: two give an interval of some 13 standard errors to either side."""
 LEVEL = 0.95
+GROUPS = "groups of images"
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Runs:
     """One method's scores on one task.
 
-    Shapes: correct (k, n).
+    Shapes: correct (k, n); groups (n,).
 
     Args:
         accuracies: one per seed, k of them, in [0, 1].
@@ -47,6 +50,8 @@ class Runs:
             image if both have the same.
         seeds: of the runs. Two methods are compared seed by seed if both have the same, because a
             seed gives both the same order of images and the same initial head.
+        groups: a number per image, equal for images of one patient, object or scene, which are
+            drawn together; None if each image is on its own.
     """
 
     accuracies: tuple[float, ...]
@@ -54,12 +59,33 @@ class Runs:
     correct: Bools | None = None
     images: str = ""
     seeds: tuple[int, ...] = ()
+    groups: Ints | None = None
 
     @property
     def total(self) -> Fraction:
         """Mean accuracy as an exact fraction, so that equal counts are equal."""
         exact = [exact_accuracy(value, self.num_images) for value in self.accuracies]
         return sum(exact, Fraction()) / len(exact)
+
+    @cached_property
+    def sampled(self) -> Floats | None:
+        """The values of what was drawn at random: of each image or, where they are known, group.
+
+        A group's value is mean + G/n Σ_{its images} (correct - mean). The variance of these values'
+        mean is then the cluster-robust one of `vitune.ops.paired`, also for groups of unequal size.
+
+        Shapes: (k, n), or (k, G) for G groups.
+        """
+        if self.correct is None:
+            return None
+        right = self.correct.astype(float)
+        if self.groups is None:
+            return right
+        names, place = np.unique(self.groups, return_inverse=True)
+        mean = right.mean(1, keepdims=True)
+        sums = np.zeros((len(right), len(names)))
+        np.add.at(sums.T, place, (right - mean).T)
+        return mean + sums * len(names) / right.shape[1]
 
 
 @dataclass(frozen=True)
@@ -70,7 +96,7 @@ class Interval:
         low, high: in accuracy (0.01 is a percentage point).
         p_value: of the t statistic that the interval comes from.
         degrees_of_freedom: of its t distribution.
-        over: what is treated as random: "seeds", "images", "tasks".
+        over: what is treated as random: "seeds", "images" or GROUPS, "tasks".
     """
 
     low: float
@@ -155,6 +181,8 @@ def interval_on_these(tasks: Sequence[tuple[Runs, Runs]]) -> Interval | None:
     Variances are not pooled over methods or tasks, because they differ by two orders of magnitude
     between them; Satterthwaite's degrees of freedom account for how few seeds each comes from.
 
+    Images of one group are drawn together: where groups are known, "images" means groups.
+
     Where correctness by image was not kept, I_t is p(1 - p)/n of each method, which is too large
     rather than too small, and E is left out. If either method has a single seed, the interval
     accounts for images only; if image counts are unknown, for seeds only, and if those do not
@@ -174,7 +202,9 @@ def interval_on_these(tasks: Sequence[tuple[Runs, Runs]]) -> Interval | None:
     mean = math.fsum(float(a.total - b.total) for a, b in tasks) / len(tasks)
     spread = math.fsum(part.uncertainty for part in parts)
     freedom = variance**2 / spread if spread else math.inf
-    return _interval(mean, math.sqrt(variance) / len(tasks), max(freedom, 1.0), over)
+    is_grouped = any(runs.groups is not None for pair in tasks for runs in pair)
+    drawn = tuple(GROUPS if is_grouped and what == "images" else what for what in over)
+    return _interval(mean, math.sqrt(variance) / len(tasks), max(freedom, 1.0), drawn)
 
 
 def interval_on_others(gaps: Floats) -> Interval | None:
@@ -240,6 +270,7 @@ def _random_parts(tasks: Sequence[tuple[Runs, Runs]]) -> tuple[str, ...]:
     every = [runs for pair in tasks for runs in pair]
     seeds = all(len(runs.accuracies) > 1 for runs in every)
     images = all((runs.num_images or 0) > 1 for runs in every)
+    images &= all(runs.sampled is None or runs.sampled.shape[1] > 1 for runs in every)
     return (("seeds",) if seeds else ()) + (("images",) if images else ())
 
 
@@ -260,8 +291,7 @@ def _parts(first: Runs, second: Runs, over: tuple[str, ...]) -> _Parts:
 def _seed_sides(first: Runs, second: Runs) -> list[tuple[Floats, Floats | None]]:
     """What varies over seeds, by seed and by seed and image: differences, or else both sides."""
     accuracies = [np.array(runs.accuracies) for runs in (first, second)]
-    right = [None if runs.correct is None else runs.correct.astype(float)
-             for runs in (first, second)]  # fmt: skip
+    right = [runs.sampled for runs in (first, second)]
     if not first.seeds or first.seeds != second.seeds:
         return list(zip(accuracies, right, strict=True))
     a, b = right
@@ -270,14 +300,14 @@ def _seed_sides(first: Runs, second: Runs) -> list[tuple[Floats, Floats | None]]
 
 
 def _same_images(first: Runs, second: Runs) -> bool:
-    a, b = first.correct, second.correct
+    a, b = first.sampled, second.sampled
     same = first.images == second.images
     return same and a is not None and b is not None and a.shape[1] == b.shape[1]
 
 
 def _image_variance(first: Runs, second: Runs) -> tuple[float, float]:
     """Variance of a task's difference over its images, and the degrees of freedom behind it."""
-    a, b = first.correct, second.correct
+    a, b = first.sampled, second.sampled
     if a is None or b is None:
         return sum(map(_binomial, (first, second))), math.inf
     if _same_images(first, second):
