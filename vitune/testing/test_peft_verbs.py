@@ -77,6 +77,19 @@ def test_two_adapters_with_their_own_classifier_are_not_active_together(method: 
     assert torch.equal(run(model, images("vit")), first)
 
 
+@each_method
+def test_the_status_of_model_and_layers(method: str) -> None:
+    model, _, _ = two_adapters(method, "vit")
+    model.set_adapter("other")
+    status = model.get_model_status()
+    assert status.peft_types == dict.fromkeys(("default", "other"), method.upper())
+    assert status.active_adapters == ["other"] and status.available_adapters == ["default", "other"]
+    assert status.num_adapter_layers == len(model.get_layer_status()) > 0
+    assert status.trainable_params == model.get_nb_trainable_parameters()[0] > 0
+    with model.disable_adapter():
+        assert model.get_model_status().enabled is False
+
+
 @each_case
 def test_merging_and_unmerging(method: str, backbone: str) -> None:
     model, first, second = two_adapters(method, backbone)

@@ -34,12 +34,18 @@ Names = str | Sequence[str]
 
 
 class MethodName(str):
-    """A PEFT type: a string with the `value` that PEFT and transformers ask their enum for."""
+    """A PEFT type: a string with the `value` and the text that PEFT expects of its enum's members.
+
+    `get_model_status` takes the name from the text, "PeftType.LORA".
+    """
+
+    def __str__(self) -> str:
+        return f"PeftType.{self.value}"
 
     @property
     def value(self) -> str:
         """The plain string."""
-        return str(self)
+        return super().__str__()
 
 
 @dataclass
