@@ -28,7 +28,7 @@ from vitune.methods.core.linear_layers import (
     xavier_uniform,
 )
 from vitune.methods.core.method_config import Counts, MethodConfig, Roles
-from vitune.methods.core.peft_options import ALL_LINEAR, OPTIONS, PREFIX, method_name
+from vitune.methods.core.peft_options import ALL_LINEAR, OPTIONS, PREFIX
 from vitune.methods.core.roles import (
     LINEAR_ROLES,
     NORM_ROLES,
@@ -90,7 +90,6 @@ __all__ = [
     "linear_shape",
     "linear_view",
     "listed",
-    "method_name",
     "own_parameters",
     "parts_of",
     "prefix_tokens",

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress
 
-from vitune.data import Record, UsedImages, open_source, record_digests
+from vitune.data import Record, UsedImages, open_source, record_digests, with_groups
 from vitune.errors import DataError, VituneError
+from vitune.report import counted
 from vitune.runs import RunFolder
 
 FEWEST = 10
@@ -70,8 +71,13 @@ def sides_of(
         DataError: no such images, other classes, images of the wrong side, or fewer than FEWEST.
     """
     own = run.read_data()
-    inside = _listed(data or own, classes, test=False)
-    outside = _listed(others or own, classes, test=True, needed=others is None)
+    inside, outside = (
+        _listed(
+            given or own, classes, test=is_test, needed=is_test and given is None,
+            groups=run.read_config().get("groups") if given is None else None,
+        )
+        for given, is_test in ((data, False), (others, True))
+    )  # fmt: skip
     notes: list[str] = []
     trained = used.took_part([digest for _, digest in inside])["train"].tolist()
     if data is None:
@@ -89,16 +95,25 @@ def sides_of(
     ):
         if len(found) < FEWEST:
             raise DataError(f"{option}: got {len(found)} {what}, expected at least {FEWEST}.")
+    notes += _group_notes(members, strangers)
     watched = _watched(own, used, classes, notes)
     return Sides(members, strangers, watched, tuple(notes))
 
 
-def _listed(spec: str, classes: tuple[str, ...], *, test: bool, needed: bool = False) -> Listed:
+def _listed(
+    spec: str,
+    classes: tuple[str, ...],
+    *,
+    test: bool,
+    needed: bool = False,
+    groups: str | None = None,
+) -> Listed:
     """Images of a source with their digests: its test split, or all that is no test split.
 
     Others without a test split are all there is, unless one is needed.
     """
     listed = open_source(spec)
+    listed = listed if groups is None else with_groups(listed, groups)
     names = [name for name in listed.splits if (name == "test") == test]
     if needed and not names:
         raise DataError(
@@ -130,6 +145,19 @@ def _placed(
     if num_wrong:
         notes.append(f"{num_wrong:,} images of {name} left out: they {wrong}")
     return list(compress(listed, fits))
+
+
+def _group_notes(members: Listed, others: Listed) -> list[str]:
+    """What is lost where several images show one thing, or nothing."""
+    sides = [[record.group for record, _ in side] for side in (members, others)]
+    if not any(group is not None for side in sides for group in side):
+        return []
+    known = [len(set(side) - {None}) + side.count(None) for side in sides]
+    return [
+        f"members are of {counted(known[0], 'group')}, other images of {known[1]:,}: those of one "
+        "group are alike, but intervals and p values take each image for an independent one and "
+        "promise too much"
+    ]
 
 
 def _once(listed: Listed, notes: list[str]) -> Listed:

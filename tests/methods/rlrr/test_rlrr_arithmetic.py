@@ -222,7 +222,7 @@ def test_other_backbones_and_methods_are_refused():
     with pytest.raises(AdapterError, match=r"layers that adapter 1 lacks .*blocks\.2"):
         combine_states([state(narrow), state(tall)], [1, 1])
     other = AdapterState(BitFitConfig(), {})
-    with pytest.raises(AdapterError, match=r"differ in method \['rlrr', 'bitfit'\]"):
+    with pytest.raises(AdapterError, match=r"differ in method \['RLRR', 'BITFIT'\]"):
         combine_states([state(narrow), other], [1, 1])
     with pytest.raises(AdapterError, match="combine: got method 'bitfit'"):
         BitFitConfig().combined([other], [1.0], "sum", "auto")

@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from vitune.backbones.sites import head_names
-from vitune.methods.authoring import AdapterError, method_name
+from vitune.methods.authoring import AdapterError
 from vitune.methods.fact.fact_layers import FactorisedLinear
 
 TT_NAMES = {
@@ -41,7 +41,7 @@ def load_official(
     Source: FacT (AAAI 2023), github.com/JieShibo/PETL-ViT, `save` in fact_tk.py and fact_tt.py.
     """
     config = model.peft_config[adapter]
-    method = method_name(config)
+    method = config.peft_type.value.lower()
     if method not in ("fact_tt", "fact_tk") or getattr(config, "layout", "") == "blocks":
         raise AdapterError(
             f"FacT checkpoint: got an adapter of {method!r} with layout "

@@ -18,7 +18,6 @@ from vitune.methods.authoring import (
     check_weights,
     expand_roles,
     listed,
-    method_name,
     require_combining,
 )
 from vitune.methods.rlrr.init import neutral_scale
@@ -153,7 +152,7 @@ def _check_alike(states: Sequence[AdapterState], how: str) -> None:
 
 def _differences(states: Sequence[AdapterState], how: str) -> Iterator[str]:
     """All differences between the adapters that prevent combining them."""
-    methods = [method_name(state.config) for state in states]
+    methods = [state.config.peft_type.value for state in states]
     if len(set(methods)) > 1:
         yield f"method {methods}"
         return
