@@ -4,16 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Tests start many processes: each would compile vitune anew where the environment forbids bytecode.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: setup demo test test-slow test-breadth test-lowest test-federated fuzz browser docs check lint types clean
 
 setup: $(STAMP)
 
-# torch and torchvision come from the registry together, unpinned, so that they match. Python compiles
-# what is used when it is first imported; compiling everything here takes half a minute longer.
+# torch and torchvision come from the registry together, unpinned, so that they match.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --upgrade torch torchvision
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --upgrade torch torchvision
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $(STAMP)
 
 demo: setup
