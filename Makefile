@@ -11,11 +11,14 @@ export PYTHONDONTWRITEBYTECODE :=
 
 setup: $(STAMP)
 
-# torch and torchvision come from the registry together, unpinned, so that they match.
+# torch and torchvision come from the registry together, unpinned, so that they match. uv needs a third
+# of pip's time; pip takes over where uv cannot install, as from an index that only pip is set up for.
+UV := $(BIN)/uv pip install --quiet --python $(VENV) --compile-bytecode
+PIP := $(BIN)/python -m pip install --quiet
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade torch torchvision
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	{ $(PIP) uv && $(UV) --upgrade torch torchvision && $(UV) --editable '.[dev]'; } \
+		|| { $(PIP) --upgrade torch torchvision && $(PIP) --editable '.[dev]'; }
 	touch $(STAMP)
 
 demo: setup

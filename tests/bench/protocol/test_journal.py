@@ -284,7 +284,7 @@ def test_a_folder_of_an_older_vitune_can_still_be_shown(
     study = tiny_study(seeds=[0, 1], grid=GRID)
     outcome = run_study(study, tmp_path, executor=Invented(bench))
     (tmp_path / JOURNAL).unlink()
-    new = {"format", "identity", "weight_files", "source", "unshared"}
+    new = {"format", "identity", "weight_files", "source", "unshared", "sha256"}
     results = []
     for result in outcome.results:
         file = Store(tmp_path).file(result.address)
