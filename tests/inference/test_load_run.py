@@ -166,6 +166,27 @@ def test_every_kind_of_method_is_loaded_from_its_run(method: str, tmp_path: Path
     assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max().item())
 
 
+def test_logits_that_are_read_one_by_one_leave_gradients_on(tmp_path: Path) -> None:
+    """Two runs side by side, the second never read to its end: later training needs gradients."""
+    card = AdapterCard(
+        method="linear",
+        method_args={},
+        backbone="none",
+        backbone_args={},
+        preprocessing=Preprocessing((4, 4), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        classes=("a", "b"),
+    )
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
+    run, images = LoadedRun(tmp_path, card, network, None), np.zeros((3, 4, 4, 3), np.uint8)
+    split = Split("test", images, np.array([0, 1, 0]), ("x", "y", "z"), card.classes)
+    seen = [next(iter(run.logits(split))), next(vitune.predict(run, split))]
+    for pair in zip(run.logits(split), run.logits(split), strict=False):
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        seen.append(pair)
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    assert not seen[0].requires_grad
+
+
 def test_a_result_of_thousands_of_classes_is_small(tmp_path: Path) -> None:
     """The confusion matrix of 2,000 classes has 4 million entries, nearly all of them zero."""
     torch.manual_seed(0)

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from vitune.data import Splits
@@ -70,7 +71,7 @@ def fit(
     process = PartialState(cpu=runs_on_cpu(asked))
     observer = (observer or Observer()) if process.is_main_process else Observer()
     known = Known(probe, temperature, share, notice)
-    with ExitStack() as held:
+    with ExitStack() as held, torch.inference_mode(False), torch.enable_grad():
         if folder is not None and process.is_main_process:
             if record is None:
                 folder.check_new()
