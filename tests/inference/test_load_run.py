@@ -90,10 +90,13 @@ def test_another_backbone_is_refused_by_name(tmp_path: Path) -> None:
     config = TrainConfig.make({"data": DIGITS, "epochs": 1, "batch_size": 16, "start": "plain"})
     trained = fit(config, out=tmp_path / "run")
     other = vitune.load_backbone("vitune/vit_micro_patch4_32", num_classes=10, pretrained=False)
+    own = list(other.model.parameters())
     with pytest.raises(AdapterError, match=r"got weights v1-.*expected v1-.*--force"):
         vitune.load_adapter(other.model, tmp_path / "run" / "adapter")
     assert not any(isinstance(m, PeftModel) for m in other.model.modules())
     assert not hasattr(other.model, "peft_config")
+    now = list(other.model.parameters())
+    assert all(new is old and new.requires_grad for old, new in zip(own, now, strict=True))
     with pytest.warns(UserWarning, match="Loading it anyway"):
         vitune.load_adapter(other.model, tmp_path / "run" / "adapter", force=True)
     model, card = load_peft(tmp_path / "run")
