@@ -59,6 +59,10 @@ def fit(
         TrainingError: the loss became non-finite; the last checkpoint is kept.
         OSError: a full disk, for example; what was saved before is intact.
     """
+    if not isinstance(config, TrainConfig | None):
+        raise VituneError(
+            f"fit: got {config!r}, expected a TrainConfig, or keywords: fit(data='photos/')."
+        )
     if resume and out is None:
         raise VituneError("resume: got no folder, expected out= with the run to continue.")
     folder = out if isinstance(out, RunFolder) or out is None else RunFolder(Path(out))
