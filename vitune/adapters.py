@@ -152,6 +152,7 @@ def load_adapter(
     tensors = read_tensors(folder / TENSORS)
     config = read_config(folder, card, force)
     config.inference_mode = not trainable
+    own = {name: (value, value.requires_grad) for name, value in model.named_parameters()}
     adapted = inject(model, config)
     try:
         _check_fingerprint(adapted, card, force)
@@ -160,6 +161,9 @@ def load_adapter(
         card.check_file(folder / TENSORS, force=force)
     except AdapterError:
         adapted.unload()
+        for name, (value, trains) in own.items():  # PEFT leaves a copy of the head, all frozen
+            place, _, last = name.rpartition(".")
+            setattr(model.get_submodule(place), last, value.requires_grad_(trains))
         raise
     set_peft_model_state_dict(adapted, tensors)
     return adapted

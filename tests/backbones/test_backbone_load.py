@@ -148,6 +148,15 @@ def test_dtype() -> None:
     assert {parameter.dtype for parameter in backbone.model.parameters()} == {torch.bfloat16}
 
 
+def test_a_backbone_is_float32_whatever_pytorch_makes_by_default() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        backbone = load_backbone(MICRO)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {parameter.dtype for parameter in backbone.model.parameters()} == {torch.float32}
+
+
 def test_a_distilled_model_starts_with_two_zero_heads() -> None:
     name = "deit_tiny_distilled_patch16_224"
     backbone = load_backbone(name, pretrained=False, num_classes=3, image_size=32)

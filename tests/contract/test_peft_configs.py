@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from vitune.backbones import bare_name, find_sites, head_name
 from vitune.errors import BackboneError, VituneError
-from vitune.methods import OWN, MethodConfig, MethodLayer
+from vitune.methods import OWN, MethodConfig, MethodLayer, RLRRConfig
 from vitune.methods.core.peft_options import OPTIONS
 from vitune.testing.cases import (
     CASES,
@@ -33,6 +36,30 @@ from vitune.testing.cases import (
 from vitune.testing.tiny_backbones import build, images, run
 
 LINEAR_TARGETS = [m for m in ON_VIT if not refuses(m, "roles") and m not in ("ssf", "moppa")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blocks": [0.5]}, r"blocks: got \(0\.5,\), expected whole numbers"),
+        ({"blocks": "0"}, r"blocks: got \('0',\), expected whole numbers"),
+        ({"layers_to_transform": 1.5}, r"blocks: got \(1\.5,\), expected whole numbers"),
+        ({"roles": []}, r"roles: got none, expected at least one"),
+        ({"target_modules": "("}, r"target_modules: got '\(' \(missing \), .*expected a regular"),
+        ({"exclude_modules": "*"}, r"exclude_modules: got '\*' \(nothing to repeat .*expected a"),
+    ],
+)
+def test_a_place_that_no_network_has_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(VituneError, match=message):
+        RLRRConfig(**options)
+
+
+def test_blocks_may_be_numpys_numbers(tmp_path: Path) -> None:
+    """They are written as JSON when the adapter is saved, which is after training."""
+    config = RLRRConfig(blocks=np.flatnonzero([True, False, True]))
+    assert config == RLRRConfig(blocks=(0, 2)) and RLRRConfig(blocks=np.int64(1)).blocks == (1,)
+    config.save_pretrained(str(tmp_path))
+    assert PeftConfig.from_pretrained(str(tmp_path)).blocks == (0, 2)
 
 
 def test_there_are_as_many_cases_as_expected() -> None:

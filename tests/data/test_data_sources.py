@@ -155,9 +155,24 @@ def test_parquet_reads_like_csv(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"not parquet at all")
     with pytest.raises(DataError, match=r"data table: got .*expected a Parquet file"):
         open_source(tmp_path / "bad.parquet")
-    parquet.write_table(pyarrow.table({**columns, "label": [1, None]}), tmp_path / "gap.parquet")
-    with pytest.raises(DataError, match=r"column 'label' in .* line 2: got an empty cell"):
-        open_source(tmp_path / "gap.parquet")
+    for gap in (None, float("nan")):
+        table = pyarrow.table({**columns, "label": [1.0, gap]})
+        parquet.write_table(table, tmp_path / "gap.parquet")
+        with pytest.raises(DataError, match=r"column 'label' in .* line 2: got an empty cell"):
+            open_source(tmp_path / "gap.parquet")
+
+
+def test_text_in_a_parquet_file_may_be_stored_as_bytes(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {"path": [b"a.png", b"b.png"], "label": [b"caf\xc3\xa9", b"bar"]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "list.parquet")
+    found = open_source(tmp_path / "list.parquet")
+    assert found.classes == ("bar", "caf\u00e9")
+    assert [record.image for record in found.splits["all"]] == [
+        tmp_path / "a.png", tmp_path / "b.png",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -169,6 +184,7 @@ def test_parquet_reads_like_csv(tmp_path: Path) -> None:
         ("a.png,1\nb.png,2\n", r"'path' is missing; the first line must name the columns"),
         ("path;label\na.png;1\n", r"got columns separated by semicolons, expected commas"),
         ("path\tlabel\na.png\t1\n", r"got columns separated by tabs, expected commas"),
+        ("path,label,label\na.png,1,2\n", r"got 2 columns called 'label', expected one"),
         ("path,label\na.png\n", r"column 'label' in .*, line 2: got an empty cell"),
         ("path,label,split\na.png,1,trian\n", r"got 'trian'.*Did you mean train\?"),
     ],

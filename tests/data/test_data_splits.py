@@ -279,6 +279,8 @@ def test_scoring_uses_the_models_class_order(
     split, skipped = load_labelled(flat, preprocessing, classes=("bee", "cow", "ant"))
     assert split.name == "all" and split.labels.tolist() == [2, 2, 0, 0] and skipped == ()
     assert split.class_counts == {"bee": 2, "cow": 0, "ant": 2}
+    listed, _ = load_labelled(flat, preprocessing, classes=["bee", "cow", "ant"])
+    assert listed.classes == split.classes  # `evaluate` compares them with the run's
     both = class_folders("both", splits=("train", "test"), each=2)
     split, _ = load_labelled(both, preprocessing, classes=("ant", "bee"))
     assert split.name == "test" and len(split) == 4

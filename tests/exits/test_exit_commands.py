@@ -19,7 +19,7 @@ from vitune.cards import AdapterCard
 from vitune.cli import run
 from vitune.data import load_labelled, load_splits
 from vitune.exits import ExitRecipe, ExitsFolder
-from vitune.inference import add_exits, exit_scores, load_run
+from vitune.inference import add_exits, calibrate_exits, evaluate_run, exit_scores, load_run
 
 CLASSES = ("blue", "green", "red")
 Refused = Callable[..., str]
@@ -85,6 +85,13 @@ def test_the_last_exit_is_bit_for_bit_the_run(
     leaving = load_run(with_exits)
     assert leaving.exits is not None  # not calibrated: no image leaves early
     assert torch.equal(torch.cat(list(leaving.logits(split))), expected)
+
+
+def test_python_takes_paths_wherever_it_takes_texts(copy: Path, held_out: Path) -> None:
+    found = calibrate_exits(copy, held_out, budget=0.6)
+    assert found.data == str(held_out)
+    result = evaluate_run(copy, held_out, exits="full")
+    assert result["data"] == str(held_out) and list((copy / "evaluation").glob("*.json"))
 
 
 def test_calibrate_evaluate_predict_and_info(

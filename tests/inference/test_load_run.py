@@ -90,10 +90,13 @@ def test_another_backbone_is_refused_by_name(tmp_path: Path) -> None:
     config = TrainConfig.make({"data": DIGITS, "epochs": 1, "batch_size": 16, "start": "plain"})
     trained = fit(config, out=tmp_path / "run")
     other = vitune.load_backbone("vitune/vit_micro_patch4_32", num_classes=10, pretrained=False)
+    own = list(other.model.parameters())
     with pytest.raises(AdapterError, match=r"got weights v1-.*expected v1-.*--force"):
         vitune.load_adapter(other.model, tmp_path / "run" / "adapter")
     assert not any(isinstance(m, PeftModel) for m in other.model.modules())
     assert not hasattr(other.model, "peft_config")
+    now = list(other.model.parameters())
+    assert all(new is old and new.requires_grad for old, new in zip(own, now, strict=True))
     with pytest.warns(UserWarning, match="Loading it anyway"):
         vitune.load_adapter(other.model, tmp_path / "run" / "adapter", force=True)
     model, card = load_peft(tmp_path / "run")
@@ -164,6 +167,27 @@ def test_every_kind_of_method_is_loaded_from_its_run(method: str, tmp_path: Path
     temperature = trained.summary.calibration.temperature
     found = temperature * torch.cat(list(load_run(tmp_path / "run").logits(few)))
     assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max().item())
+
+
+def test_logits_that_are_read_one_by_one_leave_gradients_on(tmp_path: Path) -> None:
+    """Two runs side by side, the second never read to its end: later training needs gradients."""
+    card = AdapterCard(
+        method="linear",
+        method_args={},
+        backbone="none",
+        backbone_args={},
+        preprocessing=Preprocessing((4, 4), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        classes=("a", "b"),
+    )
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
+    run, images = LoadedRun(tmp_path, card, network, None), np.zeros((3, 4, 4, 3), np.uint8)
+    split = Split("test", images, np.array([0, 1, 0]), ("x", "y", "z"), card.classes)
+    seen = [next(iter(run.logits(split))), next(vitune.predict(run, split))]
+    for pair in zip(run.logits(split), run.logits(split), strict=False):
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        seen.append(pair)
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    assert not seen[0].requires_grad
 
 
 def test_a_result_of_thousands_of_classes_is_small(tmp_path: Path) -> None:

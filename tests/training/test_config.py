@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -13,7 +15,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from vitune.errors import VituneError
 from vitune.ops import cpu_multiplies_bf16
-from vitune.training import TrainConfig, Tuning, read_yaml
+from vitune.training import TrainConfig, Tuning, fit, read_yaml
 from vitune.training.precision import (
     BF16_WIDTH,
     emulation_notice,
@@ -38,6 +40,20 @@ def test_a_wrong_setting_is_named(values: dict[str, object], text: str) -> None:
     with pytest.raises(VituneError, match=text) as caught:
         TrainConfig.make(values)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["photos/", {"data": "photos/"}])
+def test_fit_takes_settings_by_name_alone(given: Any) -> None:
+    with pytest.raises(VituneError, match=r"fit: got .*photos/.*, expected a TrainConfig, or key"):
+        fit(given)
+
+
+def test_arguments_of_a_method_may_be_numpys_numbers() -> None:
+    given = {"blocks": np.arange(2), "rank": np.int64(4), "exits": (np.int32(1), 2)}
+    config = TrainConfig.make({"data": "x", "method_args": given, "objective_args": given})
+    plain = {"blocks": [0, 1], "rank": 4, "exits": [1, 2]}
+    assert yaml.safe_load(yaml.safe_dump(config.model_dump()))["method_args"] == plain
+    assert config.objective_args == plain
 
 
 def test_a_file_is_read_and_options_win(tmp_path: Path) -> None:

@@ -56,6 +56,16 @@ def test_snapshots_hold_the_weights_that_would_be_reported(tmp_path: Path) -> No
     assert cards[0] == cards[1] and checksums[0] != checksums[1]
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_caller_without_gradients_trains_the_same(mode: Any) -> None:
+    settings = TrainConfig.make({**QUICK, "epochs": 1, "data": "demo:digits?train=20"})
+    with mode():
+        found = fit(settings).model.state_dict()
+        assert not torch.is_grad_enabled()
+    expected = fit(settings).model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_a_resumed_run_has_all_its_snapshots(tmp_path: Path) -> None:
     config = TrainConfig.make({**QUICK, "snapshot_every_epochs": 1})
     with pytest.raises(KeyboardInterrupt):

@@ -53,9 +53,7 @@ def load_backbone(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     request = Request(num_classes, size, pretrained, drop_path)
     backbone = _load(name, request, file)
-    if dtype is not None:
-        backbone = replace(backbone, model=backbone.model.to(dtype))
-    return backbone
+    return replace(backbone, model=backbone.model.to(dtype or torch.float32))
 
 
 def absolute_backbone(name: str) -> str:

@@ -121,10 +121,12 @@ def group_numbers(*splits: Sequence[Record]) -> list[Indices | None]:
 def in_groups(split: Split, pattern: str | None, spec: str) -> Split:
     """A split of the source `spec` with the groups that `pattern` finds, if one is given.
 
+    As in `load_splits`, a pattern wins over a table's column.
+
     Raises:
         DataError: see `with_groups`.
     """
-    if pattern is None or split.groups is not None:
+    if pattern is None:
         return split
     listed = with_groups(open_source(spec), pattern)
     records = {record.name: record for own in listed.splits.values() for record in own}

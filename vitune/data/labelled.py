@@ -28,7 +28,7 @@ def load_labelled(
     spec: str | Path | ImageList,
     preprocessing: Preprocessing,
     *,
-    classes: tuple[str, ...],
+    classes: Iterable[str],
     split: str | None = None,
     settings: CacheSettings | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
@@ -52,7 +52,7 @@ def load_labelled(
     Raises:
         DataError: no such split, a class the model was not trained on, or a bad image.
     """
-    settings = settings or CacheSettings()
+    settings, classes = settings or CacheSettings(), tuple(classes)
     listed = spec if isinstance(spec, ImageList) else open_source(spec)
     name = split or ("test" if "test" in listed.splits else "all")
     if name not in listed.splits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,8 +31,8 @@ def open_table(spec: str) -> ImageList:
             group names what an image shows, for example a patient: see `vitune.data.grouping`.
 
     Raises:
-        DataError: no such file, a missing or unknown column, an empty cell, more cells than
-            columns, a NUL byte, an unknown split.
+        DataError: no such file, a missing, unknown or repeated column, an empty cell, more cells
+            than columns, a NUL byte, an unknown split.
     """
     path = Path(spec).expanduser()
     if not path.is_file():
@@ -98,6 +99,12 @@ def _columns(header: list[str], spec: str) -> dict[str, int]:
     known = [name for name in ("path", "label", "split", "group") if name in header]
     places: dict[str, int] = {name: header.index(name) for name in known}
     _require_commas(header, spec)
+    for name in known:
+        if header.count(name) > 1:
+            raise DataError(
+                f"columns of {spec}: got {header.count(name)} columns called {name!r}, expected "
+                "one. Remove or rename the others."
+            )
     for needed in ("path", "label"):
         if needed not in places:
             raise DataError(
@@ -144,9 +151,11 @@ def _line(values: dict[str, str], where: str) -> Line:
 
 
 def _cell(value: object) -> str:
-    """A cell as text; 3.0, as pandas writes whole numbers in columns with gaps, becomes 3."""
-    if value is None:
+    """A cell as text, '' for a gap; 3.0, as pandas writes whole numbers beside gaps, becomes 3."""
+    if value is None or value != value:  # not a number
         return ""
+    if isinstance(value, bytes):
+        return os.fsdecode(value).strip()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value).strip()

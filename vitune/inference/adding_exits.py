@@ -56,7 +56,7 @@ def add_exits(
     run: str | Path,
     at: Sequence[int],
     out: str | Path,
-    data: str | None = None,
+    data: str | Path | None = None,
     *,
     recipe: ExitRecipe | None = None,
     device: str = "auto",
@@ -98,7 +98,7 @@ def add_exits(
     _require_every_token(loaded)
     trunk = find_trunk(loaded.model)
     places = trunk.check(at)
-    data = data or str(config["data"])
+    data = str(data or config["data"])
     splits = own_splits(loaded, data, config, on_read)
     assert splits.train is not None
     prepared = loaded.card.preprocessing
@@ -137,7 +137,7 @@ def add_exits(
 
 def calibrate_exits(
     run: str | Path,
-    data: str,
+    data: str | Path,
     *,
     split: str | None = None,
     risk: float | None = None,
@@ -170,6 +170,7 @@ def calibrate_exits(
             f"calibrate: got {given} of --risk and --budget, expected one of them: a certified "
             "risk or a mean cost."
         )
+    data = str(data)
     loaded = load_run(run, device=device, exits="full")
     folder = ExitsFolder(Path(run))
     exits = find_exits(loaded.model, folder, len(loaded.classes))

@@ -68,10 +68,13 @@ class LoadedRun:
         Shapes: yields (b, c) float32 on the CPU.
         """
         self.model.eval()
-        with torch.inference_mode():
-            for batch in batches(split, batch_size):
-                inputs = normalise(batch["images"], self.card.preprocessing, device=self.device)
-                yield self.outcome(inputs).tempered(self.card.temperature).cpu()
+        for batch in batches(split, batch_size):
+            yield self._logits_of(batch["images"])
+
+    @torch.inference_mode()  # not around a `yield`: it would hold for the caller's code as well
+    def _logits_of(self, images: Tensor) -> Tensor:
+        inputs = normalise(images, self.card.preprocessing, device=self.device)
+        return self.outcome(inputs).tempered(self.card.temperature).cpu()
 
     def outcome(self, inputs: Tensor) -> Outcome:
         """Logits before the temperature, and where each image left: all at the last, or only, exit.

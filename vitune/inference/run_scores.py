@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 
 def evaluate_run(
     path: str | Path,
-    data: str | None = None,
+    data: str | Path | None = None,
     *,
     split: str | None = None,
     groups: str | None = None,
@@ -94,6 +94,7 @@ def evaluate_run(
         own = home.read_config()
         skip_bad_images = skip_bad_images or bool(own.get("skip_bad_images"))
         groups = groups or own.get("groups")
+    data = str(data)
     if is_run:
         check_readable(folder.path)  # before any work: the score goes into its report
         folder.read_summary()

@@ -40,7 +40,7 @@ class METConfig(BlockConfig):
         exit W_e (c, d), b_e (c,). The last exit's head is the network's own.
     Args:
         rank: r.
-            exits: numbers of blocks after which there is an early exit; None is a third, seven
+        exits: numbers of blocks after which there is an early exit; None is a third, seven
             twelfths and five sixths of the depth: 4, 7 and 10 of 12.
         exit_weight: w, of the early exits' cross-entropies; the last exit's is 1.
         graph: λ of the graph term G_e (`vitune.objectives.graph_penalty`) of every early exit; 0

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from vitune.data import Splits
@@ -58,6 +59,10 @@ def fit(
         TrainingError: the loss became non-finite; the last checkpoint is kept.
         OSError: a full disk, for example; what was saved before is intact.
     """
+    if not isinstance(config, TrainConfig | None):
+        raise VituneError(
+            f"fit: got {config!r}, expected a TrainConfig, or keywords: fit(data='photos/')."
+        )
     if resume and out is None:
         raise VituneError("resume: got no folder, expected out= with the run to continue.")
     folder = out if isinstance(out, RunFolder) or out is None else RunFolder(Path(out))
@@ -70,7 +75,7 @@ def fit(
     process = PartialState(cpu=runs_on_cpu(asked))
     observer = (observer or Observer()) if process.is_main_process else Observer()
     known = Known(probe, temperature, share, notice)
-    with ExitStack() as held:
+    with ExitStack() as held, torch.inference_mode(False), torch.enable_grad():
         if folder is not None and process.is_main_process:
             if record is None:
                 folder.check_new()

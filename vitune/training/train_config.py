@@ -41,7 +41,8 @@ STEPPING = (
 
 
 class TrainConfig(BaseModel):
-    """What `vitune train` and `vitune.fit` take; unknown keys are errors with the nearest name.
+    """What `vitune train` and `vitune.fit` take; unknown keys are errors, for which `fit` and
+    `TrainConfig.make` name the nearest.
 
     Durations are in epochs, sizes in pixels, rates per optimiser step unless the name says
     otherwise. What is left at None is settled by `fit`: the learning rate by a rule that looks at
@@ -198,6 +199,11 @@ class TrainConfig(BaseModel):
     def _known_tokens(cls, value: str) -> str:
         return str(TokenPlan.parse(value))
 
+    @field_validator("method_args", "objective_args")
+    @classmethod
+    def _plain_arguments(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return {name: _plain(argument) for name, argument in value.items()}
+
     @model_validator(mode="before")
     @classmethod
     def _with_preset(cls, values: Any, info: ValidationInfo) -> Any:
@@ -295,6 +301,13 @@ def read_yaml(path: str | Path, where: str = "--config") -> dict[str, Any]:
         VituneError: no such file, or it holds no mapping.
     """
     return _without_record(_read_mapping(path, where))
+
+
+def _plain(value: Any) -> Any:
+    """The same with Python's own numbers for NumPy's, which neither JSON nor YAML holds."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _without_record(values: Mapping[str, Any]) -> dict[str, Any]:

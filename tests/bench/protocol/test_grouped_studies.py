@@ -25,25 +25,26 @@ def test_groups_survive_packing() -> None:
     assert len(packed_groups(np.repeat(np.arange(2000), 5))) < 8000
 
 
-@pytest.mark.parametrize("given", ["column", "pattern", "nothing"])
+@pytest.mark.parametrize("given", ["column", "pattern", "both", "nothing"])
 def test_results_say_which_images_belong_together(
     given: str, tiny_study: Make, photos: Make, bench: Workbench, tmp_path: Path
 ) -> None:
     root = photos(splits={"train": 4, "test": 4})
-    lines = ["path,label,split" + (",group" if given == "column" else "")]
+    lines = ["path,label,split" + (",group" if given in ("column", "both") else "")]
     for path in sorted(root.rglob("*.bmp")):
         split, label = path.relative_to(root).parts[:2]
-        group = f",{label}{int(path.stem) // 2}" if given == "column" else ""
+        group = f",{label}{int(path.stem) // 2}" if given in ("column", "both") else ""
         lines.append(f"{path},{label},{split}{group}")
     table = tmp_path / "photos.csv"
     table.write_text("\n".join(lines))
-    settings = {"batch_size": 4, **({"groups": r"\d\.bmp"} if given == "pattern" else {})}
+    settings = {"batch_size": 4, **({"groups": r"\d\.bmp"} if given in ("pattern", "both") else {})}
     task = {"name": "photos", "data": str(table)}
     study = tiny_study(tasks=[task], settings=settings, seeds=[0])
     (result,) = run_study(study, tmp_path / "out", executor=InProcess(bench)).results
     assert result.scores is not None, result.error
     found = result.scores.groups
-    expected = {"column": [0, 0, 1, 1, 2, 2, 3, 3], "pattern": [0, 1, 2, 3, 0, 1, 2, 3]}
+    by_name = [0, 1, 2, 3, 0, 1, 2, 3]
+    expected = {"column": [0, 0, 1, 1, 2, 2, 3, 3], "pattern": by_name, "both": by_name}
     assert (None if found is None else unpacked_groups(found).tolist()) == expected.get(given)
 
 

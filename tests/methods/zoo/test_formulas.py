@@ -343,6 +343,7 @@ def attach(name: str, model: nn.Module, **arguments: Any) -> None:
         ("partial", {"num_blocks": 3}, "num_blocks: got 3, expected at most 2"),
         ("adaptformer", {"roles": ["fc1"]}, "roles: got .*expected none: AdaptFormer acts on"),
         ("moppa", {"num_groups": 5}, "num_groups: got 5, expected a divisor of 12"),
+        ("moppa", {"num_groups": -1}, "num_groups: got -1, expected a divisor of 12"),
         ("moppa_min", {"num_groups": 3}, "num_groups: got 3, expected a divisor of rank 8"),
         ("vpt_deep", {"num_prompts": True}, "num_prompts: got True, expected an integer"),
     ],

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -98,6 +99,7 @@ class PeftOptions(PeftConfig):
         if self.target_modules in (DUMMY_TARGET_MODULES, (DUMMY_TARGET_MODULES,)):
             self.target_modules = None
         self._read_layers()
+        self._check_where()
         asked: dict[str, Any] = {name: getattr(self, name, None) for name in OPTIONS}
         asked[ALL_LINEAR] = self.target_modules if is_all_linear(self.target_modules) else None
         for name in sorted(OPTIONS - self.narrowed_by):
@@ -117,6 +119,24 @@ class PeftOptions(PeftConfig):
                 "only one of the two: they mean the same."
             )
         self.blocks = given
+
+    def _check_where(self) -> None:
+        """Refuse what no network could have; blocks become plain integers, which JSON holds."""
+        if self.roles == ():
+            raise VituneError("roles: got none, expected at least one. Leave it out for the usual.")
+        try:
+            self.blocks = None if self.blocks is None else tuple(map(index, self.blocks))
+        except TypeError:
+            raise VituneError(f"blocks: got {self.blocks!r}, expected whole numbers.") from None
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            try:
+                re.compile(value if isinstance(value, str) else "")
+            except re.error as error:
+                raise VituneError(
+                    f"{name}: got {value!r} ({error}), expected a regular expression for whole "
+                    "names, or a list of names."
+                ) from None
 
     @classmethod
     def refusals(cls) -> dict[str, str]:
@@ -192,4 +212,4 @@ def is_saved_whole(modules_to_save: Sequence[str] | None, module: str) -> bool:
 def _as_tuple(value: Any) -> Any:
     if value is None:
         return None
-    return (value,) if isinstance(value, str | int) else tuple(value)
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
