@@ -169,16 +169,21 @@ def test_every_kind_of_method_is_loaded_from_its_run(method: str, tmp_path: Path
     assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max().item())
 
 
-def test_logits_that_are_read_one_by_one_leave_gradients_on(tmp_path: Path) -> None:
-    """Two runs side by side, the second never read to its end: later training needs gradients."""
-    card = AdapterCard(
+def tiny_card(classes: tuple[str, ...]) -> AdapterCard:
+    """Of a network that sees 4 x 4 pixels."""
+    return AdapterCard(
         method="linear",
         method_args={},
         backbone="none",
         backbone_args={},
         preprocessing=Preprocessing((4, 4), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        classes=("a", "b"),
+        classes=classes,
     )
+
+
+def test_logits_that_are_read_one_by_one_leave_gradients_on(tmp_path: Path) -> None:
+    """Two runs side by side, the second never read to its end: later training needs gradients."""
+    card = tiny_card(("a", "b"))
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
     run, images = LoadedRun(tmp_path, card, network, None), np.zeros((3, 4, 4, 3), np.uint8)
     split = Split("test", images, np.array([0, 1, 0]), ("x", "y", "z"), card.classes)
@@ -195,14 +200,7 @@ def test_a_result_of_thousands_of_classes_is_small(tmp_path: Path) -> None:
     torch.manual_seed(0)
     names = tuple(f"species-{index:04d}" for index in range(2_000))
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2_000))
-    card = AdapterCard(
-        method="linear",
-        method_args={},
-        backbone="none",
-        backbone_args={},
-        preprocessing=Preprocessing((4, 4), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        classes=names,
-    )
+    card = tiny_card(names)
     images = np.random.default_rng(0).integers(0, 256, (2_500, 4, 4, 3), np.uint8)
     labels = np.arange(2_500) % 2_000
     paths = tuple(f"p{index}" for index in range(2_500))
