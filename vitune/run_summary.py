@@ -10,11 +10,16 @@ from vitune.result_files import Record
 
 @dataclass(frozen=True)
 class Reported:
-    """Which epoch's weights the run keeps ("last" or "best" on validation), and its score."""
+    """Which epoch's weights the run keeps ("last" or "best" on validation), and its score.
+
+    Args:
+        averaged: whether they are the averages over about that epoch's steps.
+    """
 
     which: str | None = None
     epoch: int | None = None
     val_accuracy: float | None = None
+    averaged: bool = False
 
     @property
     def is_start(self) -> bool:
@@ -317,6 +322,7 @@ class RunSummary:
                 which=reported.text("which"),
                 epoch=reported.whole("epoch"),
                 val_accuracy=reported.share("val_accuracy"),
+                averaged=bool(reported.flag("averaged")),
             ),
             trained_parts=tuple(_trained_part(part) for part in record.records("trained_parts")),
             calibration=_part(Calibration, record, "calibration"),

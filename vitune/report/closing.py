@@ -63,12 +63,17 @@ def _stopped(summary: RunSummary) -> Iterator[str]:
             "probe, which is kept"
         )
     elif summary.status == "stopped":
-        yield f"{stopped}, kept epoch {kept}. Try --epochs {max(1, kept)} or a lower --lr."
+        which = f"{_average(summary)}epoch {kept}"
+        yield f"{stopped}, kept {which}. Try --epochs {max(1, kept)} or a lower --lr."
     elif summary.reported.which == "auto" and kept < done:
         yield (
-            f"validation loss was lowest after epoch {kept} of {done}: that epoch is kept. "
-            "Try fewer --epochs or a lower --lr."
+            f"validation loss was lowest after epoch {kept} of {done}: {_average(summary)}that "
+            "epoch is kept. Try fewer --epochs or a lower --lr."
         )
+
+
+def _average(summary: RunSummary) -> str:
+    return "the weights' average over " if summary.reported.averaged else ""
 
 
 def _compared(verdict: Verdict, chose_probe: bool, out: str) -> str:

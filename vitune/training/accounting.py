@@ -98,7 +98,9 @@ def with_outcome(
     config, progress = loop.config, loop.progress
     return replace(
         facts,
-        reported=Reported(config.select, loop.reported_epoch, loop.reported_accuracy),
+        reported=Reported(
+            config.select, loop.reported_epoch, loop.reported_accuracy, loop.kept.is_averaged
+        ),
         share=loop.share,
         best_epoch=progress.best_epoch,
         epochs=progress.epoch,

@@ -8,6 +8,23 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vitune.training.train_config import TrainConfig
+
+
+def averager_for(
+    parameters: Mapping[str, nn.Parameter],
+    config: TrainConfig,
+    steps_per_epoch: int,
+    has_val: bool,
+) -> Averager | None:
+    """The averages that `config.ema` asks for, or those of about the latest epoch, which are a
+    candidate where validation chooses the weights; None if neither is wanted."""
+    if config.ema:
+        return Averager(parameters, config.ema, ramp=config.ema_ramp)
+    if config.select == "auto" and has_val:
+        return Averager(parameters, 1 - 1 / max(2, steps_per_epoch))
+    return None
+
 
 class Averager:
     """θ̄ ← d θ̄ + (1 - d) θ after every optimiser step.
@@ -37,6 +54,13 @@ class Averager:
             [parameter.detach() for parameter in self.parameters.values()],
             1 - decay,
         )
+
+    @torch.no_grad()
+    def restore(self, averages: Mapping[str, Tensor], num_updates: int) -> None:
+        """Continue from `averages` after so many steps, or from the parameters without any."""
+        self.num_updates = num_updates if averages else 0
+        for name, value in (averages or self.parameters).items():
+            self.averages[name].copy_(value)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -27,6 +27,10 @@ class KeptWeights:
         known_share: how far to move from those first weights to the trained ones where there is
             no validation to decide; None means all the way.
         groups: of the validation images, (n,), if they are known.
+
+    Attributes:
+        recent: moving averages of the weights up to the best epoch; empty if there are none.
+        is_averaged: whether `select` preferred them to the weights at its end.
     """
 
     def __init__(
@@ -43,6 +47,8 @@ class KeptWeights:
         self.watch = Watch.over(config.epochs, groups)
         self.best: dict[str, Tensor] = {}
         self.first: dict[str, Tensor] = {}
+        self.recent: dict[str, Tensor] = {}
+        self.is_averaged = False
         self.share: float | None = None
 
     def keep_start(self, has_val: bool) -> bool:
@@ -53,12 +59,17 @@ class KeptWeights:
         self.first = self._copied()
         return True
 
-    def saw(self, epoch: int, seen: Seen) -> None:
-        """Record the latest validation, and keep the weights if it is the best."""
+    def saw(self, epoch: int, seen: Seen, recent: Mapping[str, Tensor] | None = None) -> None:
+        """Record the latest validation, and keep the weights if it is the best.
+
+        Args:
+            recent: averages of the weights, which were not what was scored; kept beside them.
+        """
         if self.config.select != "auto" or not len(seen[1]):
             return
         if self.watch.saw(epoch, *seen):
             self.best = self._copied()
+            self.recent = {name: value.clone() for name, value in (recent or {}).items()}
 
     def scored(self, progress: Progress, accuracy: float) -> None:
         """Record the validation accuracy of the latest epoch in `progress`."""
@@ -96,14 +107,17 @@ class KeptWeights:
         """Put the weights of the reported epoch into the model.
 
         Args:
-            averages: averaged weights, if there are any.
+            averages: averaged weights, if those are what was scored.
             score: runs the model on the validation images; None without them.
 
         Returns:
-            Validation logits and labels of the mixed weights; None if nothing was mixed.
+            Validation logits and labels of the weights if they are averages or mixed ones that
+            were not scored before; else None.
         """
+        averaged = None
         if self.reported_epoch(progress) != progress.epoch and self.best:
             self._put(self.best)
+            averaged = self._averaged(score)
         elif averages is not None:
             self._put(averages)
         if self.first and score is not None:
@@ -111,6 +125,18 @@ class KeptWeights:
         if self.first and self.known_share is not None:
             self.share = self.known_share
             self._put(mixed(self.first, self._copied(), self.share))
+        return averaged
+
+    def _averaged(self, score: Callable[[], Seen] | None) -> Seen | None:
+        """Take the averages of the epoch if validation prefers them: its rate was still high."""
+        if not self.recent or score is None:
+            return None
+        self._put(self.recent)
+        seen = score()
+        self.is_averaged = bool(calibrated_losses(*seen).mean() < self.watch.best.mean())
+        if self.is_averaged:
+            return seen
+        self._put(self.best)
         return None
 
     def _mix(self, score: Callable[[], Seen]) -> Seen:
@@ -135,15 +161,16 @@ class KeptWeights:
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
         """Tensors for the checkpoint, by group."""
-        return {"best": self.best, "first": self.first, "watch": self.watch.tensors()}
+        kept = {"best": self.best, "first": self.first, "recent": self.recent}
+        return {**kept, "watch": self.watch.tensors()}
 
     def restore(
         self, progress: Progress, groups: Mapping[str, Mapping[str, Tensor]], device: torch.device
     ) -> None:
         """Continue from what a checkpoint holds."""
-        self.best, self.first = (
+        self.best, self.first, self.recent = (
             {name: value.to(device) for name, value in groups.get(group, {}).items()}
-            for group in ("best", "first")
+            for group in ("best", "first", "recent")
         )
         if groups.get("watch") and progress.watched:
             self.watch.best_epoch, self.watch.epoch = progress.watched

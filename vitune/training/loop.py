@@ -23,7 +23,7 @@ from vitune.objectives import Step
 from vitune.preprocessing import Preprocessing
 from vitune.privacy.dp import PrivateStep
 from vitune.training.accumulation import Accumulation
-from vitune.training.averaging import Averager
+from vitune.training.averaging import averager_for
 from vitune.training.epoch_start import seed_epoch, training_mode
 from vitune.training.inputs import TrainingInputs
 from vitune.training.kept_weights import KeptWeights
@@ -99,9 +99,6 @@ class Loop:
             self.parameters, config, has_start=has_start, known_share=known_share,
             groups=None if val is None else val.groups,
         )  # fmt: skip
-        self.averager = None
-        if config.ema:
-            self.averager = Averager(self.parameters, config.ema, ramp=config.ema_ramp)
         self.inputs = TrainingInputs(train, preprocessing, config, accelerator, augment)
         self.objective = objective_for(model, config)
         self.tail = class_tail(model) if config.lean else ()
@@ -136,6 +133,7 @@ class Loop:
             config.batch_size,
             len(train) if accelerator.num_processes == 1 else None,  # several fill up the last
         )
+        self.averager = averager_for(self.parameters, config, self.steps_per_epoch, val is not None)
         self.schedule = new_schedule(
             optimiser,
             num_steps=self.steps_per_epoch * config.epochs,
@@ -176,7 +174,7 @@ class Loop:
         """Validation accuracy of these weights; None without a validation split."""
         if self.val is None:
             return None
-        if self.share is not None and self.seen is not None:
+        if (self.share is not None or self.kept.is_averaged) and self.seen is not None:
             logits, labels = self.seen
             return (logits.argmax(1) == labels).float().mean().item()
         return self.progress.accuracies.get(str(self.reported_epoch), self.progress.val_accuracy)
@@ -194,8 +192,8 @@ class Loop:
         return self.seen
 
     def scored_weights(self) -> AbstractContextManager[None]:
-        """Within: the model holds the weights that are scored, the averages if there are any."""
-        return self.averager.applied() if self.averager else nullcontext()
+        """Within: the model holds the weights that are scored, with `ema` the averages."""
+        return self.averager.applied() if self.averager and self.config.ema else nullcontext()
 
     def evaluate(self, split: Split) -> tuple[float, float]:
         """(mean cross-entropy, accuracy) on `split`, every process taking its share."""
@@ -211,7 +209,8 @@ class Loop:
 
     def _watch(self, epoch: int) -> None:
         if self.seen is not None:
-            self.kept.saw(epoch, self.seen)
+            recent = None if self.averager is None or self.config.ema else self.averager.averages
+            self.kept.saw(epoch, self.seen, recent)
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         """One pass over the training images, then validation and the checkpoint."""
@@ -329,7 +328,7 @@ class Loop:
 
     def _select(self) -> None:
         """Put the weights to report into the model."""
-        averages = None if self.averager is None else self.averager.averages
+        averages = self.averager.averages if self.averager and self.config.ema else None
         val = self.val
         score = None if val is None else partial(self._seen_on, val)
         self.seen = self.kept.select(self.progress, averages, score) or self.seen
@@ -387,8 +386,6 @@ class Loop:
             self.private.budget.spent = list(self.progress.accountant)
         self.kept.restore(self.progress, groups, self.accelerator.device)
         if self.averager is not None:
-            self.averager.num_updates = self.progress.num_averaged
-            for name, value in groups.get("average", {}).items():
-                self.averager.averages[name].copy_(value)
+            self.averager.restore(groups.get("average", {}), self.progress.num_averaged)
         if self.accelerator.scaler is not None and self.progress.scaler:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
