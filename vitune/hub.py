@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 from vitune.errors import AdapterError, one_line
 
@@ -111,13 +112,13 @@ def _told(name: str) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         raise AdapterError(
-            f"hub: got status {status} for {name!r} ({one_line(error)[:200]}), expected the "
-            f"repository. {_advice(status)}"
+            f"hub: got status {status} for {name!r} ({shorten(one_line(error), 200)}), expected "
+            f"the repository. {_advice(status)}"
         ) from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise _unreachable(name, error) from None
     except RuntimeError as error:  # an upload that failed; the cause has the reason
-        reason = one_line(error.__cause__ or error)[:200]
+        reason = shorten(one_line(error.__cause__ or error), 200)
         raise AdapterError(
             f"hub: got a failed upload to {name!r} ({reason}), expected a complete one. Push "
             "again: files already uploaded are not sent twice."
@@ -138,8 +139,15 @@ def _advice(status: int) -> str:
 
 
 def _unreachable(name: str, error: Exception) -> AdapterError:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return AdapterError(
+            f"hub: got HF_HUB_OFFLINE=1, with which {name!r} is looked for on this machine only, "
+            "expected a copy here or a connection. Unset it, or use a local folder."
+        )
     return AdapterError(
-        f"hub: got no connection for {name!r} ({one_line(error)[:200]}), expected "
+        f"hub: got no connection for {name!r} ({shorten(one_line(error), 200)}), expected "
         f"{_endpoint() or 'https://huggingface.co'} to answer. Check the network and "
         "HF_ENDPOINT, or use a local folder."
     )

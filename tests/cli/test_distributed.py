@@ -11,11 +11,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 
 from vitune.cli import run
+from vitune.errors import OutputError
+from vitune.training.placement import main_first
 
 TRAIN = ["train", "--data", "demo:digits?train=40", "--epochs", "2", "--lr", "1e-2"]
 TRAIN += ["--image-size", "16"]
@@ -44,6 +50,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("validation accuracy") == done.stdout.count("report: ") == 1
     assert run([*TRAIN, "--batch-size", "16", "--out", str(tmp_path / "one")]) == 0
     two, one = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("two", "one"))
     assert (two["num_processes"], one["num_processes"]) == (2, 1)
@@ -59,3 +66,26 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
     assert (gaps > 1e-4).float().mean() < 0.02
     moved = torch.cat([one.flatten() for one, _ in pairs])
     assert moved.abs().median() > 1e-3
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_what_the_main_process_refuses_every_process_refuses(
+    is_main: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that went on would end with a traceback once the main process is gone."""
+    refusal = OutputError("--out: got 'runs/a', which exists")
+    acted = []
+
+    def broadcast(refusals: list[Exception | None]) -> None:
+        assert (refusals == [refusal]) == is_main
+        refusals[:] = [refusal]
+
+    def refuse() -> None:
+        acted.append(is_main)
+        raise refusal
+
+    monkeypatch.setattr("vitune.training.placement.broadcast_object_list", broadcast)
+    process = cast(PartialState, SimpleNamespace(is_main_process=is_main, num_processes=2))
+    with pytest.raises(OutputError, match="which exists"):
+        main_first(process, refuse)
+    assert acted == [True] * is_main

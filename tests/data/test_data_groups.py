@@ -198,6 +198,18 @@ def test_data_check_names_groups_in_two_splits(
     assert "groups" in capsys.readouterr().out.splitlines()[0]
 
 
+def test_data_check_counts_a_group_of_three_splits_once(animals: Path, tmp_path: Path) -> None:
+    root, pictures = tmp_path / "divided", sorted(animals.glob("*/*.png"))
+    places = ("train/one/x_0.png", "val/one/x_1.png", "test/one/x_2.png", "test/one/y_0.png")
+    for place, picture in zip(places, pictures, strict=False):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, root / place)
+    found = inspect_images(root, groups="[xy]").remarks
+    (told,) = (remark for remark in found if remark.kind == "divided_groups")
+    assert told.names == ("x (train 1, val 1, test 1)",)
+    assert told.text.startswith("1 group in more than one split")
+
+
 def test_groups_of_a_benchmark_are_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     told = refused("data", "check", tmp_path, "--suite", "vtab1k", "--groups", "x")
     assert "--groups: got it with --suite" in told

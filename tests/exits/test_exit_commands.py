@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -102,6 +103,9 @@ def test_calibrate_evaluate_predict_and_info(
     out = " ".join(capsys.readouterr().out.split())
     assert "a risk of 0.1 at delta 0.1 needs at least 22 images" in out
     assert "certificate: at most 10.0 % of images like these leave early" in out
+    assert re.search(
+        r"on these images: exit 2 [\d.]+ %, exit 4 [\d.]+ %, last [\d.]+ %; mean cost", out
+    )
     proof = json.loads(ExitsFolder(copy).thresholds.read_text())["certificate"]
     assert proof["num_images"] == 75 and proof["definition"] == "disagreement"
 

@@ -45,6 +45,7 @@ def test_the_folder_holds_the_file_its_card_and_a_runner(exported: Path) -> None
     assert set(card["verification"]["by_batch"]) == {"1", "2", "3", "8"}
     assert [row["batch"] for row in card["latency"]] == [1, 8]
     page = (exported / "README.md").read_text()
+    assert "1 threads" not in page and "each, taking turns." in page
     assert "(batch, 32, 32, 3)" in page and "What 8 bits cost" in page
 
 

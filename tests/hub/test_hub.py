@@ -230,6 +230,9 @@ def test_what_cannot_be_had_is_one_line(
     assert "hub: got no connection for 'ada/other'" in told
     told = refused("push", trained, "ada/tones", *LICENCES)
     assert "hub: got no connection for 'ada/tones'" in told
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    told = refused("predict", "hf:ada/other", photos)
+    assert "hub: got HF_HUB_OFFLINE=1, with which 'ada/other'" in told and "(" not in told
 
 
 def test_what_cannot_be_pushed_is_one_line(

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from vitune.adapters import attach, card_of, save_adapter
 from vitune.backbones import load_backbone
 from vitune.cli import run
+from vitune.cli.rebalance import _shares
 from vitune.data import load_labelled, load_splits
 from vitune.errors import VituneError
 from vitune.export.export_images import export_images
@@ -237,3 +238,9 @@ def test_the_command_takes_pairs_and_tables(
         ("10", "got '10', expected CLASS=NUMBER"),
     ):
         assert said in refused(*words, tmp_path / "new", "--shares", given)
+
+
+def test_shares_are_given_to_classes_whose_names_hold_spaces_and_commas() -> None:
+    given = ["black cat=9,dog (small)=0.5, owl, barn=1", "x=y=2"]
+    shares = {"black cat": 9, "dog (small)": 0.5, "owl, barn": 1, "x=y": 2}
+    assert _shares(given) == shares

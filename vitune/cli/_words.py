@@ -17,6 +17,7 @@ SYNTAX = (
     "--methods lora --methods rlrr are the same."
 )
 _NEXT_PAIR = re.compile(r",(?=\s*[\w:.-]+=)")
+_PAST_VALUE = re.compile(r"(=[^=,]*),")
 
 
 def words(given: Sequence[str] | None) -> list[str]:
@@ -34,6 +35,15 @@ def paths(given: Sequence[str] | None) -> list[str]:
 def pair_words(given: Sequence[str] | None) -> list[str]:
     """['r=8', 'roles=q,v'] from ['r=8,roles=q,v']: a comma splits if NAME= follows."""
     return [word.strip() for text in given or () for word in _NEXT_PAIR.split(text)]
+
+
+def share_words(given: Sequence[str] | None) -> list[str]:
+    """['black cat=9', 'dog=1'] from ['black cat=9,dog=1']: a comma splits after =NUMBER.
+
+    Names of classes are folder names, which may hold spaces, brackets and commas.
+    """
+    parts = (_PAST_VALUE.sub(r"\1\n", text).split("\n") for text in given or ())
+    return [word.strip() for words_of_one in parts for word in words_of_one]
 
 
 def numbers(given: Sequence[str] | None, option: str) -> list[float]:

@@ -134,7 +134,8 @@ def calibrate(
         console.print(
             f"a risk of {risk:g} at delta {delta:g} needs at least {needed:,} images, "
             f"{images_needed(risk, delta, 1):,} with one error, "
-            f"{images_needed(risk, delta, 5):,} with five"
+            f"{images_needed(risk, delta, 5):,} with five",
+            soft_wrap=True,
         )
     reading = Counting("reading images")
     try:
@@ -176,7 +177,7 @@ def described(found: Thresholds) -> list[str]:
         rule = "no image leaves" if value > 1 else f"confidence {value:.4f} and above"
         lines.append(f"exit after {after} blocks: {rule}")
     seen = found.expected
-    names = [*(str(after) for after in found.after), "last"]
+    names = [*(f"exit {after}" for after in found.after), "last"]
     shares = ", ".join(f"{n} {percent(s)}" for n, s in zip(names, seen["shares"], strict=True))
     lines.append(f"on these images: {shares}; mean cost {percent(seen['cost'])} of full")
     return lines

@@ -87,7 +87,7 @@ def _shares(given: Sequence[str]) -> dict[str, float] | None:
     import csv
     from pathlib import Path
 
-    from vitune.cli._words import pair_words
+    from vitune.cli._words import share_words
     from vitune.errors import VituneError
 
     if not given:
@@ -108,7 +108,8 @@ def _shares(given: Sequence[str]) -> dict[str, float] | None:
         if not _is_number(pairs[0][1]):
             del pairs[0]  # the names of the columns
     else:
-        pairs = [(name, value) for name, _, value in (w.rpartition("=") for w in pair_words(given))]
+        words = (word.rpartition("=") for word in share_words(given))
+        pairs = [(name, value) for name, _, value in words]
     found: dict[str, float] = {}
     for name, value in pairs:
         if not name or not _is_number(value):

@@ -16,6 +16,7 @@ from vitune.late_imports import uncollected
 from vitune.training.train_config import TrainConfig
 
 if TYPE_CHECKING:
+    from vitune.runs import RunSummary
     from vitune.training import Tuning
 
 
@@ -48,11 +49,12 @@ def train(
     out if you give none) and writes a run folder with the adapter and report.html. The test images
     are never opened: 'vitune evaluate' does that.
     """
-    from vitune.cli._progress import TrainingProgress, console, percent
-    from vitune.report import closing_lines
+    from vitune.cli._progress import TrainingProgress
     from vitune.training.train_config import read_yaml
 
     with uncollected():
+        import torch
+
         from vitune.training.attempt_log import AttemptLog
         from vitune.training.fitting import fit
 
@@ -74,7 +76,15 @@ def train(
         raise VituneError(f"{error.strerror or error}{where}. {_what_is_kept(out)}") from None
     finally:
         observer.close()
-    summary = trained.summary
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        _close(trained.summary, out)
+
+
+def _close(summary: RunSummary, out: str) -> None:
+    """Print what came of the run."""
+    from vitune.cli._progress import console, percent
+    from vitune.report import closing_lines
+
     reported = summary.reported
     if reported.val_accuracy is None:
         console.print(f"trained in {summary.seconds:.0f} s, without validation images")
@@ -96,7 +106,7 @@ def train(
     console.print(f"report: {out}/report.html", soft_wrap=True)
 
 
-def _whose(summary: Any) -> str:
+def _whose(summary: RunSummary) -> str:
     """Which weights the accuracy is of; '' for a method that takes no steps."""
     epoch, share = summary.reported.epoch, summary.share
     if summary.solved is not None:

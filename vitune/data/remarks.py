@@ -170,12 +170,15 @@ def _divided_groups(images: ImageList) -> Remark | None:
         split: Counter(record.group for record in records if record.group is not None)
         for split, records in images.splits.items()
     }
+    where: dict[str, dict[str, int]] = defaultdict(dict)
+    for first, second in DISJOINT:
+        for name in groups.get(first, {}).keys() & groups.get(second, {}).keys():
+            where[name].update({first: groups[first][name], second: groups[second][name]})
     divided = [
-        f"{name} ({first} {groups[first][name]:,}, {second} {groups[second][name]:,})"
-        for first, second in DISJOINT
-        for name in sorted(groups.get(first, {}).keys() & groups.get(second, {}).keys())
+        f"{name} ({', '.join(f'{split} {n:,}' for split, n in where[name].items())})"
+        for name in sorted(where)
     ]
-    why = "in two splits: scores promise too much for other groups"
+    why = "in more than one split: scores promise too much for other groups"
     return remark("divided_groups", "group", why, divided, is_fault=True)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitune.files import write_atomic
+from vitune.report import counted
 
 CARD = "export.json"
 PAGE = "README.md"
@@ -108,7 +109,8 @@ def _speed(card: Mapping[str, Any]) -> str:
     others = card["machine"]["cores_of_others"]
     busy = "" if others is None else f" Other programs kept {others:.1f} cores busy meanwhile."
     return "\n".join(lines) + (
-        f"\n\nMedian per batch, {card['machine']['threads']} threads each, taking turns.{busy}"
+        f"\n\nMedian per batch, {counted(card['machine']['threads'], 'thread')} each, taking "
+        f"turns.{busy}"
     )
 
 

@@ -347,7 +347,8 @@ def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> Finding:
     return Finding(
         "clean accuracy",
         features - guess >= LEAST_OF_PIXELS * (pixels - guess),
-        f"nearest neighbours agree in {features:.0%} by features, in {pixels:.0%} by pixels",
+        f"nearest neighbours agree in {100 * features:.0f} % by features, "
+        f"in {100 * pixels:.0f} % by pixels",
     )
 
 

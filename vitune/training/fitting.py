@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from vitune.training.ingredients import ingredients_of
 from vitune.training.job import Job, Known
 from vitune.training.keeping import Trained
 from vitune.training.observer import Observer
-from vitune.training.placement import cpu_threads, runs_on_cpu
+from vitune.training.placement import cpu_threads, main_first, runs_on_cpu
 from vitune.training.probing import Probe
 from vitune.training.settling import backbone_notice, new_settings, resumed_record
 from vitune.training.solved_run import solved_run
@@ -76,14 +77,21 @@ def fit(
     observer = (observer or Observer()) if process.is_main_process else Observer()
     known = Known(probe, temperature, share, notice)
     with ExitStack() as held, torch.inference_mode(False), torch.enable_grad():
-        if folder is not None and process.is_main_process:
-            if record is None:
-                folder.check_new()
-            else:
-                held.enter_context(folder.held())
+        if folder is not None:
+            main_first(process, partial(_claim, folder, process, held, is_new=record is None))
         held.enter_context(cpu_threads(None if record is None else record.resolved.threads))
         job = Job(asked, record, folder, process, observer, held, known)
         made = ingredients_of(job, splits)
         if get_method(asked.method).solved:
             return solved_run(job, made)
         return stepped_run(job, made)
+
+
+def _claim(folder: RunFolder, process: PartialState, held: ExitStack, *, is_new: bool) -> None:
+    """Refuse a folder that is no new one, or hold the one that is continued: the main process."""
+    if not process.is_main_process:
+        return
+    if is_new:
+        folder.check_new()
+    else:
+        held.enter_context(folder.held())

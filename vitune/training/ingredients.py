@@ -20,6 +20,7 @@ from vitune.training.accounting import facts_of
 from vitune.training.job import Job
 from vitune.training.keeping import backbone_arguments
 from vitune.training.memory import require_memory
+from vitune.training.placement import main_first
 from vitune.training.precision import emulation_notice
 from vitune.training.probing import Probe
 from vitune.training.scarce import lone_classes, scarcity_notice
@@ -62,8 +63,9 @@ def ingredients_of(job: Job, given: Splits | None) -> Ingredients:
     """
     objective = job.objective()
     backbone = _backbone(job, given)
-    with job.process.main_process_first():
-        splits = _sealed(given) if given is not None else _images(job, backbone)
+    splits = main_first(
+        job.process, lambda: _sealed(given) if given is not None else _images(job, backbone)
+    )
     assert splits.train is not None
     images = UsedImages.of(splits.train, splits.val)
     job.check_images(images)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, broadcast_object_list
 
 from vitune.errors import VituneError
 from vitune.training.train_config import TrainConfig
+
+T = TypeVar("T")
 
 
 def runs_on_cpu(config: TrainConfig) -> bool:
@@ -37,6 +40,26 @@ def new_accelerator(settings: TrainConfig) -> Accelerator:
         # Pinned batches are copied while the GPU computes; it is told of the next one meanwhile.
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
     )
+
+
+def main_first(process: PartialState, action: Callable[[], T]) -> T:
+    """The action's result; the main process acts before the others.
+
+    Raises:
+        VituneError, OSError: what the main process refuses, every process refuses. One that went
+            on would wait for the main process, and end with a traceback when that is gone.
+    """
+    refusal: list[Exception | None] = [None]
+    if process.is_main_process:
+        try:
+            result = action()
+        except (VituneError, OSError) as error:
+            refusal = [error]
+    if process.num_processes > 1:
+        broadcast_object_list(refusal)
+    if refusal[0] is not None:
+        raise refusal[0]
+    return result if process.is_main_process else action()
 
 
 @contextmanager

@@ -348,6 +348,12 @@ def test_other_versions_devices_and_precisions_are_said(result: Make) -> None:
     assert "versions of torch" not in text
 
 
+def test_a_solved_probe_beside_bf16_is_no_mixed_study(result: Make) -> None:
+    """Solvers always compute in fp32; --rerun-changed could not change that."""
+    notes = make_table([result("linear", precision="fp32"), result("b", precision="bf16")]).notes
+    assert not any("number formats" in note for note in notes)
+
+
 def test_rerun_changed_runs_what_other_versions_ran(
     tiny_study: Make, bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

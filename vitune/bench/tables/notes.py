@@ -9,6 +9,7 @@ from vitune.bench.study.cells import FORMAT, CellResult
 from vitune.bench.study.lost_runs import Unfinished
 from vitune.bench.tables.row import BEST_EPOCH, TableRow
 from vitune.errors import VituneError
+from vitune.methods import METHODS
 
 EXACT = "exact"
 MOST_NAMED = 6
@@ -119,6 +120,12 @@ def _with_and_without(label: str, results: Sequence[CellResult]) -> str:
     return f"{label} {whole:.1f}, {alone:.1f}"
 
 
+def _took_steps(result: CellResult) -> bool:
+    """Whether training computed in the format that was asked for: a solver is always in fp32."""
+    method = METHODS.get(result.config["method"])
+    return method is None or not method.solved
+
+
 def _environment_notes(done: Sequence[CellResult]) -> list[str]:
     """Whether the runs of a table were made by different versions, devices or number formats."""
     notes = []
@@ -128,7 +135,7 @@ def _environment_notes(done: Sequence[CellResult]) -> list[str]:
             f"{_runs(len(old))} of an older vitune, which did not check every file that a result "
             "depends on."
         )
-    precisions = Counter(result.precision or "unknown" for result in done)
+    precisions = Counter(result.precision or "unknown" for result in done if _took_steps(result))
     devices = Counter(result.device_kind or "unknown" for result in done)
     if len(devices) > 1:
         notes.append(
