@@ -18,7 +18,8 @@ from vitune import inference
 from vitune.cards import AdapterCard
 from vitune.cli import run
 from vitune.data import load_labelled, load_splits
-from vitune.exits import ExitRecipe, ExitsFolder
+from vitune.errors import VituneError
+from vitune.exits import ExitRecipe, ExitsFolder, find_trunk
 from vitune.inference import add_exits, calibrate_exits, evaluate_run, exit_scores, load_run
 
 CLASSES = ("blue", "green", "red")
@@ -203,6 +204,15 @@ def test_what_cannot_be(
     assert "one class" in refused(*calibrate, copy, "--data", one_class, "--risk", "0.2")
     assert "--exits: got 'none'" in refused("evaluate", copy, *data, "--exits", "none")
     assert "run without exits" in refused("evaluate", trained, *data, "--beside", trained)
+
+
+def test_exits_are_numbers_of_any_library(trained: Path) -> None:
+    trunk = find_trunk(load_run(trained, merge=False).model)
+    assert [type(after) for after in trunk.check(np.array([4, 2]))] == [int, int]
+    assert trunk.check(np.array([4, 2])) == trunk.check(torch.tensor([2, 4])) == (2, 4)
+    for wrong in ([2.5], ["2"], [True], [None], np.array([])):
+        with pytest.raises(VituneError, match=r"^--at: got .*, expected different numbers of"):
+            trunk.check(wrong)
 
 
 def test_a_run_whose_method_mixes_tokens(photos: Path, tmp_path: Path, refused: Refused) -> None:

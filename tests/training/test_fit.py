@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,15 @@ def test_snapshots_hold_the_weights_that_would_be_reported(tmp_path: Path) -> No
     assert cards[0] == cards[1] and checksums[0] != checksums[1]
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_a_caller_without_gradients_trains_the_same(mode: Any) -> None:
+@pytest.mark.parametrize(
+    "mode",
+    [torch.no_grad, torch.inference_mode, partial(torch.autocast, "cpu", dtype=torch.bfloat16)],
+)
+def test_a_caller_without_gradients_or_with_autocast_trains_the_same(mode: Any) -> None:
     settings = TrainConfig.make({**QUICK, "epochs": 1, "data": "demo:digits?train=20"})
     with mode():
         found = fit(settings).model.state_dict()
-        assert not torch.is_grad_enabled()
+        assert not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
     expected = fit(settings).model.state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
