@@ -53,6 +53,7 @@ class SiteTuner(BaseTuner):
         if not hasattr(self, "shared_state"):
             self.shared_state = SharedState()
 
+    @torch.inference_mode(False)  # tensors made in inference mode could never be trained
     def inject_adapter(
         self,
         model: nn.Module,
