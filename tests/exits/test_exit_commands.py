@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,14 @@ from vitune.cli import run
 from vitune.data import load_labelled, load_splits
 from vitune.errors import VituneError
 from vitune.exits import ExitRecipe, ExitsFolder, find_trunk
-from vitune.inference import add_exits, calibrate_exits, evaluate_run, exit_scores, load_run
+from vitune.inference import (
+    add_exits,
+    calibrate_exits,
+    evaluate_run,
+    exit_scores,
+    load_run,
+    merge_run,
+)
 
 CLASSES = ("blue", "green", "red")
 Refused = Callable[..., str]
@@ -204,6 +212,43 @@ def test_what_cannot_be(
     assert "one class" in refused(*calibrate, copy, "--data", one_class, "--risk", "0.2")
     assert "--exits: got 'none'" in refused("evaluate", copy, *data, "--exits", "none")
     assert "run without exits" in refused("evaluate", trained, *data, "--beside", trained)
+
+
+def in_float64(call: Callable[[], Any]) -> Any:
+    """What a call returns while float64 is the default."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        return call()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_the_callers_modes_do_not_matter(
+    trained: Path, copy: Path, held_out: Path, tmp_path: Path
+) -> None:
+    recipe = ExitRecipe(epochs=2)
+    with torch.inference_mode():
+        add_exits(trained, [2], tmp_path / "inference", recipe=recipe)
+    in_float64(lambda: add_exits(trained, [2], tmp_path / "float64", recipe=recipe))
+    add_exits(trained, [2], tmp_path / "usual", recipe=recipe)
+    usual = load_file(tmp_path / "usual" / "exits" / "heads.safetensors")
+    for mode in ("inference", "float64"):
+        found = load_file(tmp_path / mode / "exits" / "heads.safetensors")
+        assert all(torch.equal(found[name], value) for name, value in usual.items())
+    calibrate_exits(copy, held_out, budget=0.6)
+    run_ = load_run(copy)
+    split, _ = load_labelled(held_out, run_.card.preprocessing, classes=run_.classes)
+    expected = torch.cat(list(run_.logits(split)))
+    found = in_float64(lambda: torch.cat(list(load_run(copy).logits(split))))
+    assert torch.equal(found, expected)
+    assert in_float64(lambda: merge_run(trained, tmp_path / "merged")) < 1e-5
+
+
+def test_shares_are_numbers_of_any_library(copy: Path, held_out: Path) -> None:
+    assert calibrate_exits(copy, held_out, budget=np.float32(0.5)).budget == 0.5
+    for wrong in ({"budget": "0.5"}, {"risk": None, "budget": True}, {"risk": 0.1, "delta": "x"}):
+        with pytest.raises(VituneError, match=r"^--.*: got .*, expected a number between 0 and 1"):
+            calibrate_exits(copy, held_out, **wrong)
 
 
 def test_exits_are_numbers_of_any_library(trained: Path) -> None:

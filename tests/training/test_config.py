@@ -48,9 +48,8 @@ def test_fit_takes_settings_by_name_alone(given: Any) -> None:
         fit(given)
 
 
-def test_data_and_backbone_may_be_paths(tmp_path: Path) -> None:
-    config = TrainConfig(data=tmp_path, backbone=tmp_path / "vit")  # type: ignore[arg-type]
-    assert (config.data, config.backbone) == (str(tmp_path), str(tmp_path / "vit"))
+def test_data_may_be_a_path(tmp_path: Path) -> None:
+    assert TrainConfig.make({"data": tmp_path}).data == str(tmp_path)
 
 
 def test_arguments_of_a_method_may_be_numpys_numbers() -> None:

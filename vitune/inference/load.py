@@ -25,6 +25,7 @@ from vitune.exits import EarlyExit, ExitsFolder, Outcome, early_exit
 from vitune.fewer_tokens import TokenPlan, reduce_tokens
 from vitune.hub import local_copy
 from vitune.methods import get_method
+from vitune.ops import usual_modes
 
 BATCH = 128
 EXITS = ("auto", "full")
@@ -87,6 +88,7 @@ class LoadedRun:
         return Outcome(logits, torch.zeros(len(logits), dtype=torch.int64), 0)
 
 
+@usual_modes()
 def load_run(
     path: str | Path,
     *,

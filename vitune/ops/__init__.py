@@ -2,9 +2,10 @@
 
 from vitune.ops.attention import attention, attention_reference, prefers_attention
 from vitune.ops.exit_adapter import exit_adapter
-from vitune.ops.hardware import EMULATED_FROM, cpu_multiplies_bf16, slowdown, without_autocast
+from vitune.ops.hardware import EMULATED_FROM, cpu_multiplies_bf16, slowdown
 from vitune.ops.lean_step import first_token_only, lean_step
 from vitune.ops.logistic import Curvature, Solution, Standardiser, row_chunks, solve_logistic
+from vitune.ops.modes import usual_modes
 from vitune.ops.partial_linear import partial_linear, partial_weight
 from vitune.ops.rescaled_linear import (
     per_sample_scale_gradients,
@@ -73,5 +74,5 @@ __all__ = [
     "solve_logistic",
     "spread_tokens",
     "temperature_pulls",
-    "without_autocast",
+    "usual_modes",
 ]

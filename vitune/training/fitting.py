@@ -6,13 +6,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 
 from vitune.data import Splits
 from vitune.errors import VituneError
 from vitune.methods import get_method
-from vitune.ops import without_autocast
+from vitune.ops import usual_modes
 from vitune.runs import RunFolder
 from vitune.training.ingredients import ingredients_of
 from vitune.training.job import Job, Known
@@ -42,8 +41,8 @@ def fit(
 
     Only training and validation images are read; `vitune evaluate` opens a test split. The run
     folder appears when the first step can run; a start that fails leaves nothing behind. The
-    settings alone say how it computes: inference mode, autocast and the like around the call have
-    no effect.
+    settings alone say how it computes: inference mode, autocast and a default number format
+    around the call have no effect.
 
     Args:
         config: the settings; or pass them as keywords, e.g. `fit(data="photos/", epochs=20)`.
@@ -78,9 +77,7 @@ def fit(
     process = PartialState(cpu=runs_on_cpu(asked))
     observer = (observer or Observer()) if process.is_main_process else Observer()
     known = Known(probe, temperature, share, notice)
-    with ExitStack() as held, torch.inference_mode(False), torch.enable_grad():
-        for device_type in ("cpu", "cuda"):
-            held.enter_context(without_autocast(device_type))
+    with ExitStack() as held, usual_modes():
         if folder is not None and process.is_main_process:
             if record is None:
                 folder.check_new()

@@ -187,7 +187,7 @@ class TrainConfig(BaseModel):
         0, ge=0, description="how often to keep the adapter for 'vitune analyze'; 0: never"
     )
 
-    @field_validator("data", "backbone", mode="before")
+    @field_validator("data", mode="before")
     @classmethod
     def _path_as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
