@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from vitune.data import load_labelled, load_splits
 from vitune.errors import VituneError
 from vitune.exits import ExitRecipe, ExitsFolder, find_trunk
 from vitune.inference import (
+    LoadedRun,
     add_exits,
     calibrate_exits,
     evaluate_run,
@@ -212,6 +216,23 @@ def test_what_cannot_be(
     assert "one class" in refused(*calibrate, copy, "--data", one_class, "--risk", "0.2")
     assert "--exits: got 'none'" in refused("evaluate", copy, *data, "--exits", "none")
     assert "run without exits" in refused("evaluate", trained, *data, "--beside", trained)
+
+
+def test_threads_and_copies_of_a_run_answer_like_it(copy: Path, held_out: Path) -> None:
+    calibrate_exits(copy, held_out, budget=0.6)
+    run_ = load_run(copy)
+    split, _ = load_labelled(held_out, run_.card.preprocessing, classes=run_.classes)
+
+    def logits(one: LoadedRun) -> torch.Tensor:
+        return torch.cat(list(one.logits(split, batch_size=8)))
+
+    expected = logits(run_)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(found, expected) for found in pool.map(logits, [run_] * 12))
+    sent, apart = pickle.loads(pickle.dumps(run_)), deepcopy(run_)
+    for parameter in run_.model.parameters():
+        parameter.zero_()
+    assert torch.equal(logits(sent), expected) and torch.equal(logits(apart), expected)
 
 
 def in_float64(call: Callable[[], Any]) -> Any:
