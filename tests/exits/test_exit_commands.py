@@ -104,6 +104,8 @@ def test_python_takes_paths_wherever_it_takes_texts(copy: Path, held_out: Path) 
     found = calibrate_exits(copy, held_out, budget=0.6)
     assert found.data == str(held_out)
     result = evaluate_run(copy, held_out, exits="full")
+    with pytest.raises(VituneError, match=r"--beside: got '.*copy' for a run without exits"):
+        evaluate_run(copy, held_out, exits="full", beside=copy)
     assert result["data"] == str(held_out) and list((copy / "evaluation").glob("*.json"))
 
 
