@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from analysis_matrices import composed, orthonormal
@@ -21,6 +23,16 @@ VALUES = torch.tensor([9.0, 7, 6, 5, 4, 3.5, 3, 2.5, 1, 0.5], dtype=torch.float6
 def bases() -> tuple[Tensor, Tensor]:
     """Left and right bases of a 13 x 10 weight, the left one with three directions to spare."""
     return orthonormal(13, 13, seed=1), orthonormal(10, 10, seed=2)
+
+
+def test_dimensions_and_energy_are_numbers_of_any_library() -> None:
+    weight = torch.eye(4)
+    change = compare_weights(weight, 2 * weight, top=np.array([1, 2]), energy=np.float32(0.5))
+    assert [part.k for part in change.subspaces] == [1, 2, 2]
+    json.dumps([(part.k, part.energy) for part in change.subspaces])
+    for wrong in ({"top": [1.5]}, {"top": ["1"]}, {"top": np.array([])}, {"energy": "0.9"}):
+        with pytest.raises(VituneError, match=r"^(top|energy): got .*, expected"):
+            compare_weights(weight, weight, **wrong)
 
 
 def test_nothing_changed_gives_zero_everywhere(bases: tuple[Tensor, Tensor]) -> None:

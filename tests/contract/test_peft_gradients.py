@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -14,6 +14,7 @@ from torch.torch_version import TorchVersion
 from torch.utils.checkpoint import checkpoint
 
 from vitune.backbones import find_sites, logits_of
+from vitune.methods import get_method
 from vitune.testing.cases import CASES, each_case, each_method, trained
 from vitune.testing.tiny_backbones import build, images
 
@@ -86,6 +87,15 @@ def reached(model: nn.Module, x: Tensor) -> list[nn.Parameter]:
     trained_ones = [p for p in model.parameters() if p.requires_grad]
     found = torch.autograd.grad(loss(model, x), trained_ones, allow_unused=True)
     return [p for p, grad in zip(trained_ones, found, strict=True) if grad is not None]
+
+
+@pytest.mark.parametrize("method", ["bitfit", "met", "rlrr"])
+def test_an_adapter_made_in_inference_mode_trains(method: str) -> None:
+    base = build("vit")
+    with torch.inference_mode():
+        model = get_peft_model(base, get_method(method).configure(base))
+    loss(model, images("vit")).backward()
+    assert not any(parameter.is_inference() for parameter in model.parameters())
 
 
 @each_of_two

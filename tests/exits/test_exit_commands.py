@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +23,17 @@ from vitune import inference
 from vitune.cards import AdapterCard
 from vitune.cli import run
 from vitune.data import load_labelled, load_splits
-from vitune.exits import ExitRecipe, ExitsFolder
-from vitune.inference import add_exits, calibrate_exits, evaluate_run, exit_scores, load_run
+from vitune.errors import VituneError
+from vitune.exits import ExitRecipe, ExitsFolder, find_trunk
+from vitune.inference import (
+    LoadedRun,
+    add_exits,
+    calibrate_exits,
+    evaluate_run,
+    exit_scores,
+    load_run,
+    merge_run,
+)
 
 CLASSES = ("blue", "green", "red")
 Refused = Callable[..., str]
@@ -92,6 +105,8 @@ def test_python_takes_paths_wherever_it_takes_texts(copy: Path, held_out: Path) 
     found = calibrate_exits(copy, held_out, budget=0.6)
     assert found.data == str(held_out)
     result = evaluate_run(copy, held_out, exits="full")
+    with pytest.raises(VituneError, match=r"--beside: got '.*copy' for a run without exits"):
+        evaluate_run(copy, held_out, exits="full", beside=copy)
     assert result["data"] == str(held_out) and list((copy / "evaluation").glob("*.json"))
 
 
@@ -207,6 +222,69 @@ def test_what_cannot_be(
     assert "one class" in refused(*calibrate, copy, "--data", one_class, "--risk", "0.2")
     assert "--exits: got 'none'" in refused("evaluate", copy, *data, "--exits", "none")
     assert "run without exits" in refused("evaluate", trained, *data, "--beside", trained)
+
+
+def test_threads_and_copies_of_a_run_answer_like_it(copy: Path, held_out: Path) -> None:
+    calibrate_exits(copy, held_out, budget=0.6)
+    run_ = load_run(copy)
+    split, _ = load_labelled(held_out, run_.card.preprocessing, classes=run_.classes)
+
+    def logits(one: LoadedRun) -> torch.Tensor:
+        return torch.cat(list(one.logits(split, batch_size=8)))
+
+    expected = logits(run_)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(found, expected) for found in pool.map(logits, [run_] * 12))
+    sent, apart = pickle.loads(pickle.dumps(run_)), deepcopy(run_)
+    for parameter in run_.model.parameters():
+        parameter.zero_()
+    assert torch.equal(logits(sent), expected) and torch.equal(logits(apart), expected)
+
+
+def in_float64(call: Callable[[], Any]) -> Any:
+    """What a call returns while float64 is the default."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        return call()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_the_callers_modes_do_not_matter(
+    trained: Path, copy: Path, held_out: Path, tmp_path: Path
+) -> None:
+    recipe = ExitRecipe(epochs=2)
+    with torch.inference_mode():
+        add_exits(trained, [2], tmp_path / "inference", recipe=recipe)
+    in_float64(lambda: add_exits(trained, [2], tmp_path / "float64", recipe=recipe))
+    add_exits(trained, [2], tmp_path / "usual", recipe=recipe)
+    usual = load_file(tmp_path / "usual" / "exits" / "heads.safetensors")
+    for mode in ("inference", "float64"):
+        found = load_file(tmp_path / mode / "exits" / "heads.safetensors")
+        assert all(torch.equal(found[name], value) for name, value in usual.items())
+    calibrate_exits(copy, held_out, budget=0.6)
+    run_ = load_run(copy)
+    split, _ = load_labelled(held_out, run_.card.preprocessing, classes=run_.classes)
+    expected = torch.cat(list(run_.logits(split)))
+    found = in_float64(lambda: torch.cat(list(load_run(copy).logits(split))))
+    assert torch.equal(found, expected)
+    assert in_float64(lambda: merge_run(trained, tmp_path / "merged")) < 1e-5
+
+
+def test_shares_are_numbers_of_any_library(copy: Path, held_out: Path) -> None:
+    assert calibrate_exits(copy, held_out, budget=np.float32(0.5)).budget == 0.5
+    for wrong in ({"budget": "0.5"}, {"risk": None, "budget": True}, {"risk": 0.1, "delta": "x"}):
+        with pytest.raises(VituneError, match=r"^--.*: got .*, expected a number between 0 and 1"):
+            calibrate_exits(copy, held_out, **wrong)
+
+
+def test_exits_are_numbers_of_any_library(trained: Path) -> None:
+    trunk = find_trunk(load_run(trained, merge=False).model)
+    assert [type(after) for after in trunk.check(np.array([4, 2]))] == [int, int]
+    assert trunk.check(np.array([4, 2])) == trunk.check(torch.tensor([2, 4])) == (2, 4)
+    for wrong in ([2.5], ["2"], [True], [None], np.array([])):
+        with pytest.raises(VituneError, match=r"^--at: got .*, expected different numbers of"):
+            trunk.check(wrong)
 
 
 def test_a_run_whose_method_mixes_tokens(photos: Path, tmp_path: Path, refused: Refused) -> None:

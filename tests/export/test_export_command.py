@@ -19,7 +19,8 @@ from PIL import Image
 
 from vitune.cli import run
 from vitune.data import UsedImages, load_splits
-from vitune.export import verify
+from vitune.errors import VituneError
+from vitune.export import find_target, verify
 from vitune.export.deployed import Deployed
 from vitune.export.export_images import export_images
 from vitune.export.standalone import Model, softmax
@@ -243,6 +244,8 @@ def test_bad_words(trained: Path, tmp_path: Path, refused: Refused) -> None:
     assert "--int8: got --to pt2, expected one of onnx, openvino." in told
     assert "expected a new folder" in refused("export", trained, "--out", trained)
     assert "expected an existing run folder" in refused("export", tmp_path / "no", "--out", out)
+    with pytest.raises(VituneError, match="--to: got None, expected one of onnx, pt2, openvino"):
+        find_target(None)  # type: ignore[arg-type]
     alone = shutil.copytree(trained / "adapter", tmp_path / "alone" / "adapter")
     told = refused("export", alone, "--to", "pt2", "--out", out)
     assert "--data: got nothing" in told

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from vitune.backbones import logits_of
 from vitune.cards import AdapterCard
 from vitune.cli import run
 from vitune.data import Split, load_labelled
-from vitune.errors import AdapterError
+from vitune.errors import AdapterError, VituneError
 from vitune.inference import LoadedRun, evaluate, load_run, merge_and_tell
 from vitune.inference.load import load_peft
 from vitune.preprocessing import Preprocessing
@@ -193,6 +195,14 @@ def test_logits_that_are_read_one_by_one_leave_gradients_on(tmp_path: Path) -> N
         seen.append(pair)
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     assert not seen[0].requires_grad
+
+
+@pytest.mark.parametrize("top_k", [1.5, True, "1", None, 0, 4])
+def test_predictions_are_a_whole_number_of_classes(top_k: Any) -> None:
+    run = SimpleNamespace(classes=("a", "b", "c"), logits=lambda split: [])
+    with pytest.raises(VituneError, match=r"--top-k: got .*, expected 1 to 3"):
+        vitune.predict(run, None, top_k=top_k)  # type: ignore[arg-type]
+    assert list(vitune.predict(run, SimpleNamespace(paths=()), top_k=np.int64(2))) == []
 
 
 def test_a_result_of_thousands_of_classes_is_small(tmp_path: Path) -> None:

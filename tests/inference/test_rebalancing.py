@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,11 +175,11 @@ def test_an_adapter_in_a_run_is_exported_with_the_images_of_the_run(
         ({"a": 1.0, "b": 1.0}, "nothing for 3 of the run's 5 classes, 'c' for one"),
         (dict.fromkeys("abcde", 0.0), "got 0 for 'a', expected a number above 0"),
         (dict.fromkeys("abcde", float("nan")), "got nan for 'a'"),
+        (dict.fromkeys("abcde", "1"), "got '1' for 'a', expected a number above 0"),
+        ([0.2] * 5, r"got \[0.2, .*, expected a share for each class, by name"),
     ],
 )
-def test_odd_shares_are_refused(
-    solved: Path, tmp_path: Path, shares: dict[str, float], said: str
-) -> None:
+def test_odd_shares_are_refused(solved: Path, tmp_path: Path, shares: Any, said: str) -> None:
     with pytest.raises(VituneError, match=said):
         rebalance_run(solved, tmp_path / "new", shares)
     assert not (tmp_path / "new").exists()

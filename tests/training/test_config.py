@@ -48,6 +48,10 @@ def test_fit_takes_settings_by_name_alone(given: Any) -> None:
         fit(given)
 
 
+def test_data_may_be_a_path(tmp_path: Path) -> None:
+    assert TrainConfig.make({"data": tmp_path}).data == str(tmp_path)
+
+
 def test_arguments_of_a_method_may_be_numpys_numbers() -> None:
     given = {"blocks": np.arange(2), "rank": np.int64(4), "exits": (np.int32(1), 2)}
     config = TrainConfig.make({"data": "x", "method_args": given, "objective_args": given})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,19 @@ def test_images_are_predicted_with_merged_tokens_and_exits_refused(
     assert MERGED in page and "custom" in page
     with pytest.raises(VituneError, match=r"--tokens merge:0\.5@1, expected one that keeps every"):
         add_exits(out, [1], tmp_path / "exits")
+
+
+def test_threads_may_share_a_run_with_merged_tokens(merged_run: tuple[Path, Trained]) -> None:
+    loaded = load_run(merged_run[0])
+    images = load_splits(DIGITS, merged_run[1].backbone.preprocessing, seed=0).val
+    assert images is not None
+
+    def answers(_: int = 0) -> torch.Tensor:
+        return torch.cat(list(loaded.logits(images, batch_size=2)))
+
+    expected = answers()
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(found, expected) for found in pool.map(answers, range(12)))
 
 
 def test_a_run_that_keeps_its_tokens_says_nothing_new(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +59,31 @@ def test_snapshots_hold_the_weights_that_would_be_reported(tmp_path: Path) -> No
     assert cards[0] == cards[1] and checksums[0] != checksums[1]
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_a_caller_without_gradients_trains_the_same(mode: Any) -> None:
+@contextmanager
+def float64_by_default() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        partial(torch.autocast, "cpu", dtype=torch.bfloat16),
+        partial(torch.autocast, "cpu", enabled=False),
+        float64_by_default,
+    ],
+)
+def test_a_caller_in_other_modes_trains_the_same(mode: Any) -> None:
     settings = TrainConfig.make({**QUICK, "epochs": 1, "data": "demo:digits?train=20"})
     with mode():
+        before = torch.is_grad_enabled(), torch.get_default_dtype()
         found = fit(settings).model.state_dict()
-        assert not torch.is_grad_enabled()
+        assert before == (torch.is_grad_enabled(), torch.get_default_dtype())
     expected = fit(settings).model.state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -189,6 +190,7 @@ def compare_weights(
             or `energy` out of range.
     """
     _check(before, after, top, energy)
+    top, energy = [int(k) for k in top], float(energy)
     old, new = before.detach().double(), after.detach().double()
     exact, rule = min(old.shape) <= exact_limit, intruders or IntruderRule()
     if exact:
@@ -286,7 +288,7 @@ def _check(before: Tensor, after: Tensor, top: Sequence[int], energy: float) -> 
             raise VituneError(
                 f"{name}: got {bad!r} values that are NaN or infinite, expected none."
             )
-    if not top or min(top) < 1:
+    if not len(top) or not all(isinstance(k, Integral) and k >= 1 for k in top):
         raise VituneError(f"top: got {tuple(top)!r}, expected dimensions of at least 1.")
-    if not 0 < energy <= 1:
+    if not (isinstance(energy, Real) and 0 < energy <= 1):
         raise VituneError(f"energy: got {energy!r}, expected a number in (0, 1].")

@@ -33,7 +33,7 @@ class Comparison:
 
 
 def comparison_study(
-    data: str,
+    data: str | Path,
     methods: Sequence[str],
     *,
     backbone: str = "vitune/vit_micro_patch4_32",
@@ -61,7 +61,8 @@ def comparison_study(
         VituneError: no method, a method twice, arguments for a method that is not compared, or an
             error of the study.
     """
-    given = dict(method_args or {})
+    data, methods, given = str(data), [str(name) for name in methods], dict(method_args or {})
+    rates = [float(lr) for lr in lrs]
     stray = sorted(set(given) - set(methods))
     if stray:
         raise VituneError(
@@ -83,7 +84,7 @@ def comparison_study(
             "image_size": image_size,
             "epochs": epochs,
             "settings": dict(settings or {}),
-            "grid": grid_of(lr=list(lrs)) if lrs else ({},),
+            "grid": grid_of(lr=rates) if rates else ({},),
             "seeds": seed_list(seeds),
             "keep": tuple(keep),
             "allow_overlap": allow_overlap,

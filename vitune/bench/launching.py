@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -200,10 +201,10 @@ def seed_list(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """Seeds 0, 1, ... for a number, or the given ones.
 
     Raises:
-        VituneError: a number below 1.
+        VituneError: a number below 1, or no whole number.
     """
-    if isinstance(seeds, int):
-        if seeds < 1:
-            raise VituneError(f"--seeds: got {seeds!r}, expected 1 or more.")
-        return tuple(range(seeds))
-    return tuple(seeds)
+    if isinstance(seeds, Iterable):
+        return tuple(int(seed) if isinstance(seed, Integral) else seed for seed in seeds)
+    if not isinstance(seeds, Integral) or seeds < 1:
+        raise VituneError(f"--seeds: got {seeds!r}, expected 1 or more.")
+    return tuple(range(int(seeds)))

@@ -1,6 +1,6 @@
 """Early exits: easy images leave the network early, with a certified risk."""
 
-from vitune.exits.bounds import images_needed, upper_bound
+from vitune.exits.bounds import check_share, images_needed, upper_bound
 from vitune.exits.exit_cost import (
     Subject,
     block_share,
@@ -42,6 +42,7 @@ __all__ = [
     "Trunk",
     "block_share",
     "certify",
+    "check_share",
     "cut_off",
     "early_exit",
     "errors",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 from scipy.stats import beta
 
@@ -88,10 +89,10 @@ def last_certified(
 
 
 def check_share(name: str, value: float) -> None:
-    """Refuse a number that is not strictly between 0 and 1.
+    """Refuse anything but a number strictly between 0 and 1.
 
     Raises:
-        VituneError: out of range.
+        VituneError: out of range, or no number.
     """
-    if not 0 < value < 1:
+    if not (isinstance(value, Real) and 0 < value < 1):
         raise VituneError(f"{name}: got {value!r}, expected a number between 0 and 1.")

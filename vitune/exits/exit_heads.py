@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -55,13 +56,12 @@ class ExitHeads(nn.Module):
         return features @ self.weight[index].T + self.bias[index]
 
     def head(self, index: int, trunk: Trunk, norm: nn.Module) -> Head:
-        """Exit `index` as a function of the tokens after its block."""
+        """Exit `index` as a function of the tokens after its block; it can be copied and sent."""
+        return partial(self._logits, index, trunk, norm)
 
-        def logits(tokens: Tensor) -> Tensor:
-            pooled = trunk.pooled(tokens).to(self.down.dtype)
-            return self.classify(self.features(pooled, index, norm), index)
-
-        return logits
+    def _logits(self, index: int, trunk: Trunk, norm: nn.Module, tokens: Tensor) -> Tensor:
+        pooled = trunk.pooled(tokens).to(self.down.dtype)
+        return self.classify(self.features(pooled, index, norm), index)
 
     def save(self, path: Path) -> None:
         """Write the tensors."""

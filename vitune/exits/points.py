@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -43,14 +45,15 @@ class Trunk:
             VituneError: there are none, one is given twice, or one is not between two blocks.
         """
         depth = len(self.blocks)
-        wrong = [after for after in at if not 1 <= after < depth]
-        if wrong or not at or len(set(at)) < len(at):
+        places = [_whole(after) for after in at]
+        wrong = [after for after in places if after is None or not 1 <= after < depth]
+        if wrong or not places or len(set(places)) < len(places):
             text = ",".join(map(str, at))
             raise VituneError(
                 f"--at: got {text!r}, expected different numbers of blocks from 1 to {depth - 1}: "
                 f"the network has {depth}, and its own head follows the last."
             )
-        return tuple(sorted(at))
+        return tuple(sorted(after for after in places if after is not None))
 
 
 def find_trunk(model: nn.Module) -> Trunk:
@@ -86,3 +89,11 @@ def find_trunk(model: nn.Module) -> Trunk:
         layout.num_prefix,
         layout.pooling.startswith("token"),
     )
+
+
+def _whole(after: Any) -> int | None:
+    """A whole number, NumPy's too; None for anything else."""
+    try:
+        return None if isinstance(after, bool) else index(after)
+    except TypeError:
+        return None

@@ -40,7 +40,7 @@ class ExportImages:
 
 
 def export_images(
-    run: LoadedRun, data: str | None = None, *, on_read: Progress | None = None
+    run: LoadedRun, data: str | Path | None = None, *, on_read: Progress | None = None
 ) -> ExportImages:
     """The run's own validation and training images, or those of `data` divided in the same way.
 
@@ -57,7 +57,7 @@ def export_images(
             f"--data: got nothing for {str(run.path)!r}, expected images to check the file on: "
             "only a run folder records its own."
         )
-    splits = own_splits(run, source, config, on_read)
+    splits = own_splits(run, str(source), config, on_read)
     assert splits.train is not None
     if splits.val is None:
         raise VituneError(

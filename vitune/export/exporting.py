@@ -31,6 +31,7 @@ from vitune.export.verify import Expected, Verdict, latencies, pytorch_answers, 
 from vitune.files import atomic_folder, check_new_folder
 from vitune.inference import LoadedRun, load_run
 from vitune.machine import ProcessorUse
+from vitune.ops import usual_modes
 
 TARGETS: Mapping[str, Target] = {
     target.name: target for target in (OnnxTarget(), Pt2Target(), OpenVinoTarget())
@@ -61,13 +62,14 @@ class _Trial:
         }
 
 
+@usual_modes()
 def export_run(
     run: str | Path,
     out: str | Path,
     *,
     to: str = "onnx",
     int8: bool = False,
-    data: str | None = None,
+    data: str | Path | None = None,
     force: bool = False,
     exits: str = "auto",
     on_read: Progress | None = None,
@@ -140,7 +142,8 @@ def find_target(name: str) -> Target:
     """
     if name not in TARGETS:
         raise VituneError(
-            f"--to: got {name!r}, expected one of {', '.join(TARGETS)}. {nearest(name, TARGETS)}"
+            f"--to: got {name!r}, expected one of {', '.join(TARGETS)}. "
+            f"{nearest(str(name), TARGETS)}"
         )
     return TARGETS[name]
 

@@ -29,6 +29,7 @@ from vitune.exits import (
     Recorded,
     Thresholds,
     certify,
+    check_share,
     errors,
     exit_gflops,
     exit_logits,
@@ -45,6 +46,7 @@ from vitune.files import atomic_folder, check_new_folder
 from vitune.inference.load import BATCH, LoadedRun, load_run
 from vitune.inference.own_images import own_splits
 from vitune.inference.seen import held_out, used_images, warn_of_other_labels
+from vitune.ops import usual_modes
 from vitune.report import write_report
 from vitune.runs import RunFolder
 
@@ -52,6 +54,7 @@ KEPT = ("config.yaml", "metrics.jsonl", "summary.json", "images.npz")
 Progress = Callable[[int, int], None]
 
 
+@usual_modes()
 def add_exits(
     run: str | Path,
     at: Sequence[int],
@@ -135,6 +138,7 @@ def add_exits(
     return record
 
 
+@usual_modes()
 def calibrate_exits(
     run: str | Path,
     data: str | Path,
@@ -170,6 +174,9 @@ def calibrate_exits(
             f"calibrate: got {given} of --risk and --budget, expected one of them: a certified "
             "risk or a mean cost."
         )
+    for name, share in (("--risk", risk), ("--delta", delta), ("--budget", budget)):
+        if share is not None:
+            check_share(name, share)
     data = str(data)
     loaded = load_run(run, device=device, exits="full")
     folder = ExitsFolder(Path(run))
@@ -196,6 +203,7 @@ def calibrate_exits(
     gflops = exit_gflops(runner, _one_image(loaded))
     certificate = None
     if risk is not None:
+        risk, delta = float(risk), float(delta)
         values, certificate = certify(recorded, risk=risk, delta=delta, definition=definition)
     else:
         assert budget is not None
@@ -205,7 +213,7 @@ def calibrate_exits(
         values=values,
         fingerprint=folder.fingerprint,
         certificate=certificate,
-        budget=budget,
+        budget=None if budget is None else float(budget),
         data=data,
         content_hash=images.content_hash,
         expected=_expected(recorded, values, gflops),

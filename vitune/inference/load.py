@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftModel
@@ -25,14 +28,19 @@ from vitune.exits import EarlyExit, ExitsFolder, Outcome, early_exit
 from vitune.fewer_tokens import TokenPlan, reduce_tokens
 from vitune.hub import local_copy
 from vitune.methods import get_method
+from vitune.ops import usual_modes
 
 BATCH = 128
 EXITS = ("auto", "full")
 
+_AT_WORK: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()
+"""Locks of networks whose passes would meddle with each other. Not in a run: locks are not copied.
+"""
+
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained network with its card.
+    """A trained network with its card; threads may share it.
 
     Args:
         path: the folder it came from.
@@ -73,7 +81,8 @@ class LoadedRun:
 
     @torch.inference_mode()  # not around a `yield`: it would hold for the caller's code as well
     def _logits_of(self, images: Tensor) -> Tensor:
-        inputs = normalise(images, self.card.preprocessing, device=self.device)
+        dtype = next(self.model.parameters()).dtype
+        inputs = normalise(images, self.card.preprocessing, device=self.device, dtype=dtype)
         return self.outcome(inputs).tempered(self.card.temperature).cpu()
 
     def outcome(self, inputs: Tensor) -> Outcome:
@@ -81,12 +90,20 @@ class LoadedRun:
 
         Shapes: inputs (b, 3, h, w), normalised.
         """
-        if self.exits is not None:
-            return self.exits(inputs)
-        logits = logits_of(self.model(inputs)).float()
+        with self._alone():
+            if self.exits is not None:
+                return self.exits(inputs)
+            logits = logits_of(self.model(inputs)).float()
         return Outcome(logits, torch.zeros(len(logits), dtype=torch.int64), 0)
 
+    def _alone(self) -> AbstractContextManager[object]:
+        """One pass at a time where hooks on the blocks remember the images that go through."""
+        if self.exits is None and not TokenPlan.parse(self.card.tokens).in_inference:
+            return nullcontext()
+        return _AT_WORK.setdefault(self.model, threading.Lock())
 
+
+@usual_modes()
 def load_run(
     path: str | Path,
     *,

@@ -14,6 +14,7 @@ from vitune.errors import AdapterError
 from vitune.files import check_new_folder
 from vitune.inference.load import load_peft
 from vitune.methods import MethodLayer
+from vitune.ops import usual_modes
 from vitune.preprocessing import Preprocessing
 
 NUM_PROBES = 4
@@ -43,6 +44,7 @@ def merge_run(run: str | Path, out: str | Path, *, force: bool = False) -> float
     return merge_and_tell(run, out, force=force).difference
 
 
+@usual_modes()
 def merge_and_tell(run: str | Path, out: str | Path, *, force: bool = False) -> Merged:
     """Write the merged network of `run` to the new folder `out`, and say what that changed.
 

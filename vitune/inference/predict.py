@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 
 from vitune.data import Split
 from vitune.errors import VituneError
@@ -32,11 +33,12 @@ def predict(run: LoadedRun, split: Split, *, top_k: int = 1) -> Iterator[Predict
     """Yield one prediction per image, in the order of the images.
 
     Raises:
-        VituneError: `top_k` is not between 1 and the number of classes.
+        VituneError: `top_k` is not a whole number between 1 and the number of classes.
     """
-    if not 1 <= top_k <= len(run.classes):
+    is_whole = isinstance(top_k, Integral) and not isinstance(top_k, bool)
+    if not (is_whole and 1 <= top_k <= len(run.classes)):
         raise VituneError(f"--top-k: got {top_k!r}, expected 1 to {len(run.classes)} (classes).")
-    return _predictions(run, split, top_k)
+    return _predictions(run, split, int(top_k))
 
 
 def _predictions(run: LoadedRun, split: Split, top_k: int) -> Iterator[Prediction]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from vitune.inference.load import load_peft, load_run
 from vitune.inference.own_images import home_of, own_splits
 from vitune.inference.seen import held_out, used_images
 from vitune.methods import trained_classifier
+from vitune.ops import usual_modes
 from vitune.runs import RunFolder
 
 Progress = Callable[[int, int], None]
@@ -59,6 +61,7 @@ class Rebalanced:
     note: str = ""
 
 
+@usual_modes()
 def rebalance_run(
     run: str | Path,
     out: str | Path,
@@ -135,6 +138,8 @@ def _shares(given: Mapping[str, float] | None, classes: tuple[str, ...]) -> list
     """One share per class; they sum to 1."""
     if given is None:
         return [1 / len(classes)] * len(classes)
+    if not isinstance(given, Mapping):
+        raise VituneError(f"--shares: got {given!r}, expected a share for each class, by name.")
     unknown = sorted(set(given) - set(classes))
     if unknown:
         raise VituneError(
@@ -148,12 +153,12 @@ def _shares(given: Mapping[str, float] | None, classes: tuple[str, ...]) -> list
             f"{missing[0]!r} for one, expected a share for each."
         )
     for name in classes:
-        if not 0 < given[name] < math.inf:
-            raise VituneError(
-                f"--shares: got {given[name]:g} for {name!r}, expected a number above 0."
-            )
+        share = given[name]
+        if not (isinstance(share, Real) and 0 < share < math.inf):
+            shown = f"{share:g}" if isinstance(share, Real) else repr(share)
+            raise VituneError(f"--shares: got {shown} for {name!r}, expected a number above 0.")
     total = math.fsum(given.values())
-    return [given[name] / total for name in classes]
+    return [float(given[name]) / total for name in classes]
 
 
 def _with_accuracies(

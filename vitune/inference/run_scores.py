@@ -44,7 +44,7 @@ def evaluate_run(
     device: str = "auto",
     including_training: bool = False,
     exits: str = "auto",
-    beside: Sequence[str | Path] = (),
+    beside: str | Path | Sequence[str | Path] = (),
     on_read: Progress | None = None,
     on_score: Progress | None = None,
 ) -> dict[str, Any]:
@@ -63,9 +63,8 @@ def evaluate_run(
             are not independent, so intervals are wider.
         including_training: also score the run's training images; the result says so.
         exits: "auto" lets images leave early if the run supports it, "full" never does.
-        beside: other runs, for example with a smaller backbone, to score and time on the same
-            images; only
-            for a run with exits.
+        beside: another run, for example with a smaller backbone, or several, to score and time on
+            the same images; only for a run with exits.
         on_read, on_score: called with (images done, total images).
 
     Returns:
@@ -78,6 +77,7 @@ def evaluate_run(
         AdapterError, BackboneError: the run cannot be loaded.
         DataError: images or labels that cannot be used, or only training images of the run.
     """
+    beside = [beside] if isinstance(beside, str | Path) else beside
     run = load_run(path, force=force, device=device, exits=exits)
     if beside and run.exits is None:
         raise VituneError(

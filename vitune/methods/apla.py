@@ -82,7 +82,8 @@ class PartialLinear(LinearLayer):
     def new_buffers(self, config: Any) -> Mapping[str, Tensor]:
         # A large factor, so that seed 1 of one block is not seed 0 of the next. On the CPU, because
         # a GPU would draw other rows for the same seed.
-        generator = torch.Generator().manual_seed(1_000_003 * config.seed + (self.site.block or 0))
+        mixed = 1_000_003 * config.seed + (self.site.block or 0)
+        generator = torch.Generator().manual_seed(mixed % 2**64)
         with torch.device("cpu"):
             order = torch.randperm(self.num_out, generator=generator)
         return {"indices": order[: config.rank].sort().values}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -165,6 +166,10 @@ class ExitAdapters(nn.Module):
         head, bias = getattr(self, f"head_{end}"), getattr(self, f"bias_{end}")
         return F.linear(features.to(head.dtype), head, bias)
 
+    def exit_logits(self, end: int, tokens: Tensor) -> Tensor:
+        """Logits (b, c) of an early exit from the tokens (b, n, d) that reach it."""
+        return self.classify(self.features(tokens, end), end)
+
 
 class ExitingBlock(WrapperLayer):
     """A block followed by the E-adapter of its segment, and perhaps by an exit."""
@@ -178,7 +183,7 @@ class ExitingBlock(WrapperLayer):
         shared, end = self._place(adapter)
         if end != self._blocks_done or end == shared.ends[-1]:
             return None
-        return lambda tokens: shared.classify(shared.features(tokens, end), end)
+        return partial(shared.exit_logits, end)
 
     def penalty(self, adapter: str, progress: float, labels: Tensor | None = None) -> Tensor | None:
         """w CE_e + λ G_e of the last forward pass, for a block followed by an early exit."""

@@ -97,7 +97,8 @@ class MoPPAConfig(RLRRConfig):
 
     def groups(self, width: int) -> int:
         """The number of channel groups on a network of `width`."""
-        number = self.num_groups or max(1, width // GROUP_WIDTH)
+        usual = max(1, width // GROUP_WIDTH)
+        number = usual if self.num_groups is None else self.num_groups
         if number < 1 or width % number:
             raise VituneError(
                 f"num_groups: got {number!r}, expected a divisor of {width}, the token's width."

@@ -5,6 +5,7 @@ from vitune.ops.exit_adapter import exit_adapter
 from vitune.ops.hardware import EMULATED_FROM, cpu_multiplies_bf16, slowdown
 from vitune.ops.lean_step import first_token_only, lean_step
 from vitune.ops.logistic import Curvature, Solution, Standardiser, row_chunks, solve_logistic
+from vitune.ops.modes import usual_modes
 from vitune.ops.partial_linear import partial_linear, partial_weight
 from vitune.ops.rescaled_linear import (
     per_sample_scale_gradients,
@@ -73,4 +74,5 @@ __all__ = [
     "solve_logistic",
     "spread_tokens",
     "temperature_pulls",
+    "usual_modes",
 ]

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 
 from vitune.data import Splits
 from vitune.errors import VituneError
 from vitune.methods import get_method
+from vitune.ops import usual_modes
 from vitune.runs import RunFolder
 from vitune.training.ingredients import ingredients_of
 from vitune.training.job import Job, Known
@@ -41,7 +41,9 @@ def fit(
     """Train one method on one data source and keep the result in a run folder.
 
     Only training and validation images are read; `vitune evaluate` opens a test split. The run
-    folder appears when the first step can run; a start that fails leaves nothing behind.
+    folder appears when the first step can run; a start that fails leaves nothing behind. The
+    settings alone say how it computes: inference mode, autocast and a default number format
+    around the call have no effect.
 
     Args:
         config: the settings; or pass them as keywords, e.g. `fit(data="photos/", epochs=20)`.
@@ -76,7 +78,7 @@ def fit(
     process = PartialState(cpu=runs_on_cpu(asked))
     observer = (observer or Observer()) if process.is_main_process else Observer()
     known = Known(probe, temperature, share, notice)
-    with ExitStack() as held, torch.inference_mode(False), torch.enable_grad():
+    with ExitStack() as held, usual_modes():
         if folder is not None:
             main_first(process, partial(_claim, folder, process, held, is_new=record is None))
         held.enter_context(cpu_threads(None if record is None else record.resolved.threads))

@@ -187,6 +187,11 @@ class TrainConfig(BaseModel):
         0, ge=0, description="how often to keep the adapter for 'vitune analyze'; 0: never"
     )
 
+    @field_validator("data", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
     @field_validator("data", "backbone", "method")
     @classmethod
     def _not_empty(cls, value: str) -> str:

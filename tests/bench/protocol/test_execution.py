@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from timm.layers import DropPath
@@ -251,10 +253,21 @@ def test_compare_without_a_test_split_says_validation(tmp_path: Path, bench: Wor
     assert "validation images, because the data has no test split" in text
 
 
+def test_a_comparison_takes_paths_and_numbers_of_any_library(tmp_path: Path) -> None:
+    study = comparison_study(
+        tmp_path / "photos", np.array(["lora"]), lrs=np.array([0.25]), seeds=np.int64(2)
+    )
+    assert (study.tasks[0].data, study.seeds) == (str(tmp_path / "photos"), (0, 1))
+    assert [setting["lr"] for setting in study.grid] == [0.25]
+    assert comparison_study("x", ["lora"], seeds=np.array([3, 1])).seeds == (3, 1)
+    json.dumps(study.model_dump(mode="json"))
+
+
 @pytest.mark.parametrize(
     ("values", "match"),
     [
         ({"methods": []}, "--methods: got none"),
+        ({"methods": ["linear_sgd"], "seeds": 1.5}, "--seeds: got 1.5, expected 1 or more"),
         ({"methods": ["linear_sgd", "linear_sgd"]}, "got 'linear_sgd' twice"),
         ({"methods": ["linear_sgd"], "seeds": 0}, "--seeds: got 0"),
         ({"methods": ["linear_sgd"], "method_args": {"lora": {}}}, "got arguments for 'lora'"),

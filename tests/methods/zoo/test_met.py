@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from copy import deepcopy
+
 import pytest
 import torch
 from peft import get_peft_model
@@ -11,7 +14,7 @@ from torch.nn import functional as F
 
 from vitune.errors import BackboneError, VituneError
 from vitune.methods import MethodLayer, get_method, method_penalty
-from vitune.methods.met import METConfig
+from vitune.methods.met import ExitingBlock, METConfig
 from vitune.objectives import graph_penalty
 from vitune.ops import exit_adapter
 
@@ -80,6 +83,19 @@ def test_the_joint_loss_is_the_sum_over_exits() -> None:
         head = next(la for la in layers if la.site.block + 1 == end).exit_head("default")
         assert torch.allclose(head(tokens[end]), logits, atol=1e-6)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_exit_heads_are_sent_and_copied_with_their_network() -> None:
+    model = network(exits=1).eval()
+    perturb(model)
+    layer = next(m for m in model.modules() if isinstance(m, ExitingBlock))
+    head, tokens = layer.exit_head("default"), torch.randn(2, 17, 32)
+    assert head is not None
+    sent, (_, apart) = pickle.loads(pickle.dumps(head)), deepcopy((model, head))
+    assert torch.equal(sent(tokens), head(tokens))
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    assert torch.equal(sent(tokens), apart(tokens)) and not head(tokens).any()
 
 
 def test_each_segment_has_its_own_scale_and_the_projections_are_shared() -> None:

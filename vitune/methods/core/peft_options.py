@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from operator import index
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ from peft.utils import CONFIG_NAME
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from vitune.errors import VituneError
+from vitune.methods.core.field_checks import check_fields
 from vitune.methods.core.model_card import name_vitune
 
 ALL_LINEAR = "all-linear"
@@ -66,7 +67,8 @@ class PeftOptions(PeftConfig):
             the name; None means the classifier head that is found in the model, [] means none.
 
     Raises:
-        VituneError: an option that the method does not support.
+        VituneError: an option that the method does not support, or an argument of another type
+            than its field.
     """
 
     roles: tuple[str, ...] | None = field(default=None)
@@ -88,14 +90,15 @@ class PeftOptions(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         catch_up()
+        check_fields(self, but=WHERE)
         self.peft_type = MethodName(self.method.upper())
         for name in ("roles", "blocks", "layers_to_transform"):
             setattr(self, name, _as_tuple(getattr(self, name)))
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, value if isinstance(value, str) else _as_tuple(value))
-        if isinstance(self.modules_to_save, str):
-            self.modules_to_save = [self.modules_to_save]
+        if self.modules_to_save is not None:
+            self.modules_to_save = list(_as_tuple(self.modules_to_save))
         if self.target_modules in (DUMMY_TARGET_MODULES, (DUMMY_TARGET_MODULES,)):
             self.target_modules = None
         self._read_layers()
@@ -122,10 +125,14 @@ class PeftOptions(PeftConfig):
 
     def _check_where(self) -> None:
         """Refuse what no network could have; blocks become plain integers, which JSON holds."""
+        for name in ("roles", "target_modules", "exclude_modules", "modules_to_save"):
+            names = getattr(self, name) or ()
+            if not all(isinstance(part, str) for part in names):
+                raise VituneError(f"{name}: got {names!r}, expected names.")
         if self.roles == ():
             raise VituneError("roles: got none, expected at least one. Leave it out for the usual.")
         try:
-            self.blocks = None if self.blocks is None else tuple(map(index, self.blocks))
+            self.blocks = None if self.blocks is None else tuple(map(_index, self.blocks))
         except TypeError:
             raise VituneError(f"blocks: got {self.blocks!r}, expected whole numbers.") from None
         for name in ("target_modules", "exclude_modules"):
@@ -171,6 +178,10 @@ class PeftOptions(PeftConfig):
             name_vitune(readme, self.method, self.title)
 
 
+WHERE = frozenset(field.name for field in fields(PeftOptions))
+"""The fields of every method, which `PeftOptions` reads itself."""
+
+
 def method_name(config: Any) -> str:
     """The name of a config's method as vitune's commands take it: "rlrr", "lora".
 
@@ -209,7 +220,15 @@ def is_saved_whole(modules_to_save: Sequence[str] | None, module: str) -> bool:
     return any(matches(modules_to_save, outer) for outer in around)
 
 
+def _index(value: Any) -> int:
+    """An integer; TypeError for anything else, True and False too."""
+    if isinstance(value, bool):
+        raise TypeError(f"{value!r} is no index")
+    return index(value)
+
+
 def _as_tuple(value: Any) -> Any:
     if value is None:
         return None
-    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    is_single = isinstance(value, str) or getattr(value, "ndim", 1) == 0
+    return tuple(value) if isinstance(value, Iterable) and not is_single else (value,)

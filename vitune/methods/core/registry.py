@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,9 @@ INTERNAL_FIELDS = frozenset(field.name for field in dataclasses.fields(PeftConfi
 }
 NARROWED_BY_ROLES = frozenset({"exclude_modules", "layers_to_transform"})
 """PEFT's options for where an adapter goes; `--method-arg` narrows ours by role and block."""
+
+EXPONENTIAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+"""A number such as 1e-3."""
 
 PEFT_DEFAULT_LR, PEFT_DEFAULT_WEIGHT_DECAY = 1e-3, 1e-4
 
@@ -170,11 +174,16 @@ def keeps_tokens_apart(model: nn.Module) -> bool:
 
 
 def _value(given: Any) -> Any:
-    """A Python value from command-line text: YAML scalars and lists, commas making a list."""
+    """A Python value from command-line text: YAML scalars and lists, commas making a list.
+
+    1e-3 is a number, which YAML 1.1 wants written as 1.0e-3.
+    """
     if not isinstance(given, str):
         return given
     if "," in given and not given.lstrip().startswith(("[", "{")):
         return tuple(_value(part.strip()) for part in given.split(",") if part.strip())
+    if EXPONENTIAL.fullmatch(given.strip()):
+        return float(given)
     try:
         return yaml.safe_load(given)
     except yaml.YAMLError:

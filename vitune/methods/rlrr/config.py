@@ -96,7 +96,7 @@ class RLRRConfig(MethodConfig):
     allow_stationary: bool = field(default=False)
     fast: bool = field(default=True)
     exact: bool = field(default=False)
-    token_share: float = field(default=1.0)
+    token_share: float = field(default=1.0, metadata={"expected": "a share in (0, 1]"})
 
     identity_args = MappingProxyType({"init": "identity"})
     method = "rlrr"
