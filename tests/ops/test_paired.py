@@ -32,6 +32,12 @@ def test_one_group_has_no_error() -> None:
     assert paired(values, torch.zeros(5), np.zeros(5, np.int64)) == (1.0, math.inf)
 
 
+def test_two_groups_that_agree_by_chance_are_no_certainty() -> None:
+    values = torch.tensor([0.5, -0.4, 0.3, 0.6, -0.5, 0.3], dtype=torch.float64)
+    mean, error = paired(values, torch.zeros(6), np.array([0, 0, 0, 1, 1, 1]))
+    assert error == paired(values, torch.zeros(6))[1] > mean > 0
+
+
 def test_intervals_of_grouped_images_cover_the_truth() -> None:
     """The true difference is 0. Of 95 % intervals, 95 % should hold it; blind ones do not."""
     held = {"groups": 0, "images": 0}

@@ -98,8 +98,9 @@ def evaluate(
     )
     if result["num_images"] < ENOUGH_TO_BIN:
         confidence = "too few to state a calibration error"
+    top5 = f"top-5 {percent(result['top5'])}, " if len(result["classes"]) > 5 else ""
     console.print(
-        f"mean per class {percent(result['mean_per_class'])}, top-5 {percent(result['top5'])}, "
+        f"mean per class {percent(result['mean_per_class'])}, {top5}"
         f"NLL {result['nll']:.3f}, {confidence}",
         soft_wrap=True,
     )

@@ -43,7 +43,7 @@ def with_groups(images: ImageList, pattern: str) -> ImageList:
         search = re.compile(pattern).search
     except re.error as error:
         raise DataError(
-            f"--groups: got {pattern!r} ({error}), expected a regular expression that finds a "
+            f"--groups: got '{pattern}' ({error}), expected a regular expression that finds a "
             "group's name in a path."
         ) from None
     root = _root(images.spec)
@@ -56,7 +56,7 @@ def with_groups(images: ImageList, pattern: str) -> ImageList:
             found = search(path)
             if found is None or not found.group(0):
                 raise DataError(
-                    f"--groups: got {pattern!r}, which finds nothing in {path!r}, expected a "
+                    f"--groups: got '{pattern}', which finds nothing in {path!r}, expected a "
                     "regular expression that finds a group's name in every path."
                 )
             name = "/".join(part or "" for part in found.groups()) or found.group(0)
@@ -71,12 +71,12 @@ def _require_several(names: set[str], num_images: int, pattern: str) -> None:
     if len(names) == 1:
         only = next(iter(names))
         raise DataError(
-            f"--groups: got {pattern!r}, which finds {only!r} in every path, expected several "
+            f"--groups: got '{pattern}', which finds {only!r} in every path, expected several "
             "groups."
         )
     if len(names) == num_images:
         raise DataError(
-            f"--groups: got {pattern!r}, which puts each of the {num_images:,} images into its own "
+            f"--groups: got '{pattern}', which puts each of the {num_images:,} images into its own "
             "group, expected groups of several images."
         )
 

@@ -86,23 +86,29 @@ def paired(
     """Mean of first - second, and its standard error; infinite for a single image or group.
 
     Images of one group are alike, so they say less than as many others. The error is then that of
-    G groups instead of n images: √(G/(G-1) · Σ_g (Σ_{i in g} (d_i - mean))²) / n.
+    G groups instead of n images: √(G/(G-1) · Σ_g (Σ_{i in g} (d_i - mean))²) / n. It is never less
+    than that of n images: a few groups have nearly equal sums by chance.
 
     Shapes: first, second (n,); groups (n,), a number per image, None if each is its own group.
     Source: the cluster-robust variance of a mean; Liang and Zeger (Biometrika 1986).
     """
     difference = first.double() - second.double()
     mean = difference.mean().item() if len(difference) else 0.0
+    error = _error_of_mean(difference - mean, len(difference))
     if groups is None:
-        sums = difference - mean
-    else:
-        names, place = np.unique(groups, return_inverse=True)
-        sums = torch.zeros(len(names), dtype=torch.float64)
-        sums.index_add_(0, torch.from_numpy(place), difference.cpu() - mean)
-    if len(sums) < 2:
-        return mean, math.inf
-    squared = (sums**2).sum().item() * len(sums) / (len(sums) - 1)
-    return mean, math.sqrt(squared) / len(difference)
+        return mean, error
+    names, place = np.unique(groups, return_inverse=True)
+    sums = torch.zeros(len(names), dtype=torch.float64)
+    sums.index_add_(0, torch.from_numpy(place), difference.cpu() - mean)
+    return mean, max(error, _error_of_mean(sums, len(difference)))
+
+
+def _error_of_mean(deviations: Tensor, num_images: int) -> float:
+    """The standard error of a mean over so many images, from their, or their groups', sums (k,)."""
+    number = len(deviations)
+    if number < 2:
+        return math.inf
+    return math.sqrt((deviations**2).sum().item() * number / (number - 1)) / num_images
 
 
 def effective_number(right: Tensor, groups: npt.NDArray[np.int64]) -> float:
