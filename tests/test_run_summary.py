@@ -61,7 +61,8 @@ def test_an_edit_is_told_until_the_checksum_is_removed(tmp_path: Path) -> None:
 def test_the_file_keeps_the_names_that_it_always_had() -> None:
     values = WHOLE.as_dict()
     assert values["trained_parts"] == [{"role": "qkv", "count": 4, "parameters": 384}]
-    assert values["reported"] == {"which": "last", "epoch": 3, "val_accuracy": 0.5}
+    reported = {"which": "last", "epoch": 3, "val_accuracy": 0.5}
+    assert values["reported"] == {**reported, "averaged": False}
     assert values["remarks"][0]["kind"] == "unreadable"
     assert json.loads(json.dumps(values)) == json.loads(json.dumps(WHOLE.as_dict()))
 

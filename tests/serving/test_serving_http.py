@@ -132,7 +132,8 @@ def test_every_refusal_is_one_sentence_and_described_as_one(
     assert refused.json() == {"detail": "top_k: Input should be greater than or equal to 1."}
     refused = client().post("/v1/predict", data={"adapter": "rocks", "images": "text"})
     assert refused.status_code == 422
-    assert refused.json()["detail"].startswith("images: ")
+    what = "images: expected image files, each with a filename."
+    assert refused.json()["detail"] == what
     description = client().get("/openapi.json").json()
     assert "HTTPValidationError" not in json.dumps(description)
     assert set(description["paths"]["/v1/predict"]["post"]["responses"]) == {"200", "default"}

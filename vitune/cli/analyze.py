@@ -206,7 +206,7 @@ def _print_summary(reports: dict[str, SpectrumReport], retentions: dict[str, Ret
     console.print(table)
     for name, report in reports.items():
         if report.note:
-            console.print(f"{name}: {report.note}", style="dim")
+            console.print(f"{name}: {report.note}", style="dim", soft_wrap=True)
     for name, kept in retentions.items():
         if alone:
             console.print(f"{name}: CKA after the last block {kept.blocks[-1].cka:.3f}")

@@ -239,5 +239,6 @@ def backbone_(
         console.print("Do not train on this backbone before you know why.")
         raise typer.Exit(1)
     console.print(
-        "No test saw anything. That is no proof: only a fingerprint from another source is."
+        "No test saw anything. That is no proof: only a fingerprint from another source is.",
+        soft_wrap=True,
     )

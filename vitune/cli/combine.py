@@ -30,5 +30,5 @@ def combine(
     chosen = numbers(weights, "--weights")
     notes = combine_adapters(adapters, chosen, how=how, out=out)
     for note in notes:
-        console.print(note, style="yellow")
+        console.print(note, style="yellow", soft_wrap=True)
     console.print(f"combined adapter: {out}", soft_wrap=True)

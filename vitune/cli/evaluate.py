@@ -105,7 +105,7 @@ def evaluate(
         soft_wrap=True,
     )
     for mark in _marks(result, run):
-        console.print(mark, style="yellow")
+        console.print(mark, style="yellow", soft_wrap=True)
     for line in exit_lines(result.get("exits")):
         console.print(line, soft_wrap=True)
     if result["skipped_images"]:

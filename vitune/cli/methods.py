@@ -72,7 +72,7 @@ def methods(
     console.print(table)
     for row in rows:
         if row.notice:
-            console.print(row.notice, style="yellow")
+            console.print(row.notice, style="yellow", soft_wrap=True)
     console.print(f"trained parameters without the head, on {backbone}", style="dim")
     if flops:
         console.print("GFLOPs: extra matrix products per image while not merged", style="dim")

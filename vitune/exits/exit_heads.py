@@ -48,8 +48,9 @@ class ExitHeads(nn.Module):
     def features(self, pooled: Tensor, index: int, norm: nn.Module) -> Tensor:
         """The input of the head of exit `index`, (b, d) -> (b, d)."""
         adapted = exit_adapter(pooled, self.down, self.up, self.scale[index], self.shift[index])
-        normed: Tensor = norm(adapted)
-        return normed
+        own = next(norm.parameters(), adapted).dtype  # of a network cast to bfloat16
+        normed: Tensor = norm(adapted.to(own))
+        return normed.to(adapted.dtype)
 
     def classify(self, features: Tensor, index: int) -> Tensor:
         """Logits (b, c) of exit `index`."""

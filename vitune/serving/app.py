@@ -204,7 +204,9 @@ async def _unfit(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     field = next((str(step) for step in first["loc"][1:]), "body")
-    return JSONResponse({"detail": f"{field}: {first['msg']}."}, 422)
+    is_no_file = field == "images" and first["type"] == "value_error"
+    what = "expected image files, each with a filename" if is_no_file else first["msg"]
+    return JSONResponse({"detail": f"{field}: {what}."}, 422)
 
 
 def _name(upload: UploadFile, index: int) -> str:

@@ -122,7 +122,7 @@ def _with_and_without(label: str, results: Sequence[CellResult]) -> str:
 
 def _took_steps(result: CellResult) -> bool:
     """Whether training computed in the format that was asked for: a solver is always in fp32."""
-    method = METHODS.get(result.config["method"])
+    method = METHODS.get(result.config.get("method", ""))
     return method is None or not method.solved
 
 
