@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from typing import Any
 
@@ -119,6 +120,21 @@ def test_paths_and_names_are_printed_as_they_are(
     assert capsys.readouterr().out.count(name) == 3
     plain_console(stderr=True).print(name)
     assert capsys.readouterr().err == f"{name}\n"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_breaks_lines_between_words(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = "one two three four five six seven eight"
+    paper, path = plain_console(), "runs/" + "x" * 50
+    paper.file, paper.width = io.StringIO(), 30
+    monkeypatch.setattr(type(paper), "is_terminal", property(lambda self: is_terminal))
+    paper.print(whole, soft_wrap=True)
+    paper.print(f"report: {path}", soft_wrap=True)
+    first, *rest = paper.file.getvalue().splitlines()
+    assert first.rstrip() == ("one two three four five six" if is_terminal else whole)
+    assert rest[-1] == f"report: {path}", "whole, to be copied"
 
 
 def test_lines_do_not_wrap_where_nobody_asked_for_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,9 +23,20 @@ if TYPE_CHECKING:
     from vitune.training.observer import Running
 
 
+class _PlainConsole(Console):
+    """Prints text as it is: paths and class names may hold [brackets] or :words:."""
+
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
+        """With `soft_wrap` a line stays whole in a file or a pipe, or if a word, such as a path, is
+        wider than the terminal; else a terminal breaks it at words."""
+        is_too_wide = any(len(word) > self.width for one in objects for word in str(one).split())
+        is_whole = bool(soft_wrap) and (is_too_wide or not self.is_terminal)
+        super().print(*objects, soft_wrap=is_whole, **options)
+
+
 def plain_console(*, stderr: bool = False) -> Console:
-    """A console that prints text as it is: paths and class names may hold [brackets] or :words:."""
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    """The console of the commands."""
+    return _PlainConsole(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
 console = plain_console()
