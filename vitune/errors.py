@@ -40,6 +40,20 @@ class InterruptError(Exception):
     """The user interrupted a command; the text says what is kept and how to continue."""
 
 
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "Storage size calculation overflowed",
+)
+"""What PyTorch says of a tensor for which memory, or an integer, is too small."""
+
+
+def says_no_memory(error: BaseException) -> bool:
+    """Whether the text of an error of PyTorch says that there was no memory for a tensor."""
+    return any(text in str(error) for text in _NO_MEMORY)
+
+
 def one_line(error: BaseException) -> str:
     """An error's message with its lines joined."""
     return " ".join(str(error).split())

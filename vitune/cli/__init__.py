@@ -37,7 +37,7 @@ from vitune.cli import (
 from vitune.cli._options import Verbs
 from vitune.cli._signals import INTERRUPTED, until_terminated
 from vitune.cli._words import SYNTAX
-from vitune.errors import InterruptError, VituneError, nearest
+from vitune.errors import InterruptError, VituneError, nearest, says_no_memory
 from vitune.machine import settle_threads
 
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -134,7 +134,7 @@ def run(arguments: list[str]) -> int:
     except MemoryError:
         return _fail(NO_MEMORY)
     except RuntimeError as error:
-        if not any(text in str(error) for text in ("out of memory", "can't allocate memory")):
+        if not says_no_memory(error):
             raise
         return _fail(NO_MEMORY)
     except (KeyboardInterrupt, typer.Abort):

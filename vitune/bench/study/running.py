@@ -25,7 +25,7 @@ from vitune.bench.study.workbench import Workbench
 from vitune.cards import AdapterCard
 from vitune.data import Split, Splits, in_groups, normalise
 from vitune.environment import Environment
-from vitune.errors import DataError, TrainingError, VituneError
+from vitune.errors import DataError, TrainingError, VituneError, says_no_memory
 from vitune.inference import LoadedRun
 from vitune.training import Observer, TrainConfig
 from vitune.training.fitting import fit
@@ -234,10 +234,7 @@ def with_smaller_batch(config: TrainConfig) -> TrainConfig:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error says that memory ran out, on a GPU or a CPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error)
-    return "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or says_no_memory(error)
 
 
 def image_logits(trained: Trained, split: Split) -> Tensor:

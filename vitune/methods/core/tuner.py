@@ -19,7 +19,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 
 from vitune.backbones.sites import Site, find_sites
-from vitune.errors import AdapterError, BackboneError, OutOfMemoryError
+from vitune.errors import AdapterError, BackboneError, OutOfMemoryError, says_no_memory
 from vitune.methods.core.adapter_tensors import (
     SharedState,
     current_names,
@@ -38,9 +38,6 @@ from vitune.methods.core.value_checks import check_choice
 
 COMBINATION_TYPES = {"linear": "compose", "cat": "sum"}
 """PEFT's words for ways of combining adapters, and ours."""
-
-TOO_LARGE = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
-"""What PyTorch says of tensors for which main memory, or an integer, is too small."""
 
 
 class SiteTuner(BaseTuner):
@@ -79,7 +76,7 @@ class SiteTuner(BaseTuner):
             super().inject_adapter(model, adapter_name, *args, **options)
         except Exception as error:  # a half-made adapter leaves nothing shared
             self._forget_shared(adapter_name)
-            if _is_too_large(error):
+            if isinstance(error, RuntimeError | MemoryError) and says_no_memory(error):
                 raise OutOfMemoryError(
                     f"memory: got a {config.title} adapter that does not fit into it, expected a "
                     "smaller one. Lower the argument that makes it so large."
@@ -332,12 +329,6 @@ class SiteTuner(BaseTuner):
     def _forget_shared(self, adapter_name: str) -> None:
         if adapter_name in self.shared_state:
             del self.shared_state[adapter_name]
-
-
-def _is_too_large(error: Exception) -> bool:
-    """Whether PyTorch could not make a tensor because of its size."""
-    is_ours = isinstance(error, RuntimeError | MemoryError)
-    return is_ours and any(text in str(error) for text in TOO_LARGE)
 
 
 def _check_reached(site: Site, model: nn.Module, by: str) -> None:
