@@ -51,6 +51,11 @@ class KeptWeights:
         self.is_averaged = False
         self.share: float | None = None
 
+    @property
+    def was_scored(self) -> bool:
+        """Whether `select` scored the weights that it ended with, which are no epoch's own."""
+        return self.share is not None or self.is_averaged
+
     def keep_start(self, has_val: bool) -> bool:
         """Keep the weights before the first step if they may be reported; True if it did."""
         can_choose = has_val or self.known_share is not None
@@ -147,6 +152,7 @@ class KeptWeights:
             seen.append(score())
         losses = [calibrated_losses(*found) for found in seen]
         self.share = chosen_share(losses, groups=self.watch.groups)
+        self.is_averaged &= self.share > 0
         self._put(mixed(self.first, trained, self.share))
         return seen[SHARES.index(self.share)]
 

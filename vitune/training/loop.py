@@ -174,7 +174,7 @@ class Loop:
         """Validation accuracy of these weights; None without a validation split."""
         if self.val is None:
             return None
-        if (self.share is not None or self.kept.is_averaged) and self.seen is not None:
+        if self.kept.was_scored and self.seen is not None:
             logits, labels = self.seen
             return (logits.argmax(1) == labels).float().mean().item()
         return self.progress.accuracies.get(str(self.reported_epoch), self.progress.val_accuracy)
@@ -187,7 +187,7 @@ class Loop:
         if self.val is None:
             return None
         is_latest = self.reported_epoch == self.progress.epoch and self.seen is not None
-        if self.share is None and not is_latest:
+        if not self.kept.was_scored and not is_latest:
             self.evaluate(self.val)
         return self.seen
 
