@@ -11,6 +11,7 @@ import torch
 from stopped_runs import StopsAfter, weights
 from torch import nn
 
+from vitune.cli.train import _whose
 from vitune.report.closing import closing_lines
 from vitune.runs import RunFolder
 from vitune.training import Observer, TrainConfig, fit
@@ -125,5 +126,8 @@ def test_a_run_with_averages_is_scored_as_saved_and_the_same_when_resumed(
     assert RunFolder(tmp_path / "cut").read_summary().reported == reported
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(value, weights(tmp_path / "cut")[name]), name
+    assert _whose(whole.summary) == " (average over epoch 2)"
+    page = (tmp_path / "whole" / "report.html").read_text()
+    assert "The weights kept are the average over epoch 2" in " ".join(page.split())
     told = " ".join(closing_lines(whole.summary))
     assert "lowest after epoch 2 of 4: the weights' average over that epoch is kept" in told

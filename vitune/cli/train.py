@@ -113,7 +113,8 @@ def _whose(summary: RunSummary) -> str:
         return ""
     if not epoch or summary.chosen == "probe":
         return " (the solved probe)"
-    return f" (epoch {epoch})" if share in (None, 1.0) else f" (epoch {epoch} and the probe mixed)"
+    which = f"average over epoch {epoch}" if summary.reported.averaged else f"epoch {epoch}"
+    return f" ({which})" if share in (None, 1.0) else f" ({which} and the probe mixed)"
 
 
 def _tuned(

@@ -27,7 +27,8 @@ def closing_lines(summary: RunSummary, out: str = ".") -> Iterator[str]:
     if summary.chosen is None and summary.share not in (None, 0.0, 1.0):
         yield (
             f"kept: weights {100 * (summary.share or 0):.0f} % of the way from the solved probe to "
-            f"epoch {summary.reported.epoch}, which validation preferred to both ends"
+            f"{_average(summary)}epoch {summary.reported.epoch}, which validation preferred to "
+            "both ends"
         )
     if summary.verdict is not None:
         yield _compared(summary.verdict, summary.chosen == "probe", out)
